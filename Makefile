@@ -1,0 +1,31 @@
+# Two commands set everything up: `make demo` and `make test`. Needs Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(INSTALLED)
+	$(RUN)/orcast run scenarios/quickstart.yaml --out runs/quickstart
+
+test: $(INSTALLED)
+	$(RUN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy sim scenarios reports orcast
+
+bench: $(INSTALLED)
+	$(RUN)/python -m tests.benchmarks.speed
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Orcast needs Python 3.11 or newer, not {v[0]}.{v[1]}: try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,35 @@
+"""Orcast: forecasts how an LLM serving deployment will behave before anyone pays for it.
+
+    import orcast
+    run = orcast.simulate("quickstart", {"engine.max_num_seqs": 64})
+    run.summary["p99_ttft_ms"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scenarios.forecast import Forecast
+
+__version__ = "0.1.0"
+
+
+def simulate(
+    scenario: str, overrides: Mapping[str, Any] | None = None, *, step: bool = False
+) -> Forecast:
+    """Forecast the scenario of this name or file, with some paths set to other values.
+
+    Returns records (columns of numpy arrays), summary and resolved scenario. Raises
+    `scenarios.errors.InputError` for a scenario that cannot be simulated.
+    """
+    import json
+
+    from scenarios.forecast import forecast
+    from scenarios.load import load_scenario
+
+    # JSON is YAML: a value given as a Python object reads back as itself.
+    settings = [f"{path}={json.dumps(value)}" for path, value in (overrides or {}).items()]
+    loaded, origin = load_scenario(scenario, settings)
+    return forecast(loaded, origin=origin, leap=not step)

@@ -1,0 +1,154 @@
+"""The command line. Each command reads its input, calls one function and shows what came back."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.errors import InputError
+
+app = typer.Typer(
+    name="orcast",
+    help="Forecasts how an LLM serving deployment will behave before anyone pays for it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ScenarioArgument = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder [default: runs/NAME].")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `run` a command of its own while it is one of few."""
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument,
+    set_: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    step: Annotated[bool, typer.Option("--step", help="One event an iteration; slow.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Verify invariants as it runs.")] = False,
+) -> None:
+    """Simulate a scenario; print the result and write a run folder with its report."""
+    from reports.writer import fresh_folder, write_run
+    from scenarios.forecast import forecast
+    from scenarios.load import load_scenario
+
+    loaded, origin = load_scenario(scenario, set_ or [])
+    folder = out or Path("runs") / _file_name(loaded.name)
+    with fresh_folder(folder) as partial, _Progress() as progress:
+        result = forecast(
+            loaded, origin=origin, leap=not step, check=check, progress=progress.show
+        )
+        write_run(partial, result.records, scenario=result.scenario, summary=result.summary)
+    if as_json:
+        for warning in result.summary["warnings"]:
+            print(f"orcast: warning: {warning}", file=sys.stderr)
+        print(json.dumps(result.summary | {"run_folder": str(folder)}))
+        return
+    from rich.console import Console
+
+    from reports.terminal import summary_table
+
+    Console(highlight=False).print(summary_table(result.summary))
+    print(f"Report: {folder / 'report.html'}")
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Rebuild report.html of a run folder from its records."""
+    from reports.run_folder import write_report
+
+    try:
+        path = write_report(directory)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    print(f"Report: {path}")
+    if open_:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+
+
+def _file_name(name: str) -> str:
+    """A scenario's name as a folder name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+
+
+class _Progress:
+    """A progress bar on the terminal, for runs that take longer than a second."""
+
+    def __init__(self) -> None:
+        self._started_s = time.perf_counter()
+        self._bar: object | None = None
+        self._update: Callable[[int, int], None] | None = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()  # type: ignore[attr-defined]
+
+    def show(self, ended: int, total: int) -> None:
+        """`ended` of `total` requests are done."""
+        if self._update is not None:
+            self._update(ended, total)
+        elif sys.stderr.isatty() and time.perf_counter() - self._started_s > 1.0:
+            self._start(total)
+
+    def _start(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        bar = Progress(
+            "simulating requests", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        task = bar.add_task("requests", total=total)
+        bar.start()
+        self._bar = bar
+        self._update = lambda ended, _: bar.update(task, completed=ended)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on stderr and exit status 2, never a traceback."""
+    try:
+        app()
+    except (InputError, OSError) as error:
+        sys.exit(_refuse(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_refuse("interrupted; nothing was written", status=130))
+
+
+def _refuse(message: str, *, status: int = 2) -> int:
+    line = " ".join(message.split())
+    print(f"orcast: {line}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

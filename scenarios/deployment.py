@@ -1,0 +1,270 @@
+"""A scenario -> the objects that are simulated: model, GPU, memory, engine, latency, workload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scenarios import library, schema
+from scenarios.errors import InputError
+from scenarios.schema import Scenario
+from sim.engine_config import EngineConfig
+from sim.hardware import Gpu, Interconnect
+from sim.latency.protocol import FixedLatency, LatencyModel
+from sim.latency.roofline import RooflineLatency
+from sim.memory import MemoryBudget, memory_budget
+from sim.metrics import Slo
+from sim.model_spec import ModelSpec
+from sim.workload import Workload, arrivals, lengths, read_trace
+from sim.workload.sessions import shared_prefixes
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Everything a simulation needs, and what its reader has to be told."""
+
+    scenario: Scenario
+    model: ModelSpec
+    gpu: Gpu
+    memory: MemoryBudget
+    config: EngineConfig
+    latency: LatencyModel
+    workload: Workload
+    slo: Slo
+    notes: tuple[str, ...]
+
+
+def deploy(scenario: Scenario, *, origin: Path | None = None) -> Deployment:
+    """Resolve names and files, draw the workload, divide the memory.
+
+    Relative paths are looked up in the current folder, then beside `origin`. Raises InputError.
+    """
+    source = str(origin or "scenario")
+    beside = None if origin is None else origin.parent
+    with _at(source, "model"):
+        model = library.model(scenario.model, beside=beside)
+    with _at(source, "hardware.gpu"):
+        gpu = library.gpu(scenario.hardware.gpu)
+    with _at(source, "hardware"):
+        memory = _memory(scenario, model, gpu)
+    with _at(source, "workload"):
+        workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
+    config = _engine_config(scenario.engine, model, memory)
+    with _at(source, "latency"):
+        latency = _latency(scenario, model, gpu)
+    notes = (*workload.notes, *_unused_knobs(scenario.engine))
+    slo = Slo(
+        ttft_s=_ms(scenario.slo.ttft_ms),
+        tpot_s=_ms(scenario.slo.tpot_ms),
+        e2el_s=_ms(scenario.slo.e2el_ms),
+        percentile=scenario.slo.percentile,
+    )
+    return Deployment(scenario, model, gpu, memory, config, latency, workload, slo, notes)
+
+
+@contextmanager
+def _at(source: str, path: str) -> Iterator[None]:
+    """Let a ValueError say where in the scenario its cause is."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{source}: {path}: {error}") from None
+
+
+def _ms(value: float | None) -> float | None:
+    return None if value is None else value / 1e3
+
+
+def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
+    engine = scenario.engine
+    return memory_budget(
+        model,
+        gpu,
+        tensor_parallel=scenario.hardware.tensor_parallel,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        block_size=engine.block_size,
+        kv_cache_dtype=engine.kv_cache_dtype,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        num_gpu_blocks_override=engine.num_gpu_blocks_override,
+    )
+
+
+def _engine_config(
+    engine: schema.Engine, model: ModelSpec, memory: MemoryBudget
+) -> EngineConfig:
+    return EngineConfig(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        block_size=engine.block_size,
+        max_model_len=engine.max_model_len or model.max_position_embeddings,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        preemption=engine.preemption,
+        swap_blocks=int(engine.swap_space_gib * GIB) // memory.bytes_per_block,
+        watermark=engine.watermark,
+        reservation=engine.reservation,
+        preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
+        max_queue_delay_s=engine.max_queue_delay_ms / 1e3,
+    )
+
+
+def _latency(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyModel:
+    latency, engine, hardware = scenario.latency, scenario.engine, scenario.hardware
+    if latency.source == "fixed":
+        assert latency.iteration_ms is not None
+        return FixedLatency(latency.iteration_ms / 1e3)
+    given = dict(latency.efficiencies)
+    if latency.host_overhead is not None:
+        given["host_per_iteration_s"] = latency.host_overhead.per_iteration_us / 1e6
+        given["host_per_sequence_s"] = latency.host_overhead.per_sequence_us / 1e6
+    return RooflineLatency(
+        model,
+        gpu,
+        tensor_parallel=hardware.tensor_parallel,
+        interconnect=_interconnect(hardware, gpu),
+        kv_cache_dtype=engine.kv_cache_dtype,
+        block_size=engine.block_size,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        **given,
+    )
+
+
+def _interconnect(hardware: schema.Hardware, gpu: Gpu) -> Interconnect:
+    if hardware.link is None:
+        return gpu.interconnect
+    return Interconnect(
+        bytes_per_s=hardware.link.bandwidth_gb_per_s * 1e9,
+        latency_s=hardware.link.latency_us / 1e6,
+        inter_node_bytes_per_s=gpu.interconnect.inter_node_bytes_per_s,
+        inter_node_latency_s=gpu.interconnect.inter_node_latency_s,
+    )
+
+
+# -- workload ---------------------------------------------------------------------------------
+
+
+def draw_workload(
+    workload: schema.Workload, engine: schema.Engine, *, beside: Path | None = None
+) -> Workload:
+    """The requests of a scenario: read from its trace, or drawn with its seed.
+
+    Arrivals, prompts and outputs have random streams of their own, so that changing one of them
+    leaves the others as they were (common random numbers).
+    """
+    streams = np.random.SeedSequence(workload.seed).spawn(4)
+    arrival_rng, prompt_rng, output_rng, prefix_rng = map(np.random.default_rng, streams)
+    if workload.trace is not None:
+        found = library.find_file(workload.trace, beside=beside)
+        drawn = read_trace(
+            workload.trace if found is None else found,
+            format=workload.format,
+            content=engine.enable_prefix_caching,
+        )
+        if workload.start or workload.stop is not None:
+            drawn = drawn.slice(workload.start, workload.stop)
+        columns = {"arrival_s": drawn.arrival_s}
+        if workload.arrivals is not None:
+            columns["arrival_s"] = _arrivals(workload.arrivals, len(drawn), arrival_rng)
+        prompts, outputs, content = drawn.prompt_tokens, drawn.output_tokens, drawn.content
+    else:
+        assert workload.lengths and workload.arrivals and workload.num_requests
+        count, pair = workload.num_requests, workload.lengths
+        columns = {"arrival_s": _arrivals(workload.arrivals, count, arrival_rng)}
+        prompts = _lengths("prompt", pair, count, prompt_rng)
+        outputs = _lengths("output", pair, count, output_rng)
+        content, drawn = None, None
+        if workload.shared_prefixes is not None:
+            content = shared_prefixes(
+                prefix_rng,
+                prompts,
+                num_prefixes=workload.shared_prefixes.num_prefixes,
+                shared_prefix_tokens=workload.shared_prefixes.tokens,
+            )
+    limits = outputs if workload.max_tokens is None else np.maximum(outputs, workload.max_tokens)
+    return Workload(
+        arrival_s=columns["arrival_s"] * workload.time_scale,
+        prompt_tokens=prompts,
+        output_tokens=outputs,
+        max_tokens=limits,
+        content=content,
+        max_concurrency=workload.max_concurrency,
+        request_ids=None if drawn is None else drawn.request_ids,
+        name="synthetic" if drawn is None else drawn.name,
+        notes=() if drawn is None else drawn.notes,
+    )
+
+
+def _arrivals(given: schema.Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:
+    if given.process == "all_at_once":
+        return arrivals.all_at_once(count)
+    assert given.request_rate is not None
+    if given.process == "constant":
+        return arrivals.constant_rate(count, rate_per_s=given.request_rate)
+    if given.process == "poisson":
+        return arrivals.poisson(rng, count, rate_per_s=given.request_rate)
+    assert given.burstiness is not None
+    return arrivals.gamma(
+        rng, count, rate_per_s=given.request_rate, burstiness=given.burstiness
+    )
+
+
+def _lengths(
+    which: str, pair: schema.LengthPair, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    given: schema.Lengths = getattr(pair, which)
+    if given.distribution == "fixed":
+        assert given.tokens
+        return lengths.fixed(count, given.tokens)
+    if given.distribution == "uniform":
+        assert given.min and given.max
+        return lengths.uniform(rng, count, min_tokens=given.min, max_tokens=given.max)
+    if given.distribution == "lognormal":
+        assert given.sigma is not None
+        return lengths.lognormal(
+            rng,
+            count,
+            sigma=given.sigma,
+            mean_tokens=given.mean,
+            median_tokens=given.median,
+            min_tokens=given.min or 1,
+            max_tokens=given.max,
+        )
+    assert given.values
+    if pair.in_order:
+        return np.resize(np.array(given.values, dtype=np.int64), count)
+    return lengths.empirical(rng, count, given.values)
+
+
+# -- what has no effect -----------------------------------------------------------------------
+
+_KNOBS = {  # knob -> the schedulers it means something to
+    "max_num_batched_tokens": {"paged", "chunked"},
+    "long_prefill_token_threshold": {"chunked"},
+    "enable_prefix_caching": {"paged", "chunked"},
+    "preemption": {"paged"},
+    "swap_space_gib": {"paged"},
+    "watermark": {"paged"},
+    "reservation": {"static", "dynamic", "orca"},
+    "preferred_batch_sizes": {"dynamic"},
+    "max_queue_delay_ms": {"dynamic"},
+}
+
+
+def _unused_knobs(engine: schema.Engine) -> list[str]:
+    """A note for every knob that was turned from its default and that this policy does not have."""
+    defaults = schema.Engine(scheduler=engine.scheduler)
+    return [
+        f"engine.{knob} has no effect under scheduler {engine.scheduler} "
+        f"(it belongs to {', '.join(sorted(schedulers))})"
+        for knob, schedulers in _KNOBS.items()
+        if engine.scheduler not in schedulers
+        and getattr(engine, knob) != getattr(defaults, knob)
+    ]

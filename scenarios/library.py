@@ -1,0 +1,128 @@
+"""The library: scenarios, models and GPUs that can be named instead of described."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scenarios.errors import InputError, did_you_mean
+from sim.hardware import Gpu
+from sim.model_spec import ModelSpec
+
+ROOT = Path(__file__).parent
+GPUS_FILE = ROOT / "gpus.yaml"
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML that also reads 1e-3 as the number it is, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", node.start_mark
+                )
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file safely; InputError with line and column where it is not YAML."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file in UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise InputError(f"{path}{where}: not valid YAML: {problem}") from None
+
+
+def scenario_path(name: str) -> Path:
+    """The file of a scenario given by path or by library name."""
+    given = Path(name)
+    library = {path.stem: path for path in sorted(ROOT.glob("*.yaml")) if path != GPUS_FILE}
+    if given.is_file():
+        return given
+    if given.exists():
+        raise InputError(f"{name}: a folder, expected a scenario file")
+    if name in library:
+        return library[name]
+    raise InputError(f"{name}: no such scenario file; {did_you_mean(given.stem, library)}")
+
+
+def gpus() -> dict[str, Any]:
+    """Figures of every GPU by name, as written in gpus.yaml."""
+    figures: dict[str, Any] = read_yaml(GPUS_FILE)
+    return figures
+
+
+def gpu(name: str) -> Gpu:
+    """A GPU of the library."""
+    known = gpus()
+    if name not in known:
+        raise InputError(f"unknown GPU {name!r}; {did_you_mean(name, known)}")
+    return Gpu.from_mapping(known[name], name=name)
+
+
+def model_names() -> list[str]:
+    """Models that can be named."""
+    return sorted(path.stem for path in (ROOT / "models").glob("*.json"))
+
+
+def model(name: str, *, beside: Path | None = None) -> ModelSpec:
+    """A model by library name, or from a Hugging Face ``config.json`` or the folder it lies in.
+
+    A relative path is looked up in the current folder, then in `beside`.
+    """
+    names = model_names()
+    if name in names:
+        return _read_model(ROOT / "models" / f"{name}.json", name)
+    path = find_file(name, beside=beside)
+    if path is not None and path.is_dir():
+        path = path / "config.json"
+    if path is None or not path.is_file():
+        raise InputError(
+            f"unknown model {name!r}, nor is it a file; {did_you_mean(name, names)} "
+            "or the path of a Hugging Face config.json"
+        )
+    label = path.parent.name if path.name == "config.json" else path.stem
+    return _read_model(path, label or path.stem)
+
+
+def _read_model(path: Path, name: str) -> ModelSpec:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: a JSON {type(config).__name__}, expected a model's config object")
+    try:
+        return ModelSpec.from_config(config, name=name)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def find_file(name: str, *, beside: Path | None) -> Path | None:
+    """`name` relative to the current folder or else to `beside`; None if neither exists."""
+    for base in (Path(), *([] if beside is None else [beside])):
+        if (base / name).exists():
+            return base / name
+    return None

@@ -1,0 +1,124 @@
+"""A scenario file and ``--set`` overrides -> a validated `Scenario`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from scenarios.errors import InputError, did_you_mean
+from scenarios.library import Loader, read_yaml, scenario_path
+from scenarios.schema import Scenario
+
+
+def load_scenario(name: str, overrides: Iterable[str] = ()) -> tuple[Scenario, Path]:
+    """Read the scenario `name` (path or library name) and apply ``PATH=VALUE`` overrides.
+
+    Returns it with the file it came from. Raises InputError, one line naming file and YAML path.
+    """
+    path = scenario_path(name)
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of keys such as model, hardware, workload")
+    overridden = apply_overrides(content, overrides)
+    return parse_scenario(content, origin=str(path), overridden=overridden), path
+
+
+def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[str]:
+    """Set ``PATH=VALUE`` in `content`, values in YAML syntax; returns the paths that were set."""
+    paths = set()
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise InputError(f"--set {override}: expected PATH=VALUE, e.g. engine.max_num_seqs=64")
+        try:
+            value = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError:
+            raise InputError(f"--set {override}: the value is not valid YAML") from None
+        section = content
+        for position, key in enumerate(keys[:-1]):
+            inner = section.setdefault(key, {})
+            if inner is None:
+                inner = section[key] = {}
+            if not isinstance(inner, dict):
+                here = ".".join(keys[: position + 1])
+                raise InputError(f"--set {override}: {here} is {inner!r}, not a section with keys")
+            section = inner
+        section[keys[-1]] = value
+        paths.add(".".join(keys))
+    return paths
+
+
+def parse_scenario(
+    content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
+) -> Scenario:
+    """Validate `content`; InputError names `origin`, or ``--set`` where an override is at fault."""
+    try:
+        return Scenario.model_validate(content)
+    except ValidationError as error:
+        details = error.errors()
+        first = details[0]
+        path = _yaml_path(first)
+        source = "--set" if path in set(overridden) else origin
+        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        where = f"{source}: {path}" if path else source
+        raise InputError(f"{where}: {_explain(first)}{more}") from None
+
+
+def _yaml_path(error: ErrorDetails) -> str:
+    path = ""
+    for part in error["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _explain(error: ErrorDetails) -> str:
+    given, context = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            section = _section(error["loc"][:-1])
+            return f"unknown key; {did_you_mean(error['loc'][-1], section.model_fields)}"
+        case "missing":
+            return "missing"
+        case "literal_error":
+            names = _literals(error["loc"])
+            return f"{given!r} is not known; {did_you_mean(given, names)}"
+        case "value_error":
+            return str(context["error"])
+        case "less_than_equal" if context.get("le") == 1 and error["loc"][-1] == "pipeline_parallel":
+            return f"{given} stages: only 1 is supported; use tensor_parallel up to 8"
+        case "model_type":
+            return f"{given!r}: expected a section with keys"
+        case "finite_number":
+            return f"{given}: expected a finite number"
+    message = error["msg"]
+    message = message.replace("Input should be", "expected").replace("valid ", "")
+    return f"{given!r}: {message}"
+
+
+def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = Scenario
+    for key in location:
+        if isinstance(key, str):
+            for candidate in _alternatives(section.model_fields[key].annotation):
+                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                    section = candidate
+    return section
+
+
+def _literals(location: tuple[int | str, ...]) -> list[str]:
+    annotation = _section(location[:-1]).model_fields[str(location[-1])].annotation
+    names = (get_args(option) or (option,) for option in _alternatives(annotation))
+    return [str(name) for group in names for name in group if isinstance(name, str)]
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) in (Union, UnionType):
+        return get_args(annotation)
+    return (annotation,)

@@ -1,0 +1,263 @@
+"""The scenario schema: what a YAML file may say, checked strictly before anything runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys are refused; numbers are not guessed from text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class Link(Section):
+    """The link between GPUs of one node, per direction, where the library's figure is not yours."""
+
+    bandwidth_gb_per_s: Positive
+    latency_us: NotNegative
+
+
+class Hardware(Section):
+    """Which GPU, and how a model is split over several."""
+
+    gpu: str
+    tensor_parallel: Annotated[int, Field(ge=1, le=8)] = 1
+    pipeline_parallel: Annotated[int, Field(ge=1, le=1)] = 1
+    link: Link | None = None
+
+
+class Engine(Section):
+    """The serving engine's knobs, under vLLM's names."""
+
+    scheduler: Literal["static", "dynamic", "orca", "paged", "chunked"] = "chunked"
+    max_num_seqs: Count = 256
+    max_num_batched_tokens: Count = 8192
+    block_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    gpu_memory_utilization: Fraction = 0.9
+    num_gpu_blocks_override: Count | None = None
+    max_model_len: Count | None = None
+    enable_prefix_caching: bool = True
+    kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"
+    long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
+    preemption: Literal["recompute", "swap"] = "recompute"
+    swap_space_gib: NotNegative = 4.0
+    watermark: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
+    preferred_batch_sizes: list[Count] = []
+    max_queue_delay_ms: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _budget_covers_the_batch(self) -> Self:
+        if self.scheduler == "chunked" and self.max_num_seqs > self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
+                f"max_num_seqs {self.max_num_seqs}: every running sequence needs one token"
+            )
+        too_large = [n for n in self.preferred_batch_sizes if n > self.max_num_seqs]
+        if too_large:
+            raise ValueError(
+                f"preferred_batch_sizes: {too_large[0]} is above max_num_seqs {self.max_num_seqs}"
+            )
+        return self
+
+
+class HostOverhead(Section):
+    """Host time that every iteration adds: a fixed part and a part per sequence in the batch."""
+
+    per_iteration_us: NotNegative
+    per_sequence_us: NotNegative = 0.0
+
+
+class Latency(Section):
+    """Where an iteration's duration comes from.
+
+    ``roofline``: analytic, from datasheet figures and the efficiencies assumed here.
+    ``fixed``: every iteration takes ``iteration_ms`` (textbook examples).
+    """
+
+    source: Literal["roofline", "fixed"] = "roofline"
+    iteration_ms: Positive | None = None
+    gemm_efficiency: Fraction | None = None
+    attention_efficiency: Fraction | None = None
+    memory_efficiency: Fraction | None = None
+    attention_memory_efficiency: Fraction | None = None
+    moe_efficiency: Fraction | None = None
+    link_efficiency: Fraction | None = None
+    host_overhead: HostOverhead | None = None
+
+    @property
+    def efficiencies(self) -> dict[str, float]:
+        """The assumed shares of peak rates that were given."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name.endswith("_efficiency") and value is not None
+        }
+
+    @model_validator(mode="after")
+    def _fits_the_source(self) -> Self:
+        if (self.source == "fixed") != (self.iteration_ms is not None):
+            raise ValueError("iteration_ms belongs to source fixed, and source fixed needs it")
+        given = list(self.efficiencies)
+        if self.host_overhead is not None:
+            given.append("host_overhead")
+        if self.source == "fixed" and given:
+            raise ValueError(f"{given[0]} has no meaning with source fixed")
+        return self
+
+
+class Arrivals(Section):
+    """When requests arrive; ``request_rate`` is in requests per second."""
+
+    process: Literal["poisson", "gamma", "constant", "all_at_once"] = "poisson"
+    request_rate: Positive | None = None
+    burstiness: Positive | None = None  # gamma's shape: 1 is Poisson, below 1 burstier
+
+    @model_validator(mode="after")
+    def _has_its_rate(self) -> Self:
+        if (self.process == "all_at_once") == (self.request_rate is not None):
+            raise ValueError(
+                "request_rate is needed" if self.request_rate is None else
+                "request_rate has no meaning when all requests arrive at once"
+            )
+        if (self.process == "gamma") != (self.burstiness is not None):
+            raise ValueError("burstiness belongs to process gamma, which needs it")
+        return self
+
+
+class Lengths(Section):
+    """A distribution of token counts; which keys it needs depends on ``distribution``."""
+
+    distribution: Literal["fixed", "uniform", "lognormal", "empirical"]
+    tokens: Count | None = None  # fixed
+    mean: Positive | None = None  # lognormal: either mean or median
+    median: Positive | None = None
+    sigma: NotNegative | None = None  # lognormal: of the logarithm
+    min: Count | None = None  # uniform and lognormal
+    max: Count | None = None
+    values: list[Count] | None = None  # empirical: drawn with replacement
+
+    @model_validator(mode="after")
+    def _has_its_keys(self) -> Self:
+        needed, optional = {
+            "fixed": ({"tokens"}, set()),
+            "uniform": ({"min", "max"}, set()),
+            "lognormal": ({"sigma"}, {"mean", "median", "min", "max"}),
+            "empirical": ({"values"}, set()),
+        }[self.distribution]
+        given = {
+            name
+            for name in type(self).model_fields
+            if name != "distribution" and getattr(self, name) is not None
+        }
+        if missing := sorted(needed - given):
+            raise ValueError(f"{self.distribution} needs {', '.join(missing)}")
+        if extra := sorted(given - needed - optional):
+            raise ValueError(f"{extra[0]} has no meaning for a {self.distribution} distribution")
+        if self.distribution == "lognormal" and (self.mean is None) == (self.median is None):
+            raise ValueError("lognormal needs either mean or median")
+        return self
+
+
+class LengthPair(Section):
+    """Tokens of prompts and of outputs, drawn independently, or as listed with ``in_order``."""
+
+    prompt: Lengths
+    output: Lengths
+    in_order: bool = False  # empirical values one by one instead of drawn
+
+
+class SharedPrefixes(Section):
+    """Each synthetic prompt begins with one of `num_prefixes` system prompts of `tokens` tokens."""
+
+    num_prefixes: Count
+    tokens: Count
+
+
+class Workload(Section):
+    """Requests: replayed from a trace, or drawn from arrivals and lengths."""
+
+    trace: str | None = None
+    format: Literal[
+        "auto", "azure", "burstgpt", "mooncake", "sharegpt", "vllm-requests", "vllm-bench"
+    ] = "auto"
+    time_scale: Positive = 1.0  # 0.5: twice the load
+    start: Annotated[int, Field(ge=0)] = 0  # first request of the trace to take
+    stop: Count | None = None  # and the one to stop before
+    arrivals: Arrivals | None = None
+    lengths: LengthPair | None = None
+    num_requests: Count | None = None
+    max_tokens: Count | None = None  # the limit clients ask for; default: the true output length
+    max_concurrency: Count | None = None
+    shared_prefixes: SharedPrefixes | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.trace is None and self.lengths is None:
+            raise ValueError(
+                "no requests: name a trace file (--set workload.trace=FILE) "
+                "or give arrivals, lengths and num_requests"
+            )
+        if self.trace is not None and self.lengths is not None:
+            raise ValueError("trace and lengths are both given: keep one of them")
+        if self.lengths is not None:
+            if self.arrivals is None:
+                raise ValueError("lengths need arrivals, e.g. {process: poisson, request_rate: 5}")
+            if self.num_requests is None:
+                raise ValueError("lengths need num_requests")
+            for name in ("start", "stop", "format"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"{name} has no meaning without a trace")
+        elif self.num_requests is not None:
+            raise ValueError("num_requests has no meaning with a trace: use start and stop")
+        if self.trace is not None and self.shared_prefixes is not None:
+            raise ValueError("shared_prefixes has no meaning with a trace")
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop {self.stop} must be above start {self.start}")
+        return self
+
+
+class Cluster(Section):
+    """How many engines, and which request goes where."""
+
+    replicas: Count = 1
+    router: Literal["round_robin"] = "round_robin"
+
+
+class Slo(Section):
+    """Service-level objective: the share `percentile` of requests keeps each limit."""
+
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    e2el_ms: Positive | None = None
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.0
+
+
+class Scenario(Section):
+    """One question: this load, on this engine, on this hardware."""
+
+    name: str
+    description: str = ""
+    model: str
+    hardware: Hardware
+    engine: Engine = Engine()
+    latency: Latency = Latency()
+    workload: Workload
+    cluster: Cluster = Cluster()
+    slo: Slo = Slo()
+
+    @model_validator(mode="after")
+    def _closed_loop_has_one_replica(self) -> Self:
+        if self.cluster.replicas > 1 and self.workload.max_concurrency is not None:
+            raise ValueError("workload.max_concurrency needs cluster.replicas 1")
+        return self

@@ -1,0 +1,1 @@
+"""The model of serving: requests, schedulers, KV cache, memory, latency and the simulated clock."""

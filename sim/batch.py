@@ -1,0 +1,39 @@
+"""What one iteration computes: the features that a latency model turns into seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sim.request import Request
+
+
+@dataclass(slots=True)
+class PrefillChunk:
+    """Some tokens of one request's prompt (or of a preempted sequence that is recomputed)."""
+
+    request: Request
+    new_tokens: int
+    cached_tokens: int  # already in the cache: attended to, not computed
+
+
+@dataclass(slots=True)
+class Batch:
+    """The work of one iteration, or of `iterations` identical decode iterations in a row.
+
+    Orca's selective batching is in these features: everything but attention sees ``num_tokens``
+    tokens at once, attention sees one sequence after the other.
+    """
+
+    prefills: list[PrefillChunk] = field(default_factory=list)
+    num_decodes: int = 0  # sequences that compute one token (padding rows included)
+    context_tokens: int = 0  # sum over those of the tokens attended to, the new one included
+    num_tokens: int = 0  # through the linear layers, padding included
+    num_emitting: int = 0  # rows of logits
+    num_seqs: int = 0
+    swap_in_blocks: int = 0
+    swap_out_blocks: int = 0
+    preempted: int = 0
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(chunk.new_tokens for chunk in self.prefills)

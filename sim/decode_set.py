@@ -1,0 +1,149 @@
+"""Sequences that decode in lockstep: one token each, every decode iteration.
+
+Since all members advance together, nobody is touched until something happens to it. A counter of
+iterations, the sum of contexts, a calendar of endings and the residue classes of block boundaries
+say everything a scheduler asks, at a cost that does not grow with the batch:
+
+    context of a member   = num_computed_tokens + 1 + (step - joined_step)
+    it needs a new block  when num_computed_tokens + step - joined_step = 0 (mod block_size)
+    it ends               after iteration joined_step + output_tokens - num_generated_tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from heapq import heappop, heappush
+
+from sim.request import Request
+
+
+class DecodeSet:
+    """The running sequences past their prefill, as one thing that moves forward."""
+
+    def __init__(self, block_size: int) -> None:
+        self.step = 0
+        self.num_seqs = 0
+        self._block_size = block_size
+        self._context_offset = 0  # context_tokens = offset + step * num_seqs
+        self._final_tokens = 0
+        self._endings: dict[int, list[Request]] = {}
+        self._ending_steps: list[int] = []  # heap of the calendar's days
+        self._crossing: list[dict[Request, None]] = [{} for _ in range(block_size)]
+        self._advanced_s = 0.0
+        # When members emitted their last token: time -> how many of them.
+        self._last_emission: dict[float, int] = {}
+
+    @property
+    def context_tokens(self) -> int:
+        """Sum over members of the tokens attended to in the next iteration."""
+        return self._context_offset + self.step * self.num_seqs
+
+    @property
+    def stored_tokens(self) -> int:
+        """Tokens in the cache now, before the next iteration writes its own."""
+        return self.context_tokens - self.num_seqs
+
+    @property
+    def unwritten_tokens(self) -> int:
+        """Tokens that the members will still write to the cache before they end."""
+        return self._final_tokens - self.stored_tokens
+
+    def add(self, request: Request, now_s: float) -> None:
+        """Let a request whose latest token was emitted at `now_s` decode from the next step."""
+        step = self.step
+        request.joined_step = step
+        request.last_token_s = now_s
+        self.num_seqs += 1
+        self._context_offset += request.num_computed_tokens + 1 - step
+        self._final_tokens += request.prompt_tokens + request.output_tokens - 1
+        ending = step + request.output_tokens - request.num_generated_tokens
+        day = self._endings.get(ending)
+        if day is None:
+            self._endings[ending] = [request]
+            heappush(self._ending_steps, ending)
+        else:
+            day.append(request)
+        self._crossing[(step - request.num_computed_tokens) % self._block_size][request] = None
+        self._last_emission[now_s] = self._last_emission.get(now_s, 0) + 1
+
+    def remove(self, request: Request) -> None:
+        """Take a member out before its end (preempted, or left out of one iteration)."""
+        ending = request.joined_step + request.output_tokens - request.num_generated_tokens
+        self._endings[ending].remove(request)
+        self._leave(request)
+        if request.joined_step < self.step:
+            request.last_token_s = self._advanced_s
+        self._last_emission[request.last_token_s] -= 1
+        self.sync(request)
+        request.joined_step = -1
+
+    def sync(self, request: Request) -> None:
+        """Bring a member's own counters up to date with the set's step."""
+        passed = self.step - request.joined_step
+        request.num_computed_tokens += passed
+        request.num_generated_tokens += passed
+        request.joined_step = self.step
+
+    def needing_block(self, ahead: int = 0) -> Collection[Request]:
+        """Members that write to a new block in the next iteration, or `ahead` after it."""
+        return self._crossing[(self.step + ahead) % self._block_size]
+
+    def needs_block(self, request: Request) -> bool:
+        """Whether this member writes to a new block in the next iteration."""
+        return request in self._crossing[self.step % self._block_size]
+
+    def steps_to_next_ending(self) -> int:
+        """Iterations until a member ends, that one included; 0 when there is none."""
+        steps = self._ending_steps
+        while steps and not self._endings[steps[0]]:
+            del self._endings[heappop(steps)]
+        return steps[0] - self.step if steps else 0
+
+    def steps_within(self, free_blocks: int, limit: int) -> int:
+        """Iterations, at most `limit`, until more than `free_blocks` further blocks are needed.
+
+        The next iteration's own blocks are taken to be allocated already.
+        """
+        if free_blocks < 0:
+            return 1
+        if free_blocks >= self.num_seqs * -(-limit // self._block_size):
+            return limit
+        cycles = free_blocks // self.num_seqs  # every block_size steps each member needs one
+        free_blocks -= cycles * self.num_seqs
+        steps = cycles * self._block_size
+        while steps < limit - 1:
+            free_blocks -= len(self.needing_block(steps + 1))
+            if free_blocks < 0:
+                break
+            steps += 1
+        return min(steps + 1, limit)
+
+    def advance(self, iterations: int, now_s: float) -> list[Request]:
+        """Pass `iterations` iterations, the last ending at `now_s`; returns who ended, in order."""
+        self._advanced_s = now_s
+        self.step = step = self.step + iterations
+        steps = self._ending_steps
+        ended: list[Request] = []
+        if steps and steps[0] <= step:
+            assert steps[0] == step, "a run went past the end of a sequence"
+            heappop(steps)
+            ended = self._endings.pop(step)
+            for request in ended:
+                self._leave(request)
+                request.num_computed_tokens = request.prompt_tokens + request.output_tokens - 1
+                request.num_generated_tokens = request.output_tokens
+                request.joined_step = -1
+                request.last_token_s = now_s
+        self._last_emission = {now_s: self.num_seqs} if self.num_seqs else {}
+        return ended
+
+    def emissions(self) -> dict[float, int]:
+        """Time of the latest token -> how many members emitted theirs then."""
+        return self._last_emission
+
+    def _leave(self, request: Request) -> None:
+        self.num_seqs -= 1
+        computed = request.num_computed_tokens
+        self._context_offset -= computed + 1 - request.joined_step
+        self._final_tokens -= request.prompt_tokens + request.output_tokens - 1
+        del self._crossing[(request.joined_step - computed) % self._block_size][request]

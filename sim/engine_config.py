@@ -1,0 +1,47 @@
+"""The knobs of one serving engine, under vLLM's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits and rules that a scheduler obeys. Times in seconds, lengths in tokens."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    block_size: int = 16
+    max_model_len: int = 1 << 31
+    enable_prefix_caching: bool = True
+    long_prefill_token_threshold: int = 0  # 0: a prompt may fill the whole budget
+    preemption: str = "recompute"  # or "swap" (scheduler `paged`)
+    swap_blocks: int = 0  # blocks of host memory that preempted sequences may be swapped to
+    watermark: float = 0.01  # share of blocks `paged` keeps free when it admits
+    reservation: str = "max_tokens"  # what `orca`, `static` and `dynamic` reserve per request
+    preferred_batch_sizes: tuple[int, ...] = ()  # scheduler `dynamic`
+    max_queue_delay_s: float = 0.0  # scheduler `dynamic`
+
+    def __post_init__(self) -> None:
+        if self.preemption not in ("recompute", "swap"):
+            raise ValueError(f"preemption {self.preemption!r}; allowed: recompute, swap")
+        if self.reservation not in RESERVATIONS:
+            raise ValueError(f"reservation {self.reservation!r}; allowed: {', '.join(RESERVATIONS)}")
+
+    def reserved_tokens(self, prompt_tokens: int, max_tokens: int, output_tokens: int) -> int:
+        """KV slots that a reserving policy sets aside for one request.
+
+        The variants are those that the PagedAttention paper (section 6.1) compares with:
+        ``max_model_len`` (its Orca (Max)), ``pow2`` (output rounded up to a power of two),
+        ``oracle`` (the true length), and Orca's own rule, the client's ``max_tokens``.
+        """
+        if self.reservation == "max_model_len":
+            return self.max_model_len
+        if self.reservation == "pow2":
+            return prompt_tokens + (1 << (output_tokens - 1).bit_length())
+        if self.reservation == "oracle":
+            return prompt_tokens + output_tokens - 1
+        return prompt_tokens + max_tokens
+
+
+RESERVATIONS = ("max_tokens", "max_model_len", "pow2", "oracle")

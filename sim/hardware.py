@@ -1,0 +1,110 @@
+"""GPUs and the links between them: datasheet figures, as data.
+
+Peaks are *dense* tensor-core rates with float32 accumulation, never the doubled figures for
+structured sparsity. ``memory_bytes`` is what the driver lets a process see, a little below the
+number on the box. Bandwidths are per direction.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Interconnect:
+    """Links of one GPU to its peers, per direction: inside the node and between nodes.
+
+    ``latency_s`` is one hop between two GPUs, software of the collective included, launch of its
+    kernel excluded (see ``sim.latency.communication``).
+    """
+
+    bytes_per_s: float
+    latency_s: float
+    inter_node_bytes_per_s: float
+    inter_node_latency_s: float
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> "Interconnect":
+        """Validate outside input; raises ``ValueError`` with one line naming ``name`` and key."""
+        keys = [field.name for field in fields(cls)]
+        _check_keys(mapping, allowed=keys, required=keys, name=name)
+        return cls(**{key: _positive(mapping[key], key, name) for key in keys})
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One accelerator; ``float8_flops_per_s`` is ``None`` without 8-bit tensor cores."""
+
+    name: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    bfloat16_flops_per_s: float
+    float8_flops_per_s: float | None
+    host_link_bytes_per_s: float
+    price_usd_per_hour: float
+    source: str
+    interconnect: Interconnect
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> "Gpu":
+        """Validate outside input; raises ``ValueError`` with one line naming ``name`` and key."""
+        allowed = [field.name for field in fields(cls) if field.name != "name"]
+        required = [key for key in allowed if key != "float8_flops_per_s"]
+        _check_keys(mapping, allowed=allowed, required=required, name=name)
+        if not isinstance(mapping["source"], str) or not mapping["source"].strip():
+            raise ValueError(f"{name}: source must be a text saying where the figures are from")
+        float8 = mapping.get("float8_flops_per_s")
+        return cls(
+            name=name,
+            memory_bytes=int(_positive(mapping["memory_bytes"], "memory_bytes", name)),
+            float8_flops_per_s=(
+                None if float8 is None else _positive(float8, "float8_flops_per_s", name)
+            ),
+            source=mapping["source"],
+            interconnect=Interconnect.from_mapping(
+                mapping["interconnect"], name=f"{name}.interconnect"
+            ),
+            **{
+                key: _positive(mapping[key], key, name)
+                for key in (
+                    "memory_bytes_per_s",
+                    "bfloat16_flops_per_s",
+                    "host_link_bytes_per_s",
+                    "price_usd_per_hour",
+                )
+            },
+        )
+
+    def peak_flops_per_s(self, dtype: str) -> float:
+        """Dense peak for weights of ``dtype``.
+
+        Without 8-bit tensor cores, float8 weights are unpacked and multiplied in 16 bits.
+        """
+        if dtype == "float8" and self.float8_flops_per_s is not None:
+            return self.float8_flops_per_s
+        return self.bfloat16_flops_per_s
+
+
+def _check_keys(mapping: Any, *, allowed: list[str], required: list[str], name: str) -> None:
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{name}: must be a mapping of figures, not {mapping!r}")
+    for key in mapping:
+        if key not in allowed:
+            raise ValueError(f"{name}: unknown key {key!r}; allowed: {', '.join(allowed)}")
+    for key in required:
+        if key not in mapping:
+            raise ValueError(f"{name}: {key} is missing")
+
+
+def _positive(value: Any, key: str, name: str) -> float:
+    """A positive finite number. Text is tried too: YAML 1.1 reads 3e12 (no sign, no point) so."""
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+    if not math.isfinite(number) or number <= 0:
+        raise ValueError(f"{name}: {key} must be a positive finite number, not {value!r}")
+    return number

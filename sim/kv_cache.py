@@ -1,0 +1,260 @@
+"""The KV-cache block allocator: block tables, reference counts, prefix cache.
+
+PagedAttention (Kwon et al., SOSP 2023, section 4) stores keys and values in blocks of
+``block_size`` tokens. A sequence's *block table* lists its blocks in order; blocks are taken from
+one free queue and come back to its end. With the prefix cache on, a full block carries the hash of
+all tokens up to its last one. It keeps that hash after it is freed, until the queue hands it out
+again: the queue is thus the cache's least-recently-used order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from sim.request import Request
+
+_PRIVATE_BLOCKS = 1 << 32  # more blocks than any sequence has
+
+
+class BlockAllocator:
+    """Hands out KV blocks; a table is a plain ``list[int]`` of block numbers.
+
+    Invariants (`check`): free + used = all; a used block's reference count equals the number of
+    tables that hold it.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = False) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(
+                f"a KV cache needs at least one block of one token, not {num_blocks} x {block_size}"
+            )
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.prefix_caching = prefix_caching
+        self.num_free = num_blocks
+        # A queue as a list and the position of its head: slices of many blocks cost one call.
+        self._queue = list(range(num_blocks))
+        self._head = 0
+        # Blocks taken out of the queue's middle leave a dead entry, counted here.
+        self._dead: dict[int, int] = {}
+        self._references: dict[int, int] = {}  # only of blocks in more than one table
+        self.shared_blocks = 0  # table entries beyond each block's first
+        self._hash_of: dict[int, int] = {}
+        self._block_of: dict[int, int] = {}
+        self._twins: dict[int, list[int]] = {}  # further blocks with the same content
+        self._idle: set[int] = set()  # cached blocks that no table holds
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - self.num_free
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def filled(self, num_tokens: int) -> list[int]:
+        """Tokens in each block of a sequence of `num_tokens` tokens, e.g. 9 tokens: 4, 4, 1."""
+        full, rest = divmod(num_tokens, self.block_size)
+        return [self.block_size] * full + ([rest] if rest else [])
+
+    # -- taking and giving back -------------------------------------------------------------
+
+    def take(self, count: int) -> list[int]:
+        """`count` blocks from the head of the free queue; their old content is forgotten."""
+        assert count <= self.num_free, "the scheduler asked for more blocks than are free"
+        if self._dead:
+            blocks = self._take_live(count)
+        else:
+            head = self._head
+            blocks = self._queue[head : head + count]
+            self._head = head + count
+        if self._idle:
+            for block in blocks:
+                if block in self._idle:
+                    self._forget(block)
+        self.num_free -= count
+        if self._head > 4 * self.num_blocks + 1024:
+            del self._queue[: self._head]
+            self._head = 0
+        return blocks
+
+    def allocate(self, table: list[int], count: int) -> None:
+        """Append `count` fresh blocks to `table`."""
+        if count > 0:
+            table += self.take(count)
+
+    def free(self, table: list[int]) -> None:
+        """Give back all blocks of `table`, last first, so that a prefix outlives its tail."""
+        if self._references:
+            blocks = [block for block in reversed(table) if not self._drop_reference(block)]
+        else:
+            blocks = table[::-1]
+        if self._hash_of:
+            self._idle.update(block for block in blocks if block in self._hash_of)
+        self._queue += blocks
+        self.num_free += len(blocks)
+        table.clear()
+
+    def _take_live(self, count: int) -> list[int]:
+        blocks: list[int] = []
+        while len(blocks) < count:
+            block = self._queue[self._head]
+            self._head += 1
+            dead = self._dead.get(block, 0)
+            if not dead:
+                blocks.append(block)
+            elif dead == 1:
+                del self._dead[block]
+            else:
+                self._dead[block] = dead - 1
+        return blocks
+
+    def _drop_reference(self, block: int) -> bool:
+        """True when some other table still holds the block."""
+        references = self._references.get(block)
+        if references is None:
+            return False
+        self.shared_blocks -= 1
+        if references == 2:
+            del self._references[block]
+        else:
+            self._references[block] = references - 1
+        return True
+
+    def _add_reference(self, block: int) -> None:
+        self._references[block] = self._references.get(block, 1) + 1
+        self.shared_blocks += 1
+
+    # -- sharing ----------------------------------------------------------------------------
+
+    def fork(self, table: Sequence[int]) -> list[int]:
+        """A second table over the same blocks (parallel samples of one prompt)."""
+        for block in table:
+            self._add_reference(block)
+        return list(table)
+
+    def write(self, table: list[int], position: int) -> tuple[int, int] | None:
+        """Make the block at `position` of `table` private before it is written to.
+
+        Returns ``(source, target)``, the copy that the engine has to make, or None when the block
+        was private already (copy-on-write, PagedAttention section 4.4).
+        """
+        source = table[position]
+        if source not in self._references:
+            return None
+        (target,) = self.take(1)
+        self._drop_reference(source)
+        table[position] = target
+        return source, target
+
+    # -- prefix cache -----------------------------------------------------------------------
+
+    def cached(self, hashes: Iterable[int]) -> list[int]:
+        """The blocks of the longest cached prefix of a chain of block hashes."""
+        blocks = []
+        for block_hash in hashes:
+            block = self._block_of.get(block_hash)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def num_idle(self, blocks: Iterable[int]) -> int:
+        """How many of these cached blocks no table holds: using them again costs a free block."""
+        return sum(block in self._idle for block in blocks)
+
+    def reuse(self, table: list[int], blocks: Iterable[int]) -> None:
+        """Append cached blocks to `table`."""
+        for block in blocks:
+            if block in self._idle:
+                self._idle.remove(block)
+                self._dead[block] = self._dead.get(block, 0) + 1
+                self.num_free -= 1
+            else:
+                self._add_reference(block)
+            table.append(block)
+
+    def cache(self, block: int, block_hash: int) -> None:
+        """Remember that a block in use is full and what it holds."""
+        if block in self._hash_of:
+            return
+        self._hash_of[block] = block_hash
+        if self._block_of.setdefault(block_hash, block) != block:
+            self._twins.setdefault(block_hash, []).append(block)
+
+    def cache_prompt(self, request: Request, first_token: int, last_token: int) -> None:
+        """Publish the prompt blocks that are filled by tokens `first_token` to `last_token`."""
+        hashes = request.block_hashes
+        stop = min(last_token // self.block_size, len(hashes))
+        for position in range(first_token // self.block_size, stop):
+            self.cache(request.block_table[position], hashes[position])
+
+    def cache_all(self, request: Request) -> None:
+        """Publish every full block of a request that is about to be preempted.
+
+        Blocks behind the known prompt content can only be found again by the request itself, so
+        they carry a hash of its own and are published no sooner than that can matter.
+        """
+        for position in range(request.num_computed_tokens // self.block_size):
+            self.cache(request.block_table[position], _block_hash(request, position))
+
+    def cached_prefix(self, request: Request) -> list[int]:
+        """Cached blocks that `request` may use; at least its last token is always computed."""
+        if not self.prefix_caching or not (request.block_hashes or request.preemptions):
+            return []
+        limit = (request.num_tokens - 1) // self.block_size
+        known = request.block_hashes[:limit]
+        blocks = self.cached(known)
+        if request.preemptions and len(blocks) == len(known):
+            own = (_block_hash(request, position) for position in range(len(known), limit))
+            blocks += self.cached(own)
+        return blocks
+
+    def _forget(self, block: int) -> None:
+        self._idle.discard(block)
+        block_hash = self._hash_of.pop(block)
+        twins = self._twins.get(block_hash)
+        if self._block_of[block_hash] != block:
+            assert twins is not None
+            twins.remove(block)
+        elif twins:
+            self._block_of[block_hash] = twins.pop(0)
+        else:
+            del self._block_of[block_hash]
+        if twins is not None and not twins:
+            del self._twins[block_hash]
+
+    # -- conservation -----------------------------------------------------------------------
+
+    def check(self, tables: Iterable[Sequence[int]]) -> None:
+        """Count all blocks; raises AssertionError when one is lost, doubled or miscounted.
+
+        `tables` are all tables in use.
+        """
+        held = Counter(block for table in tables for block in table)
+        dead = dict(self._dead)
+        free: list[int] = []
+        for block in self._queue[self._head :]:
+            if dead.get(block, 0):
+                dead[block] -= 1
+            else:
+                free.append(block)
+        assert not any(dead.values()), "dead queue entries miscounted"
+        assert len(free) == len(set(free)) == self.num_free, "a block is free twice or lost"
+        assert not held.keys() & set(free), "a block is both free and used"
+        assert len(held) + len(free) == self.num_blocks, "free + used blocks != all blocks"
+        shared = {block: count for block, count in held.items() if count > 1}
+        assert shared == self._references, "reference counts differ from the tables"
+        assert sum(shared.values()) - len(shared) == self.shared_blocks
+        assert self._idle == self._hash_of.keys() & set(free), "idle cached blocks miscounted"
+        listed = Counter(self._block_of.values())
+        listed.update(block for twins in self._twins.values() for block in twins)
+        assert listed == Counter(self._hash_of.keys()), "prefix cache and hashes disagree"
+
+
+def _block_hash(request: Request, position: int) -> int:
+    """Content hash of a block; blocks of unknown content get one nobody else has (negative)."""
+    if position < len(request.block_hashes):
+        return request.block_hashes[position]
+    return -1 - (request.index * _PRIVATE_BLOCKS + position)

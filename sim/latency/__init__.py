@@ -1,0 +1,1 @@
+"""Latency of one iteration: sources that share one protocol."""

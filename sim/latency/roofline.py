@@ -1,0 +1,330 @@
+"""Analytic latency for any model on any GPU: each operation at the lower of two roofs. Unmeasured.
+
+An operation takes ``overhead + max(FLOPs / (peak x efficiency), bytes / (bandwidth x efficiency))``
+(Williams, Waterman and Patterson, 2009). The efficiencies are assumptions: one set for all GPUs,
+taken from published H200 kernel timings (cuBLAS, FlashAttention-3, vLLM's fused MoE; bf16), beside
+each default. They say nothing about tile boundaries, clocks or a kernel that suits one GPU badly,
+so treat answers as plus or minus 20 to 30 per cent until a table has been measured. (A recorded
+RTX 4090, which boosts above its datasheet, reaches 0.95 on both roofs: there the default linear
+layers are 5 to 28 per cent slow.)
+
+One iteration is the sum of
+
+    tokens     matrix products, norms, rotary, activation; experts; all-reduces   f(num_tokens)
+    attention  per layer a launch; per prefill (new, cached); per decode and its context
+    logits     vocabulary projection, gather, sampling                            f(num_emitting)
+    host       per iteration and per sequence
+    swap       bytes over the host link
+
+Whatever depends on one count is tabulated in the constructor, so that ``iteration_s`` is a few
+additions; beyond the tables the same formulas are evaluated.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sim.batch import Batch
+from sim.hardware import Gpu, Interconnect
+from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
+from sim.model_spec import DTYPE_BYTES, LinearOperation, ModelSpec
+
+# Published H200 timings, bf16, that the defaults below round:
+GEMM_EFFICIENCY = 0.80  # cuBLAS 715-830 TFLOP/s of 989 from 2,048 rows
+MOE_EFFICIENCY = 0.45  # Triton grouped products, 128 experts: 430-490 TFLOP/s at 8,192 tokens
+ATTENTION_EFFICIENCY = 0.55  # FlashAttention-3, one causal sequence: 0.40 at 2k to 0.66 at 16k
+MEMORY_EFFICIENCY = 0.80  # weights streamed at up to 3.8 of 4.8 TB/s once launches are taken off
+ATTENTION_MEMORY_EFFICIENCY = 0.90  # paged decode peaks at 4.4 TB/s; slope 4.5 TB/s
+GEMM_OVERHEAD_S = 3.5e-6  # small products: 6.3 us for 8.4 MB of weights
+ELEMENTWISE_OVERHEAD_S = 2.0e-6  # norm, rotary, activation on a handful of tokens
+MOE_OVERHEAD_S = 2.0e-5  # routing, sorting and two grouped products: 33-40 us with one token
+ATTENTION_OVERHEAD_S = 9.0e-6  # a in a + b x sequences + context / bandwidth, a layer: 9-11 us
+DECODE_PER_SEQUENCE_S = 1.6e-7  # b, a layer: 0.15-0.18 us
+HOST_LINK_EFFICIENCY = 0.8  # pinned copies reach about 25 of 31.5 GB/s on PCIe 4.0 x16
+
+# Host time between iterations: published engines spend 0.1 to 2 ms a step plus microseconds a
+# sequence. Nobody measured it on your machine: set it, or validate against a real engine.
+HOST_PER_ITERATION_S = 4.0e-4
+HOST_PER_SEQUENCE_S = 3.0e-6
+
+# Residual addition with RMSNorm twice, rotary with the KV write, the MLP's activation.
+_ELEMENTWISE_KERNELS_PER_LAYER = 4
+# Copy to float32, scale, softmax, sample: passes over the logits, and their kernels.
+_SAMPLING_BYTES_PER_LOGIT = 2 + 4 * 4
+_SAMPLING_KERNELS = 4
+
+
+class RooflineLatency:
+    """Seconds of one iteration of ``model`` on ``tensor_parallel`` GPUs, from datasheet figures.
+
+    Raises ``ValueError`` where the model cannot be split so, for an unknown ``kv_cache_dtype``,
+    and for an efficiency outside (0, 1] or a negative time.
+    """
+
+    measured = False
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: Gpu,
+        *,
+        tensor_parallel: int = 1,
+        interconnect: Interconnect | None = None,
+        kv_cache_dtype: str = "auto",
+        block_size: int = 16,
+        max_num_batched_tokens: int = 8192,
+        max_num_seqs: int = 256,
+        gemm_efficiency: float = GEMM_EFFICIENCY,
+        moe_efficiency: float = MOE_EFFICIENCY,
+        attention_efficiency: float = ATTENTION_EFFICIENCY,
+        memory_efficiency: float = MEMORY_EFFICIENCY,
+        attention_memory_efficiency: float = ATTENTION_MEMORY_EFFICIENCY,
+        link_efficiency: float = LINK_EFFICIENCY,
+        kernel_overheads: bool = True,
+        host_per_iteration_s: float = HOST_PER_ITERATION_S,
+        host_per_sequence_s: float = HOST_PER_SEQUENCE_S,
+    ) -> None:
+        for key, value in {
+            "gemm_efficiency": gemm_efficiency,
+            "moe_efficiency": moe_efficiency,
+            "attention_efficiency": attention_efficiency,
+            "memory_efficiency": memory_efficiency,
+            "attention_memory_efficiency": attention_memory_efficiency,
+            "link_efficiency": link_efficiency,
+        }.items():
+            if not 0 < value <= 1:
+                raise ValueError(f"{key} must be above 0 and at most 1, not {value}")
+        for key, value in {
+            "host_per_iteration_s": host_per_iteration_s,
+            "host_per_sequence_s": host_per_sequence_s,
+        }.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{key} must be a finite number of seconds >= 0, not {value}")
+        model.check_tensor_parallel(tensor_parallel)
+
+        tp = tensor_parallel
+        suffix = f" x {tp}" if tp > 1 else ""
+        self.label = f"roofline (analytic, unmeasured): {model.name} on {gpu.name}{suffix}"
+        self.model = model
+        self.gpu = gpu
+        self.tensor_parallel = tp
+        self._interconnect = gpu.interconnect if interconnect is None else interconnect
+        self._link_efficiency = link_efficiency
+        self._gemm_efficiency = gemm_efficiency
+        self._moe_efficiency = moe_efficiency
+        self._bytes_per_s = gpu.memory_bytes_per_s * memory_efficiency
+        self._overheads = 1.0 if kernel_overheads else 0.0
+        self._host_s = host_per_iteration_s
+        self._host_per_sequence_s = host_per_sequence_s
+
+        # Attention is linear in its features: coefficients, all layers together.
+        peak = gpu.bfloat16_flops_per_s * attention_efficiency
+        bandwidth = gpu.memory_bytes_per_s * attention_memory_efficiency
+        kv_bytes = model.kv_bytes_per_token(kv_cache_dtype, tp)
+        self._attention_launch_s = model.num_layers * ATTENTION_OVERHEAD_S * self._overheads
+        self._per_pair_s = model.prefill_attention_flops(tp) / peak
+        self._per_key_s = kv_bytes / bandwidth
+        self._per_query_s = model.num_layers * self._query_bytes() / bandwidth
+        self._per_expanded_s = self._latent_expansion_flops() / (
+            gpu.bfloat16_flops_per_s * gemm_efficiency
+        )
+        self._per_context_s = max(kv_bytes / bandwidth, model.decode_attention_flops(tp) / peak)
+        self._per_decode_s = (
+            model.num_layers * DECODE_PER_SEQUENCE_S * self._overheads + self._per_query_s
+        )
+        self._per_swapped_block_s = (
+            block_size * kv_bytes / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY)
+        )
+
+        tokens = np.arange(max_num_batched_tokens + 1)
+        rows = np.arange(max_num_seqs + 1)
+        self._tokens_s: list[float] = self._tokens_total_s(tokens).tolist()
+        self._logits_s: list[float] = self._logits_total_s(rows).tolist()
+        self._beyond_tokens_s: dict[int, float] = {}
+        self._beyond_rows_s: dict[int, float] = {}
+
+    def iteration_s(self, batch: Batch) -> float:
+        """Seconds of one iteration."""
+        duration_s = self._fixed_s(batch)
+        decodes = batch.num_decodes
+        if decodes:
+            duration_s += decodes * self._per_decode_s + batch.context_tokens * self._per_context_s
+        return duration_s
+
+    def decode_run_s(self, batch: Batch, iterations: int) -> np.ndarray:
+        """Seconds [iterations] of consecutive decode iterations, f8.
+
+        Iteration j attends to ``context_tokens + j x num_decodes``; every value has the very bits
+        ``iteration_s`` gives for that batch (the same operations in the same order).
+        """
+        decodes = batch.num_decodes
+        fixed_s = self._fixed_s(batch)
+        if not decodes:
+            return np.full(iterations, fixed_s)
+        durations_s = np.arange(iterations, dtype=np.float64)
+        durations_s *= decodes
+        durations_s += batch.context_tokens
+        durations_s *= self._per_context_s
+        durations_s += decodes * self._per_decode_s
+        durations_s += fixed_s
+        return durations_s
+
+    def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Split recorded iterations' ``duration_s`` into its parts, f8[n] each, adding up to it.
+
+        Records keep neither each prefill's context nor swapped blocks nor rows of logits: rows are
+        taken as one per sequence, and attention is what the other parts leave (swaps included).
+        """
+        duration_s = np.asarray(iterations["duration_s"], dtype=np.float64)
+        tokens = np.asarray(iterations["num_tokens"], dtype=np.int64)
+        seqs = np.asarray(iterations["decode_seqs"], dtype=np.int64) + np.asarray(
+            iterations["prefill_seqs"], dtype=np.int64
+        )
+        distinct, index = np.unique(tokens, return_inverse=True)
+        parts = {key: value[index] for key, value in self._token_parts_s(distinct).items()}
+        distinct, index = np.unique(seqs, return_inverse=True)
+        rows = {key: value[index] for key, value in self._row_parts_s(distinct).items()}
+        parts["logits"] = rows["logits"]
+        parts["communication"] = parts["communication"] + rows["communication"]
+        parts["host"] = self._host_s + self._host_per_sequence_s * seqs
+        known = np.sum(list(parts.values()), axis=0)
+        # A duration below what is known (a truncated record) shrinks every part alike.
+        scale = np.divide(duration_s, known, out=np.ones_like(known), where=known > duration_s)
+        parts = {key: value * scale for key, value in parts.items()}
+        parts["attention"] = np.maximum(duration_s - np.sum(list(parts.values()), axis=0), 0.0)
+        return {key: parts[key] for key in _PART_KEYS if key in parts}
+
+    def _fixed_s(self, batch: Batch) -> float:
+        """All of an iteration but its decodes' attention, which comes last (and varies)."""
+        num_tokens, rows = batch.num_tokens, batch.num_emitting
+        try:
+            duration_s = self._tokens_s[num_tokens]
+        except IndexError:
+            duration_s = self._beyond_token_table(num_tokens)
+        try:
+            duration_s += self._logits_s[rows]
+        except IndexError:
+            duration_s += self._beyond_row_table(rows)
+        duration_s += batch.num_seqs * self._host_per_sequence_s
+        for prefill in batch.prefills:
+            new, cached = prefill.new_tokens, prefill.cached_tokens
+            compute_s = new * (cached + 0.5 * (new + 1)) * self._per_pair_s
+            memory_s = (cached + new) * self._per_key_s + new * self._per_query_s
+            duration_s += compute_s if compute_s > memory_s else memory_s
+            duration_s += cached * self._per_expanded_s
+        if batch.swap_in_blocks or batch.swap_out_blocks:
+            blocks = batch.swap_in_blocks + batch.swap_out_blocks
+            duration_s += blocks * self._per_swapped_block_s
+        return duration_s
+
+    def _beyond_token_table(self, num_tokens: int) -> float:
+        value = self._beyond_tokens_s.get(num_tokens)
+        if value is None:
+            value = float(self._tokens_total_s(np.array([num_tokens]))[0])
+            self._beyond_tokens_s[num_tokens] = value
+        return value
+
+    def _beyond_row_table(self, rows: int) -> float:
+        value = self._beyond_rows_s.get(rows)
+        if value is None:
+            value = float(self._logits_total_s(np.array([rows]))[0])
+            self._beyond_rows_s[rows] = value
+        return value
+
+    def _tokens_total_s(self, tokens: np.ndarray) -> np.ndarray:
+        """What ``num_tokens`` decides, the launches of attention and the host's fixed part too."""
+        total = np.sum(list(self._token_parts_s(tokens).values()), axis=0)
+        total += np.where(tokens > 0, self._attention_launch_s, 0.0) + self._host_s
+        return np.asarray(total)
+
+    def _logits_total_s(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sum(list(self._row_parts_s(rows).values()), axis=0))
+
+    def _token_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """Seconds by part [len(tokens)] for everything but attention, logits and host."""
+        t = tokens.astype(np.float64)
+        model, tp = self.model, self.tensor_parallel
+        linear = self._elementwise_s(t)
+        for op in model.linear_operations(tp):
+            linear += self._linear_s(op, t)
+        parts = {"linear": np.where(t > 0, linear, 0.0)}
+        if model.moe is not None:
+            parts["moe"] = np.where(t > 0, self._experts_s(t), 0.0)
+        message = t * model.hidden_size * DTYPE_BYTES[model.dtype]
+        # Megatron-LM's two per layer, and one after the vocabulary-parallel embedding.
+        parts["communication"] = (2 * model.num_layers + 1) * all_reduce_s(
+            message, tp, self._interconnect, link_efficiency=self._link_efficiency
+        )
+        return parts
+
+    def _row_parts_s(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Seconds by part [len(rows)] of the vocabulary projection, its gather and sampling."""
+        r = rows.astype(np.float64)
+        model, tp = self.model, self.tensor_parallel
+        sampling = r * model.vocab_size * _SAMPLING_BYTES_PER_LOGIT / self._bytes_per_s
+        sampling += _SAMPLING_KERNELS * ELEMENTWISE_OVERHEAD_S * self._overheads
+        logits = self._linear_s(model.logits_operation(tp), r) + sampling
+        gathered = r * model.vocab_size * DTYPE_BYTES[model.dtype]
+        return {
+            "logits": np.where(r > 0, logits, 0.0),
+            "communication": all_gather_s(
+                gathered, tp, self._interconnect, link_efficiency=self._link_efficiency
+            ),
+        }
+
+    def _linear_s(self, op: LinearOperation, tokens: np.ndarray) -> np.ndarray:
+        """All copies of one product, each with ``tokens`` rows."""
+        peak = self.gpu.peak_flops_per_s(op.weight_dtype) * self._gemm_efficiency
+        compute = op.flops(1) * tokens / peak
+        memory = (op.weight_bytes + tokens * (op.bytes_moved(1) - op.weight_bytes)) / (
+            self._bytes_per_s
+        )
+        return op.count * GEMM_OVERHEAD_S * self._overheads + np.maximum(compute, memory)
+
+    def _experts_s(self, tokens: np.ndarray) -> np.ndarray:
+        """Routed experts: every chosen expert's FLOPs, the weights of those chosen by anyone.
+
+        Tokens choosing k of E experts independently touch E (1 - (1 - k/E)^tokens) of them.
+        """
+        moe = self.model.moe
+        assert moe is not None
+        share = moe.experts_per_token / moe.num_experts
+        touched = -np.expm1(tokens * np.log1p(-share)) if share < 1 else np.ones_like(tokens)
+        compute, memory = np.zeros_like(tokens), np.zeros_like(tokens)
+        for op in self.model.expert_operations(self.tensor_parallel):
+            peak = self.gpu.peak_flops_per_s(op.weight_dtype) * self._moe_efficiency
+            rows_bytes = op.bytes_moved(1) - op.weight_bytes
+            compute += op.flops(1) * share * tokens / peak
+            memory += (op.weight_bytes * touched + rows_bytes * share * tokens) / self._bytes_per_s
+        launches = moe.num_layers * MOE_OVERHEAD_S * self._overheads
+        return np.asarray(launches + np.maximum(compute, memory))
+
+    def _elementwise_s(self, tokens: np.ndarray) -> np.ndarray:
+        """Norms with residual, rotary with the KV write, MLP activation, embedding: bytes only."""
+        model, tp = self.model, self.tensor_parallel
+        numbers = model.num_layers * 2 * 4 * model.hidden_size + 2 * model.hidden_size
+        for op in model.linear_operations(tp):
+            if op.kind == "qkv":
+                numbers += 2 * op.out_features * op.count
+            elif op.kind in ("gate_up", "shared_gate_up"):
+                numbers += (op.out_features + op.out_features // 2) * op.count
+        kernels = model.num_layers * _ELEMENTWISE_KERNELS_PER_LAYER + 1
+        moved = tokens * numbers * DTYPE_BYTES[model.dtype]
+        return kernels * ELEMENTWISE_OVERHEAD_S * self._overheads + moved / self._bytes_per_s
+
+    def _query_bytes(self) -> int:
+        """One token's query read and attention output written, one layer, this GPU's heads."""
+        model = self.model
+        heads = model.num_attention_heads // self.tensor_parallel
+        width = model.head_dim + (model.mla.v_head_dim if model.mla else model.head_dim)
+        return heads * width * DTYPE_BYTES[model.dtype]
+
+    def _latent_expansion_flops(self) -> int:
+        """Latent attention prefills in expanded form: cached latents go through kv_b_proj again."""
+        if self.model.mla is None:
+            return 0
+        operations = self.model.linear_operations(self.tensor_parallel)
+        return sum(op.flops(1) for op in operations if op.name == "kv_b_proj")
+
+
+_PART_KEYS = ("linear", "moe", "attention", "logits", "communication", "host")

@@ -1,0 +1,165 @@
+"""Records -> summary: latency statistics, throughput, goodput, memory.
+
+Names and definitions follow vLLM's ``bench serve``: statistics in milliseconds, E2EL from arrival
+to the last token's return, TPOT = (E2EL - TTFT) / (output tokens - 1) over requests of more than
+one token, ITL over all gaps between two tokens of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sim.records import Records
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Service-level objective: limits in seconds, None where there is none.
+
+    `percentile` says which share of requests has to meet each limit.
+    """
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2el_s: float | None = None
+    percentile: float = 99.0
+
+    @property
+    def limits(self) -> dict[str, float]:
+        limits = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2el": self.e2el_s}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+
+def request_times_s(requests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """TTFT, TPOT, E2EL and queue time of every request in seconds; NaN where it has none."""
+    ttft = requests["first_token_s"] - requests["arrival_s"]
+    e2el = requests["finished_s"] - requests["arrival_s"]
+    gaps = requests["output_tokens"] - 1.0
+    tpot = np.divide(e2el - ttft, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
+    queue = requests["scheduled_s"] - requests["arrival_s"]
+    return {"ttft": ttft, "tpot": tpot, "e2el": e2el, "queue": queue}
+
+
+def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
+    """The headline figures of a run, JSON-ready. Statistics of nothing are None."""
+    requests, iterations = records.requests, records.iterations
+    served = ~requests["rejected"]
+    times = request_times_s({name: column[served] for name, column in requests.items()})
+    completed = int(served.sum())
+    duration_s = 0.0
+    if completed:
+        started_s = requests["arrival_s"].min()
+        duration_s = float(requests["finished_s"][served].max() - started_s)
+    input_tokens = int(requests["prompt_tokens"][served].sum())
+    output_tokens = int(requests["output_tokens"][served].sum())
+
+    def per_s(amount: float) -> float:
+        return amount / duration_s if duration_s > 0 else 0.0
+
+    summary: dict[str, Any] = {
+        "completed": completed,
+        "rejected": int(len(served) - completed),
+        "duration": duration_s,
+        "total_input_tokens": input_tokens,
+        "total_output_tokens": output_tokens,
+        "request_throughput": per_s(completed),
+        "output_throughput": per_s(output_tokens),
+        "total_token_throughput": per_s(input_tokens + output_tokens),
+        "request_goodput": None,
+    }
+    for name in ("ttft", "tpot", "e2el", "queue"):
+        summary |= _statistics(name, times[name])
+    # TPOT is the mean of a request's own gaps: vLLM's ITL pools the gaps of all requests instead.
+    summary |= _statistics("itl", records.gaps_s, records.gap_weights)
+    if slo is not None and slo.limits:
+        summary |= _slo_figures(slo, times, per_s)
+    summary |= _engine_figures(iterations, requests)
+    return summary
+
+
+def _statistics(
+    name: str, values_s: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float | None]:
+    if weights is None:
+        values_s = values_s[~np.isnan(values_s)]
+    keys = [f"mean_{name}_ms", f"median_{name}_ms", f"std_{name}_ms"]
+    keys += [f"p{percentile}_{name}_ms" for percentile in PERCENTILES]
+    if not len(values_s):
+        return dict.fromkeys(keys)
+    mean = float(np.average(values_s, weights=weights))
+    spread = float(np.sqrt(np.average((values_s - mean) ** 2, weights=weights)))
+    percentiles = weighted_percentiles(values_s, weights, PERCENTILES)
+    figures = [mean, percentiles[0], spread, *percentiles]
+    return {key: figure * 1e3 for key, figure in zip(keys, figures, strict=True)}
+
+
+def weighted_percentiles(
+    values: np.ndarray, weights: np.ndarray | None, percentiles: tuple[float, ...]
+) -> list[float]:
+    """Percentiles of `values` repeated `weights` times, by numpy's linear interpolation."""
+    if weights is None:
+        return [float(value) for value in np.percentile(values, percentiles)]
+    order = np.argsort(values, kind="stable")
+    values = values[order]
+    last_rank = np.cumsum(weights[order]) - 1.0
+    found = []
+    for percentile in percentiles:
+        rank = percentile / 100.0 * last_rank[-1]
+        below = values[np.searchsorted(last_rank, np.floor(rank))]
+        above = values[np.searchsorted(last_rank, np.ceil(rank))]
+        found.append(float(below + (above - below) * (rank - np.floor(rank))))
+    return found
+
+
+def _slo_figures(slo: Slo, times: Mapping[str, np.ndarray], per_s: Any) -> dict[str, Any]:
+    good = np.ones(len(times["ttft"]), dtype=bool)
+    attainment = {}
+    for name, limit_s in slo.limits.items():
+        met = ~(times[name] > limit_s)  # a one-token answer has no TPOT to miss
+        attainment[name] = float(met.mean()) if len(met) else None
+        good &= met
+    shares = [share for share in attainment.values() if share is not None]
+    return {
+        "request_goodput": per_s(int(good.sum())),
+        "slo_attainment": {"all": float(good.mean()) if len(good) else None, **attainment},
+        "slo_met": bool(shares) and min(shares) * 100.0 >= slo.percentile,
+    }
+
+
+def _engine_figures(
+    iterations: Mapping[str, np.ndarray], requests: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    duration_s = iterations["duration_s"]
+    busy_s = float(duration_s.sum())
+    kinds = {
+        kind: float(duration_s @ iterations[f"kv_{kind}_tokens"])
+        for kind in ("used", "reserved", "fragmentation", "free")
+    }
+    slots = sum(kinds.values())
+    allocated = slots - kinds["free"]
+
+    def mean_over_time(name: str) -> float:
+        return float(duration_s @ iterations[name]) / busy_s if busy_s > 0 else 0.0
+
+    return {
+        "preemptions": int(requests["preemptions"].sum()),
+        "cached_prompt_tokens": int(requests["cached_tokens"].sum()),
+        "iterations": len(duration_s),
+        "busy_s": busy_s,
+        "mean_running": mean_over_time("running"),
+        "mean_waiting": mean_over_time("waiting"),
+        "peak_running": int(iterations["running"].max(initial=0)),
+        "peak_waiting": int(iterations["waiting"].max(initial=0)),
+        "kv_utilization": kinds["used"] / slots if slots else 0.0,
+        "kv_useful": kinds["used"] / allocated if allocated else 0.0,
+        "kv_share": {kind: amount / slots if slots else 0.0 for kind, amount in kinds.items()},
+        "extrapolated_share": (
+            float(duration_s @ iterations["extrapolated"]) / busy_s if busy_s > 0 else 0.0
+        ),
+    }

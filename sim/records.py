@@ -1,0 +1,234 @@
+"""What a run leaves behind: a row per request, per iteration and per preemption.
+
+The logs take one tuple per event and fold them into columns now and then, so that a million
+requests fit in memory. All times are seconds from the start of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from sim.request import NEVER, Request
+
+Columns = dict[str, np.ndarray]
+
+_FOLD_AT = 1 << 15  # rows kept as tuples before they become columns
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The tables of a run, as columns of equal length.
+
+    ``requests``: request, arrival_s, scheduled_s, first_token_s, last_token_s, finished_s (NaN
+    where rejected), prompt_tokens, output_tokens, cached_tokens, preemptions, rejected, replica.
+    ``iterations``: start_s, duration_s, the batch (running, waiting, prefill_seqs, prefill_tokens,
+    decode_seqs, context_tokens, num_tokens, num_emitting, num_seqs), tokens ``emitted``, KV slots
+    by kind (used, reserved, fragmentation, free: they add up to all), swap_blocks, preempted,
+    finished, extrapolated, replica.
+    ``preemptions``: request, preempted_s, resumed_s.
+    ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
+    """
+
+    requests: Columns
+    iterations: Columns
+    preemptions: Columns
+    gaps_s: np.ndarray
+    gap_weights: np.ndarray
+
+
+class _Table:
+    """Rows of numbers that become columns of the given types."""
+
+    def __init__(self, **dtypes: str) -> None:
+        self.dtypes = dtypes
+        self.rows: list[tuple[Any, ...]] = []
+        self._folded: list[list[np.ndarray]] = []
+
+    def fold(self) -> None:
+        if self.rows:
+            columns = zip(*self.rows, strict=True)
+            self._folded.append(
+                [np.array(column, dtype=dtype) for column, dtype in zip(columns, self.dtypes.values(), strict=True)]
+            )
+            self.rows.clear()
+
+    def columns(self) -> Columns:
+        self.fold()
+        return {
+            name: np.concatenate([part[i] for part in self._folded] or [np.empty(0, dtype)])
+            for i, (name, dtype) in enumerate(self.dtypes.items())
+        }
+
+
+class RequestLog:
+    """Requests as they end, and preemptions as they happen."""
+
+    def __init__(self) -> None:
+        self._ended = _Table(
+            request="i8", arrival_s="f8", scheduled_s="f8", first_token_s="f8", last_token_s="f8",
+            finished_s="f8", prompt_tokens="i8", output_tokens="i8", cached_tokens="i8",
+            preemptions="i4", rejected="?",
+        )  # fmt: skip
+        self._preempted: list[list[float]] = []
+        self._open: dict[int, list[float]] = {}
+
+    def finish(self, request: Request, *, rejected: bool = False) -> None:
+        rows = self._ended.rows
+        rows.append(
+            (
+                request.index, request.arrival_s, request.scheduled_s, request.first_token_s,
+                request.last_token_s, request.finished_s, request.prompt_tokens,
+                request.output_tokens, request.cached_tokens, request.preemptions, rejected,
+            )
+        )  # fmt: skip
+        if len(rows) >= _FOLD_AT:
+            self._ended.fold()
+
+    def reject(self, request: Request) -> None:
+        self.finish(request, rejected=True)
+
+    def preempt(self, request: Request, now_s: float) -> None:
+        row = [request.index, now_s, NEVER]
+        self._preempted.append(row)
+        self._open[request.index] = row
+
+    def resume(self, request: Request, now_s: float) -> None:
+        self._open.pop(request.index)[2] = now_s
+
+    def requests(self) -> Columns:
+        """Columns in order of the requests' numbers."""
+        columns = self._ended.columns()
+        order = np.argsort(columns["request"], kind="stable")
+        return {name: column[order] for name, column in columns.items()}
+
+    def preemptions(self) -> Columns:
+        rows = np.array(self._preempted, dtype="f8").reshape(-1, 3)
+        return {
+            "request": rows[:, 0].astype("i8"),
+            "preempted_s": rows[:, 1],
+            "resumed_s": rows[:, 2],
+        }
+
+
+class IterationLog:
+    """Runs of one or more alike iterations; expanded to a row per iteration at the end."""
+
+    def __init__(self) -> None:
+        self._runs = _Table(
+            start_s="f8", end_s="f8", iterations="i4", running="i4", prefill_seqs="i4",
+            prefill_tokens="i4", decode_seqs="i4", context_tokens="i4", num_tokens="i4",
+            num_emitting="i4", num_seqs="i4", emitted="i4", kv_blocks="i4", stored_tokens="i4",
+            growth="i4", steady="i4", reserved_tokens="i4", shared_blocks="i4", swap_blocks="i4",
+            preempted="i4", extrapolated="?",
+        )  # fmt: skip
+        self._finished: list[int] = []
+        self._long: list[int] = []  # numbers of the runs of more than one iteration …
+        self._ends_s: list[np.ndarray] = []  # … and where each of their iterations ends
+        self._growth: list[tuple[int, int, int, int]] = []  # run, iteration, blocks, times
+
+    def append(
+        self,
+        row: tuple[Any, ...],
+        ends_s: np.ndarray | None,
+        block_growth: Sequence[tuple[int, int, int]] | None,
+    ) -> None:
+        """One run, in the order of the columns; details where it has more than one iteration."""
+        if ends_s is not None:
+            number = len(self._finished)
+            self._long.append(number)
+            self._ends_s.append(ends_s)
+            if block_growth:
+                self._growth += [(number, *growth) for growth in block_growth]
+        rows = self._runs.rows
+        rows.append(row)
+        if len(rows) >= _FOLD_AT:
+            self._runs.fold()
+
+    def finished(self, count: int) -> None:
+        """How many requests the run appended last brought to an end."""
+        self._finished.append(count)
+
+    def columns(
+        self, *, num_blocks: int, block_size: int, gaps: Sequence[tuple[float, int]]
+    ) -> tuple[Columns, np.ndarray, np.ndarray]:
+        """A row per iteration (`Records.iterations`), and the inter-token gaps with weights."""
+        runs = self._runs.columns()
+        counts = runs.pop("iterations")
+        first = np.cumsum(counts) - counts  # each run's first iteration
+        total = int(counts.sum())
+        run_of = np.repeat(np.arange(len(counts), dtype="i4"), counts)
+        ahead = np.arange(total, dtype="i4") - first.astype("i4")[run_of]  # position in its run
+
+        def spread(name: str) -> np.ndarray:
+            return runs[name].take(run_of)
+
+        end_s = spread("end_s")
+        if self._long:
+            long_runs = np.zeros(len(counts), dtype=bool)
+            long_runs[self._long] = True
+            end_s[long_runs.take(run_of)] = np.concatenate(self._ends_s)
+        start_s = np.empty(total)
+        start_s[1:] = end_s[:-1]
+        start_s[first] = runs["start_s"]
+        duration_s = end_s - start_s
+
+        added = spread("growth") * ahead
+        used = spread("stored_tokens") + added - spread("shared_blocks") * np.int32(block_size)
+        reserved = np.maximum(spread("reserved_tokens") - added, 0)
+        held = (spread("kv_blocks") + self._added_blocks(first, run_of, block_size)) * np.int32(
+            block_size
+        )
+
+        def at_first(name: str) -> np.ndarray:
+            column = np.zeros(total, dtype=runs[name].dtype)
+            column[first] = runs[name]
+            return column
+
+        finished = np.zeros(total, dtype="i4")
+        finished[first + counts - 1] = self._finished
+        decode_seqs = spread("decode_seqs")
+        iterations = {
+            "start_s": start_s,
+            "duration_s": duration_s,
+            "running": spread("running"),
+            "waiting": np.zeros(total, dtype="i4"),
+            "prefill_seqs": spread("prefill_seqs"),
+            "prefill_tokens": spread("prefill_tokens"),
+            "decode_seqs": decode_seqs,
+            "context_tokens": spread("context_tokens") + decode_seqs * ahead,
+            "num_tokens": spread("num_tokens"),
+            "num_emitting": spread("num_emitting"),
+            "num_seqs": spread("num_seqs"),
+            "emitted": spread("emitted"),
+            "kv_used_tokens": used,
+            "kv_reserved_tokens": reserved,
+            "kv_fragmentation_tokens": held - used - reserved,
+            "kv_free_tokens": num_blocks * block_size - held,
+            "swap_blocks": at_first("swap_blocks"),
+            "preempted": at_first("preempted"),
+            "finished": finished,
+            "extrapolated": spread("extrapolated"),
+        }
+        weights = spread("growth")
+        weights[first] = runs["steady"]
+        emitting = weights > 0
+        odd = np.array(gaps, dtype="f8").reshape(-1, 2)
+        gaps_s = np.concatenate((duration_s[emitting], odd[:, 0]))
+        return iterations, gaps_s, np.concatenate((weights[emitting], odd[:, 1]))
+
+    def _added_blocks(self, first: np.ndarray, run_of: np.ndarray, block_size: int) -> np.ndarray:
+        """Blocks allocated since the first iteration of each iteration's run."""
+        added = np.zeros(len(run_of), dtype="i4")
+        if self._growth:
+            run, ahead, blocks, times = np.array(self._growth).T
+            again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+            where = np.repeat(first[run] + ahead, times) + again * block_size
+            added[where] = np.repeat(blocks, times)
+            np.cumsum(added, out=added)
+            added -= added[first].take(run_of)
+        return added

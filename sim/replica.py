@@ -1,0 +1,156 @@
+"""One engine as a SimPy process: iteration after iteration, or leap by leap.
+
+*Step* mode yields one timeout per iteration. *Leap* mode asks the scheduler how long its decision
+holds and jumps there in one timeout; both see the same batches at the same times. Both compute an
+iteration's end as the sum of the end before and its duration, so that not even rounding differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from math import inf
+from typing import Any
+
+import numpy as np
+import simpy
+
+from sim.batch import Batch
+from sim.latency.protocol import LatencyModel
+from sim.records import IterationLog
+from sim.schedulers.scheduler import Scheduler
+from sim.workload.source import RequestSource
+
+_REPORT_EVERY = 4096  # decisions between two calls of `progress`
+
+
+class Replica:
+    """A scheduler, its latency model and the requests sent to it, on a simulated clock."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        scheduler: Scheduler,
+        latency: LatencyModel,
+        source: RequestSource,
+        *,
+        leap: bool = True,
+        check: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.env = env
+        self.scheduler = scheduler
+        self.latency = latency
+        self.source = source
+        self.leap = leap
+        self.check = check
+        self.progress = progress
+        self.log = IterationLog()
+        self.now_s = 0.0
+        self.process = env.process(self._run())
+
+    def _run(self) -> Generator[simpy.Event, Any, None]:
+        scheduler, source, timeout = self.scheduler, self.source, self.env.timeout
+        decisions = 0
+        asked_s = -1.0
+        while True:
+            now_s = self.now_s
+            if source.next_arrival_s <= now_s:
+                self._take_arrivals(now_s)
+            batch = scheduler.schedule(now_s)
+            if batch is None:
+                wake_s = min(source.next_arrival_s, scheduler.wake_s)
+                if wake_s <= now_s or (wake_s == inf and scheduler.pool.num_unfinished):
+                    # Everybody was preempted: the next decision, at the same time, admits again.
+                    assert asked_s != now_s, "the scheduler is stuck"
+                    asked_s = now_s
+                    continue
+                if wake_s == inf:
+                    return
+                self.now_s = wake_s
+                yield timeout(max(wake_s - self.env.now, 0.0))
+                continue
+
+            iterations, ends_s = self._duration(batch, now_s)
+            end_s = self.now_s
+            self._record(batch, now_s, end_s, iterations, ends_s)
+            yield timeout(max(end_s - self.env.now, 0.0))
+            finished = scheduler.complete(batch, end_s, iterations)
+            self.log.finished(len(finished))
+            if finished:
+                source.release(len(finished), end_s)
+            if self.check:
+                self._check(batch)
+            decisions += 1
+            if self.progress is not None and decisions % _REPORT_EVERY == 0:
+                self.progress(scheduler.pool.num_finished + scheduler.pool.num_rejected)
+
+    def _take_arrivals(self, now_s: float) -> None:
+        pool = self.scheduler.pool
+        while self.source.next_arrival_s <= now_s:
+            rejected = pool.num_rejected
+            for request in self.source.take(now_s):
+                self.scheduler.add(request)
+            if pool.num_rejected > rejected:
+                self.source.release(pool.num_rejected - rejected, now_s)
+
+    def _duration(self, batch: Batch, now_s: float) -> tuple[int, np.ndarray | None]:
+        """Advance the clock over this decision: how many iterations, and where each ends."""
+        latency, scheduler = self.latency, self.scheduler
+        duration_s = latency.iteration_s(batch)
+        iterations = scheduler.horizon(batch) if self.leap else 1
+        until_s = inf
+        if iterations > 1 and scheduler.admits_arrivals:
+            until_s = self.source.next_arrival_s
+            # Longer contexts take longer, so no more iterations than these can start before the
+            # arrival; were the bound too low, the run would merely be cut in two.
+            iterations = int(min(iterations, (until_s - now_s) / duration_s + 1.0))
+        if iterations <= 1:
+            self.now_s = now_s + duration_s
+            return 1, None
+        ends = np.empty(iterations + 1)
+        ends[0] = now_s
+        ends[1:] = latency.decode_run_s(batch, iterations)
+        ends_s = ends.cumsum()[1:]
+        if until_s < ends_s[-1]:
+            iterations = int(ends_s.searchsorted(until_s)) + 1
+            ends_s = ends_s[:iterations]
+        self.now_s = float(ends_s[-1])
+        return iterations, ends_s
+
+    def _record(
+        self,
+        batch: Batch,
+        start_s: float,
+        end_s: float,
+        iterations: int,
+        ends_s: np.ndarray | None,
+    ) -> None:
+        scheduler = self.scheduler
+        allocator, pool = scheduler.allocator, scheduler.pool
+        emitted, stored, growth, reserved = scheduler.accounting(batch)
+        steady = growth
+        if growth:
+            emissions = pool.decodes.emissions()
+            if len(emissions) > 1 or start_s not in emissions:
+                # Some waited longer than this iteration for their token.
+                first_end_s = end_s if ends_s is None else float(ends_s[0])
+                scheduler.gaps += [(first_end_s - at_s, n) for at_s, n in emissions.items() if n]
+                steady = 0
+        kv_blocks = allocator.num_used
+        block_growth = scheduler.extend(iterations) if iterations > 1 else None
+        self.log.append(
+            (
+                start_s, end_s, iterations, len(pool.running), len(batch.prefills),
+                batch.prefill_tokens, batch.num_decodes, batch.context_tokens, batch.num_tokens,
+                batch.num_emitting, batch.num_seqs, emitted, kv_blocks, stored, growth, steady,
+                reserved, allocator.shared_blocks, batch.swap_in_blocks + batch.swap_out_blocks,
+                batch.preempted, False,
+            ),
+            ends_s,
+            block_growth,
+        )  # fmt: skip
+
+    def _check(self, batch: Batch) -> None:
+        """The conservation laws, after an iteration."""
+        scheduler = self.scheduler
+        scheduler.allocator.check(request.block_table for request in scheduler.pool.running)

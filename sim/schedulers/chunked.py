@@ -1,0 +1,123 @@
+"""`chunked`: one token budget for prefill and decode, as in vLLM V1 and Sarathi-Serve.
+
+Every iteration hands out at most ``max_num_batched_tokens``: first to running requests in order
+of admission, each catching up to the length it has reached, then to waiting ones. A decode is
+merely a request that is one token behind (Agrawal et al., OSDI 2024; vLLM V1 scheduler).
+"""
+
+from __future__ import annotations
+
+from sim.batch import Batch
+from sim.request import Request
+from sim.schedulers.scheduler import IterationScheduler
+
+
+class ChunkedScheduler(IterationScheduler):
+    """First come first served; preempts the latest admitted by recompute; never to admit."""
+
+    def schedule(self, now_s: float) -> Batch | None:
+        batch = Batch()
+        budget = self._schedule_running(batch, now_s)
+        self._blocked = False
+        if self.pool.waiting and not batch.preempted:
+            self._admit(batch, budget, now_s)
+        self._add_decodes(batch)
+        return batch if batch.num_tokens else None
+
+    def _schedule_running(self, batch: Batch, now_s: float) -> int:
+        """Serve those already running; returns what is left of the budget."""
+        decodes = self.pool.decodes
+        budget = self.config.max_num_batched_tokens - decodes.num_seqs
+        crossing = decodes.needing_block()
+        if not self.prefilling:
+            if len(crossing) > self.allocator.num_free:
+                return self._schedule_in_order(batch, now_s)
+            if crossing:
+                self._grow(crossing)
+            return budget
+
+        chunks = {request: self._chunk_tokens(request, budget) for request in self.prefilling}
+        blocks = len(crossing) + sum(
+            self._blocks_to_add(request, tokens) for request, tokens in chunks.items()
+        )
+        alone = len(chunks) == 1 and next(reversed(self.pool.running)) in chunks
+        if blocks > self.allocator.num_free or (not alone and sum(chunks.values()) > budget):
+            return self._schedule_in_order(batch, now_s)
+        self._grow(crossing)
+        for request, tokens in chunks.items():
+            self._prefill(batch, request, tokens)
+            budget -= tokens
+        return budget
+
+    def _schedule_in_order(self, batch: Batch, now_s: float) -> int:
+        """The general rule, when tokens or blocks are short: strictly in order of admission."""
+        pool = self.pool
+        budget = self.config.max_num_batched_tokens
+        for request in list(pool.running):
+            if request not in pool.running:  # preempted, and everybody behind it too
+                break
+            decoding = request.joined_step >= 0
+            if budget == 0:
+                if decoding:
+                    self._hold_back(request)
+                continue
+            tokens = 1 if decoding else self._chunk_tokens(request, budget)
+            blocks = (
+                int(pool.decodes.needs_block(request))
+                if decoding
+                else self._blocks_to_add(request, tokens)
+            )
+            while blocks > self.allocator.num_free and request in pool.running:
+                self._preempt_by_recompute(next(reversed(pool.running)), batch, now_s)
+            if request not in pool.running:
+                break
+            if decoding:
+                self.allocator.allocate(request.block_table, blocks)
+            else:
+                self._prefill(batch, request, tokens)
+            budget -= tokens
+        return budget
+
+    def _hold_back(self, request: Request) -> None:
+        """No token is left for this sequence: it sits one iteration out, then catches up."""
+        self.pool.decodes.remove(request)
+        self.prefilling[request] = None
+        self._prefill_stored_tokens += request.num_computed_tokens
+
+    def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
+        pool, allocator = self.pool, self.allocator
+        while pool.waiting and budget > 0:
+            if len(pool.running) >= self.config.max_num_seqs:
+                self._blocked = True
+                return
+            request = pool.waiting[0]
+            hits = allocator.cached_prefix(request)
+            # The whole sequence has to fit, not merely its first chunk.
+            blocks = allocator.blocks_for(request.num_tokens) - len(hits)
+            if hits:
+                blocks += allocator.num_idle(hits)
+            if blocks > allocator.num_free:
+                self._blocked = True
+                return
+            pool.waiting.popleft()
+            pool.start(request, now_s)
+            if hits:
+                allocator.reuse(request.block_table, hits)
+                request.num_computed_tokens = len(hits) * allocator.block_size
+                self._prefill_stored_tokens += request.num_computed_tokens
+                if not request.preemptions:
+                    request.cached_tokens = request.num_computed_tokens
+            tokens = self._chunk_tokens(request, budget)
+            self._prefill(batch, request, tokens)
+            budget -= tokens
+
+    def _chunk_tokens(self, request: Request, budget: int) -> int:
+        tokens = request.num_tokens - request.num_computed_tokens
+        threshold = self.config.long_prefill_token_threshold
+        if 0 < threshold < tokens:
+            tokens = threshold
+        return min(tokens, budget)
+
+    def _blocks_to_add(self, request: Request, tokens: int) -> int:
+        end = request.num_computed_tokens + tokens
+        return self.allocator.blocks_for(end) - len(request.block_table)

@@ -1,0 +1,145 @@
+"""`paged`: vLLM V0, prefills first and alone, with preemption by recompute or by swap.
+
+The rules of PagedAttention's engine (Kwon et al., SOSP 2023, section 4.5; vLLM's first scheduler):
+while nothing is swapped out, waiting prompts are admitted as long as a watermark of blocks stays
+free, and an iteration computes either prompts or decodes. When a decode finds no free block, the
+latest arrival gives way. V0 refused prompts longer than the token budget; here they are computed
+over consecutive prefill iterations, so that policies can be compared by changing one line.
+"""
+
+from __future__ import annotations
+
+from sim.batch import Batch
+from sim.engine_config import EngineConfig
+from sim.kv_cache import BlockAllocator
+from sim.request import Request
+from sim.request_pool import RequestPool
+from sim.schedulers.scheduler import IterationScheduler
+
+
+class PagedScheduler(IterationScheduler):
+    """First come first served, paged KV cache, prefill before decode."""
+
+    def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
+        super().__init__(pool, allocator, config)
+        self._watermark_blocks = int(config.watermark * allocator.num_blocks)
+        self._free_swap_blocks = config.swap_blocks if config.preemption == "swap" else 0
+        self._swapped_blocks: dict[Request, int] = {}
+
+    def servable(self, request: Request) -> bool:
+        # V0 wants a block to spare before every decode: a lone sequence must leave it one.
+        spare = max(self._watermark_blocks, 1)
+        blocks = self.allocator.blocks_for(request.final_tokens)
+        return super().servable(request) and blocks + spare <= self.allocator.num_blocks
+
+    def schedule(self, now_s: float) -> Batch | None:
+        batch = Batch()
+        self._blocked = False
+        if not self.pool.swapped:
+            self._schedule_prefills(batch, now_s)
+        if not batch.prefills:
+            self._schedule_decodes(batch, now_s)
+            if not batch.preempted:
+                self._swap_in(batch, now_s)
+            self._add_decodes(batch)
+        batch.num_seqs = len(batch.prefills) or batch.num_decodes
+        return batch if batch.num_tokens else None
+
+    # -- prefill ----------------------------------------------------------------------------
+
+    def _schedule_prefills(self, batch: Batch, now_s: float) -> None:
+        pool, allocator = self.pool, self.allocator
+        budget = self.config.max_num_batched_tokens
+        for request in self.prefilling:  # a prompt longer than one budget goes on
+            tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            self._prefill(batch, request, tokens)
+            budget -= tokens
+        while pool.waiting:
+            request = pool.waiting[0]
+            if len(pool.running) >= self.config.max_num_seqs:
+                self._blocked = True
+                return
+            hits = allocator.cached_prefix(request)
+            computed = len(hits) * allocator.block_size
+            tokens = request.num_tokens - computed
+            if tokens > budget and batch.prefills:  # only a batch's first prompt may be split
+                return
+            blocks = allocator.blocks_for(request.num_tokens) - len(hits)
+            if hits:
+                blocks += allocator.num_idle(hits)
+            if allocator.num_free - blocks < self._watermark_blocks:
+                self._blocked = True
+                return
+            pool.waiting.popleft()
+            pool.start(request, now_s)
+            if hits:
+                allocator.reuse(request.block_table, hits)
+                request.num_computed_tokens = computed
+                self._prefill_stored_tokens += computed
+                if not request.preemptions:
+                    request.cached_tokens = computed
+            # The whole sequence is allocated at once, also when it is computed in pieces.
+            allocator.allocate(
+                request.block_table,
+                allocator.blocks_for(request.num_tokens) - len(request.block_table),
+            )
+            tokens = min(tokens, budget)
+            self._prefill(batch, request, tokens)
+            budget -= tokens
+            if budget <= 0:
+                return
+
+    # -- decode -----------------------------------------------------------------------------
+
+    def _schedule_decodes(self, batch: Batch, now_s: float) -> None:
+        pool, allocator = self.pool, self.allocator
+        crossing = pool.decodes.needing_block()
+        if allocator.num_free > len(crossing):
+            self._grow(crossing)
+            return
+        for request in list(pool.running):
+            if request not in pool.running:
+                break
+            # V0 asks for one free block per sequence, whether it crosses a boundary or not.
+            while allocator.num_free < 1 and request in pool.running:
+                self._preempt(next(reversed(pool.running)), batch, now_s)
+            if request in pool.running and pool.decodes.needs_block(request):
+                allocator.allocate(request.block_table, 1)
+
+    def _free_for_decoding(self) -> int:
+        return self.allocator.num_free - 1
+
+    # -- preemption -------------------------------------------------------------------------
+
+    def _preempt(self, request: Request, batch: Batch, now_s: float) -> None:
+        blocks = len(request.block_table)
+        # With the host's swap space full the victim is recomputed; V0 gave up there.
+        if self.config.preemption == "recompute" or blocks > self._free_swap_blocks:
+            self._preempt_by_recompute(request, batch, now_s)
+            return
+        self.pool.preempt(request, now_s)
+        self.allocator.free(request.block_table)
+        self._free_swap_blocks -= blocks
+        self._swapped_blocks[request] = blocks
+        self.pool.swapped.appendleft(request)
+        batch.swap_out_blocks += blocks
+        batch.preempted += 1
+
+    def _swap_in(self, batch: Batch, now_s: float) -> None:
+        pool, allocator = self.pool, self.allocator
+        while pool.swapped:
+            request = pool.swapped[0]
+            blocks = self._swapped_blocks[request]
+            # One more block than it left with, for the token it is about to write.
+            needed = max(blocks, allocator.blocks_for(request.num_computed_tokens + 1))
+            full = len(pool.running) >= self.config.max_num_seqs
+            if full or allocator.num_free - needed < self._watermark_blocks:
+                self._blocked = True
+                return
+            pool.swapped.popleft()
+            del self._swapped_blocks[request]
+            self._free_swap_blocks += blocks
+            pool.start(request, now_s)
+            allocator.allocate(request.block_table, needed)
+            pool.decodes.add(request, request.last_token_s)
+            batch.swap_in_blocks += blocks

@@ -1,0 +1,215 @@
+"""What every scheduling policy does, and what those that batch by iteration share.
+
+A step of any engine, simulated or real, is
+
+    batch = scheduler.schedule(now_s)
+    duration_s = latency.iteration_s(batch)
+    scheduler.complete(batch, now_s + duration_s)
+
+A scheduler never knows whether time is real. To be leapt over it says how many iterations its
+latest decision would hold (`horizon`) and can allocate for all of them at once (`extend`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import inf
+from typing import Protocol
+
+from sim.batch import Batch, PrefillChunk
+from sim.engine_config import EngineConfig
+from sim.kv_cache import BlockAllocator
+from sim.request import Request
+from sim.request_pool import RequestPool
+
+
+class Scheduler(Protocol):
+    """One policy over one engine's pool and allocator."""
+
+    pool: RequestPool
+    allocator: BlockAllocator
+    wake_s: float  # when to ask again though nothing arrives; infinity: never
+    gaps: list[tuple[float, int]]  # (inter-token gap in s, tokens) of gaps unlike an iteration
+
+    def add(self, request: Request) -> None:
+        """Take in an arrival; one that can never be served is rejected and counted."""
+
+    def schedule(self, now_s: float) -> Batch | None:
+        """Decide the next iteration and allocate for it; None when there is nothing to compute."""
+
+    def horizon(self, batch: Batch) -> int:
+        """Iterations for which this decision holds, unless `admits_arrivals` and one arrives."""
+
+    @property
+    def admits_arrivals(self) -> bool:
+        """Whether a request that arrived now could be admitted by the next decision."""
+
+    def extend(self, iterations: int) -> list[tuple[int, int, int]]:
+        """Allocate for `iterations` decode iterations in a row; the first has its blocks already.
+
+        Returns (iteration, blocks, times): that many blocks are added by that iteration, and
+        again every block_size iterations, so many times in all.
+        """
+
+    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+        """The last of `iterations` ended at `now_s`: emit tokens; returns who finished."""
+
+    def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
+        """Tokens emitted, tokens stored, stored tokens added per further iteration, reserved."""
+
+
+class IterationScheduler:
+    """Iteration-level scheduling (Orca, section 3.2): requests join and leave at any iteration."""
+
+    reserves = False  # whether admission sets all of a request's blocks aside
+
+    def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
+        self.pool = pool
+        self.allocator = allocator
+        self.config = config
+        self.wake_s = inf
+        self.gaps: list[tuple[float, int]] = []
+        self.prefilling: dict[Request, None] = {}  # running, prompt only partly computed
+        self._prefill_stored_tokens = 0  # of sequences that are not decoding
+        self._blocked = False  # the head of the queue waits for something to finish
+
+    # -- arrivals ---------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        if self.servable(request):
+            self.pool.waiting.append(request)
+        else:
+            self.pool.reject(request)
+
+    def servable(self, request: Request) -> bool:
+        """Whether the request, alone in the engine, could be served to its end."""
+        if request.prompt_tokens + request.output_tokens > self.config.max_model_len:
+            return False
+        return self.allocator.blocks_for(request.final_tokens) <= self.allocator.num_blocks
+
+    @property
+    def admits_arrivals(self) -> bool:
+        return not self.pool.waiting and len(self.pool.running) < self.config.max_num_seqs
+
+    # -- leaping ----------------------------------------------------------------------------
+
+    def horizon(self, batch: Batch) -> int:
+        if batch.prefills or batch.preempted or batch.swap_in_blocks or self.prefilling:
+            return 1
+        if not self._blocked and (self.pool.waiting or self.pool.swapped):
+            return 1
+        iterations = self.pool.decodes.steps_to_next_ending()
+        if iterations <= 1 or self.reserves:
+            return iterations
+        return self.pool.decodes.steps_within(self._free_for_decoding(), iterations)
+
+    def _free_for_decoding(self) -> int:
+        return self.allocator.num_free
+
+    def extend(self, iterations: int) -> list[tuple[int, int, int]]:
+        if self.reserves:
+            return []
+        growth = []
+        size = self.allocator.block_size
+        for ahead in range(1, min(iterations, size + 1)):
+            crossing = self.pool.decodes.needing_block(ahead)
+            if crossing:
+                times = (iterations - 1 - ahead) // size + 1
+                self._grow(crossing, times)
+                growth.append((ahead, len(crossing), times))
+        return growth
+
+    def _grow(self, crossing: Collection[Request], times: int = 1) -> None:
+        """`times` more blocks for each of these requests."""
+        blocks = self.allocator.take(len(crossing) * times)
+        if times == 1:
+            for request, block in zip(crossing, blocks, strict=True):
+                request.block_table.append(block)
+        else:
+            for i, request in enumerate(crossing):
+                request.block_table += blocks[i * times : (i + 1) * times]
+
+    # -- prefill ----------------------------------------------------------------------------
+
+    def _prefill(self, batch: Batch, request: Request, new_tokens: int) -> None:
+        """Put the next `new_tokens` of a prompt into the batch; blocks must be free."""
+        allocator = self.allocator
+        cached = request.num_computed_tokens
+        end = cached + new_tokens
+        if not self.reserves:
+            allocator.allocate(
+                request.block_table, -(-end // allocator.block_size) - len(request.block_table)
+            )
+        if request.block_hashes and self.config.enable_prefix_caching:
+            allocator.cache_prompt(request, cached, end)
+        batch.prefills.append(PrefillChunk(request, new_tokens, cached))
+        batch.num_tokens += new_tokens
+        if end == request.prompt_tokens + request.num_generated_tokens:
+            batch.num_emitting += 1
+        self._prefill_stored_tokens += new_tokens
+
+    def _add_decodes(self, batch: Batch) -> Batch:
+        """Let every decoding sequence take part, and close the batch."""
+        decodes = self.pool.decodes
+        count = decodes.num_seqs
+        batch.num_decodes = count
+        batch.context_tokens = decodes.context_tokens
+        batch.num_tokens += count
+        batch.num_emitting += count
+        batch.num_seqs = count + len(batch.prefills)
+        return batch
+
+    # -- preemption -------------------------------------------------------------------------
+
+    def _preempt_by_recompute(self, request: Request, batch: Batch, now_s: float) -> None:
+        """Drop the sequence's cache and send it back to the head of the queue.
+
+        Its full blocks keep their hashes, so on its return it finds what has not been reused.
+        """
+        decoding = request.joined_step >= 0
+        self.pool.preempt(request, now_s)
+        if not decoding:
+            self.prefilling.pop(request, None)
+            self._prefill_stored_tokens -= request.num_computed_tokens
+        if self.config.enable_prefix_caching:
+            self.allocator.cache_all(request)
+        self.allocator.free(request.block_table)
+        request.num_computed_tokens = 0
+        self.pool.waiting.appendleft(request)
+        batch.preempted += 1
+
+    # -- completion -------------------------------------------------------------------------
+
+    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+        pool = self.pool
+        finished: list[Request] = []
+        if batch.num_decodes:
+            finished = pool.decodes.advance(iterations, now_s)
+        for chunk in batch.prefills:
+            request = chunk.request
+            request.num_computed_tokens += chunk.new_tokens
+            if request.num_computed_tokens < request.num_tokens:
+                self.prefilling[request] = None
+                continue
+            self.prefilling.pop(request, None)
+            self._prefill_stored_tokens -= request.num_computed_tokens
+            gap_s = pool.emit_first(request, now_s)
+            if gap_s is not None:
+                self.gaps.append((gap_s, 1))
+            if request.num_generated_tokens == request.output_tokens:
+                finished.append(request)
+            else:
+                pool.decodes.add(request, now_s)
+        for request in finished:
+            self.allocator.free(request.block_table)
+            pool.finish(request, now_s)
+        return finished
+
+    def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
+        count, decodes = batch.num_decodes, self.pool.decodes
+        stored = batch.context_tokens if count else decodes.stored_tokens
+        reserved = 0
+        if self.reserves:
+            reserved = decodes.unwritten_tokens - count
+            reserved += sum(chunk.request.output_tokens - 1 for chunk in batch.prefills)
+        return batch.num_emitting, self._prefill_stored_tokens + stored, count, reserved

@@ -1,0 +1,127 @@
+"""`static`: request-level batching, as FasterTransformer does it.
+
+A batch is formed from whoever waits when the engine is free, every prompt is padded to the longest,
+and all rows are computed until the last sequence has its last token. Nobody joins before that, and
+nobody leaves: a response is returned with its batch (the cost that Orca, section 3.1, describes).
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from sim.batch import Batch, PrefillChunk
+from sim.engine_config import EngineConfig
+from sim.kv_cache import BlockAllocator
+from sim.request import Request
+from sim.request_pool import RequestPool
+
+
+class StaticScheduler:
+    """Pads, reserves for the longest, waits for the longest."""
+
+    def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
+        self.pool = pool
+        self.allocator = allocator
+        self.config = config
+        self.wake_s = inf
+        self.gaps: list[tuple[float, int]] = []
+        self._padded_prompt_tokens = 0
+        self._iteration = 0  # decode iterations of the current batch
+
+    admits_arrivals = False
+
+    def add(self, request: Request) -> None:
+        fits = request.prompt_tokens + request.output_tokens <= self.config.max_model_len
+        if fits and self._row_blocks([request]) <= self.allocator.num_blocks:
+            self.pool.waiting.append(request)
+        else:
+            self.pool.reject(request)
+
+    def schedule(self, now_s: float) -> Batch | None:
+        rows = len(self.pool.running)
+        if not rows:
+            return self._start_batch(now_s)
+        context = rows * (self._padded_prompt_tokens + self._iteration + 1)
+        return Batch(
+            num_decodes=rows,
+            context_tokens=context,
+            num_tokens=rows,
+            num_emitting=rows,
+            num_seqs=rows,
+        )
+
+    def horizon(self, batch: Batch) -> int:
+        return 1 if batch.prefills else self.pool.decodes.steps_to_next_ending()
+
+    def extend(self, iterations: int) -> list[tuple[int, int, int]]:
+        return []  # every row has its blocks since the batch began
+
+    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+        pool = self.pool
+        if batch.prefills:
+            for request in pool.running:
+                request.num_computed_tokens = request.prompt_tokens
+                pool.emit_first(request, now_s)
+                if request.output_tokens > 1:
+                    pool.decodes.add(request, now_s)
+        else:
+            pool.decodes.advance(iterations, now_s)
+            self._iteration += iterations
+        if pool.decodes.num_seqs:
+            return []
+        finished = list(pool.running)
+        for request in finished:
+            self.allocator.free(request.block_table)
+            pool.finish(request, now_s)
+        return finished
+
+    def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
+        if batch.prefills:
+            prompts = sum(request.prompt_tokens for request in self.pool.running)
+            outputs = sum(request.output_tokens - 1 for request in self.pool.running)
+            return batch.num_emitting, prompts, 0, outputs
+        decodes = self.pool.decodes
+        unfinished = decodes.num_seqs
+        reserved = decodes.unwritten_tokens - unfinished
+        return unfinished, decodes.context_tokens, unfinished, reserved
+
+    # -- forming a batch --------------------------------------------------------------------
+
+    def _batch_size(self, now_s: float) -> int:
+        """How many of those waiting to take now; 0 to go on waiting until `wake_s`."""
+        return min(len(self.pool.waiting), self.config.max_num_seqs)
+
+    def _start_batch(self, now_s: float) -> Batch | None:
+        pool = self.pool
+        candidates = [pool.waiting[i] for i in range(self._batch_size(now_s))]
+        while candidates and self._row_blocks(candidates) * len(candidates) > (
+            self.allocator.num_blocks
+        ):
+            candidates.pop()
+        if not candidates:
+            return None
+        blocks = self._row_blocks(candidates)
+        self._padded_prompt_tokens = padded = max(r.prompt_tokens for r in candidates)
+        self._iteration = 0
+        for request in candidates:
+            pool.waiting.popleft()
+            pool.start(request, now_s)
+            self.allocator.allocate(request.block_table, blocks)
+        rows = len(candidates)
+        return Batch(
+            prefills=[PrefillChunk(request, padded, 0) for request in candidates],
+            num_tokens=rows * padded,
+            num_emitting=rows,
+            num_seqs=rows,
+        )
+
+    def _row_blocks(self, requests: list[Request]) -> int:
+        """Blocks of one row: the longest prompt and the longest output, side by side."""
+        reserved = max(
+            self.config.reserved_tokens(r.prompt_tokens, r.max_tokens, r.output_tokens)
+            - r.prompt_tokens
+            for r in requests
+        )
+        needed = max(r.output_tokens - 1 for r in requests)
+        longest = max(r.prompt_tokens for r in requests)
+        return self.allocator.blocks_for(longest + max(reserved, needed))

@@ -1,0 +1,131 @@
+"""A trace file's text, the errors it can have, and the workload its rows make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.workload.content import PromptContent
+from sim.workload.workload import Workload
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read: one line, `PATH:LINE: what is wrong, what is expected`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFile:
+    """A trace's path and its text, read once."""
+
+    path: Path
+    text: str
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> TraceFile:
+        """Read a UTF-8 file (a byte-order mark is skipped).
+
+        Raises TraceError where there is no such file, or it is unreadable, not UTF-8, or empty.
+        """
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise TraceError(f"{path}: no such file, expected a trace") from None
+        except OSError as error:
+            raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise TraceError(
+                f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8, expected a text file"
+            ) from None
+        if not text.strip():
+            raise TraceError(f"{path}:1: the file is empty, expected a trace")
+        return cls(path, text)
+
+    def lines(self) -> list[str]:
+        """The text's lines without their ends; line k of the file is item k - 1."""
+        return self.text.replace("\r\n", "\n").split("\n")
+
+    def first_line(self) -> tuple[int, str]:
+        """The number of the first line that is not blank, and the line."""
+        skipped = len(self.text) - len(self.text.lstrip())
+        start = self.text.rfind("\n", 0, skipped) + 1
+        return self.text.count("\n", 0, start) + 1, self.text[start:].split("\n", 1)[0].rstrip()
+
+    def error(self, line: int, message: str) -> TraceError:
+        """The exception for what is wrong in a line, counted from 1."""
+        return TraceError(f"{self.path}:{line}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRows:
+    """A trace's requests in the order of the file.
+
+    arrival_s: [n], seconds since any origin. prompt_tokens, output_tokens: [n], 0 or more.
+    request_ids: a name each. content_ids: a sequence of ids each, which stand for unit_tokens
+    tokens apiece and together for known_tokens (by default for whole units).
+    """
+
+    arrival_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    request_ids: Sequence[str] | None = None
+    content_ids: Sequence[Sequence[int]] | None = None
+    unit_tokens: int = 1
+    known_tokens: Sequence[int] | None = None
+
+    def workload(self, file: TraceFile) -> Workload:
+        """The rows as a workload: stably sorted by arrival, the first request at time 0.
+
+        Rows without a prompt or without an output token (requests that failed) are left out and
+        counted in the workload's notes. Raises TraceError when no row is left.
+        """
+        kept = np.flatnonzero((self.prompt_tokens > 0) & (self.output_tokens > 0))
+        if not len(kept):
+            raise file.error(
+                1,
+                f"none of the {len(self.arrival_s)} requests has both prompt and output tokens, "
+                "expected at least one",
+            )
+        dropped = len(self.arrival_s) - len(kept)
+        notes = (
+            (
+                f"{file.path.name}: {dropped} of {len(self.arrival_s)} requests left out: "
+                "no prompt or no output token (failed requests)",
+            )
+            if dropped
+            else ()
+        )
+        order = kept[np.argsort(self.arrival_s[kept], kind="stable")]
+        arrival_s = self.arrival_s[order]
+        content = None
+        if self.content_ids is not None:
+            ids, known = self.content_ids, self.known_tokens
+            content = PromptContent.from_lists(
+                [ids[row] for row in order],
+                unit_tokens=self.unit_tokens,
+                known_tokens=None if known is None else [known[row] for row in order],
+            )
+        names = self.request_ids
+        return Workload(
+            arrival_s - arrival_s[0],
+            self.prompt_tokens[order],
+            self.output_tokens[order],
+            content=content,
+            request_ids=None if names is None else [names[row] for row in order],
+            name=file.path.stem,
+            notes=notes,
+        )
+
+
+def shown(value: object) -> str:
+    """A value from a trace as error messages quote it: one line, not long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,65 @@
+"""Closed forms of the collectives, and their distance from published timings."""
+
+import numpy as np
+import pytest
+
+from sim.hardware import Interconnect
+from sim.latency.communication import (
+    all_gather_bytes,
+    all_gather_s,
+    all_reduce_bytes,
+    all_reduce_s,
+)
+
+NVLINK4 = Interconnect(
+    bytes_per_s=450e9, latency_s=1e-6, inter_node_bytes_per_s=50e9, inter_node_latency_s=5e-6
+)
+
+
+def test_one_rank_and_empty_messages_cost_nothing() -> None:
+    sizes = np.array([0.0, 1e6])
+    assert all_reduce_s(sizes, 1, NVLINK4).tolist() == [0.0, 0.0]
+    assert all_gather_s(sizes, 1, NVLINK4).tolist() == [0.0, 0.0]
+    assert all_reduce_s(sizes, 8, NVLINK4)[0] == 0.0
+    assert all_gather_s(sizes, 8, NVLINK4)[0] == 0.0
+
+
+def test_bytes_sent_approach_twice_the_message() -> None:
+    assert all_reduce_bytes(1000, 2) == 1000
+    assert all_reduce_bytes(1000, 8) == 1750
+    assert all_gather_bytes(1000, 8) == 875
+
+
+def test_large_message_approaches_the_ring_bandwidth() -> None:
+    size = 2.0**34
+    time_s = all_reduce_s(np.array([size]), 8, NVLINK4, link_efficiency=1.0)[0]
+    assert 1.75 * size / time_s == pytest.approx(450e9, rel=1e-3)
+
+
+def test_small_message_takes_the_one_shot_path_whatever_the_ranks() -> None:
+    two, eight = (all_reduce_s(np.array([128.0]), ranks, NVLINK4)[0] for ranks in (2, 8))
+    assert two == pytest.approx(4.5e-6, rel=0.01)
+    assert eight == pytest.approx(two, rel=0.01)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_time_never_falls_as_the_message_grows(ranks: int) -> None:
+    sizes = np.geomspace(1, 1e10, 400)
+    assert np.all(np.diff(all_reduce_s(sizes, ranks, NVLINK4)) > 0)
+    assert np.all(np.diff(all_gather_s(sizes, ranks, NVLINK4)) > 0)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "published_s"),
+    [
+        (8, 128, 4.7e-6),  # vLLM custom all-reduce in a CUDA graph, H200
+        (4, 16384, 4.9e-6),
+        (8, 8_388_608, 71.8e-6),  # NCCL, H200
+        (8, 536_870_912, 2665e-6),
+        (2, 536_870_912, 1742e-6),
+    ],
+)
+def test_defaults_are_near_published_h200_timings(
+    ranks: int, size: int, published_s: float
+) -> None:
+    assert all_reduce_s(np.array([size]), ranks, NVLINK4)[0] == pytest.approx(published_s, rel=0.2)
