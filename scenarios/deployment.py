@@ -246,7 +246,6 @@ def _lengths(
 # -- what has no effect -----------------------------------------------------------------------
 
 _KNOBS = {  # knob -> the schedulers it means something to
-    "max_num_batched_tokens": {"paged", "chunked"},
     "long_prefill_token_threshold": {"chunked"},
     "enable_prefix_caching": {"paged", "chunked"},
     "preemption": {"paged"},
@@ -261,10 +260,18 @@ _KNOBS = {  # knob -> the schedulers it means something to
 def _unused_knobs(engine: schema.Engine) -> list[str]:
     """A note for every knob that was turned from its default and that this policy does not have."""
     defaults = schema.Engine(scheduler=engine.scheduler)
-    return [
+    notes = [
         f"engine.{knob} has no effect under scheduler {engine.scheduler} "
         f"(it belongs to {', '.join(sorted(schedulers))})"
         for knob, schedulers in _KNOBS.items()
         if engine.scheduler not in schedulers
         and getattr(engine, knob) != getattr(defaults, knob)
     ]
+    if engine.scheduler in {"static", "dynamic", "orca"} and (
+        engine.max_num_batched_tokens != defaults.max_num_batched_tokens
+    ):
+        notes.append(
+            f"engine.max_num_batched_tokens limits no batch under scheduler {engine.scheduler}; "
+            "it only sizes the memory kept for activations"
+        )
+    return notes

@@ -33,7 +33,3 @@ class Batch:
     swap_in_blocks: int = 0
     swap_out_blocks: int = 0
     preempted: int = 0
-
-    @property
-    def prefill_tokens(self) -> int:
-        return sum(chunk.new_tokens for chunk in self.prefills)

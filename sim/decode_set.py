@@ -84,9 +84,22 @@ class DecodeSet:
         request.num_generated_tokens += passed
         request.joined_step = self.step
 
-    def needing_block(self, ahead: int = 0) -> Collection[Request]:
-        """Members that write to a new block in the next iteration, or `ahead` after it."""
-        return self._crossing[(self.step + ahead) % self._block_size]
+    def needing_block(self) -> Collection[Request]:
+        """Members that write to a new block in the next iteration."""
+        return self._crossing[self.step % self._block_size]
+
+    def crossings(self, iterations: int) -> list[tuple[int, Collection[Request], int]]:
+        """Who needs blocks after the first of the next `iterations` iterations.
+
+        As (ahead, members, times): these members need a block in the iteration `ahead` after the
+        first, and again every block_size iterations, so many times in all.
+        """
+        size, step = self._block_size, self.step
+        return [
+            (ahead, members, (iterations - 1 - ahead) // size + 1)
+            for ahead in range(1, min(iterations, size + 1))
+            if (members := self._crossing[(step + ahead) % size])
+        ]
 
     def needs_block(self, request: Request) -> bool:
         """Whether this member writes to a new block in the next iteration."""
@@ -112,7 +125,7 @@ class DecodeSet:
         free_blocks -= cycles * self.num_seqs
         steps = cycles * self._block_size
         while steps < limit - 1:
-            free_blocks -= len(self.needing_block(steps + 1))
+            free_blocks -= len(self._crossing[(self.step + steps + 1) % self._block_size])
             if free_blocks < 0:
                 break
             steps += 1

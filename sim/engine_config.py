@@ -27,6 +27,11 @@ class EngineConfig:
             raise ValueError(f"preemption {self.preemption!r}; allowed: recompute, swap")
         if self.reservation not in RESERVATIONS:
             raise ValueError(f"reservation {self.reservation!r}; allowed: {', '.join(RESERVATIONS)}")
+        if max(self.preferred_batch_sizes, default=0) > self.max_num_seqs:
+            raise ValueError(
+                f"preferred_batch_sizes {self.preferred_batch_sizes}: none may be above "
+                f"max_num_seqs {self.max_num_seqs}"
+            )
 
     def reserved_tokens(self, prompt_tokens: int, max_tokens: int, output_tokens: int) -> int:
         """KV slots that a reserving policy sets aside for one request.

@@ -6,9 +6,9 @@ requests fit in memory. All times are seconds from the start of the run.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -126,24 +126,24 @@ class IterationLog:
             growth="i4", steady="i4", reserved_tokens="i4", shared_blocks="i4", swap_blocks="i4",
             preempted="i4", extrapolated="?",
         )  # fmt: skip
-        self._finished: list[int] = []
+        self._finished = array("i")
         self._long: list[int] = []  # numbers of the runs of more than one iteration …
-        self._ends_s: list[np.ndarray] = []  # … and where each of their iterations ends
-        self._growth: list[tuple[int, int, int, int]] = []  # run, iteration, blocks, times
+        self._ends_s = array("d")  # … and where each of their iterations ends
+        self._growth = array("q")  # run, iteration, blocks, times; and again
 
     def append(
         self,
         row: tuple[Any, ...],
-        ends_s: np.ndarray | None,
+        ends_s: Sequence[float] | None,
         block_growth: Sequence[tuple[int, int, int]] | None,
     ) -> None:
         """One run, in the order of the columns; details where it has more than one iteration."""
         if ends_s is not None:
             number = len(self._finished)
             self._long.append(number)
-            self._ends_s.append(ends_s)
-            if block_growth:
-                self._growth += [(number, *growth) for growth in block_growth]
+            self._ends_s.extend(ends_s)
+            for growth in block_growth or ():
+                self._growth.extend((number, *growth))
         rows = self._runs.rows
         rows.append(row)
         if len(rows) >= _FOLD_AT:
@@ -171,7 +171,7 @@ class IterationLog:
         if self._long:
             long_runs = np.zeros(len(counts), dtype=bool)
             long_runs[self._long] = True
-            end_s[long_runs.take(run_of)] = np.concatenate(self._ends_s)
+            end_s[long_runs.take(run_of)] = np.frombuffer(self._ends_s)
         start_s = np.empty(total)
         start_s[1:] = end_s[:-1]
         start_s[first] = runs["start_s"]
@@ -225,7 +225,7 @@ class IterationLog:
         """Blocks allocated since the first iteration of each iteration's run."""
         added = np.zeros(len(run_of), dtype="i4")
         if self._growth:
-            run, ahead, blocks, times = np.array(self._growth).T
+            run, ahead, blocks, times = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4).T
             again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
             where = np.repeat(first[run] + ahead, times) + again * block_size
             added[where] = np.repeat(blocks, times)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator
 from math import inf
 from typing import Any
 
-import numpy as np
 import simpy
 
 from sim.batch import Batch
@@ -77,6 +76,8 @@ class Replica:
             finished = scheduler.complete(batch, end_s, iterations)
             self.log.finished(len(finished))
             if finished:
+                # In a closed loop those who came meanwhile hold their clients already.
+                self._take_arrivals(end_s)
                 source.release(len(finished), end_s)
             if self.check:
                 self._check(batch)
@@ -93,29 +94,16 @@ class Replica:
             if pool.num_rejected > rejected:
                 self.source.release(pool.num_rejected - rejected, now_s)
 
-    def _duration(self, batch: Batch, now_s: float) -> tuple[int, np.ndarray | None]:
+    def _duration(self, batch: Batch, now_s: float) -> tuple[int, list[float] | None]:
         """Advance the clock over this decision: how many iterations, and where each ends."""
-        latency, scheduler = self.latency, self.scheduler
-        duration_s = latency.iteration_s(batch)
-        iterations = scheduler.horizon(batch) if self.leap else 1
-        until_s = inf
-        if iterations > 1 and scheduler.admits_arrivals:
-            until_s = self.source.next_arrival_s
-            # Longer contexts take longer, so no more iterations than these can start before the
-            # arrival; were the bound too low, the run would merely be cut in two.
-            iterations = int(min(iterations, (until_s - now_s) / duration_s + 1.0))
-        if iterations <= 1:
-            self.now_s = now_s + duration_s
+        iterations = self.scheduler.horizon(batch) if self.leap else 1
+        if iterations == 1:
+            self.now_s = now_s + self.latency.iteration_s(batch)
             return 1, None
-        ends = np.empty(iterations + 1)
-        ends[0] = now_s
-        ends[1:] = latency.decode_run_s(batch, iterations)
-        ends_s = ends.cumsum()[1:]
-        if until_s < ends_s[-1]:
-            iterations = int(ends_s.searchsorted(until_s)) + 1
-            ends_s = ends_s[:iterations]
-        self.now_s = float(ends_s[-1])
-        return iterations, ends_s
+        until_s = self.source.next_arrival_s if self.scheduler.admits_arrivals else inf
+        ends_s = self.latency.run_ends_s(batch, now_s, iterations, until_s)
+        self.now_s = ends_s[-1]
+        return len(ends_s), ends_s
 
     def _record(
         self,
@@ -123,7 +111,7 @@ class Replica:
         start_s: float,
         end_s: float,
         iterations: int,
-        ends_s: np.ndarray | None,
+        ends_s: list[float] | None,
     ) -> None:
         scheduler = self.scheduler
         allocator, pool = scheduler.allocator, scheduler.pool
@@ -133,7 +121,7 @@ class Replica:
             emissions = pool.decodes.emissions()
             if len(emissions) > 1 or start_s not in emissions:
                 # Some waited longer than this iteration for their token.
-                first_end_s = end_s if ends_s is None else float(ends_s[0])
+                first_end_s = end_s if ends_s is None else ends_s[0]
                 scheduler.gaps += [(first_end_s - at_s, n) for at_s, n in emissions.items() if n]
                 steady = 0
         kv_blocks = allocator.num_used
@@ -141,7 +129,7 @@ class Replica:
         self.log.append(
             (
                 start_s, end_s, iterations, len(pool.running), len(batch.prefills),
-                batch.prefill_tokens, batch.num_decodes, batch.context_tokens, batch.num_tokens,
+                batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens, batch.num_tokens,
                 batch.num_emitting, batch.num_seqs, emitted, kv_blocks, stored, growth, steady,
                 reserved, allocator.shared_blocks, batch.swap_in_blocks + batch.swap_out_blocks,
                 batch.preempted, False,

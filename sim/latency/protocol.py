@@ -19,11 +19,14 @@ class LatencyModel(Protocol):
     def iteration_s(self, batch: Batch) -> float:
         """Duration of one iteration in seconds."""
 
-    def decode_run_s(self, batch: Batch, iterations: int) -> np.ndarray:
-        """Durations ``[iterations]`` in seconds of as many decode iterations in a row.
+    def run_ends_s(
+        self, batch: Batch, start_s: float, iterations: int, until_s: float
+    ) -> list[float]:
+        """When each of up to `iterations` decode iterations in a row ends, the first at `start_s`.
 
-        In iteration j the decodes attend to ``context_tokens + j * num_decodes`` tokens. Every
-        value equals, bit for bit, what `iteration_s` gives for that iteration.
+        In iteration j the decodes attend to ``context_tokens + j * num_decodes`` tokens. The run
+        stops with the first iteration that ends at `until_s` or later. The same numbers, bit for
+        bit, as adding up `iteration_s` one by one.
         """
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -42,8 +45,14 @@ class FixedLatency:
     def iteration_s(self, batch: Batch) -> float:
         return self._iteration_s
 
-    def decode_run_s(self, batch: Batch, iterations: int) -> np.ndarray:
-        return np.full(iterations, self._iteration_s)
+    def run_ends_s(
+        self, batch: Batch, start_s: float, iterations: int, until_s: float
+    ) -> list[float]:
+        ends_s: list[float] = []
+        while len(ends_s) < iterations and start_s < until_s:
+            start_s += self._iteration_s
+            ends_s.append(start_s)
+        return ends_s
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"fixed": iterations["duration_s"]}

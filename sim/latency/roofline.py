@@ -20,7 +20,7 @@ Whatever depends on one count is tabulated in the constructor, so that ``iterati
 additions; beyond the tables the same formulas are evaluated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -151,47 +151,36 @@ class RooflineLatency:
             duration_s += decodes * self._per_decode_s + batch.context_tokens * self._per_context_s
         return duration_s
 
-    def decode_run_s(self, batch: Batch, iterations: int) -> np.ndarray:
-        """Seconds [iterations] of consecutive decode iterations, f8.
-
-        Iteration j attends to ``context_tokens + j x num_decodes``; every value has the very bits
-        ``iteration_s`` gives for that batch (the same operations in the same order).
-        """
-        decodes = batch.num_decodes
+    def run_ends_s(
+        self, batch: Batch, start_s: float, iterations: int, until_s: float
+    ) -> list[float]:
+        """When each of up to `iterations` decode iterations ends (see `LatencyModel`)."""
+        decodes, context = batch.num_decodes, batch.context_tokens
         fixed_s = self._fixed_s(batch)
-        if not decodes:
-            return np.full(iterations, fixed_s)
-        durations_s = np.arange(iterations, dtype=np.float64)
-        durations_s *= decodes
-        durations_s += batch.context_tokens
-        durations_s *= self._per_context_s
-        durations_s += decodes * self._per_decode_s
-        durations_s += fixed_s
-        return durations_s
+        per_decode_s, per_context_s = decodes * self._per_decode_s, self._per_context_s
+        ends_s: list[float] = []
+        for _ in range(iterations):
+            start_s += fixed_s + (per_decode_s + context * per_context_s)
+            ends_s.append(start_s)
+            if start_s >= until_s:
+                break
+            context += decodes
+        return ends_s
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Split recorded iterations' ``duration_s`` into its parts, f8[n] each, adding up to it.
 
-        Records keep neither each prefill's context nor swapped blocks nor rows of logits: rows are
-        taken as one per sequence, and attention is what the other parts leave (swaps included).
+        Records do not keep each prefill's context, so attention is what the other parts leave.
         """
-        duration_s = np.asarray(iterations["duration_s"], dtype=np.float64)
-        tokens = np.asarray(iterations["num_tokens"], dtype=np.int64)
-        seqs = np.asarray(iterations["decode_seqs"], dtype=np.int64) + np.asarray(
-            iterations["prefill_seqs"], dtype=np.int64
-        )
-        distinct, index = np.unique(tokens, return_inverse=True)
-        parts = {key: value[index] for key, value in self._token_parts_s(distinct).items()}
-        distinct, index = np.unique(seqs, return_inverse=True)
-        rows = {key: value[index] for key, value in self._row_parts_s(distinct).items()}
+        duration_s = iterations["duration_s"]
+        parts = _looked_up(self._token_parts_s, iterations["num_tokens"])
+        rows = _looked_up(self._row_parts_s, iterations["num_emitting"])
         parts["logits"] = rows["logits"]
         parts["communication"] = parts["communication"] + rows["communication"]
-        parts["host"] = self._host_s + self._host_per_sequence_s * seqs
-        known = np.sum(list(parts.values()), axis=0)
-        # A duration below what is known (a truncated record) shrinks every part alike.
-        scale = np.divide(duration_s, known, out=np.ones_like(known), where=known > duration_s)
-        parts = {key: value * scale for key, value in parts.items()}
-        parts["attention"] = np.maximum(duration_s - np.sum(list(parts.values()), axis=0), 0.0)
+        parts["host"] = self._host_s + self._host_per_sequence_s * iterations["num_seqs"]
+        if iterations["swap_blocks"].any():
+            parts["swap"] = self._per_swapped_block_s * iterations["swap_blocks"]
+        parts["attention"] = np.maximum(duration_s - sum(parts.values()), 0.0)
         return {key: parts[key] for key in _PART_KEYS if key in parts}
 
     def _fixed_s(self, batch: Batch) -> float:
@@ -328,3 +317,11 @@ class RooflineLatency:
 
 
 _PART_KEYS = ("linear", "moe", "attention", "logits", "communication", "host")
+
+
+def _looked_up(
+    parts_of: Callable[[np.ndarray], dict[str, np.ndarray]], counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Parts for many counts, most of them small and repeated: a table, then look-ups."""
+    table = parts_of(np.arange(counts.max(initial=0) + 1))
+    return {key: value[counts] for key, value in table.items()}

@@ -8,15 +8,24 @@ merely a request that is one token behind (Agrawal et al., OSDI 2024; vLLM V1 sc
 from __future__ import annotations
 
 from sim.batch import Batch
+from sim.engine_config import EngineConfig
+from sim.kv_cache import BlockAllocator
 from sim.request import Request
+from sim.request_pool import RequestPool
 from sim.schedulers.scheduler import IterationScheduler
 
 
 class ChunkedScheduler(IterationScheduler):
     """First come first served; preempts the latest admitted by recompute; never to admit."""
 
+    def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
+        super().__init__(pool, allocator, config)
+        self._held_back: list[Request] = []
+
     def schedule(self, now_s: float) -> Batch | None:
         batch = Batch()
+        if self._held_back:
+            self._let_go_on()
         budget = self._schedule_running(batch, now_s)
         self._blocked = False
         if self.pool.waiting and not batch.preempted:
@@ -79,10 +88,19 @@ class ChunkedScheduler(IterationScheduler):
         return budget
 
     def _hold_back(self, request: Request) -> None:
-        """No token is left for this sequence: it sits one iteration out, then catches up."""
+        """No token is left for this sequence: it sits this iteration out."""
         self.pool.decodes.remove(request)
-        self.prefilling[request] = None
+        self._held_back.append(request)
         self._prefill_stored_tokens += request.num_computed_tokens
+
+    def _let_go_on(self) -> None:
+        for request in self._held_back:
+            self._prefill_stored_tokens -= request.num_computed_tokens
+            self.pool.decodes.add(request, request.last_token_s)
+        self._held_back.clear()
+
+    def horizon(self, batch: Batch) -> int:
+        return 1 if self._held_back else super().horizon(batch)
 
     def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator

@@ -109,25 +109,24 @@ class IterationScheduler:
     def extend(self, iterations: int) -> list[tuple[int, int, int]]:
         if self.reserves:
             return []
-        growth = []
-        size = self.allocator.block_size
-        for ahead in range(1, min(iterations, size + 1)):
-            crossing = self.pool.decodes.needing_block(ahead)
-            if crossing:
-                times = (iterations - 1 - ahead) // size + 1
-                self._grow(crossing, times)
-                growth.append((ahead, len(crossing), times))
+        crossings = self.pool.decodes.crossings(iterations)
+        growth = [(ahead, len(members), times) for ahead, members, times in crossings]
+        blocks = self.allocator.take(sum(count * times for _, count, times in growth))
+        position = 0
+        for _, members, times in crossings:
+            for request in members:
+                if times == 1:
+                    request.block_table.append(blocks[position])
+                else:
+                    request.block_table += blocks[position : position + times]
+                position += times
         return growth
 
-    def _grow(self, crossing: Collection[Request], times: int = 1) -> None:
-        """`times` more blocks for each of these requests."""
-        blocks = self.allocator.take(len(crossing) * times)
-        if times == 1:
-            for request, block in zip(crossing, blocks, strict=True):
-                request.block_table.append(block)
-        else:
-            for i, request in enumerate(crossing):
-                request.block_table += blocks[i * times : (i + 1) * times]
+    def _grow(self, crossing: Collection[Request]) -> None:
+        """One more block for each of these requests."""
+        blocks = self.allocator.take(len(crossing))
+        for request, block in zip(crossing, blocks, strict=True):
+            request.block_table.append(block)
 
     # -- prefill ----------------------------------------------------------------------------
 

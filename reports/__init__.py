@@ -1,0 +1,1 @@
+"""Records to pictures: one-file HTML reports, Plotly figures and terminal tables."""

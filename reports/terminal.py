@@ -1,0 +1,111 @@
+"""The summary of a run on the terminal, laid out like vLLM's "Serving Benchmark Result"."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from reports.quantity import MISSING, figure_of
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+WIDTH = 50
+LATENCIES = {
+    "Time to First Token": ("ttft", "TTFT"),
+    "Time per Output Token (excl. 1st token)": ("tpot", "TPOT"),
+    "Inter-token Latency": ("itl", "ITL"),
+    "End-to-end Latency": ("e2el", "E2EL"),
+}
+STATISTICS = {"mean": "Mean", "median": "Median", "p90": "P90", "p99": "P99"}
+
+
+def summary_table(summary: Mapping[str, Any]) -> "Text":
+    """Lay out `summary` (vLLM `bench serve` names, latencies in ms) for `rich.print`.
+
+    What the summary lacks is left out or shown as a dash; text from outside is shown without
+    markup and without control characters.
+    """
+    from rich.text import Text
+
+    lines: list[tuple[str, str]] = [(_rule(" Serving Benchmark Result ", "="), "bold")]
+    lines += _counts(summary)
+    for title, (metric, short) in LATENCIES.items():
+        if figure_of(summary, f"mean_{metric}_ms") is None:
+            continue
+        lines.append((_rule(title, "-"), "bold"))
+        for statistic, label in STATISTICS.items():
+            value = figure_of(summary, f"{statistic}_{metric}_ms")
+            if value is not None:
+                lines.append((_line(f"{label} {short} (ms):", f"{value:.2f}"), ""))
+    lines.append((_rule("Orcast", "-"), "bold"))
+    lines += _own(summary)
+    lines.append((_rule("", "="), "bold"))
+    lines += [(f"warning: {_printable(text)}", "yellow") for text in summary.get("warnings") or ()]
+    return Text("\n").join(Text(text, style=style) for text, style in lines)
+
+
+def _counts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("Successful requests:", "completed", "d"),
+        ("Benchmark duration (s):", "duration", ".2f"),
+        ("Total input tokens:", "total_input_tokens", "d"),
+        ("Total generated tokens:", "total_output_tokens", "d"),
+        ("Request throughput (req/s):", "request_throughput", ".2f"),
+        ("Request goodput (req/s):", "request_goodput", ".2f"),
+        ("Output token throughput (tok/s):", "output_throughput", ".2f"),
+        ("Total token throughput (tok/s):", "total_token_throughput", ".2f"),
+    ]
+    lines = []
+    for label, key, form in rows:
+        value = figure_of(summary, key)
+        if value is None and key == "request_goodput":
+            continue
+        if value is None:
+            lines.append((_line(label, MISSING), ""))
+        else:
+            lines.append((_line(label, format(round(value) if form == "d" else value, form)), ""))
+    return lines
+
+
+def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    for label, key in (
+        ("KV memory utilisation (%):", "kv_utilization"),
+        ("KV memory useful, of what is taken (%):", "kv_useful"),
+    ):
+        share = figure_of(summary, key)
+        if share is not None:
+            lines.append((_line(label, f"{100 * share:.2f}"), ""))
+    for label, key in (
+        ("Preemptions:", "preemptions"),
+        ("Rejected requests:", "rejected"),
+        ("Iterations:", "iterations"),
+    ):
+        value = figure_of(summary, key)
+        style = "yellow" if value and key == "rejected" else ""
+        lines.append((_line(label, MISSING if value is None else f"{value:.0f}"), style))
+    speed = figure_of(summary, "simulated_requests_per_s")
+    if speed is not None:
+        lines.append((_line("Simulated requests per second:", f"{speed:.0f}"), ""))
+    latency = summary.get("latency")
+    if isinstance(latency, Mapping):
+        source = str(latency.get("label") or latency.get("source") or MISSING)
+        measured = bool(latency.get("measured"))
+        if not measured and "measured" not in source:
+            source += " (not measured)"
+        text = f"Latency source: {_printable(source)}"
+        if len(text) <= WIDTH:
+            text = _line("Latency source:", _printable(source))
+        lines.append((text, "" if measured else "yellow"))
+    return lines
+
+
+def _line(label: str, value: str) -> str:
+    return f"{label} {value:>{WIDTH - len(label) - 1}}"
+
+
+def _rule(title: str, stroke: str) -> str:
+    return title.center(WIDTH, stroke)
+
+
+def _printable(text: object) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))
