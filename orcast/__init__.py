@@ -26,10 +26,19 @@ def simulate(
     """
     import json
 
+    from orcast.calibrate_cli import compose
     from scenarios.forecast import forecast
     from scenarios.load import load_scenario
 
     # JSON is YAML: a value given as a Python object reads back as itself.
-    settings = [f"{path}={json.dumps(value)}" for path, value in (overrides or {}).items()]
+    settings = [
+        f"{path}={json.dumps(value, ensure_ascii=False, default=_plain)}"
+        for path, value in (overrides or {}).items()
+    ]
     loaded, origin = load_scenario(scenario, settings)
-    return forecast(loaded, origin=origin, leap=not step)
+    return forecast(loaded, origin=origin, compose=compose, leap=not step)
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as a number, a path as text."""
+    return value.item() if hasattr(value, "item") else str(value)

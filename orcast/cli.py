@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from orcast.calibrate_cli import app as calibrate_app
+from orcast.calibrate_cli import compose
 from scenarios.errors import InputError
 
 app = typer.Typer(
@@ -22,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(calibrate_app, name="calibrate")
+
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
 ]
@@ -30,7 +35,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder [default: runs/NAME].")
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder (default: runs/NAME).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -58,7 +63,12 @@ def run(
     folder = out or Path("runs") / _file_name(loaded.name)
     with fresh_folder(folder) as partial, _Progress() as progress:
         result = forecast(
-            loaded, origin=origin, leap=not step, check=check, progress=progress.show
+            loaded,
+            origin=origin,
+            compose=compose,
+            leap=not step,
+            check=check,
+            progress=progress.show,
         )
         write_run(partial, result.records, scenario=result.scenario, summary=result.summary)
     if as_json:
@@ -136,6 +146,8 @@ class _Progress:
 
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit status 2, never a traceback."""
+    # Asked to end: unwind, so that a half-written folder is taken away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except (InputError, OSError) as error:

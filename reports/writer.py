@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,35 +20,59 @@ if TYPE_CHECKING:
     from sim.records import Records
 
 MARKER = "summary.json"  # what makes a folder one of ours, to be replaced without asking
+FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions")}
+FILES |= {MARKER, "scenario.yaml", "report.html", "compare.html"}
 
 
 @contextmanager
-def fresh_folder(target: Path) -> Iterator[Path]:
+def fresh_folder(
+    target: Path, *, marker: str = MARKER, files: Collection[str] = frozenset(FILES)
+) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
-    An older folder of results is replaced; anything else that lies there is left alone. Raises
+    An older folder of results (it has the file `marker`, and none but `files`) is replaced;
+    anything else that lies there is left alone. Raises
     InputError before anything is computed when `target` cannot be written.
     """
-    if target.exists() and not target.is_dir():
-        raise InputError(f"--out {target}: a file is in the way; name a folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
-        raise InputError(f"--out {target}: not empty and not a run folder; name another one")
-    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
     try:
+        _check_target(target, marker, files)
+        final = target.resolve()  # a link stays a link
+        hidden = f".{final.name}.{secrets.token_hex(4)}"  # unlike process ids, never seen before
+        partial, old = final.parent / f"{hidden}.partial", final.parent / f"{hidden}.old"
+        made = [folder for folder in final.parents if not folder.exists()]
         partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"--out {target}: cannot be written: {error.strerror}") from None
     try:
         yield partial
-        if target.is_dir():
-            old = target.parent / f".{target.name}.{os.getpid()}.old"
-            target.rename(old)
-            partial.rename(target)
+        if final.is_dir():
+            final.rename(old)
+            partial.rename(final)
             shutil.rmtree(old)
         else:
-            partial.rename(target)
+            partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # folders made for nothing; those that now hold a run stay
+            for folder in made:
+                folder.rmdir()
+
+
+def _check_target(target: Path, marker: str, files: Collection[str]) -> None:
+    """InputError where `target` is something that must not be replaced."""
+    if target.exists() and not target.is_dir():
+        raise InputError(f"--out {target}: a file is in the way; name a folder")
+    if not target.is_dir():
+        return
+    found = {entry.name for entry in target.iterdir() if not entry.name.startswith(".")}
+    if found and marker not in found:
+        what = "a run folder" if marker == MARKER else "a latency table"
+        raise InputError(f"--out {target}: not empty and not {what}; name another one")
+    if strangers := sorted(found - set(files)):
+        raise InputError(
+            f"--out {target}: holds {strangers[0]}, which is not Orcast's and would be lost; "
+            "name another folder"
+        )
 
 
 def write_run(

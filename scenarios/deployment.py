@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,11 @@ from scenarios.errors import InputError
 from scenarios.schema import Scenario
 from sim.engine_config import EngineConfig
 from sim.hardware import Gpu, Interconnect
-from sim.latency.protocol import FixedLatency, LatencyModel
-from sim.latency.roofline import RooflineLatency
+from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
+from sim.latency.roofline import HOST_LINK_EFFICIENCY, RooflineLatency
+from sim.latency.table import TableLatency
+from sim.latency.table_data import LatencyTable
+from sim.latency.table_folder import read_table
 from sim.memory import MemoryBudget, memory_budget
 from sim.metrics import Slo
 from sim.model_spec import ModelSpec
@@ -23,6 +26,7 @@ from sim.workload import Workload, arrivals, lengths, read_trace
 from sim.workload.sessions import shared_prefixes
 
 GIB = 2**30
+LATEST_ARRIVAL_S = 1e9  # thirty years; float64 resolves 0.1 us there
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,16 @@ class Deployment:
     notes: tuple[str, ...]
 
 
-def deploy(scenario: Scenario, *, origin: Path | None = None) -> Deployment:
+Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
+
+
+def deploy(
+    scenario: Scenario, *, origin: Path | None = None, compose: Composer | None = None
+) -> Deployment:
     """Resolve names and files, draw the workload, divide the memory.
 
-    Relative paths are looked up in the current folder, then beside `origin`. Raises InputError.
+    Relative paths are looked up in the current folder, then beside `origin`. `compose` makes a
+    latency table from other people's measurements (source ``aiconfigurator``). Raises InputError.
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
@@ -57,8 +67,8 @@ def deploy(scenario: Scenario, *, origin: Path | None = None) -> Deployment:
         workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
     config = _engine_config(scenario.engine, model, memory)
     with _at(source, "latency"):
-        latency = _latency(scenario, model, gpu)
-    notes = (*workload.notes, *_unused_knobs(scenario.engine))
+        latency = _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
+    notes = (*workload.notes, *_unused_knobs(scenario))
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -115,25 +125,74 @@ def _engine_config(
     )
 
 
-def _latency(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyModel:
+def _latency(
+    scenario: Scenario,
+    model: ModelSpec,
+    gpu: Gpu,
+    memory: MemoryBudget,
+    *,
+    beside: Path | None,
+    compose: Composer | None,
+) -> LatencyModel:
     latency, engine, hardware = scenario.latency, scenario.engine, scenario.hardware
     if latency.source == "fixed":
         assert latency.iteration_ms is not None
         return FixedLatency(latency.iteration_ms / 1e3)
-    given = dict(latency.efficiencies)
-    if latency.host_overhead is not None:
-        given["host_per_iteration_s"] = latency.host_overhead.per_iteration_us / 1e6
-        given["host_per_sequence_s"] = latency.host_overhead.per_sequence_us / 1e6
-    return RooflineLatency(
+    host = latency.host_overhead
+    if latency.source == "roofline":
+        given = dict(latency.efficiencies)
+        if host is not None:
+            given["host_per_iteration_s"] = host.per_iteration_us / 1e6
+            given["host_per_sequence_s"] = host.per_sequence_us / 1e6
+        return RooflineLatency(
+            model,
+            gpu,
+            tensor_parallel=hardware.tensor_parallel,
+            interconnect=_interconnect(hardware, gpu),
+            kv_cache_dtype=engine.kv_cache_dtype,
+            block_size=engine.block_size,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            **given,
+        )
+    if latency.source == "table":
+        assert latency.table is not None
+        folder = library.find_file(latency.table, beside=beside)
+        table = read_table(latency.table if folder is None else folder)
+    elif compose is None:
+        raise ValueError("source aiconfigurator is available from the command line and orcast.simulate")
+    else:
+        table = compose(scenario, model, gpu)
+    skew = latency.skew
+    return TableLatency(
+        table,
         model,
-        gpu,
         tensor_parallel=hardware.tensor_parallel,
         interconnect=_interconnect(hardware, gpu),
-        kv_cache_dtype=engine.kv_cache_dtype,
-        block_size=engine.block_size,
+        link_measured=hardware.link is not None,
+        host=_host_overhead(host, table),
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
-        **given,
+        swapped_block_s=memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY),
+        capture_sizes=tuple(sorted(engine.cudagraph_capture_sizes)),
+        skew=table.corrects_skew if skew is None else skew,
+    )
+
+
+def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead:
+    """The scenario's value, else the measured one; never silently zero."""
+    if given is not None:
+        return HostOverhead(
+            given.per_iteration_us / 1e6, given.per_sequence_us / 1e6, "given in the scenario"
+        )
+    measured = table.meta.get("host_overhead_us")
+    if measured is None:
+        raise ValueError(
+            "the table has no host overhead measured: say what the engine's host adds, e.g. "
+            "--set latency.host_overhead.per_iteration_us=300 (0 where the engine hides it)"
+        )
+    return HostOverhead(
+        measured["per_iteration"] / 1e6, measured["per_sequence"] / 1e6, "measured, in the table"
     )
 
 
@@ -189,8 +248,15 @@ def draw_workload(
                 shared_prefix_tokens=workload.shared_prefixes.tokens,
             )
     limits = outputs if workload.max_tokens is None else np.maximum(outputs, workload.max_tokens)
+    with np.errstate(over="ignore"):
+        arrival_s = columns["arrival_s"] * workload.time_scale
+    if not arrival_s[-1] <= LATEST_ARRIVAL_S:
+        raise ValueError(
+            f"the last request arrives after {arrival_s[-1]:g} s, beyond {LATEST_ARRIVAL_S:g} s a "
+            "clock cannot tell iterations apart; raise request_rate or lower time_scale"
+        )
     return Workload(
-        arrival_s=columns["arrival_s"] * workload.time_scale,
+        arrival_s=arrival_s,
         prompt_tokens=prompts,
         output_tokens=outputs,
         max_tokens=limits,
@@ -257,8 +323,9 @@ _KNOBS = {  # knob -> the schedulers it means something to
 }
 
 
-def _unused_knobs(engine: schema.Engine) -> list[str]:
+def _unused_knobs(scenario: Scenario) -> list[str]:
     """A note for every knob that was turned from its default and that this policy does not have."""
+    engine = scenario.engine
     defaults = schema.Engine(scheduler=engine.scheduler)
     notes = [
         f"engine.{knob} has no effect under scheduler {engine.scheduler} "
@@ -273,5 +340,9 @@ def _unused_knobs(engine: schema.Engine) -> list[str]:
         notes.append(
             f"engine.max_num_batched_tokens limits no batch under scheduler {engine.scheduler}; "
             "it only sizes the memory kept for activations"
+        )
+    if engine.cudagraph_capture_sizes and scenario.latency.source in {"roofline", "fixed"}:
+        notes.append(
+            "engine.cudagraph_capture_sizes has no effect without a measured latency table"
         )
     return notes

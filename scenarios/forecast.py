@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.deployment import Deployment, deploy
+from scenarios.deployment import Composer, Deployment, deploy
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
+from sim.latency.protocol import LatencyModel
 from sim.metrics import summarize
 from sim.records import Records
 from sim.simulation import simulate
@@ -36,6 +37,7 @@ def forecast(
     scenario: Scenario,
     *,
     origin: Path | None = None,
+    compose: Composer | None = None,
     leap: bool = True,
     check: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -45,7 +47,7 @@ def forecast(
     Raises InputError for a scenario that cannot be simulated.
     """
     started_s = time.perf_counter()
-    deployment = deploy(scenario, origin=origin)
+    deployment = deploy(scenario, origin=origin, compose=compose)
     workload = deployment.workload
     total = len(workload)
     records = simulate(
@@ -62,7 +64,10 @@ def forecast(
     if records.requests["rejected"].all():
         raise InputError(_nothing_fits(deployment, origin))
     if workload.request_ids is not None:
-        ids = np.array(workload.request_ids)
+        # Half a surrogate pair, which JSON can hold, is no text that could be written to a file.
+        ids = np.array(
+            [name.encode("utf-8", "replace").decode("utf-8") for name in workload.request_ids]
+        )
         records.requests["request_id"] = ids[records.requests["request"]]
     summary = summarize(records, deployment.slo)
     wall_s = time.perf_counter() - started_s
@@ -75,6 +80,7 @@ def forecast(
             "source": scenario.latency.source,
             "measured": deployment.latency.measured,
             "label": deployment.latency.label,
+            "host_overhead": _host_overhead(deployment.latency),
         },
         "time_parts_s": {
             part: float(seconds.sum())
@@ -84,6 +90,17 @@ def forecast(
     }
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
+
+
+def _host_overhead(latency: LatencyModel) -> str | None:
+    """Host time per iteration in words, so that it is never taken for granted."""
+    host = getattr(latency, "host", None)
+    if host is None:
+        return None
+    return (
+        f"{host.per_iteration_s * 1e6:g} µs per iteration and {host.per_sequence_s * 1e6:g} µs "
+        f"per sequence, {host.source}"
+    )
 
 
 def _memory_bytes(deployment: Deployment) -> dict[str, int]:
@@ -98,12 +115,17 @@ def _memory_bytes(deployment: Deployment) -> dict[str, int]:
 
 
 def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
-    workload, memory = deployment.workload, deployment.memory
-    largest = int((workload.prompt_tokens + workload.output_tokens).min())
+    workload, memory, config = deployment.workload, deployment.memory, deployment.config
+    smallest = int((workload.prompt_tokens + workload.output_tokens).argmin())
+    lengths = (workload.prompt_tokens, workload.max_tokens, workload.output_tokens)
+    prompt, limit, output = (int(column[smallest]) for column in lengths)
+    needs = f"needs {prompt + output} tokens"
+    if deployment.scenario.engine.scheduler in ("static", "dynamic", "orca"):
+        needs = f"has {config.reserved_tokens(prompt, limit, output)} tokens reserved"
     return (
-        f"{origin or 'scenario'}: workload: no request can be served: the smallest needs "
-        f"{largest} tokens, the KV cache holds {memory.slots} and max_model_len is "
-        f"{deployment.config.max_model_len}; raise engine.gpu_memory_utilization or "
+        f"{origin or 'scenario'}: workload: no request can be served: the smallest {needs}, "
+        f"the KV cache holds {memory.slots} and max_model_len is "
+        f"{config.max_model_len}; raise engine.gpu_memory_utilization or "
         "engine.num_gpu_blocks_override, use more GPUs, or shorten the requests"
     )
 

@@ -41,7 +41,7 @@ Loader.add_implicit_resolver(
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file safely; InputError with line and column where it is not YAML."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -51,6 +51,8 @@ def read_yaml(path: Path) -> Any:
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(f"{path}{where}: not valid YAML: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a date such as 2024-13-01, a number too long
+        raise InputError(f"{path}: not valid YAML: {error}") from None
 
 
 def scenario_path(name: str) -> Path:
@@ -113,7 +115,8 @@ def _read_model(path: Path, name: str) -> ModelSpec:
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path}: a JSON {type(config).__name__}, expected a model's config object")
+        kind = type(config).__name__
+        raise InputError(f"{path}: a JSON {kind}, expected a model's config object")
     try:
         return ModelSpec.from_config(config, name=name)
     except ValueError as error:

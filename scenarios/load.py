@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
@@ -14,6 +15,10 @@ from pydantic_core import ErrorDetails
 from scenarios.errors import InputError, did_you_mean
 from scenarios.library import Loader, read_yaml, scenario_path
 from scenarios.schema import Scenario
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 def load_scenario(name: str, overrides: Iterable[str] = ()) -> tuple[Scenario, Path]:
@@ -38,8 +43,8 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
         if not equals or not all(keys):
             raise InputError(f"--set {override}: expected PATH=VALUE, e.g. engine.max_num_seqs=64")
         try:
-            value = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError:
+            value = yaml.load(text, Loader)
+        except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01
             raise InputError(f"--set {override}: the value is not valid YAML") from None
         section = content
         for position, key in enumerate(keys[:-1]):
@@ -48,7 +53,7 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
                 inner = section[key] = {}
             if not isinstance(inner, dict):
                 here = ".".join(keys[: position + 1])
-                raise InputError(f"--set {override}: {here} is {inner!r}, not a section with keys")
+                raise InputError(f"--set {override}: {here} is {_SHORT.repr(inner)}, not a section with keys")
             section = inner
         section[keys[-1]] = value
         paths.add(".".join(keys))
@@ -65,10 +70,19 @@ def parse_scenario(
         details = error.errors()
         first = details[0]
         path = _yaml_path(first)
-        source = "--set" if path in set(overridden) else origin
+        source = _blamed(path, origin, overridden)
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
         where = f"{source}: {path}" if path else source
         raise InputError(f"{where}: {_explain(first)}{more}") from None
+
+
+def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
+    """Who gave what is wrong at `path`: the file, ``--set``, or for a whole section maybe both."""
+    given = set(overridden)
+    if any(f"{path}.".startswith(f"{setting}.") or path.startswith(f"{setting}[") for setting in given):
+        return "--set"
+    inside = sorted(setting for setting in given if setting.startswith(f"{path}.") or not path)
+    return f"{origin} with --set {inside[0]}" if inside else origin
 
 
 def _yaml_path(error: ErrorDetails) -> str:
@@ -79,7 +93,8 @@ def _yaml_path(error: ErrorDetails) -> str:
 
 
 def _explain(error: ErrorDetails) -> str:
-    given, context = error["input"], error.get("ctx", {})
+    # A short form: a YAML file of a few lines can hold a list of a million items.
+    given, context = _SHORT.repr(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
             section = _section(error["loc"][:-1])
@@ -88,18 +103,19 @@ def _explain(error: ErrorDetails) -> str:
             return "missing"
         case "literal_error":
             names = _literals(error["loc"])
-            return f"{given!r} is not known; {did_you_mean(given, names)}"
+            hint = did_you_mean(given.strip("'"), names)
+            return f"{given} is not known; {hint}"
         case "value_error":
             return str(context["error"])
-        case "less_than_equal" if context.get("le") == 1 and error["loc"][-1] == "pipeline_parallel":
+        case "less_than_equal" if error["loc"][-1] == "pipeline_parallel":
             return f"{given} stages: only 1 is supported; use tensor_parallel up to 8"
         case "model_type":
-            return f"{given!r}: expected a section with keys"
+            return f"{given}: expected a section with keys"
         case "finite_number":
             return f"{given}: expected a finite number"
-    message = error["msg"]
-    message = message.replace("Input should be", "expected").replace("valid ", "")
-    return f"{given!r}: {message}"
+    message = error["msg"].replace("Input should be", "expected")
+    message = message.replace("a valid integer", "a whole number").replace("valid ", "")
+    return f"{given}: {message}"
 
 
 def _section(location: tuple[int | str, ...]) -> type[BaseModel]:

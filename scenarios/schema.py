@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+# Upper bounds lie far beyond any deployment: what is above them is a slip, and would otherwise end
+# in an overflow or in all of this machine's memory.
+Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Efficiency = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**8)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class Section(BaseModel):
@@ -19,9 +24,13 @@ class Section(BaseModel):
 
 
 class Link(Section):
-    """The link between GPUs of one node, per direction, where the library's figure is not yours."""
+    """The link between GPUs of one node, per direction, as measured on your machine.
 
-    bandwidth_gb_per_s: Positive
+    The α and β of a ring all-reduce over p GPUs: ``2 (p - 1) latency + 2 (p - 1) / p bytes /
+    bandwidth``. Without it the library's datasheet figures are taken, at an assumed efficiency.
+    """
+
+    bandwidth_gb_per_s: Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
     latency_us: NotNegative
 
 
@@ -38,20 +47,21 @@ class Engine(Section):
     """The serving engine's knobs, under vLLM's names."""
 
     scheduler: Literal["static", "dynamic", "orca", "paged", "chunked"] = "chunked"
-    max_num_seqs: Count = 256
-    max_num_batched_tokens: Count = 8192
+    max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = 256
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**22)] = 8192
     block_size: Annotated[int, Field(ge=1, le=4096)] = 16
     gpu_memory_utilization: Fraction = 0.9
-    num_gpu_blocks_override: Count | None = None
-    max_model_len: Count | None = None
+    num_gpu_blocks_override: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    max_model_len: Tokens | None = None
     enable_prefix_caching: bool = True
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     preemption: Literal["recompute", "swap"] = "recompute"
-    swap_space_gib: NotNegative = 4.0
-    watermark: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    swap_space_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 4.0
+    watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
     preferred_batch_sizes: list[Count] = []
+    cudagraph_capture_sizes: list[Count] = []  # batches are padded up to these; none: eager
     max_queue_delay_ms: NotNegative = 0.0
 
     @model_validator(mode="after")
@@ -60,6 +70,11 @@ class Engine(Section):
             raise ValueError(
                 f"max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
                 f"max_num_seqs {self.max_num_seqs}: every running sequence needs one token"
+            )
+        if (self.num_gpu_blocks_override or 0) * self.block_size >= 2**31:
+            raise ValueError(
+                f"num_gpu_blocks_override {self.num_gpu_blocks_override} of block_size "
+                f"{self.block_size}: the KV cache may hold at most 2^31 - 1 tokens"
             )
         too_large = [n for n in self.preferred_batch_sizes if n > self.max_num_seqs]
         if too_large:
@@ -80,17 +95,24 @@ class Latency(Section):
     """Where an iteration's duration comes from.
 
     ``roofline``: analytic, from datasheet figures and the efficiencies assumed here.
+    ``table``: measured, from the table in the folder ``table``.
+    ``aiconfigurator``: measured kernel times of the package aiconfigurator-core, composed for the
+    model and GPU (extra ``tables``).
     ``fixed``: every iteration takes ``iteration_ms`` (textbook examples).
     """
 
-    source: Literal["roofline", "fixed"] = "roofline"
-    iteration_ms: Positive | None = None
-    gemm_efficiency: Fraction | None = None
-    attention_efficiency: Fraction | None = None
-    memory_efficiency: Fraction | None = None
-    attention_memory_efficiency: Fraction | None = None
-    moe_efficiency: Fraction | None = None
-    link_efficiency: Fraction | None = None
+    source: Literal["roofline", "table", "aiconfigurator", "fixed"] = "roofline"
+    table: str | None = None
+    skew: bool | None = None  # uneven contexts cost more; default: where tables allow it
+    backend: str | None = None  # aiconfigurator: whose kernels, e.g. trtllm, vllm, sglang
+    version: str | None = None  # aiconfigurator: of that backend
+    iteration_ms: Milliseconds | None = None
+    gemm_efficiency: Efficiency | None = None
+    attention_efficiency: Efficiency | None = None
+    memory_efficiency: Efficiency | None = None
+    attention_memory_efficiency: Efficiency | None = None
+    moe_efficiency: Efficiency | None = None
+    link_efficiency: Efficiency | None = None
     host_overhead: HostOverhead | None = None
 
     @property
@@ -103,15 +125,32 @@ class Latency(Section):
             if name.endswith("_efficiency") and value is not None
         }
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_table_is_a_source(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("table") is not None:
+            return {"source": "table", **given}
+        return given
+
     @model_validator(mode="after")
     def _fits_the_source(self) -> Self:
-        if (self.source == "fixed") != (self.iteration_ms is not None):
-            raise ValueError("iteration_ms belongs to source fixed, and source fixed needs it")
-        given = list(self.efficiencies)
-        if self.host_overhead is not None:
-            given.append("host_overhead")
-        if self.source == "fixed" and given:
-            raise ValueError(f"{given[0]} has no meaning with source fixed")
+        belongs = {
+            "table": ("table",),
+            "skew": ("table", "aiconfigurator"),
+            "backend": ("aiconfigurator",),
+            "version": ("aiconfigurator",),
+            "iteration_ms": ("fixed",),
+            "host_overhead": ("roofline", "table", "aiconfigurator"),
+            **dict.fromkeys(self.efficiencies, ("roofline",)),
+        }
+        for name, sources in belongs.items():
+            if getattr(self, name) is not None and self.source not in sources:
+                raise ValueError(
+                    f"{name} belongs to source {' or '.join(sources)}, not {self.source}"
+                )
+        for name, source in {"table": "table", "iteration_ms": "fixed"}.items():
+            if self.source == source and getattr(self, name) is None:
+                raise ValueError(f"source {source} needs {name}")
         return self
 
 
@@ -138,13 +177,15 @@ class Lengths(Section):
     """A distribution of token counts; which keys it needs depends on ``distribution``."""
 
     distribution: Literal["fixed", "uniform", "lognormal", "empirical"]
-    tokens: Count | None = None  # fixed
+    tokens: Tokens | None = None  # fixed
     mean: Positive | None = None  # lognormal: either mean or median
     median: Positive | None = None
-    sigma: NotNegative | None = None  # lognormal: of the logarithm
-    min: Count | None = None  # uniform and lognormal
-    max: Count | None = None
-    values: list[Count] | None = None  # empirical: drawn with replacement
+    # lognormal: of the logarithm
+    sigma: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    min: Tokens | None = None  # uniform and lognormal
+    max: Tokens | None = None
+    # empirical: drawn with replacement
+    values: Annotated[list[Tokens], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _has_its_keys(self) -> Self:
@@ -165,6 +206,8 @@ class Lengths(Section):
             raise ValueError(f"{extra[0]} has no meaning for a {self.distribution} distribution")
         if self.distribution == "lognormal" and (self.mean is None) == (self.median is None):
             raise ValueError("lognormal needs either mean or median")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} must be at most max {self.max}")
         return self
 
 
@@ -180,7 +223,7 @@ class SharedPrefixes(Section):
     """Each synthetic prompt begins with one of `num_prefixes` system prompts of `tokens` tokens."""
 
     num_prefixes: Count
-    tokens: Count
+    tokens: Tokens
 
 
 class Workload(Section):
@@ -196,7 +239,7 @@ class Workload(Section):
     arrivals: Arrivals | None = None
     lengths: LengthPair | None = None
     num_requests: Count | None = None
-    max_tokens: Count | None = None  # the limit clients ask for; default: the true output length
+    max_tokens: Tokens | None = None  # the limit clients ask for; default: the true output length
     max_concurrency: Count | None = None
     shared_prefixes: SharedPrefixes | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -230,7 +273,7 @@ class Workload(Section):
 class Cluster(Section):
     """How many engines, and which request goes where."""
 
-    replicas: Count = 1
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
     router: Literal["round_robin"] = "round_robin"
 
 
@@ -240,7 +283,7 @@ class Slo(Section):
     ttft_ms: Positive | None = None
     tpot_ms: Positive | None = None
     e2el_ms: Positive | None = None
-    percentile: Annotated[float, Field(gt=0, le=100)] = 99.0
+    percentile: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 99.0
 
 
 class Scenario(Section):

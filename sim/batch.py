@@ -27,9 +27,11 @@ class Batch:
     prefills: list[PrefillChunk] = field(default_factory=list)
     num_decodes: int = 0  # sequences that compute one token (padding rows included)
     context_tokens: int = 0  # sum over those of the tokens attended to, the new one included
+    longest_tokens: int = 0  # the longest of those contexts
     num_tokens: int = 0  # through the linear layers, padding included
     num_emitting: int = 0  # rows of logits
     num_seqs: int = 0
     swap_in_blocks: int = 0
     swap_out_blocks: int = 0
     preempted: int = 0
+    extrapolated: bool = False  # set by a latency model that left its measured range

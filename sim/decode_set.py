@@ -12,7 +12,7 @@ say everything a scheduler asks, at a cost that does not grow with the batch:
 from __future__ import annotations
 
 from collections.abc import Collection
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from sim.request import Request
 
@@ -26,6 +26,8 @@ class DecodeSet:
         self._block_size = block_size
         self._context_offset = 0  # context_tokens = offset + step * num_seqs
         self._final_tokens = 0
+        # Heap of (-context at step 0, number, member); who has left is dropped when it surfaces.
+        self._longest: list[tuple[int, int, Request]] = []
         self._endings: dict[int, list[Request]] = {}
         self._ending_steps: list[int] = []  # heap of the calendar's days
         self._crossing: list[dict[Request, None]] = [{} for _ in range(block_size)]
@@ -37,6 +39,22 @@ class DecodeSet:
     def context_tokens(self) -> int:
         """Sum over members of the tokens attended to in the next iteration."""
         return self._context_offset + self.step * self.num_seqs
+
+    @property
+    def longest_tokens(self) -> int:
+        """The longest context of the next iteration; 0 when nobody decodes."""
+        heap = self._longest
+        while heap:
+            if self._is_current(heap[0]):
+                return self.step - heap[0][0]
+            heappop(heap)
+        return 0
+
+    @staticmethod
+    def _is_current(entry: tuple[int, int, Request]) -> bool:
+        offset, _, request = entry
+        joined = request.joined_step
+        return joined >= 0 and joined - request.num_computed_tokens - 1 == offset
 
     @property
     def stored_tokens(self) -> int:
@@ -54,7 +72,13 @@ class DecodeSet:
         request.joined_step = step
         request.last_token_s = now_s
         self.num_seqs += 1
-        self._context_offset += request.num_computed_tokens + 1 - step
+        offset = request.num_computed_tokens + 1 - step
+        self._context_offset += offset
+        heap = self._longest
+        heappush(heap, (-offset, request.index, request))
+        if len(heap) > 4 * self.num_seqs + 64:
+            self._longest = [entry for entry in heap if self._is_current(entry)]
+            heapify(self._longest)
         self._final_tokens += request.prompt_tokens + request.output_tokens - 1
         ending = step + request.output_tokens - request.num_generated_tokens
         day = self._endings.get(ending)

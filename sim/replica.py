@@ -132,7 +132,7 @@ class Replica:
                 batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens, batch.num_tokens,
                 batch.num_emitting, batch.num_seqs, emitted, kv_blocks, stored, growth, steady,
                 reserved, allocator.shared_blocks, batch.swap_in_blocks + batch.swap_out_blocks,
-                batch.preempted, False,
+                batch.preempted, batch.extrapolated,
             ),
             ends_s,
             block_growth,

@@ -49,6 +49,18 @@ def all_reduce_s(
     return np.where(size > 0, np.minimum(ring, one_shot), 0.0)
 
 
+def ring_all_reduce_s(
+    message_bytes: np.ndarray, ranks: int, interconnect: Interconnect
+) -> np.ndarray:
+    """The textbook ring, at the link's own latency and bandwidth, as measured with all-reduces."""
+    size = np.asarray(message_bytes, dtype=np.float64)
+    steps = 2 * (ranks - 1)
+    moved = all_reduce_bytes(1.0, ranks) * size
+    return np.where(
+        size > 0, steps * interconnect.latency_s + moved / interconnect.bytes_per_s, 0.0
+    )
+
+
 def all_gather_s(
     result_bytes: np.ndarray,
     ranks: int,

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from sim.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class HostOverhead:
+    """Host time in every iteration, in seconds, and who says so."""
+
+    per_iteration_s: float
+    per_sequence_s: float
+    source: str
 
 
 class LatencyModel(Protocol):

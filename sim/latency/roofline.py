@@ -27,6 +27,7 @@ import numpy as np
 from sim.batch import Batch
 from sim.hardware import Gpu, Interconnect
 from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
+from sim.latency.protocol import HostOverhead
 from sim.model_spec import DTYPE_BYTES, LinearOperation, ModelSpec
 
 # Published H200 timings, bf16, that the defaults below round:
@@ -114,6 +115,15 @@ class RooflineLatency:
         self._moe_efficiency = moe_efficiency
         self._bytes_per_s = gpu.memory_bytes_per_s * memory_efficiency
         self._overheads = 1.0 if kernel_overheads else 0.0
+        assumed = (host_per_iteration_s, host_per_sequence_s) == (
+            HOST_PER_ITERATION_S,
+            HOST_PER_SEQUENCE_S,
+        )
+        self.host = HostOverhead(
+            host_per_iteration_s,
+            host_per_sequence_s,
+            "assumed" if assumed else "given in the scenario",
+        )
         self._host_s = host_per_iteration_s
         self._host_per_sequence_s = host_per_sequence_s
 

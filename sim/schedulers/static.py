@@ -41,10 +41,11 @@ class StaticScheduler:
         rows = len(self.pool.running)
         if not rows:
             return self._start_batch(now_s)
-        context = rows * (self._padded_prompt_tokens + self._iteration + 1)
+        context = self._padded_prompt_tokens + self._iteration + 1
         return Batch(
             num_decodes=rows,
-            context_tokens=context,
+            context_tokens=rows * context,
+            longest_tokens=context,
             num_tokens=rows,
             num_emitting=rows,
             num_seqs=rows,

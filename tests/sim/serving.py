@@ -81,7 +81,7 @@ def workloads(draw: st.DrawFn, *, longest: int = 70) -> Workload:
     extra = draw(st.integers(0, 20))
     content = None
     if draw(st.booleans()):
-        ids = [[draw(st.integers(0, 1))] * 40 for _ in range(count)]
+        ids = [[draw(st.integers(0, 1))] * (longest // 2 + 1) for _ in range(count)]
         content = PromptContent.from_lists(
             [row[: -(-prompt // 2)] for row, prompt in zip(ids, prompts, strict=True)],
             unit_tokens=2,

@@ -166,13 +166,13 @@ def test_a_run_of_decodes_has_the_very_bits_of_its_iterations(
 ) -> None:
     model = SHARED[name]
     work = replace(decodes(sequences, context), num_tokens=sequences + padding)
-    each = [
-        model.iteration_s(replace(work, context_tokens=work.context_tokens + j * sequences))
-        for j in range(iterations)
-    ]
-    run = model.decode_run_s(work, iterations)
-    assert run.dtype == np.float64
-    assert run.tolist() == each
+    now_s, ends_s = 3.7, []
+    for j in range(iterations):
+        step = replace(work, context_tokens=work.context_tokens + j * sequences)
+        now_s += model.iteration_s(step)
+        ends_s.append(now_s)
+    assert model.run_ends_s(work, 3.7, iterations, float("inf")) == ends_s
+    assert model.run_ends_s(work, 3.7, iterations, ends_s[0]) == ends_s[:1]
 
 
 @EACH
@@ -222,8 +222,6 @@ def test_beyond_the_tables_the_same_formulas_hold(name: str) -> None:
     )
     for work in (decodes(200, 700), prefill(3000), decodes(5, 5)):
         assert small.iteration_s(work) == pytest.approx(model.iteration_s(work), rel=1e-12)
-    work = decodes(200, 700)
-    assert small.decode_run_s(work, 1).tolist() == [small.iteration_s(work)]
 
 
 def records(model: RooflineLatency, works: list[Batch]) -> dict[str, np.ndarray]:
@@ -233,6 +231,9 @@ def records(model: RooflineLatency, works: list[Batch]) -> dict[str, np.ndarray]
         "decode_seqs": np.array([work.num_decodes for work in works]),
         "num_tokens": np.array([work.num_tokens for work in works]),
         "context_tokens": np.array([work.context_tokens for work in works]),
+        "num_emitting": np.array([work.num_emitting for work in works]),
+        "num_seqs": np.array([work.num_seqs for work in works]),
+        "swap_blocks": np.array([work.swap_in_blocks + work.swap_out_blocks for work in works]),
     }
 
 
@@ -241,9 +242,6 @@ def test_parts_of_recorded_iterations_add_up_to_their_durations(name: str) -> No
     model = SHARED[name]
     works = [decodes(1, 10), decodes(250, 3000), prefill(4000), prefill(100, 9000)]
     columns = records(model, works)
-    columns["duration_s"] = np.append(columns["duration_s"], 1e-6)  # shorter than any iteration
-    for key in ("prefill_seqs", "decode_seqs", "num_tokens", "context_tokens"):
-        columns[key] = np.append(columns[key], 1)
     parts = model.parts_s(columns)
     expected = {"linear", "attention", "logits", "communication", "host"}
     assert set(parts) == (expected if name == "llama" else expected | {"moe"})

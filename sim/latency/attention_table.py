@@ -1,0 +1,192 @@
+"""Attention time from measured points: prefill, decode, both in one launch, uneven contexts.
+
+*Decode* is bilinear in sequences and mean context, hence exact for ``a + b n + c (total context)``.
+
+*Prefill* scores ``new x (cached + new / 2)`` query-key pairs. Along the length axis time is
+interpolated linearly in that count, not in tokens: exact both where time grows with the square of
+the length (no cache) and where it grows linearly (a long cache).
+
+*Several prompts* in one iteration share one launch: they run at the utilisation of one prompt of as
+many tokens in all, scaled by the pairs they really score.
+
+*Uneven contexts* (skew): a batch takes no less time than its longest sequence alone does in such
+company. That bound is measured: with one long context among n - 1 short ones, a batch took a share
+of t(longest), the time of n contexts all that long; above it, total context decides. Batches made
+of two lengths take up to a tenth longer still, by the order in which thread blocks are dealt out;
+lengths met in service are spread too evenly for that to be read off such batches.
+"""
+
+from __future__ import annotations
+
+from math import log2
+
+import numpy as np
+
+from sim.batch import PrefillChunk
+from sim.latency.grid import Line, bracket, filled_grid
+from sim.latency.table_data import LatencyTable, Part
+
+
+def pairs(new_tokens: float, cached_tokens: float) -> float:
+    """Query-key pairs a causal prefill scores."""
+    return new_tokens * (cached_tokens + 0.5 * (new_tokens + 1))
+
+
+class DecodeAttention:
+    """Seconds of decode attention for n sequences of equal context."""
+
+    def __init__(self, part: Part) -> None:
+        (self._seqs, self.contexts), self._grid = filled_grid(
+            [part.coordinates["sequences"], part.coordinates["context_tokens"]], part.time_s
+        )
+        self._lines: dict[int, Line] = {}
+        self.most_seqs = self._seqs[-1]
+        self.longest = self.contexts[-1]
+
+    def line(self, num_seqs: int) -> Line:
+        """Time over mean context for this many sequences."""
+        line = self._lines.get(num_seqs)
+        if line is None:
+            low, high, share = bracket(self._seqs, num_seqs)
+            row = self._grid[low] + share * (self._grid[high] - self._grid[low])
+            if num_seqs > self.most_seqs:
+                row = row * (num_seqs / self.most_seqs)
+            line = self._lines[num_seqs] = Line(self.contexts, row.tolist())
+        return line
+
+
+class PrefillAttention:
+    """Seconds of attention for one prompt chunk, alone or beside decodes."""
+
+    def __init__(self, prefill: Part, mixed: Part | None) -> None:
+        names = ["new_tokens", "cached_tokens"]
+        self._axes, self._alone = filled_grid([prefill.coordinates[n] for n in names], prefill.time_s)
+        self.floor_s = float(self._alone.min())
+        self._mixed_axes: list[list[float]] | None = None
+        if mixed is not None:
+            names += ["sequences", "context_tokens"]
+            self._mixed_axes, self._mixed = filled_grid(
+                [mixed.coordinates[n] for n in names], mixed.time_s
+            )
+        self.longest = (self._axes[0][-1], self._axes[1][-1])
+
+    def alone(self, new_tokens: float, cached_tokens: float) -> float:
+        return self._at(self._axes, self._alone, new_tokens, cached_tokens)
+
+    def beside(
+        self, new_tokens: float, cached_tokens: float, num_decodes: int, context: float
+    ) -> float | None:
+        """Both in one launch; None when that was not measured."""
+        if self._mixed_axes is None:
+            return None
+        seqs, contexts = self._mixed_axes[2], self._mixed_axes[3]
+        s0, s1, s = bracket(seqs, num_decodes)
+        c0, c1, c = bracket(contexts, context)
+        planes = [
+            (1.0 - s) * (1.0 - c),
+            (1.0 - s) * c,
+            s * (1.0 - c),
+            s * c,
+        ]
+        corners = [(s0, c0), (s0, c1), (s1, c0), (s1, c1)]
+        return sum(
+            weight
+            * self._at(self._mixed_axes, self._mixed[:, :, i, j], new_tokens, cached_tokens)
+            for weight, (i, j) in zip(planes, corners, strict=True)
+            if weight > 0.0
+        )
+
+    @staticmethod
+    def _at(axes: list[list[float]], grid: np.ndarray, new: float, cached: float) -> float:
+        """One point of a (new, cached) plane: linear in cached, in pairs along the length."""
+        k0, k1, k = bracket(axes[1], cached)
+        n0, n1, _ = bracket(axes[0], new)
+        low = float(grid[n0, k0] + k * (grid[n0, k1] - grid[n0, k0]))
+        inside = min(max(cached, axes[1][0]), axes[1][-1])
+        if n0 == n1:
+            value, reached = low, pairs(axes[0][n0], inside)
+        else:
+            high = float(grid[n1, k0] + k * (grid[n1, k1] - grid[n1, k0]))
+            left, right = pairs(axes[0][n0], inside), pairs(axes[0][n1], inside)
+            here = pairs(new, inside)
+            value, reached = low + (high - low) * ((here - left) / (right - left)), here
+        asked = pairs(new, cached)
+        if new >= axes[0][0] and asked > reached:  # beyond the grid: utilisation is held
+            value *= asked / reached
+        return value
+
+
+class Skew:
+    """The share of ``t(longest)`` below which no batch with a sequence that long can stay.
+
+    For each number of sequences the batches with the fewest long contexts tell: their time hardly
+    depends on the short ones.
+    """
+
+    def __init__(self, part: Part) -> None:
+        seqs, longest = part.coordinates["sequences"], part.coordinates["longest_tokens"]
+        mean = part.coordinates["context_tokens"]
+        share = part.time_s / part.extra_s["time_at_longest_us"]
+        self._log_seqs: list[float] = []
+        self._shares: list[float] = []
+        for count in np.unique(seqs):
+            found = []
+            for length in np.unique(longest[seqs == count]):
+                rows = np.flatnonzero((seqs == count) & (longest == length))
+                found.append(share[rows[mean[rows].argmin()]])
+            self._log_seqs.append(log2(float(count)))
+            self._shares.append(min(float(np.median(found)), 1.0))
+        self._blended: dict[int, float] = {}
+
+    def share(self, num_seqs: int) -> float:
+        """For this many sequences."""
+        share = self._blended.get(num_seqs)
+        if share is None:
+            low, high, weight = bracket(self._log_seqs, log2(num_seqs))
+            share = self._shares[low] + weight * (self._shares[high] - self._shares[low])
+            self._blended[num_seqs] = share
+        return share
+
+
+class AttentionTable:
+    """The attention of one iteration."""
+
+    def __init__(self, table: LatencyTable, *, skew: bool = True) -> None:
+        parts = table.parts
+        self.decode = DecodeAttention(parts["decode_attention"])
+        self.prefill = PrefillAttention(parts["prefill_attention"], parts.get("mixed_attention"))
+        self.skew: Skew | None = None
+        if skew and "decode_skew" in parts:
+            self.skew = Skew(parts["decode_skew"])
+
+    def decode_s(self, num_seqs: int, context: int, longest: int) -> float:
+        """n sequences; their contexts' sum and maximum."""
+        line = self.decode.line(num_seqs)
+        mean_s = line(context / num_seqs)
+        if self.skew is None or longest * num_seqs == context:
+            return mean_s
+        bound_s = self.skew.share(num_seqs) * line(longest)
+        return bound_s if bound_s > mean_s else mean_s
+
+    def prefills_s(
+        self, chunks: list[PrefillChunk], num_decodes: int, context_tokens: int
+    ) -> float:
+        """What prompts add to the decodes they run beside, all prompts in one launch."""
+        new = sum(chunk.new_tokens for chunk in chunks)
+        cached = sum(chunk.new_tokens * chunk.cached_tokens for chunk in chunks) / new
+        scored = sum(pairs(chunk.new_tokens, chunk.cached_tokens) for chunk in chunks)
+        together: float | None = None
+        if num_decodes:
+            context = context_tokens / num_decodes
+            together = self.prefill.beside(new, cached, num_decodes, context)
+        if together is not None:
+            base_s = self.decode.line(num_decodes)(context)
+        else:
+            together = self.prefill.alone(new, cached)
+            base_s = 0.0
+        share = scored / pairs(new, cached)
+        if together <= base_s:
+            return 0.0
+        # The launch itself is paid once, whatever it computes.
+        fixed_s = min(self.prefill.floor_s, together) if base_s == 0.0 else 0.0
+        return fixed_s + (together - base_s - fixed_s) * share

@@ -1,0 +1,88 @@
+"""A latency table in memory: measured points by part, in seconds, whole model.
+
+The folder on disk (`sim.latency.table_folder`) has one CSV a part and times in µs; nothing past the
+loader knows microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# part -> the columns that say what was measured; all parts have time_us besides.
+PART_COLUMNS: dict[str, tuple[str, ...]] = {
+    "linear": ("operation", "tokens"),
+    "logits": ("operation", "sequences"),
+    "prefill_attention": ("new_tokens", "cached_tokens"),
+    "decode_attention": ("sequences", "context_tokens"),
+    "mixed_attention": ("new_tokens", "cached_tokens", "sequences", "context_tokens"),
+    "decode_skew": ("sequences", "context_tokens", "longest_tokens"),
+    "moe": ("tokens", "experts"),
+    "communication": ("operation", "ranks", "bytes"),
+    "host": ("sequences",),
+    "swap": ("blocks",),
+}
+REQUIRED_PARTS = ("linear", "logits", "prefill_attention", "decode_attention")
+# Further times of one measurement: the same batch with equal contexts.
+EXTRA_TIMES = {"decode_skew": ("time_at_mean_us", "time_at_longest_us")}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Points of one part: integer coordinates [n] by column, and times [n] in seconds.
+
+    ``operation`` names are kept apart: they have points of their own.
+    """
+
+    coordinates: Mapping[str, np.ndarray]
+    time_s: np.ndarray
+    operation: np.ndarray | None = None
+    extra_s: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def operations(self) -> dict[str, Part]:
+        """One part per operation, in order of first appearance."""
+        if self.operation is None:
+            return {"": self}
+        parts = {}
+        for name in dict.fromkeys(self.operation.tolist()):
+            rows = self.operation == name
+            coordinates = {key: values[rows] for key, values in self.coordinates.items()}
+            parts[name] = Part(coordinates, self.time_s[rows])
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """All measured parts of one model on one GPU at one tensor-parallel degree.
+
+    ``meta`` is meta.yaml as read; ``source`` says in a few words what was measured where.
+    """
+
+    meta: Mapping[str, Any]
+    parts: Mapping[str, Part]
+
+    @property
+    def source(self) -> str:
+        return str(self.meta["source"])
+
+    @property
+    def tensor_parallel(self) -> int:
+        return int(self.meta["tensor_parallel"])
+
+    @property
+    def block_size(self) -> int | None:
+        size = self.meta.get("block_size")
+        return None if size is None else int(size)
+
+    @property
+    def corrects_skew(self) -> bool:
+        """Whether the correction for uneven contexts belongs to these times.
+
+        Times of eager kernels are 2-3 % above those of a compiled engine under CUDA graphs, about
+        as much as uneven contexts add. A table that knows only one of the two would be off by the
+        other: then neither is corrected.
+        """
+        return "decode_skew" in self.parts and self.meta.get("launch") != "eager"

@@ -1,0 +1,229 @@
+"""Table look-ups: exact at points, true to closed forms between them, held outside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scenarios import library
+from sim.batch import Batch, PrefillChunk
+from sim.engine_config import EngineConfig
+from sim.latency.grid import Line, filled_grid
+from sim.latency.protocol import HostOverhead
+from sim.latency.table import TableLatency
+from sim.latency.table_data import LatencyTable
+from sim.request import Request
+from sim.simulation import simulate
+from tests.sim.latency.tables import decode_us, linear_us, prefill_us, small_table
+from tests.sim.serving import assert_same_records, workloads
+
+MODEL = library.model("llama-3.1-8b")
+LINK = library.gpu("h200-sxm").interconnect
+HOST = HostOverhead(100e-6, 2e-6, "test")
+SOMEONE = Request(0, 0.0, 1, 1, 1)
+
+
+def model_of(table: LatencyTable | None = None, **options: object) -> TableLatency:
+    given = {"max_num_batched_tokens": 2048, "max_num_seqs": 64, **options}
+    return TableLatency(table or small_table(), MODEL, interconnect=LINK, host=HOST, **given)  # type: ignore[arg-type]
+
+
+def decodes(sequences: int, context: float, longest: int | None = None) -> Batch:
+    total = round(sequences * context)
+    return Batch(
+        num_decodes=sequences,
+        context_tokens=total,
+        longest_tokens=longest or -(-total // sequences),
+        num_tokens=sequences,
+        num_emitting=sequences,
+        num_seqs=sequences,
+    )
+
+
+def prefill(*chunks: tuple[int, int], beside: Batch | None = None) -> Batch:
+    batch = beside or Batch()
+    batch.prefills = [PrefillChunk(SOMEONE, new, cached) for new, cached in chunks]
+    batch.num_tokens += sum(new for new, _ in chunks)
+    batch.num_emitting += len(chunks)
+    batch.num_seqs += len(chunks)
+    return batch
+
+
+def rest_us(batch: Batch) -> float:
+    """All but attention."""
+    logits = 900.0 + 2.0 * batch.num_emitting
+    return linear_us(batch.num_tokens) + logits + 100.0 + 2.0 * batch.num_seqs
+
+
+@pytest.mark.parametrize(("sequences", "context"), [(1, 16), (8, 256), (64, 4096), (5, 700), (48, 33)])
+def test_decode_is_exact_where_time_is_linear_in_sequences_and_context(
+    sequences: int, context: int
+) -> None:
+    batch = decodes(sequences, context)
+    expected_us = rest_us(batch) + decode_us(sequences, context)
+    assert model_of(skew=False).iteration_s(batch) * 1e6 == pytest.approx(expected_us, rel=1e-9)
+    assert not batch.extrapolated
+
+
+@pytest.mark.parametrize(("new", "cached"), [(16, 0), (2048, 4096), (100, 0), (1500, 0), (777, 1000)])
+def test_prefill_is_exact_where_time_is_linear_in_pairs(new: int, cached: int) -> None:
+    batch = prefill((new, cached))
+    expected_us = rest_us(batch) + prefill_us(new, cached)
+    assert model_of().iteration_s(batch) * 1e6 == pytest.approx(expected_us, rel=1e-9)
+
+
+def test_prompts_of_one_iteration_share_one_launch() -> None:
+    batch = prefill((100, 0), (200, 300), (50, 0))
+    scored = sum(prefill_us(*chunk) - 300.0 for chunk in [(100, 0), (200, 300), (50, 0)])
+    found_us = model_of().iteration_s(batch) * 1e6 - rest_us(batch)
+    # The floor is the smallest time measured, a little above the launch alone.
+    assert found_us == pytest.approx(300.0 + scored, rel=2e-3)
+
+
+def test_a_prompt_beside_decodes_costs_what_both_cost_in_one_launch() -> None:
+    batch = prefill((512, 0), beside=decodes(16, 256))
+    expected_us = rest_us(batch) + prefill_us(512, 0) + decode_us(16, 256) - 300.0
+    assert model_of(skew=False).iteration_s(batch) * 1e6 == pytest.approx(expected_us, rel=1e-9)
+
+
+def test_a_batch_takes_no_less_time_than_its_longest_sequence() -> None:
+    even = decodes(16, 300)
+    uneven = decodes(16, 300, longest=4000)
+    model = model_of()
+    bound_us = 0.4 * decode_us(16, 4000)
+    assert model.iteration_s(even) < model.iteration_s(uneven)
+    assert model.iteration_s(uneven) * 1e6 == pytest.approx(rest_us(uneven) + bound_us, rel=1e-6)
+    assert model_of(skew=False).iteration_s(uneven) == model_of(skew=False).iteration_s(even)
+
+
+@pytest.mark.parametrize(
+    ("batch", "attention_us"),
+    [
+        (decodes(64, 8192), 2 * decode_us(64, 4096)),
+        (prefill((2048, 8192)), prefill_us(2048, 4096) * (8192 + 1024.5) / (4096 + 1024.5)),
+    ],
+)
+def test_beyond_the_grid_utilisation_is_held_and_the_batch_marked(
+    batch: Batch, attention_us: float
+) -> None:
+    found_us = model_of(skew=False).iteration_s(batch) * 1e6 - rest_us(batch)
+    assert found_us == pytest.approx(attention_us, rel=1e-6)
+    assert batch.extrapolated
+
+
+def test_more_tokens_than_measured_keep_the_last_rate() -> None:
+    model = model_of(max_num_batched_tokens=8192)
+    part = model.parts_s(
+        {
+            name: np.array([value])
+            for name, value in {
+                "num_tokens": 4096, "num_emitting": 0, "num_seqs": 0, "swap_blocks": 0,
+                "duration_s": 1.0,
+            }.items()
+        }
+    )  # fmt: skip
+    assert part["linear"][0] * 1e6 == pytest.approx(2 * linear_us(2048))
+
+
+def test_steps_at_tile_boundaries_are_kept() -> None:
+    line = Line([1024, 1025, 2048], [100.0, 144.0, 200.0])
+    assert line(1024) == 100.0 and line(1025) == 144.0
+
+
+def test_batches_are_padded_to_captured_sizes_and_no_further() -> None:
+    model = model_of(capture_sizes=(1, 8, 16), skew=False)
+    plain = model_of(skew=False)
+    padded_us = (model.iteration_s(decodes(9, 256)) - plain.iteration_s(decodes(9, 256))) * 1e6
+    assert padded_us == pytest.approx(linear_us(16) - linear_us(9))
+    assert model.iteration_s(decodes(17, 256)) == plain.iteration_s(decodes(17, 256))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sequences=st.integers(1, 80),
+    mean=st.integers(1, 9000),
+    extra=st.integers(0, 9000),
+    iterations=st.integers(1, 60),
+)
+def test_a_run_adds_up_single_iterations_to_the_last_bit(
+    sequences: int, mean: int, extra: int, iterations: int
+) -> None:
+    model = model_of()
+    batch = decodes(sequences, mean, longest=mean + extra)
+    now_s, expected = 1.25, []
+    for j in range(iterations):
+        step = decodes(sequences, mean + j, longest=mean + extra + j)
+        now_s += model.iteration_s(step)
+        expected.append(now_s)
+    assert model.run_ends_s(batch, 1.25, iterations, float("inf")) == expected
+    assert model.run_ends_s(batch, 1.25, iterations, expected[0]) == expected[:1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 64), st.integers(1, 9000), st.integers(1, 500))
+def test_more_work_never_takes_less_time(sequences: int, context: int, more: int) -> None:
+    model = model_of()
+    base = model.iteration_s(decodes(sequences, context))
+    assert model.iteration_s(decodes(sequences, context + more)) >= base
+    assert model.iteration_s(decodes(sequences + 1, context)) >= base
+    short, longer = prefill((more, context)), prefill((more + 1, context))
+    assert model.iteration_s(longer) >= model.iteration_s(short)
+
+
+@settings(max_examples=25, deadline=None)
+@given(workload=workloads(longest=600))
+def test_leap_equals_step_with_a_table(workload) -> None:  # type: ignore[no-untyped-def]
+    config = EngineConfig(max_num_seqs=8, max_num_batched_tokens=256, block_size=16)
+    both = [
+        simulate(
+            workload, config, model_of(), scheduler="chunked", num_blocks=60, leap=leap, check=True
+        )
+        for leap in (True, False)
+    ]
+    assert_same_records(*both)
+
+
+def test_parts_add_up_to_the_iterations_they_were_recorded_from() -> None:
+    from sim.workload import Workload
+
+    workload = Workload(np.linspace(0, 1, 30), np.full(30, 200), np.full(30, 20))
+    records = simulate(
+        workload, EngineConfig(max_num_seqs=64), model_of(), scheduler="chunked", num_blocks=2000
+    )
+    parts = model_of().parts_s(records.iterations)
+    assert set(parts) == {"linear", "logits", "host", "attention"}
+    np.testing.assert_allclose(sum(parts.values()), records.iterations["duration_s"], rtol=1e-9)
+
+
+def test_a_table_of_another_shape_or_degree_is_refused() -> None:
+    with pytest.raises(ValueError, match="measured for a model with num_layers 32"):
+        TableLatency(small_table(), library.model("llama-3.1-70b"), interconnect=LINK, host=HOST)
+    with pytest.raises(ValueError, match="tensor_parallel 1, the scenario asks for 2"):
+        TableLatency(small_table(), MODEL, tensor_parallel=2, interconnect=LINK, host=HOST)
+
+
+def test_tensor_parallel_adds_two_all_reduces_a_layer() -> None:
+    table = small_table(tensor_parallel=2)
+    model = TableLatency(
+        table, MODEL, tensor_parallel=2, interconnect=LINK, link_measured=True, host=HOST
+    )
+    batch = decodes(8, 256)
+    size = 8 * 4096 * 2
+    ring_s = 2 * LINK.latency_s + size / LINK.bytes_per_s
+    extra_s = model.iteration_s(batch) - model_of().iteration_s(decodes(8, 256))
+    assert extra_s == pytest.approx(2 * 32 * ring_s, rel=1e-6)
+
+
+def test_eager_tables_leave_skew_out_unless_asked() -> None:
+    assert small_table().corrects_skew
+    assert not small_table(launch="eager").corrects_skew
+
+
+def test_a_hole_in_a_grid_is_filled_in_proportion() -> None:
+    x = np.array([1, 2, 4, 1, 2])
+    y = np.array([10, 10, 10, 20, 20])
+    axes, grid = filled_grid([x, y], np.array([1.0, 2.0, 4.0, 2.0, 4.0]))
+    assert axes == [[1.0, 2.0, 4.0], [10.0, 20.0]]
+    assert grid[2, 1] == 8.0
