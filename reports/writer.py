@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ def write_run(
 
     from reports.run_report import run_report
 
-    for name in ("requests", "iterations", "preemptions"):
+    def write(name: str) -> None:
         # Dictionaries cost more time than they save space on columns that hardly repeat.
         pq.write_table(
             _table(getattr(records, name)),
@@ -92,12 +93,18 @@ def write_run(
             compression="lz4",
             use_dictionary=False,
         )
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    text = yaml.dump(dict(scenario), Dumper=dumper, sort_keys=False, allow_unicode=True)
-    (folder / "scenario.yaml").write_text(text, encoding="utf-8")
-    (folder / MARKER).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    page = run_report(records, scenario=scenario, summary=summary)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+
+    # Arrow compresses outside the interpreter's lock, while the page is made.
+    with ThreadPoolExecutor() as pool:
+        written = [pool.submit(write, name) for name in ("requests", "iterations", "preemptions")]
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        text = yaml.dump(dict(scenario), Dumper=dumper, sort_keys=False, allow_unicode=True)
+        (folder / "scenario.yaml").write_text(text, encoding="utf-8")
+        (folder / MARKER).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        page = run_report(records, scenario=scenario, summary=summary)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        for done in written:
+            done.result()
 
 
 def _table(columns: Mapping[str, np.ndarray]) -> pa.Table:

@@ -61,10 +61,10 @@ def scenario_path(name: str) -> Path:
     library = {path.stem: path for path in sorted(ROOT.glob("*.yaml")) if path != GPUS_FILE}
     if given.is_file():
         return given
+    if name in library:  # before a folder of that name, which may hold its runs
+        return library[name]
     if given.exists():
         raise InputError(f"{name}: a folder, expected a scenario file")
-    if name in library:
-        return library[name]
     raise InputError(f"{name}: no such scenario file; {did_you_mean(given.stem, library)}")
 
 

@@ -259,7 +259,8 @@ class Workload(Section):
             if self.num_requests is None:
                 raise ValueError("lengths need num_requests")
             for name in ("start", "stop", "format"):
-                if name in self.model_fields_set:
+                # Its default may be written out: a resolved scenario is a scenario again.
+                if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no meaning without a trace")
         elif self.num_requests is not None:
             raise ValueError("num_requests has no meaning with a trace: use start and stop")

@@ -20,7 +20,8 @@ from sim.request import Request
 class DecodeSet:
     """The running sequences past their prefill, as one thing that moves forward."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, *, track_longest: bool = False) -> None:
+        """`track_longest` keeps `longest_tokens` known, for latency models that ask for it."""
         self.step = 0
         self.num_seqs = 0
         self._block_size = block_size
@@ -28,12 +29,13 @@ class DecodeSet:
         self._final_tokens = 0
         # Heap of (-context at step 0, number, member); who has left is dropped when it surfaces.
         self._longest: list[tuple[int, int, Request]] = []
+        self.tracks_longest = track_longest
         self._endings: dict[int, list[Request]] = {}
         self._ending_steps: list[int] = []  # heap of the calendar's days
         self._crossing: list[dict[Request, None]] = [{} for _ in range(block_size)]
         self._advanced_s = 0.0
         # When members emitted their last token: time -> how many of them.
-        self._last_emission: dict[float, int] = {}
+        self.emissions: dict[float, int] = {}
 
     @property
     def context_tokens(self) -> int:
@@ -42,13 +44,20 @@ class DecodeSet:
 
     @property
     def longest_tokens(self) -> int:
-        """The longest context of the next iteration; 0 when nobody decodes."""
+        """The longest context of the next iteration; 0 when nobody decodes, or nobody asked."""
         heap = self._longest
         while heap:
             if self._is_current(heap[0]):
                 return self.step - heap[0][0]
             heappop(heap)
         return 0
+
+    def _add_length(self, offset: int, request: Request) -> None:
+        heap = self._longest
+        heappush(heap, (-offset, request.index, request))
+        if len(heap) > 4 * self.num_seqs + 64:
+            self._longest = [entry for entry in heap if self._is_current(entry)]
+            heapify(self._longest)
 
     @staticmethod
     def _is_current(entry: tuple[int, int, Request]) -> bool:
@@ -74,11 +83,8 @@ class DecodeSet:
         self.num_seqs += 1
         offset = request.num_computed_tokens + 1 - step
         self._context_offset += offset
-        heap = self._longest
-        heappush(heap, (-offset, request.index, request))
-        if len(heap) > 4 * self.num_seqs + 64:
-            self._longest = [entry for entry in heap if self._is_current(entry)]
-            heapify(self._longest)
+        if self.tracks_longest:
+            self._add_length(offset, request)
         self._final_tokens += request.prompt_tokens + request.output_tokens - 1
         ending = step + request.output_tokens - request.num_generated_tokens
         day = self._endings.get(ending)
@@ -88,7 +94,7 @@ class DecodeSet:
         else:
             day.append(request)
         self._crossing[(step - request.num_computed_tokens) % self._block_size][request] = None
-        self._last_emission[now_s] = self._last_emission.get(now_s, 0) + 1
+        self.emissions[now_s] = self.emissions.get(now_s, 0) + 1
 
     def remove(self, request: Request) -> None:
         """Take a member out before its end (preempted, or left out of one iteration)."""
@@ -97,7 +103,7 @@ class DecodeSet:
         self._leave(request)
         if request.joined_step < self.step:
             request.last_token_s = self._advanced_s
-        self._last_emission[request.last_token_s] -= 1
+        self.emissions[request.last_token_s] -= 1
         self.sync(request)
         request.joined_step = -1
 
@@ -171,12 +177,8 @@ class DecodeSet:
                 request.num_generated_tokens = request.output_tokens
                 request.joined_step = -1
                 request.last_token_s = now_s
-        self._last_emission = {now_s: self.num_seqs} if self.num_seqs else {}
+        self.emissions = {now_s: self.num_seqs} if self.num_seqs else {}
         return ended
-
-    def emissions(self) -> dict[float, int]:
-        """Time of the latest token -> how many members emitted theirs then."""
-        return self._last_emission
 
     def _leave(self, request: Request) -> None:
         self.num_seqs -= 1

@@ -105,7 +105,7 @@ def weighted_percentiles(
     """Percentiles of `values` repeated `weights` times, by numpy's linear interpolation."""
     if weights is None:
         return [float(value) for value in np.percentile(values, percentiles)]
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values)
     values = values[order]
     last_rank = np.cumsum(weights[order]) - 1.0
     found = []

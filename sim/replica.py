@@ -118,7 +118,7 @@ class Replica:
         emitted, stored, growth, reserved = scheduler.accounting(batch)
         steady = growth
         if growth:
-            emissions = pool.decodes.emissions()
+            emissions = pool.decodes.emissions
             if len(emissions) > 1 or start_s not in emissions:
                 # Some waited longer than this iteration for their token.
                 first_end_s = end_s if ends_s is None else ends_s[0]

@@ -16,11 +16,11 @@ class RequestPool:
     preemption is its last key. ``decodes`` are those of ``running`` that are past their prefill.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, *, track_longest: bool = False) -> None:
         self.waiting: deque[Request] = deque()
         self.running: dict[Request, None] = {}
         self.swapped: deque[Request] = deque()
-        self.decodes = DecodeSet(block_size)
+        self.decodes = DecodeSet(block_size, track_longest=track_longest)
         self.log = RequestLog()
         self.num_finished = 0
         self.num_rejected = 0

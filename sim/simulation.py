@@ -47,7 +47,7 @@ def simulate(
         progress(sum(pool.num_finished + pool.num_rejected for pool in pools))
 
     for number in range(replicas):
-        pool = RequestPool(config.block_size)
+        pool = RequestPool(config.block_size, track_longest=latency.uses_longest)
         allocator = BlockAllocator(
             num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
         )

@@ -21,10 +21,14 @@ class HostOverhead:
 
 
 class LatencyModel(Protocol):
-    """Batch -> seconds. ``label`` and ``measured`` say where the seconds come from."""
+    """Batch -> seconds. ``label`` and ``measured`` say where the seconds come from.
+
+    ``uses_longest``: whether it reads ``batch.longest_tokens``, which is not kept otherwise.
+    """
 
     label: str
     measured: bool
+    uses_longest: bool
 
     def iteration_s(self, batch: Batch) -> float:
         """Duration of one iteration in seconds."""
@@ -47,6 +51,7 @@ class FixedLatency:
     """Every iteration takes equally long: textbook timetables and queueing formulas."""
 
     measured = False
+    uses_longest = False
 
     def __init__(self, iteration_s: float) -> None:
         self._iteration_s = iteration_s

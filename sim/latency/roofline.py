@@ -63,6 +63,7 @@ class RooflineLatency:
     """
 
     measured = False
+    uses_longest = False
 
     def __init__(
         self,

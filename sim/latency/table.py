@@ -63,6 +63,7 @@ class TableLatency:
         self._link_measured = link_measured
         self._swapped_block_s = swapped_block_s
         self._attention = AttentionTable(table, skew=skew)
+        self.uses_longest = self._attention.skew is not None
         self._linear = [
             Line(part.coordinates["tokens"][order].tolist(), part.time_s[order].tolist())
             for part in table.parts["linear"].operations().values()

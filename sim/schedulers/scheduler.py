@@ -153,7 +153,8 @@ class IterationScheduler:
         count = decodes.num_seqs
         batch.num_decodes = count
         batch.context_tokens = decodes.context_tokens
-        batch.longest_tokens = decodes.longest_tokens
+        if decodes.tracks_longest:
+            batch.longest_tokens = decodes.longest_tokens
         batch.num_tokens += count
         batch.num_emitting += count
         batch.num_seqs = count + len(batch.prefills)

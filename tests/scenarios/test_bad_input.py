@@ -118,7 +118,7 @@ COMBINATIONS = {
     "engin.scheduler=orca": "--set engin.scheduler: engin: unknown key; did you mean 'engine'?",
     "latency.source=fixed": "source fixed needs iteration_ms",
     "latency.source=table": "source table needs table",
-    "latency.iteration_ms=5": "iteration_ms has no meaning with source roofline",
+    "latency.iteration_ms=5": "iteration_ms belongs to source fixed",
 }
 
 

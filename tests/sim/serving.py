@@ -21,6 +21,7 @@ class LinearLatency:
 
     label = "linear (test)"
     measured = False
+    uses_longest = False
 
     def __init__(self, base_s: float = 0.0137, per_token_s: float = 1.7e-4) -> None:
         self.base_s = base_s

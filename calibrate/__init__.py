@@ -1,0 +1,1 @@
+"""Latency tables: measured, imported, checked; forecasts held against recorded runs."""

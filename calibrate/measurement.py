@@ -1,0 +1,304 @@
+"""What happened to every request of a run: recorded by an engine or its client, or forecast.
+
+Three sources, one form:
+
+    requests.jsonl   an engine's own timestamps, a request a line: input_toks, output_toks,
+                     queued_ts, first_token_ts, last_token_ts (s), optionally request_id and
+                     scheduled_ts; beside it, where recorded, timeseries.csv
+    bench result     vLLM's `bench serve --save-result --save-detailed`: ttfts, itls, input_lens,
+                     output_lens (s, tokens), start_times where the version writes them
+    columns          the requests of a simulated run
+
+TTFT and E2E count from the arrival at the engine (`queued_ts`; the client's `arrival_time` is on
+another clock), or from the client's sending in a bench result, where E2E = TTFT + sum of the ITLs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+
+SAMPLE_COLUMNS = ("t", "running", "waiting")
+NOTHING: Floats = np.zeros(0)
+
+
+class MeasurementError(ValueError):
+    """A recording that cannot be used; one line that names file, line and remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The requests of one run in order of arrival; times in s, NaN where not known.
+
+    All columns are equally long. A request that is not `completed` has no latencies. Clock times
+    count from the first arrival; they are NaN throughout where the source has no arrivals.
+    """
+
+    label: str
+    recorded: bool  # by a real engine, as opposed to simulated
+    arrival_s: Floats
+    scheduled_s: Floats
+    first_token_s: Floats
+    finished_s: Floats
+    ttft_s: Floats
+    e2e_s: Floats
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    completed: NDArray[np.bool_]
+    request_id: NDArray[np.object_] | None = None
+    duration_s: float | None = None  # of the whole run, as recorded where arrivals are not
+    preempted_s: Floats = NOTHING  # when requests lost their place, and had one again
+    resumed_s: Floats = NOTHING
+    samples: Mapping[str, Floats] | None = None  # t, running, waiting, … as the engine counted
+
+    def __len__(self) -> int:
+        return len(self.e2e_s)
+
+    @property
+    def tpot_s(self) -> Floats:
+        """(E2E - TTFT) / (output tokens - 1); NaN for an answer of one token."""
+        gaps = self.output_tokens - 1.0
+        nothing = np.full(len(self), np.nan)
+        return np.divide(self.e2e_s - self.ttft_s, gaps, out=nothing, where=gaps > 0)
+
+    @property
+    def has_arrivals(self) -> bool:
+        return bool(np.isfinite(self.arrival_s).any())
+
+    def in_order_of_arrival(self) -> Measurement:
+        """The same requests sorted, their clock set to zero at the first arrival."""
+        if not self.has_arrivals:
+            return self
+        order = np.argsort(self.arrival_s, kind="stable")
+        zero_s = self.arrival_s[order[0]]
+        columns = {
+            column.name: values[order] if len(values) == len(self) else values
+            for column in fields(self)
+            if column.name not in ("preempted_s", "resumed_s")
+            and isinstance(values := getattr(self, column.name), np.ndarray)
+        }
+        for name in ("arrival_s", "scheduled_s", "first_token_s", "finished_s"):
+            columns[name] = columns[name] - zero_s
+        away = {"preempted_s": self.preempted_s - zero_s, "resumed_s": self.resumed_s - zero_s}
+        return replace(self, **columns, **away)
+
+
+def simulated(
+    label: str,
+    requests: Mapping[str, NDArray[Any]],
+    preemptions: Mapping[str, NDArray[Any]] | None = None,
+) -> Measurement:
+    """The records of a simulated run (columns of its requests and preemptions) as a measurement."""
+    clock = {
+        name: np.asarray(requests[name], np.float64)
+        for name in ("arrival_s", "scheduled_s", "first_token_s", "finished_s")
+    }
+    away = {
+        name: np.asarray(preemptions[name] if preemptions else NOTHING, np.float64)
+        for name in ("preempted_s", "resumed_s")
+    }
+    ids = requests.get("request_id")
+    return Measurement(
+        label=label,
+        recorded=False,
+        **clock,
+        ttft_s=clock["first_token_s"] - clock["arrival_s"],
+        e2e_s=clock["finished_s"] - clock["arrival_s"],
+        prompt_tokens=np.asarray(requests["prompt_tokens"], np.int64),
+        output_tokens=np.asarray(requests["output_tokens"], np.int64),
+        completed=np.isfinite(clock["finished_s"]) & np.isfinite(clock["first_token_s"]),
+        request_id=None if ids is None else np.asarray(ids, object),
+        **away,
+    ).in_order_of_arrival()
+
+
+def read_measurement(path: Path, label: str | None = None) -> Measurement:
+    """Read a recording: a folder with requests.jsonl, such a file, or a bench result.
+
+    Raises MeasurementError in one line that names file, line and field.
+    """
+    file = path / "requests.jsonl" if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise MeasurementError(f"{path}: neither a run folder nor one with a requests.jsonl")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise MeasurementError(f"{file}: not text, expected JSON or a JSON object a line") from None
+    except OSError as error:
+        raise MeasurementError(f"{file}: cannot be read: {error.strerror}") from None
+    label = label or str(path)
+    result = _bench_result(file, text)
+    if result is not None:
+        return _read_bench(file, result, label)
+    found = _read_lines(file, text, label)
+    sampled = file.with_name("timeseries.csv")
+    return replace(found, samples=_read_samples(sampled)) if sampled.is_file() else found
+
+
+def _read_lines(file: Path, text: str, label: str) -> Measurement:
+    """A request a line, with the engine's own timestamps."""
+    clock: dict[str, list[float]] = {"queued": [], "scheduled": [], "first_token": [], "last": []}
+    prompt, output, completed, ids = [], [], [], []
+    for where, row in _rows(file, text):
+        queued_s = _number(where, row, "queued_ts")
+        ended = row.get("first_token_ts") is not None and row.get("last_token_ts") is not None
+        first_s = _number(where, row, "first_token_ts") if ended else math.nan
+        last_s = _number(where, row, "last_token_ts") if ended else math.nan
+        if first_s < queued_s:
+            raise MeasurementError(
+                f"{where}: first_token_ts {first_s} lies before queued_ts {queued_s}; both must be "
+                "seconds on one clock"
+            )
+        if last_s < first_s:
+            raise MeasurementError(
+                f"{where}: last_token_ts {last_s} lies before first_token_ts {first_s}"
+            )
+        known = row.get("scheduled_ts") is not None
+        scheduled_s = _number(where, row, "scheduled_ts") if known else math.nan
+        for name, time_s in zip(clock, (queued_s, scheduled_s, first_s, last_s), strict=True):
+            clock[name].append(time_s)
+        prompt.append(_tokens(where, row, "input_toks", at_least=0))
+        output.append(_tokens(where, row, "output_toks", at_least=1 if ended else 0))
+        completed.append(ended)
+        ids.append(row.get("request_id"))
+    if not ids:
+        raise MeasurementError(f"{file}: no request in it")
+    queued, scheduled, first, last = (np.array(times) for times in clock.values())
+    return Measurement(
+        label=label,
+        recorded=True,
+        arrival_s=queued,
+        scheduled_s=scheduled,
+        first_token_s=first,
+        finished_s=last,
+        ttft_s=first - queued,
+        e2e_s=last - queued,
+        prompt_tokens=np.array(prompt, np.int64),
+        output_tokens=np.array(output, np.int64),
+        completed=np.array(completed),
+        request_id=None if None in ids else np.array([str(name) for name in ids], object),
+    ).in_order_of_arrival()
+
+
+def _bench_result(file: Path, text: str) -> Row | None:
+    """The file as one bench result, or None where it is something else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or "queued_ts" in value:
+        return None
+    if lacking := [key for key in ("ttfts", "itls", "input_lens", "output_lens") if key not in value]:
+        raise MeasurementError(
+            f"{file}: a JSON object without {lacking[0]}; expected a result of vLLM bench serve "
+            "--save-result --save-detailed, or a request a line with queued_ts"
+        )
+    return value
+
+
+def _read_bench(file: Path, result: Row, label: str) -> Measurement:
+    """A bench result: lists with an entry per request, failed ones included."""
+    names = ["input_lens", "output_lens", "ttfts", "itls"]
+    names += [name for name in ("start_times", "errors") if result.get(name)]
+    lists = {name: result[name] for name in names}
+    sizes = {name: len(values) if isinstance(values, list) else -1 for name, values in lists.items()}
+    if len(set(sizes.values())) != 1 or -1 in sizes.values():
+        found = ", ".join(f"{max(size, 0)} {name}" for name, size in sizes.items())
+        raise MeasurementError(f"{file}: {found}; expected lists of equal lengths")
+    if not lists["ttfts"]:
+        raise MeasurementError(f"{file}: no request in it")
+    rows = [dict(zip(lists, entry, strict=True)) for entry in zip(*lists.values(), strict=True)]
+    prompt, output, completed, ttft, e2e, start = [], [], [], [], [], []
+    for number, row in enumerate(rows):
+        where = f"{file}: request {number}"
+        prompt.append(_tokens(where, row, "input_lens", at_least=0))
+        output.append(_tokens(where, row, "output_lens", at_least=0))
+        completed.append(output[-1] > 0 and not row.get("errors"))
+        ttft.append(_number(where, row, "ttfts") if completed[-1] else math.nan)
+        gaps = row["itls"] if isinstance(row["itls"], list) else [None]
+        e2e.append(ttft[-1] + sum(_number(where, {"itls": gap}, "itls") for gap in gaps))
+        start.append(_number(where, row, "start_times") if "start_times" in row else math.nan)
+    arrival_s, ttft_s, e2e_s = (np.array(times, np.float64) for times in (start, ttft, e2e))
+    duration_s = _number(str(file), result, "duration") if "duration" in result else None
+    return Measurement(
+        label=label,
+        recorded=True,
+        arrival_s=arrival_s,
+        scheduled_s=np.full(len(rows), np.nan),
+        first_token_s=arrival_s + ttft_s,
+        finished_s=arrival_s + e2e_s,
+        ttft_s=ttft_s,
+        e2e_s=e2e_s,
+        prompt_tokens=np.array(prompt, np.int64),
+        output_tokens=np.array(output, np.int64),
+        completed=np.array(completed),
+        duration_s=duration_s,
+    ).in_order_of_arrival()
+
+
+def _read_samples(file: Path) -> dict[str, Floats]:
+    """timeseries.csv: what the engine counted at `t` seconds."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        head = list(reader.fieldnames or ())
+        if lacking := [name for name in SAMPLE_COLUMNS if name not in head]:
+            raise MeasurementError(f"{file}:1: no column {lacking[0]!r}, found {', '.join(head)}")
+        columns: dict[str, list[float]] = {name: [] for name in SAMPLE_COLUMNS}
+        for row in reader:
+            for name, column in columns.items():
+                try:
+                    column.append(float(row[name]))
+                except (TypeError, ValueError):
+                    column.append(math.nan)
+                if not math.isfinite(column[-1]):
+                    raise MeasurementError(
+                        f"{file}:{reader.line_num}: {name} is {row[name]!r}, expected a number"
+                    )
+    samples = {name: np.array(column) for name, column in columns.items()}
+    if (np.diff(samples["t"]) <= 0).any():
+        raise MeasurementError(f"{file}: t must increase from row to row")
+    return samples
+
+
+def _rows(file: Path, text: str) -> Iterator[tuple[str, Row]]:
+    """The JSON objects of a file that has one a line, each with its place."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise MeasurementError(f"{file}:{number}: expected a JSON object a line")
+        yield f"{file}:{number}", row
+
+
+def _number(where: str, row: Row, key: str) -> float:
+    value = row.get(key)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
+        given = "missing" if key not in row else f"{value!r:.40}"
+        raise MeasurementError(f"{where}: {key} is {given}, expected a number of seconds")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _tokens(where: str, row: Row, key: str, *, at_least: int) -> int:
+    value = row.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value < 2**31:
+        given = "missing" if key not in row else f"{value!r:.40}"
+        raise MeasurementError(
+            f"{where}: {key} is {given}, expected a whole number of at least {at_least}"
+        )
+    return value

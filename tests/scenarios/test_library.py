@@ -1,0 +1,128 @@
+"""Every scenario, model and GPU that is shipped can be used as it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scenarios import library
+from scenarios.deployment import deploy
+from scenarios.forecast import forecast
+from scenarios.load import load_scenario
+from sim.memory import memory_budget
+from tests.orcast.command_line import AZURE_TRACE
+
+SHIPPED = sorted(path.stem for path in library.ROOT.glob("*.yaml") if path != library.GPUS_FILE)
+NEEDED = {"quickstart", "azure-conversation", "static-vs-continuous", "kv-waste", "million"}
+
+
+def settings_for(name: str) -> list[str]:
+    """What a shipped scenario leaves to its user."""
+    if name != "azure-conversation":
+        return []
+    if not AZURE_TRACE.is_file():
+        pytest.skip(f"the Azure trace is not at {AZURE_TRACE}")
+    return [f"workload.trace={AZURE_TRACE}"]
+
+
+def test_the_library_holds_what_the_readme_promises() -> None:
+    assert set(SHIPPED) >= NEEDED
+    assert len(library.model_names()) >= 14
+    assert len(library.gpus()) >= 10
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_scenario_deploys(name: str) -> None:
+    scenario, origin = load_scenario(name, settings_for(name))
+    assert scenario.name == name, "its name in the library and in the file are one"
+    assert scenario.description
+    deployment = deploy(scenario, origin=origin)
+    workload, memory = deployment.workload, deployment.memory
+    assert not [note for note in deployment.notes if "has no effect" in note]
+    assert memory.num_gpu_blocks > 0
+    assert (workload.prompt_tokens + workload.output_tokens).max() <= memory.slots
+
+
+def test_the_azure_conversation_is_whole() -> None:
+    scenario, origin = load_scenario("azure-conversation", settings_for("azure-conversation"))
+    workload = deploy(scenario, origin=origin).workload
+    assert len(workload) == 19_366
+    assert workload.arrival_s[-1] == pytest.approx(3507, abs=120), "about an hour"
+
+
+def test_azure_conversation_without_its_trace_says_how_to_name_it() -> None:
+    with pytest.raises(ValueError, match="--set workload.trace=FILE"):
+        load_scenario("azure-conversation")
+
+
+def test_a_scenario_file_can_be_named_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (library.ROOT / "quickstart.yaml").read_text()
+    Path("own.yaml").write_text(text.replace("model: llama-3.1-8b", "model: own-model"))
+    config = (library.ROOT / "models/llama-3.1-8b.json").read_text()
+    Path("own-model").mkdir()
+    Path("own-model/config.json").write_text(config)
+    for path in ("own.yaml", tmp_path / "own.yaml"):
+        scenario, origin = load_scenario(str(path))
+        assert deploy(scenario, origin=origin).model.name == "own-model"
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    scenario, origin = load_scenario("../own.yaml")
+    deployed = deploy(scenario, origin=origin)
+    assert deployed.model.name == "own-model", "found beside the scenario file"
+
+
+def test_a_folder_by_a_scenarios_name_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart").mkdir()
+    assert library.scenario_path("quickstart") == library.ROOT / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("name", library.model_names())
+def test_every_model_fits_on_enough_of_the_largest_gpus(name: str) -> None:
+    model = library.model(name)
+    budget = memory_budget(model, library.gpu("mi300x"), tensor_parallel=8)
+    assert budget.slots > 10_000
+    assert model.name == name
+
+
+@pytest.mark.parametrize("name", sorted(library.gpus()))
+def test_every_gpu_serves_a_small_model(name: str) -> None:
+    settings = [f"hardware.gpu={name}", "model=qwen3-0.6b", "workload.num_requests=20"]
+    scenario, origin = load_scenario("quickstart", settings)
+    summary = forecast(scenario, origin=origin).summary
+    assert summary["completed"] == 20
+    assert summary["latency"]["measured"] is False
+    assert summary["latency"]["label"] == (
+        f"roofline (analytic, unmeasured): qwen3-0.6b on {name}"
+    )
+
+
+def test_a_better_gpu_answers_faster() -> None:
+    def mean_tpot_ms(gpu: str) -> float:
+        settings = [f"hardware.gpu={gpu}", "workload.num_requests=200"]
+        scenario, origin = load_scenario("quickstart", settings)
+        figure = forecast(scenario, origin=origin).summary["mean_tpot_ms"]
+        assert isinstance(figure, float)
+        return figure
+
+    speeds = [mean_tpot_ms(gpu) for gpu in ("b200", "h200-sxm", "h100-sxm", "a100-80gb", "l40s")]
+    assert speeds == sorted(speeds)
+
+
+def test_the_million_is_offered_eighty_per_cent_of_what_can_be_served() -> None:
+    # The rate in the file against the rate at which the same requests drain when all wait.
+    settings = ["workload.num_requests=20000", "workload.arrivals={process: all_at_once}"]
+    saturated, origin = load_scenario("million", settings)
+    drained = forecast(saturated, origin=origin).records.requests["finished_s"]
+    # Leave out the ends, where the batch fills and empties.
+    early, late = np.percentile(drained, [10, 90])
+    capacity = 0.8 * len(drained) / (late - early)
+    offered = load_scenario("million")[0].workload.arrivals
+    assert offered is not None
+    assert offered.request_rate is not None
+    assert offered.request_rate / capacity == pytest.approx(0.8, abs=0.03)

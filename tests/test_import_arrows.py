@@ -1,0 +1,264 @@
+"""Who may import whom (ARCHITECTURE.md): the arrows between the six packages, and their borders.
+
+    orcast --> reports --> scenarios --> sim
+       +-----> calibrate --> sim, kernels
+
+An arrow means "may import", and whatever lies further along it; nothing else may.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ARROWS = {
+    "orcast": {"reports", "calibrate"},
+    "reports": {"scenarios"},
+    "scenarios": {"sim"},
+    "calibrate": {"sim", "kernels"},
+    "sim": set[str](),
+    "kernels": set[str](),
+}
+OTHERS_OF_OURS = {"tests"}  # nobody imports these
+# What a package must never know, nor bring along.
+FORBIDDEN = {
+    "orcast": {"torch", "triton", "simpy"},
+    "reports": {"torch", "triton", "simpy"},
+    "scenarios": {"torch", "triton", "plotly", "simpy"},
+    "calibrate": {"plotly"},
+    "sim": {"torch", "triton", "yaml", "plotly", "pydantic", "typer", "rich", "pandas", "pyarrow"},
+    "kernels": {"simpy", "pydantic", "plotly"},
+}
+CLOCKS = {"sim/replica.py", "sim/cluster.py", "sim/simulation.py"}  # these alone know SimPy
+TABLES = {"sim/latency/table_folder.py"}  # a latency table's meta.yaml is read and written here
+# The GPU machine has none of these: what measures there must start without them.
+NOT_ON_THE_GPU_MACHINE = {"simpy", "pydantic", "plotly"}
+MEASURING = {"torch", "triton", "kernels"}
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """`module` is imported in `file`, at `line`; `late` inside a function or for types alone."""
+
+    file: str
+    line: int
+    module: str
+    late: bool
+
+    @property
+    def top(self) -> str:
+        return self.module.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def imports_of(path: Path, root: Path) -> Iterator[Import]:
+    """Every import of a module: at its top, in functions, for types, and through importlib."""
+    file = path.relative_to(root).as_posix()
+    package = list(path.relative_to(root).parts[:-1])
+
+    def visit(node: ast.AST, late: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name, late)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = [*base, *([node.module] if node.module else [])]
+            for alias in node.names:  # `from sim import replica` imports sim.replica
+                yield Import(file, node.lineno, ".".join([*name, alias.name]), late)
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            first = node.args[0]
+            if called in {"import_module", "__import__"} and isinstance(first, ast.Constant):
+                yield Import(file, node.lineno, str(first.value), late)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            late = True
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            late = True
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, late)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8"), str(path)), False)
+
+
+def reachable(package: str) -> set[str]:
+    """The package and all that lies along its arrows."""
+    found = {package}
+    for onward in ARROWS[package]:
+        found |= reachable(onward)
+    return found
+
+
+def module_files(root: Path, package: str) -> list[Path]:
+    return sorted((root / package).rglob("*.py"))
+
+
+def violations(root: Path) -> list[str]:
+    """Every import under `root` that goes against the rules, in words."""
+    found = []
+    every: dict[str, list[Import]] = {}
+    for package in ARROWS:
+        allowed = reachable(package)
+        for path in module_files(root, package):
+            each = list(imports_of(path, root))
+            every[path.relative_to(root).as_posix()] = each
+            for one in each:
+                if one.top in (ARROWS.keys() | OTHERS_OF_OURS) - allowed:
+                    found.append(f"{one}: {package} may import {', '.join(sorted(allowed))}")
+                elif one.top == "simpy" and one.file not in CLOCKS:
+                    found.append(f"{one}: only {', '.join(sorted(CLOCKS))} may")
+                elif one.top in FORBIDDEN[package] and not (
+                    one.top == "yaml" and one.file in TABLES
+                ):
+                    found.append(f"{one}: {package} must never know it")
+    if (root / "kernels/__init__.py").exists():
+        found.append("kernels/__init__.py: PyPI has a regular package of this name")
+    return found + measuring_violations(every)
+
+
+def measuring_violations(every: dict[str, list[Import]]) -> list[str]:
+    """What measures on the GPU must start there: no module that it loads needs what is missing."""
+    found = []
+    for file, imports in every.items():
+        measures = file.startswith("calibrate/") and any(one.top in MEASURING for one in imports)
+        if not measures:
+            continue
+        seen, ahead = {file}, [file]
+        while ahead:
+            for one in every[ahead.pop()]:
+                if one.late:
+                    continue
+                if one.top in NOT_ON_THE_GPU_MACHINE:
+                    found.append(f"{one}, which {file} loads where it measures")
+                parts = one.module.split(".")
+                for length in range(1, len(parts) + 1):
+                    name = "/".join(parts[:length])
+                    for candidate in (f"{name}.py", f"{name}/__init__.py"):
+                        if candidate in every and candidate not in seen:
+                            seen.add(candidate)
+                            ahead.append(candidate)
+    return found
+
+
+def test_nothing_is_imported_against_the_arrows() -> None:
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_the_six_packages_are_where_the_checker_looks(package: str) -> None:
+    assert module_files(ROOT, package), f"{package}/ holds no module"
+
+
+def test_arrows_are_followed_to_their_ends() -> None:
+    assert reachable("orcast") == ARROWS.keys()
+    assert reachable("reports") == {"reports", "scenarios", "sim"}
+    assert reachable("calibrate") == {"calibrate", "sim", "kernels"}
+    assert (reachable("sim"), reachable("kernels")) == ({"sim"}, {"kernels"})
+
+
+def test_the_simulators_processes_do_import_simpy() -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in module_files(ROOT, "sim")
+        if any(one.top == "simpy" for one in imports_of(path, ROOT))
+    }
+    assert "sim/replica.py" in users
+    assert users <= CLOCKS
+
+
+# -- the checker itself ---------------------------------------------------------------------------
+
+PLANTED = {
+    "sim/a.py": ["import scenarios", "from reports.page import page", "import torch as t",
+                 "import yaml", "from plotly import graph_objects", "from pydantic import Field",
+                 "import typer", "import simpy", "from tests.sim import serving",
+                 "def f():\n    from kernels import linear", "if True:\n    import orcast.cli",
+                 "import importlib\nimportlib.import_module('triton.language')"],
+    "sim/latency/a.py": ["from ... import calibrate", "import simpy.core"],
+    "scenarios/a.py": ["import reports", "from calibrate import engine", "import torch",
+                       "import plotly.graph_objects as go", "import triton"],
+    "reports/a.py": ["import orcast", "import calibrate.compare", "import simpy", "import torch"],
+    "calibrate/a.py": ["import scenarios.load", "import reports", "import plotly",
+                       "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import orcast",
+                       "import torch\nimport pydantic", "import kernels.linear\nimport sim.replica"],
+    "kernels/a.py": ["import sim", "from sim.batch import Batch", "import calibrate",
+                     "import simpy", "from pydantic import BaseModel", "import plotly"],
+    "kernels/__init__.py": [""],
+    "orcast/a.py": ["import torch", "import triton", "import tests"],
+}  # fmt: skip
+
+PERMITTED = {
+    "sim/a.py": ["import numpy\nimport sim.batch\nfrom . import batch", "import simplejson"],
+    "sim/replica.py": ["import simpy"],
+    "sim/latency/table_folder.py": ["import yaml"],
+    "scenarios/a.py": ["import yaml, pydantic\nfrom sim import metrics"],
+    "reports/a.py": ["import plotly\nfrom scenarios import load\nimport sim.records"],
+    "calibrate/a.py": ["import torch\nimport kernels.linear\nimport sim.batch\nimport yaml",
+                       "import torch\ndef f():\n    import sim.replica"],
+    "kernels/a.py": ["import torch, triton\nfrom kernels import gpu"],
+    "orcast/a.py": ["import calibrate, kernels, sim, scenarios, reports"],
+}  # fmt: skip
+
+
+def planted(root: Path, file: str, text: str) -> list[str]:
+    """What the checker says of a tree with one module of this text."""
+    for other in ("sim/replica.py", "sim/batch.py", file):
+        path = root / other
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("import simpy\n" if other == "sim/replica.py" else "")
+    (root / file).write_text(text)
+    return violations(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [(file, text) for file, texts in PLANTED.items() for text in texts]
+)
+def test_a_planted_violation_is_found(tmp_path: Path, file: str, text: str) -> None:
+    assert planted(tmp_path, file, text)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [(file, text) for file, texts in PERMITTED.items() for text in texts]
+)
+def test_what_lies_along_the_arrows_is_permitted(tmp_path: Path, file: str, text: str) -> None:
+    assert planted(tmp_path, file, text) == []
+
+
+# -- what is really loaded ------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+
+sys.path.insert(0, {root!r})
+sys.argv = ["orcast", "run", "quickstart", "--set", "workload.num_requests=50", "--json"]
+unwanted = {{"torch", "triton", "pandas", "plotly.graph_objects", "scipy", "ray"}}
+
+from orcast.cli import main
+
+assert not unwanted & sys.modules.keys(), f"to start: {{unwanted & sys.modules.keys()}}"
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+assert not unwanted & sys.modules.keys(), f"to run: {{unwanted & sys.modules.keys()}}"
+assert "simpy" in sys.modules
+"""
+
+
+def test_neither_the_command_line_nor_a_run_loads_what_is_slow(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(root=str(ROOT))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('{"completed": 50')
+    assert (tmp_path / "runs/quickstart/report.html").is_file()
