@@ -51,14 +51,25 @@ class Comparison:
     rows_a: Rows  # [requests], into a's columns: those that completed in both, by arrival
     rows_b: Rows
     notes: tuple[str, ...]  # what a reader of the figures must know
-    changes: Mapping[str, Pair | tuple[Any, Any]] | None = None  # settings that differ, by path
+    changes: Mapping[str, tuple[Any, Any]] | None = None  # settings that differ, by path
+
+    def paired_s(self, metric: str) -> tuple[Floats, Floats]:
+        """TTFT, TPOT or E2E of the same requests in both runs; NaN for the TPOT of one token."""
+        column = f"{metric}_s"
+        return getattr(self.a, column)[self.rows_a], getattr(self.b, column)[self.rows_b]
 
     def latencies_s(self, metric: str) -> tuple[Floats, Floats]:
-        """TTFT, TPOT or E2E of the same requests in both runs; answers of one token lack a TPOT."""
-        a = getattr(self.a, f"{metric}_s")[self.rows_a]
-        b = getattr(self.b, f"{metric}_s")[self.rows_b]
+        """The same without those that either run does not have."""
+        a, b = self.paired_s(metric)
         known = np.isfinite(a) & np.isfinite(b)
         return a[known], b[known]
+
+    def names(self) -> list[str]:
+        """What to call each request: its id in B or A, else its number in order of arrival."""
+        for side, rows in ((self.b, self.rows_b), (self.a, self.rows_a)):
+            if side.request_id is not None:
+                return [str(name) for name in side.request_id[rows].tolist()]
+        return [str(row) for row in self.rows_a.tolist()]
 
     def metrics(self) -> dict[str, dict[str, Pair]]:
         """Mean and percentiles of each latency in ms."""
@@ -186,9 +197,7 @@ def _match_ids(a: Measurement, b: Measurement) -> tuple[Rows, Rows, list[str]] |
         return None
     where_b = {name: row for row, name in enumerate(b.request_id.tolist())}
     pairs = [
-        (row, where_b[name])
-        for row, name in enumerate(a.request_id.tolist())
-        if name in where_b
+        (row, where_b[name]) for row, name in enumerate(a.request_id.tolist()) if name in where_b
     ]
     if not pairs:
         return None

@@ -19,7 +19,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ Floats = NDArray[np.float64]
 Row = dict[str, Any]
 
 SAMPLE_COLUMNS = ("t", "running", "waiting")
-NOTHING: Floats = np.zeros(0)
 
 
 class MeasurementError(ValueError):
@@ -41,8 +40,8 @@ class MeasurementError(ValueError):
 class Measurement:
     """The requests of one run in order of arrival; times in s, NaN where not known.
 
-    All columns are equally long. A request that is not `completed` has no latencies. Clock times
-    count from the first arrival; they are NaN throughout where the source has no arrivals.
+    The requests' columns are equally long. One that is not `completed` has no latencies. Clock
+    times count from the first arrival; they are NaN throughout where the source has no arrivals.
     """
 
     label: str
@@ -58,8 +57,9 @@ class Measurement:
     completed: NDArray[np.bool_]
     request_id: NDArray[np.object_] | None = None
     duration_s: float | None = None  # of the whole run, as recorded where arrivals are not
-    preempted_s: Floats = NOTHING  # when requests lost their place, and had one again
-    resumed_s: Floats = NOTHING
+    # When requests lost their place in the batch, and had one again: [preemptions].
+    preempted_s: Floats = field(default_factory=lambda: np.zeros(0))
+    resumed_s: Floats = field(default_factory=lambda: np.zeros(0))
     samples: Mapping[str, Floats] | None = None  # t, running, waiting, … as the engine counted
 
     def __len__(self) -> int:
@@ -69,8 +69,9 @@ class Measurement:
     def tpot_s(self) -> Floats:
         """(E2E - TTFT) / (output tokens - 1); NaN for an answer of one token."""
         gaps = self.output_tokens - 1.0
-        nothing = np.full(len(self), np.nan)
-        return np.divide(self.e2e_s - self.ttft_s, gaps, out=nothing, where=gaps > 0)
+        tpot_s = np.full(len(self), np.nan)
+        np.divide(self.e2e_s - self.ttft_s, gaps, out=tpot_s, where=gaps > 0)
+        return tpot_s
 
     @property
     def has_arrivals(self) -> bool:
@@ -82,44 +83,47 @@ class Measurement:
             return self
         order = np.argsort(self.arrival_s, kind="stable")
         zero_s = self.arrival_s[order[0]]
-        columns = {
-            column.name: values[order] if len(values) == len(self) else values
-            for column in fields(self)
-            if column.name not in ("preempted_s", "resumed_s")
-            and isinstance(values := getattr(self, column.name), np.ndarray)
-        }
-        for name in ("arrival_s", "scheduled_s", "first_token_s", "finished_s"):
-            columns[name] = columns[name] - zero_s
-        away = {"preempted_s": self.preempted_s - zero_s, "resumed_s": self.resumed_s - zero_s}
-        return replace(self, **columns, **away)
+        return replace(
+            self,
+            arrival_s=self.arrival_s[order] - zero_s,
+            scheduled_s=self.scheduled_s[order] - zero_s,
+            first_token_s=self.first_token_s[order] - zero_s,
+            finished_s=self.finished_s[order] - zero_s,
+            ttft_s=self.ttft_s[order],
+            e2e_s=self.e2e_s[order],
+            prompt_tokens=self.prompt_tokens[order],
+            output_tokens=self.output_tokens[order],
+            completed=self.completed[order],
+            request_id=None if self.request_id is None else self.request_id[order],
+            preempted_s=self.preempted_s - zero_s,
+            resumed_s=self.resumed_s - zero_s,
+        )
 
 
 def simulated(
-    label: str,
-    requests: Mapping[str, NDArray[Any]],
-    preemptions: Mapping[str, NDArray[Any]] | None = None,
+    label: str, requests: Mapping[str, NDArray[Any]], preemptions: Mapping[str, NDArray[Any]]
 ) -> Measurement:
     """The records of a simulated run (columns of its requests and preemptions) as a measurement."""
-    clock = {
-        name: np.asarray(requests[name], np.float64)
+    arrival_s, scheduled_s, first_s, finished_s = (
+        np.asarray(requests[name], np.float64)
         for name in ("arrival_s", "scheduled_s", "first_token_s", "finished_s")
-    }
-    away = {
-        name: np.asarray(preemptions[name] if preemptions else NOTHING, np.float64)
-        for name in ("preempted_s", "resumed_s")
-    }
+    )
     ids = requests.get("request_id")
     return Measurement(
         label=label,
         recorded=False,
-        **clock,
-        ttft_s=clock["first_token_s"] - clock["arrival_s"],
-        e2e_s=clock["finished_s"] - clock["arrival_s"],
+        arrival_s=arrival_s,
+        scheduled_s=scheduled_s,
+        first_token_s=first_s,
+        finished_s=finished_s,
+        ttft_s=first_s - arrival_s,
+        e2e_s=finished_s - arrival_s,
         prompt_tokens=np.asarray(requests["prompt_tokens"], np.int64),
         output_tokens=np.asarray(requests["output_tokens"], np.int64),
-        completed=np.isfinite(clock["finished_s"]) & np.isfinite(clock["first_token_s"]),
+        completed=np.isfinite(finished_s) & np.isfinite(first_s),
         request_id=None if ids is None else np.asarray(ids, object),
-        **away,
+        preempted_s=np.asarray(preemptions["preempted_s"], np.float64),
+        resumed_s=np.asarray(preemptions["resumed_s"], np.float64),
     ).in_order_of_arrival()
 
 
@@ -151,21 +155,16 @@ def _read_lines(file: Path, text: str, label: str) -> Measurement:
     clock: dict[str, list[float]] = {"queued": [], "scheduled": [], "first_token": [], "last": []}
     prompt, output, completed, ids = [], [], [], []
     for where, row in _rows(file, text):
-        queued_s = _number(where, row, "queued_ts")
-        ended = row.get("first_token_ts") is not None and row.get("last_token_ts") is not None
-        first_s = _number(where, row, "first_token_ts") if ended else math.nan
-        last_s = _number(where, row, "last_token_ts") if ended else math.nan
-        if first_s < queued_s:
+        queued_s, scheduled_s, first_s, last_s = (
+            math.nan if key != "queued_ts" and row.get(key) is None else _number(where, row, key)
+            for key in ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+        )
+        ended = math.isfinite(first_s) and math.isfinite(last_s)
+        if first_s < queued_s or last_s < first_s:
             raise MeasurementError(
-                f"{where}: first_token_ts {first_s} lies before queued_ts {queued_s}; both must be "
-                "seconds on one clock"
+                f"{where}: queued_ts {queued_s}, first_token_ts {first_s} and last_token_ts "
+                f"{last_s} are out of order; all must be seconds on one clock"
             )
-        if last_s < first_s:
-            raise MeasurementError(
-                f"{where}: last_token_ts {last_s} lies before first_token_ts {first_s}"
-            )
-        known = row.get("scheduled_ts") is not None
-        scheduled_s = _number(where, row, "scheduled_ts") if known else math.nan
         for name, time_s in zip(clock, (queued_s, scheduled_s, first_s, last_s), strict=True):
             clock[name].append(time_s)
         prompt.append(_tokens(where, row, "input_toks", at_least=0))
@@ -199,7 +198,9 @@ def _bench_result(file: Path, text: str) -> Row | None:
         return None
     if not isinstance(value, dict) or "queued_ts" in value:
         return None
-    if lacking := [key for key in ("ttfts", "itls", "input_lens", "output_lens") if key not in value]:
+    if lacking := [
+        key for key in ("ttfts", "itls", "input_lens", "output_lens") if key not in value
+    ]:
         raise MeasurementError(
             f"{file}: a JSON object without {lacking[0]}; expected a result of vLLM bench serve "
             "--save-result --save-detailed, or a request a line with queued_ts"
@@ -212,7 +213,9 @@ def _read_bench(file: Path, result: Row, label: str) -> Measurement:
     names = ["input_lens", "output_lens", "ttfts", "itls"]
     names += [name for name in ("start_times", "errors") if result.get(name)]
     lists = {name: result[name] for name in names}
-    sizes = {name: len(values) if isinstance(values, list) else -1 for name, values in lists.items()}
+    sizes = {
+        name: len(values) if isinstance(values, list) else -1 for name, values in lists.items()
+    }
     if len(set(sizes.values())) != 1 or -1 in sizes.values():
         found = ", ".join(f"{max(size, 0)} {name}" for name, size in sizes.items())
         raise MeasurementError(f"{file}: {found}; expected lists of equal lengths")
@@ -257,14 +260,11 @@ def _read_samples(file: Path) -> dict[str, Floats]:
         columns: dict[str, list[float]] = {name: [] for name in SAMPLE_COLUMNS}
         for row in reader:
             for name, column in columns.items():
+                where = f"{file}:{reader.line_num}"
                 try:
-                    column.append(float(row[name]))
-                except (TypeError, ValueError):
-                    column.append(math.nan)
-                if not math.isfinite(column[-1]):
-                    raise MeasurementError(
-                        f"{file}:{reader.line_num}: {name} is {row[name]!r}, expected a number"
-                    )
+                    column.append(_number(where, {name: float(row[name] or "")}, name))
+                except ValueError:
+                    raise MeasurementError(f"{where}: {name} is {row[name]!r}, expected a number")
     samples = {name: np.array(column) for name, column in columns.items()}
     if (np.diff(samples["t"]) <= 0).any():
         raise MeasurementError(f"{file}: t must increase from row to row")
@@ -287,11 +287,10 @@ def _rows(file: Path, text: str) -> Iterator[tuple[str, Row]]:
 
 def _number(where: str, row: Row, key: str) -> float:
     value = row.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
-        given = "missing" if key not in row else f"{value!r:.40}"
-        raise MeasurementError(f"{where}: {key} is {given}, expected a number of seconds")
-    return float(value)  # type: ignore[arg-type]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e300:
+        return float(value)
+    given = "missing" if key not in row else f"{value!r:.40}"
+    raise MeasurementError(f"{where}: {key} is {given}, expected a number of seconds")
 
 
 def _tokens(where: str, row: Row, key: str, *, at_least: int) -> int:

@@ -1,8 +1,8 @@
 """Orcast: forecasts how an LLM serving deployment will behave before anyone pays for it.
 
-    import orcast
-    run = orcast.simulate("quickstart", {"engine.max_num_seqs": 64})
-    run.summary["p99_ttft_ms"]
+import orcast
+run = orcast.simulate("quickstart", {"engine.max_num_seqs": 64})
+run.summary["p99_ttft_ms"]
 """
 
 from __future__ import annotations

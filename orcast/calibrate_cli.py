@@ -25,10 +25,14 @@ FORMATS = ("llmservingsim", "aiconfigurator", "vidur")
 @app.command("import")
 def import_(
     format_: Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(FORMATS))],
-    source: Annotated[str, typer.Argument(help="Profile folder; for aiconfigurator a system name.")],
+    source: Annotated[
+        str, typer.Argument(help="Profile folder; for aiconfigurator a system name.")
+    ],
     model: Annotated[str, typer.Option("--model", help="Library name or config.json.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The table's folder.")],
-    gpu: Annotated[str | None, typer.Option("--gpu", help="The GPU's name, for the record.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="The GPU's name, for the record.")
+    ] = None,
     tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", min=1)] = 1,
     backend: Annotated[str | None, typer.Option(help="aiconfigurator: whose kernels.")] = None,
     version: Annotated[str | None, typer.Option(help="aiconfigurator: of that backend.")] = None,

@@ -103,6 +103,59 @@ def report(
         webbrowser.open(path.resolve().as_uri())
 
 
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The forecast: a run folder.")],
+    b: Annotated[
+        Path,
+        typer.Argument(
+            metavar="B",
+            help="The measurement: a recording's folder or requests.jsonl, a vLLM bench serve "
+            "--save-detailed JSON, or another run folder.",
+        ),
+    ],
+    as_json: JsonOption = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="HTML page (default: A/compare.html)."),
+    ] = None,
+) -> None:
+    """Hold forecast A against measurement B, request by request."""
+    from calibrate.comparison import compare as compare_runs
+    from calibrate.measurement import read_measurement, simulated
+    from reports.compare_report import is_run_folder, page_target, write_compare_report
+    from reports.run_folder import load_run
+
+    try:
+        target = page_target(out, a)
+        sides, scenarios = [], []
+        for path in (a, b):
+            if is_run_folder(path):
+                records, scenario, _ = load_run(path)
+                sides.append(simulated(str(path), records.requests, records.preemptions))
+                scenarios.append(scenario)
+            else:
+                sides.append(read_measurement(path))
+        settings = (scenarios[0], scenarios[1]) if len(scenarios) == 2 else None
+        compared = compare_runs(*sides, settings=settings)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if target is not None:
+        write_compare_report(target, compared)
+    if as_json:
+        for note in compared.notes:
+            print(f"orcast: note: {note}", file=sys.stderr)
+        print(json.dumps(compared.as_dict()))
+        return
+    from rich.console import Console
+
+    from reports.compare_table import comparison_table
+
+    Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes))
+    if target is not None:
+        print(f"Page: {target}")
+
+
 def _file_name(name: str) -> str:
     """A scenario's name as a folder name."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"

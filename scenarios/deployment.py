@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -106,9 +107,7 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
     )
 
 
-def _engine_config(
-    engine: schema.Engine, model: ModelSpec, memory: MemoryBudget
-) -> EngineConfig:
+def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -140,7 +139,7 @@ def _latency(
         return FixedLatency(latency.iteration_ms / 1e3)
     host = latency.host_overhead
     if latency.source == "roofline":
-        given = dict(latency.efficiencies)
+        given: dict[str, Any] = dict(latency.efficiencies)
         if host is not None:
             given["host_per_iteration_s"] = host.per_iteration_us / 1e6
             given["host_per_sequence_s"] = host.per_sequence_us / 1e6
@@ -160,7 +159,9 @@ def _latency(
         folder = library.find_file(latency.table, beside=beside)
         table = read_table(latency.table if folder is None else folder)
     elif compose is None:
-        raise ValueError("source aiconfigurator is available from the command line and orcast.simulate")
+        raise ValueError(
+            "source aiconfigurator is available from the command line and orcast.simulate"
+        )
     else:
         table = compose(scenario, model, gpu)
     skew = latency.skew
@@ -277,9 +278,7 @@ def _arrivals(given: schema.Arrivals, count: int, rng: np.random.Generator) -> n
     if given.process == "poisson":
         return arrivals.poisson(rng, count, rate_per_s=given.request_rate)
     assert given.burstiness is not None
-    return arrivals.gamma(
-        rng, count, rate_per_s=given.request_rate, burstiness=given.burstiness
-    )
+    return arrivals.gamma(rng, count, rate_per_s=given.request_rate, burstiness=given.burstiness)
 
 
 def _lengths(
@@ -331,8 +330,7 @@ def _unused_knobs(scenario: Scenario) -> list[str]:
         f"engine.{knob} has no effect under scheduler {engine.scheduler} "
         f"(it belongs to {', '.join(sorted(schedulers))})"
         for knob, schedulers in _KNOBS.items()
-        if engine.scheduler not in schedulers
-        and getattr(engine, knob) != getattr(defaults, knob)
+        if engine.scheduler not in schedulers and getattr(engine, knob) != getattr(defaults, knob)
     ]
     if engine.scheduler in {"static", "dynamic", "orca"} and (
         engine.max_num_batched_tokens != defaults.max_num_batched_tokens

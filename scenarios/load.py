@@ -53,7 +53,9 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
                 inner = section[key] = {}
             if not isinstance(inner, dict):
                 here = ".".join(keys[: position + 1])
-                raise InputError(f"--set {override}: {here} is {_SHORT.repr(inner)}, not a section with keys")
+                raise InputError(
+                    f"--set {override}: {here} is {_SHORT.repr(inner)}, not a section with keys"
+                )
             section = inner
         section[keys[-1]] = value
         paths.add(".".join(keys))
@@ -79,7 +81,9 @@ def parse_scenario(
 def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
     """Who gave what is wrong at `path`: the file, ``--set``, or for a whole section maybe both."""
     given = set(overridden)
-    if any(f"{path}.".startswith(f"{setting}.") or path.startswith(f"{setting}[") for setting in given):
+    if any(
+        f"{path}.".startswith(f"{setting}.") or path.startswith(f"{setting}[") for setting in given
+    ):
         return "--set"
     inside = sorted(setting for setting in given if setting.startswith(f"{path}.") or not path)
     return f"{origin} with --set {inside[0]}" if inside else origin

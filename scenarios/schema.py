@@ -165,8 +165,9 @@ class Arrivals(Section):
     def _has_its_rate(self) -> Self:
         if (self.process == "all_at_once") == (self.request_rate is not None):
             raise ValueError(
-                "request_rate is needed" if self.request_rate is None else
-                "request_rate has no meaning when all requests arrive at once"
+                "request_rate is needed"
+                if self.request_rate is None
+                else "request_rate has no meaning when all requests arrive at once"
             )
         if (self.process == "gamma") != (self.burstiness is not None):
             raise ValueError("burstiness belongs to process gamma, which needs it")

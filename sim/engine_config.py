@@ -26,7 +26,9 @@ class EngineConfig:
         if self.preemption not in ("recompute", "swap"):
             raise ValueError(f"preemption {self.preemption!r}; allowed: recompute, swap")
         if self.reservation not in RESERVATIONS:
-            raise ValueError(f"reservation {self.reservation!r}; allowed: {', '.join(RESERVATIONS)}")
+            raise ValueError(
+                f"reservation {self.reservation!r}; allowed: {', '.join(RESERVATIONS)}"
+            )
         if max(self.preferred_batch_sizes, default=0) > self.max_num_seqs:
             raise ValueError(
                 f"preferred_batch_sizes {self.preferred_batch_sizes}: none may be above "

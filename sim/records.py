@@ -53,7 +53,10 @@ class _Table:
         if self.rows:
             columns = zip(*self.rows, strict=True)
             self._folded.append(
-                [np.array(column, dtype=dtype) for column, dtype in zip(columns, self.dtypes.values(), strict=True)]
+                [
+                    np.array(column, dtype=dtype)
+                    for column, dtype in zip(columns, self.dtypes.values(), strict=True)
+                ]
             )
             self.rows.clear()
 

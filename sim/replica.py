@@ -86,13 +86,15 @@ class Replica:
                 self.progress(scheduler.pool.num_finished + scheduler.pool.num_rejected)
 
     def _take_arrivals(self, now_s: float) -> None:
-        pool = self.scheduler.pool
-        while self.source.next_arrival_s <= now_s:
-            rejected = pool.num_rejected
-            for request in self.source.take(now_s):
-                self.scheduler.add(request)
-            if pool.num_rejected > rejected:
-                self.source.release(pool.num_rejected - rejected, now_s)
+        scheduler, source = self.scheduler, self.source
+        pool = scheduler.pool
+        rejected = pool.num_rejected
+        while source.next_arrival_s <= now_s:
+            request = source.take()
+            scheduler.add(request)
+            if pool.num_rejected > rejected:  # its client hears so at once, and goes on
+                rejected = pool.num_rejected
+                source.release(1, request.arrival_s)
 
     def _duration(self, batch: Batch, now_s: float) -> tuple[int, list[float] | None]:
         """Advance the clock over this decision: how many iterations, and where each ends."""
@@ -129,10 +131,10 @@ class Replica:
         self.log.append(
             (
                 start_s, end_s, iterations, len(pool.running), len(batch.prefills),
-                batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens, batch.num_tokens,
-                batch.num_emitting, batch.num_seqs, emitted, kv_blocks, stored, growth, steady,
-                reserved, allocator.shared_blocks, batch.swap_in_blocks + batch.swap_out_blocks,
-                batch.preempted, batch.extrapolated,
+                batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens,
+                batch.num_tokens, batch.num_emitting, batch.num_seqs, emitted, kv_blocks, stored,
+                growth, steady, reserved, allocator.shared_blocks,
+                batch.swap_in_blocks + batch.swap_out_blocks, batch.preempted, batch.extrapolated,
             ),
             ends_s,
             block_growth,

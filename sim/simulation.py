@@ -115,7 +115,7 @@ def _waiting(requests: Columns, iterations: Columns) -> np.ndarray:
     rejected = np.sort(requests["arrival_s"][requests["rejected"]])
     start_s = iterations["start_s"]
     finished_before = np.cumsum(iterations["finished"]) - iterations["finished"]
-    waiting = np.searchsorted(arrivals, start_s, side="right") - finished_before
+    waiting: np.ndarray = np.searchsorted(arrivals, start_s, side="right") - finished_before
     waiting -= np.searchsorted(rejected, start_s, side="right") + iterations["running"]
     return waiting.astype("i4")
 

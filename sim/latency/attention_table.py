@@ -60,7 +60,9 @@ class PrefillAttention:
 
     def __init__(self, prefill: Part, mixed: Part | None) -> None:
         names = ["new_tokens", "cached_tokens"]
-        self._axes, self._alone = filled_grid([prefill.coordinates[n] for n in names], prefill.time_s)
+        self._axes, self._alone = filled_grid(
+            [prefill.coordinates[n] for n in names], prefill.time_s
+        )
         self.floor_s = float(self._alone.min())
         self._mixed_axes: list[list[float]] | None = None
         if mixed is not None:
@@ -90,8 +92,7 @@ class PrefillAttention:
         ]
         corners = [(s0, c0), (s0, c1), (s1, c0), (s1, c1)]
         return sum(
-            weight
-            * self._at(self._mixed_axes, self._mixed[:, :, i, j], new_tokens, cached_tokens)
+            weight * self._at(self._mixed_axes, self._mixed[:, :, i, j], new_tokens, cached_tokens)
             for weight, (i, j) in zip(planes, corners, strict=True)
             if weight > 0.0
         )

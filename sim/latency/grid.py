@@ -41,7 +41,7 @@ class Line:
 
     def many(self, xs: np.ndarray) -> np.ndarray:
         """The same for many x at once."""
-        inside = np.interp(xs, self.xs, self.ys)
+        inside: np.ndarray = np.interp(xs, self.xs, self.ys)
         if self.last > 0:
             inside = np.where(xs > self.last, self.ys[-1] * (xs / self.last), inside)
         return inside

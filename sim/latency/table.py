@@ -25,10 +25,10 @@ from sim.model_spec import ModelSpec
 class TableLatency:
     """Seconds of an iteration from a `LatencyTable`.
 
-    `host` has to be given where the table measured none. `link_measured`: the interconnect's figures
-    are an all-reduce's own α and β, not a datasheet's. `swapped_block_s` is the time to move one KV
-    block over the host link. Batches are padded to `capture_sizes`. Raises ValueError when the table is of another model shape or
-    tensor-parallel degree.
+    `host` has to be given where the table measured none. `link_measured`: the interconnect's
+    figures are an all-reduce's own α and β, not a datasheet's. `swapped_block_s` is the time to
+    move one KV block over the host link. Batches are padded to `capture_sizes`. Raises ValueError
+    when the table is of another model shape or tensor-parallel degree.
     """
 
     measured = True
@@ -137,9 +137,7 @@ class TableLatency:
         try:
             duration_s = self._tokens_s[batch.num_tokens]
         except IndexError:
-            duration_s = float(
-                self._total(self._token_parts_s, np.array([batch.num_tokens]))[0]
-            )
+            duration_s = float(self._total(self._token_parts_s, np.array([batch.num_tokens]))[0])
         try:
             duration_s += self._rows_s[batch.num_emitting]
         except IndexError:
@@ -170,7 +168,7 @@ class TableLatency:
         return {"logits": sum(line.many(rows) for line in self._logits) * (rows > 0)}
 
     def _padded(self, tokens: np.ndarray) -> np.ndarray:
-        """CUDA graphs replay at captured sizes; beyond the largest, kernels are launched eagerly."""
+        """CUDA graphs replay at captured sizes; beyond the largest, kernels launch eagerly."""
         if not self._capture_sizes:
             return tokens
         sizes = np.array(self._capture_sizes)

@@ -162,9 +162,7 @@ def _time_s(path: Path, line: int, column: str, text: str) -> float:
     return time_s
 
 
-def table_of(
-    meta: Mapping[str, Any], parts: Mapping[str, Iterable[Sequence[Any]]]
-) -> LatencyTable:
+def table_of(meta: Mapping[str, Any], parts: Mapping[str, Iterable[Sequence[Any]]]) -> LatencyTable:
     """The table that `write_table` would write and `read_table` read back, without the disk."""
     made = {}
     for name, given in parts.items():

@@ -201,6 +201,11 @@ class IterationScheduler:
                 finished.append(request)
             else:
                 pool.decodes.add(request, now_s)
+        if len(finished) > 1 and self.config.long_prefill_token_threshold:
+            # A long prompt in chunks ends its prefill after later ones: back to admission order,
+            # which is the order in which blocks become reusable.
+            order = {request: number for number, request in enumerate(pool.running)}
+            finished.sort(key=order.__getitem__)
         for request in finished:
             self.allocator.free(request.block_table)
             pool.finish(request, now_s)

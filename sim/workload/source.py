@@ -43,15 +43,13 @@ class RequestSource:
         """Requests that have not arrived yet."""
         return len(self._arrival_s) - self._next
 
-    def take(self, now_s: float) -> list[Request]:
-        """Requests that have arrived by `now_s`."""
-        taken = []
-        while self.next_arrival_s <= now_s:
-            taken.append(self._request(self._next, self.next_arrival_s))
-            self._next += 1
-            self._free_clients -= 1
-            self._look_ahead(self.next_arrival_s)
-        return taken
+    def take(self) -> Request:
+        """The request that arrives at `next_arrival_s`."""
+        request = self._request(self._next, self.next_arrival_s)
+        self._next += 1
+        self._free_clients -= 1
+        self._look_ahead(self.next_arrival_s)
+        return request
 
     def release(self, count: int, now_s: float) -> None:
         """`count` requests ended at `now_s`: as many clients may send their next one."""

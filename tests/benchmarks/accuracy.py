@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def log_blended(rows: Rows, axis: int) -> Rows:
     more = []
     for points in lines.values():
         points = sorted((row for row in points if row[axis] > 0), key=lambda row: row[axis])
-        for one, other in zip(points, points[1:], strict=False):
+        for one, other in pairwise(points):
             for share in np.linspace(0, 1, 9)[1:-1]:
                 x = round(float(one[axis] ** (1 - share) * other[axis] ** share))
                 if one[axis] < x < other[axis]:
@@ -77,7 +78,11 @@ def main() -> None:
     variants: list[tuple[str, dict[str, Any], Callable[[], dict[str, Rows]]]] = [
         ("as shipped", {}, lambda: parts),
         ("without the prefix cache", {"engine.enable_prefix_caching": False}, lambda: parts),
-        ("KV cache of 3,400 blocks, not 2,588", {"engine.num_gpu_blocks_override": 3400}, lambda: parts),
+        (
+            "KV cache of 3,400 blocks, not 2,588",
+            {"engine.num_gpu_blocks_override": 3400},
+            lambda: parts,
+        ),
         ("without padding to graph sizes", {"engine.cudagraph_capture_sizes": []}, lambda: parts),
         ("with the bound of the longest sequence", {"latency.skew": True}, lambda: parts),
         ("prompts and decodes in separate launches", {}, lambda: plain),
@@ -92,7 +97,10 @@ def main() -> None:
         for name in ("queued_ts", "first_token_ts", "last_token_ts", "output_toks")
     )
     measured = _times(first - queued, last - queued, tokens)
-    print("| variant | TTFT mean / p99 | TPOT mean / p99 | E2E mean / p99 | worst of 15 | per request E2E |")
+    print(
+        "| variant | TTFT mean / p99 | TPOT mean / p99 | E2E mean / p99 "
+        "| worst of 15 | per request E2E |"
+    )
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, settings, make) in enumerate(variants):

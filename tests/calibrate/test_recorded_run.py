@@ -41,7 +41,8 @@ def test_all_fifteen_figures_of_the_recorded_run_are_within_one_percent(tmp_path
     )
     lines = (RECORDING / "run" / "requests.jsonl").read_text().splitlines()
     recorded = [json.loads(line) for line in lines]
-    column = {name: np.array([row[name] for row in recorded]) for name in recorded[0] if name != "request_id"}
+    names = recorded[0].keys() - {"request_id"}
+    column = {name: np.array([row[name] for row in recorded]) for name in names}
     measured = {
         "ttft": column["first_token_ts"] - column["queued_ts"],
         "e2e": column["last_token_ts"] - column["queued_ts"],
@@ -80,7 +81,9 @@ def profile(folder: Path) -> Path:
             for tokens in (1, 8)
         )
     )
-    (part / "per_sequence.csv").write_text("layer,sequences,time_us\nlm_head,1,900\nlm_head,8,950\n")
+    (part / "per_sequence.csv").write_text(
+        "layer,sequences,time_us\nlm_head,1,900\nlm_head,8,950\n"
+    )
     (part / "attention.csv").write_text(
         "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us\n"
         "16,0,0,0,10\n32,0,0,0,12\n0,0,1,16,9\n0,0,2,16,9.5\n16,0,1,16,14\n"

@@ -44,7 +44,9 @@ def test_a_trace_may_be_a_path(tmp_path: Path) -> None:
     trace.write_text(
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
     )
-    assert orcast.simulate("azure-conversation", {"workload.trace": trace}).summary["completed"] == 1
+    assert (
+        orcast.simulate("azure-conversation", {"workload.trace": trace}).summary["completed"] == 1
+    )
 
 
 def test_both_clocks_are_to_be_had() -> None:
@@ -58,7 +60,7 @@ def test_both_clocks_are_to_be_had() -> None:
 def test_bad_input_is_an_input_error() -> None:
     with pytest.raises(InputError, match="unknown GPU 'h100'; did you mean 'h100-sxm'"):
         orcast.simulate("quickstart", {"hardware.gpu": "h100"})
-    with pytest.raises(InputError, match="--set: workload.seed: 'x': expected a whole number"):
+    with pytest.raises(InputError, match=r"--set: workload\.seed: 'x': expected a whole number"):
         orcast.simulate("quickstart", {"workload.seed": "x"})
 
 

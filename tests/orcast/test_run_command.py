@@ -1,4 +1,4 @@
-"""`orcast run` and `orcast report`: what is printed, what is written, and that both can be trusted."""
+"""`orcast run` and `orcast report`: what is printed, what is written, and that they agree."""
 
 import json
 import os

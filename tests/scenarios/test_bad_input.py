@@ -189,7 +189,9 @@ def test_a_missing_scenario_file_is_named() -> None:
 
 def test_a_model_file_that_is_no_config_is_named() -> None:
     Path("config.json").write_text("[1]")
-    assert "config.json: a JSON list, expected a model's config" in with_settings("model=config.json")
+    assert "config.json: a JSON list, expected a model's config" in with_settings(
+        "model=config.json"
+    )
     Path("config.json").write_text("{")
     assert "config.json: not valid JSON" in with_settings("model=config.json")
 
@@ -197,7 +199,10 @@ def test_a_model_file_that_is_no_config_is_named() -> None:
 # -- the scenario file ----------------------------------------------------------------------------
 
 FILES = {
-    "a key given twice": (b"name: a\nmodel: x\nname: b\n", r":1:1: .*the key 'name' is given twice"),
+    "a key given twice": (
+        b"name: a\nmodel: x\nname: b\n",
+        r":1:1: .*the key 'name' is given twice",
+    ),
     "a key of a section given twice": (
         b"name: a\nengine: {block_size: 4, block_size: 8}\n",
         r":2:9: .*the key 'block_size' is given twice",

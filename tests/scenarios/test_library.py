@@ -1,10 +1,12 @@
 """Every scenario, model and GPU that is shipped can be used as it is."""
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from orcast.calibrate_cli import compose
 from scenarios import library
 from scenarios.deployment import deploy
 from scenarios.forecast import forecast
@@ -18,11 +20,11 @@ NEEDED = {"quickstart", "azure-conversation", "static-vs-continuous", "kv-waste"
 
 def settings_for(name: str) -> list[str]:
     """What a shipped scenario leaves to its user."""
-    if name != "azure-conversation":
-        return []
-    if not AZURE_TRACE.is_file():
-        pytest.skip(f"the Azure trace is not at {AZURE_TRACE}")
-    return [f"workload.trace={AZURE_TRACE}"]
+    if name == "azure-conversation":
+        if not AZURE_TRACE.is_file():
+            pytest.skip(f"the Azure trace is not at {AZURE_TRACE}")
+        return [f"workload.trace={AZURE_TRACE}"]
+    return []
 
 
 def test_the_library_holds_what_the_readme_promises() -> None:
@@ -36,11 +38,24 @@ def test_a_shipped_scenario_deploys(name: str) -> None:
     scenario, origin = load_scenario(name, settings_for(name))
     assert scenario.name == name, "its name in the library and in the file are one"
     assert scenario.description
-    deployment = deploy(scenario, origin=origin)
+    if scenario.latency.source == "aiconfigurator":
+        try:
+            version("aiconfigurator-core")
+        except PackageNotFoundError:
+            pytest.skip("the optional package aiconfigurator-core is not installed")
+    deployment = deploy(scenario, origin=origin, compose=compose)
     workload, memory = deployment.workload, deployment.memory
     assert not [note for note in deployment.notes if "has no effect" in note]
     assert memory.num_gpu_blocks > 0
     assert (workload.prompt_tokens + workload.output_tokens).max() <= memory.slots
+
+
+@pytest.mark.parametrize("path", sorted(library.ROOT.glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_a_scenario_of_a_subfolder_is_valid_once_its_files_are_named(path: Path) -> None:
+    settings = ["model=llama-3.1-8b", "hardware.gpu=rtx-4090"]
+    settings += ["workload.trace=some.jsonl", "latency.table=some-table"]
+    scenario, origin = load_scenario(str(path), settings)
+    assert (scenario.name, origin) == (path.stem, path)
 
 
 def test_the_azure_conversation_is_whole() -> None:
@@ -51,7 +66,7 @@ def test_the_azure_conversation_is_whole() -> None:
 
 
 def test_azure_conversation_without_its_trace_says_how_to_name_it() -> None:
-    with pytest.raises(ValueError, match="--set workload.trace=FILE"):
+    with pytest.raises(ValueError, match=r"--set workload\.trace=FILE"):
         load_scenario("azure-conversation")
 
 
@@ -97,9 +112,7 @@ def test_every_gpu_serves_a_small_model(name: str) -> None:
     summary = forecast(scenario, origin=origin).summary
     assert summary["completed"] == 20
     assert summary["latency"]["measured"] is False
-    assert summary["latency"]["label"] == (
-        f"roofline (analytic, unmeasured): qwen3-0.6b on {name}"
-    )
+    assert summary["latency"]["label"] == (f"roofline (analytic, unmeasured): qwen3-0.6b on {name}")
 
 
 def test_a_better_gpu_answers_faster() -> None:

@@ -59,7 +59,9 @@ def test_settings_override_one_value_each_and_the_last_one_counts() -> None:
 
 
 def test_a_setting_can_replace_a_whole_section() -> None:
-    scenario = loaded("slo={tpot_ms: 10}", "workload.lengths.prompt={distribution: fixed, tokens: 7}")
+    scenario = loaded(
+        "slo={tpot_ms: 10}", "workload.lengths.prompt={distribution: fixed, tokens: 7}"
+    )
     assert (scenario.slo.ttft_ms, scenario.slo.tpot_ms) == (None, 10), "replaced, not merged"
     assert scenario.workload.lengths is not None
     assert scenario.workload.lengths.prompt.tokens == 7

@@ -43,9 +43,7 @@ class PlainEngine:
         self.requests = [
             Request(i, float(a), int(p), int(o), int(o))
             for i, (a, p, o) in enumerate(
-                zip(
-                    workload.arrival_s, workload.prompt_tokens, workload.output_tokens, strict=True
-                )
+                zip(workload.arrival_s, workload.prompt_tokens, workload.output_tokens, strict=True)
             )
         ]
         for request in self.requests:
@@ -135,10 +133,7 @@ class PlainEngine:
                     continue
                 break
             while (
-                waiting
-                and budget > 0
-                and not preempted
-                and len(running) < self.config.max_num_seqs
+                waiting and budget > 0 and not preempted and len(running) < self.config.max_num_seqs
             ):
                 request = waiting[0]
                 hits = self.hits(request)

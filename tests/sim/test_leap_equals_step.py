@@ -1,5 +1,7 @@
 """Two clocks, one answer: leaping gives the very records that stepping gives."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,7 +52,7 @@ def test_what_must_always_hold_does(
     assert (np.diff(first) >= 0).all(), "first come, first served"
     times = [requests[f"{name}_s"][served] for name in ("arrival", "scheduled", "first_token")]
     times += [requests["last_token_s"][served], requests["finished_s"][served]]
-    for earlier, later in zip(times, times[1:], strict=False):
+    for earlier, later in pairwise(times):
         assert (earlier <= later).all()
     assert (np.isnan(requests["finished_s"]) == requests["rejected"]).all()
     if scheduler in ("static", "dynamic", "orca"):

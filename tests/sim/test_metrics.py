@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def as_vllm_does(served: list[tuple[float, list[float]]]) -> dict[str, float]:
         ttft, latency = times[0] - arrival, times[-1] - arrival
         ttfts.append(ttft)
         e2els.append(latency)
-        itls += [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        itls += [later - earlier for earlier, later in pairwise(times)]
         if len(times) > 1:
             tpots.append((latency - ttft) / (len(times) - 1))
     figures: dict[str, float] = {}

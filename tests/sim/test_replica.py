@@ -31,10 +31,10 @@ class CountingEnvironment(simpy.Environment):
         return super().timeout(*arguments, **options)
 
 
-def load(
-    arrivals: list[float], outputs: list[int], *, prompt: int = 4, **columns: Any
-) -> Workload:
-    return Workload(np.array(arrivals), np.full(len(arrivals), prompt), np.array(outputs), **columns)
+def load(arrivals: list[float], outputs: list[int], *, prompt: int = 4, **columns: Any) -> Workload:
+    return Workload(
+        np.array(arrivals), np.full(len(arrivals), prompt), np.array(outputs), **columns
+    )
 
 
 def replica(
@@ -129,7 +129,9 @@ def test_two_replicas_share_one_clock_and_nothing_else() -> None:
 
 def test_the_dynamic_batcher_is_woken_when_its_delay_is_over() -> None:
     requests = run(
-        replica(load([1.0, 1.5], [2, 2]), scheduler="dynamic", max_num_seqs=8, max_queue_delay_s=4.0)
+        replica(
+            load([1.0, 1.5], [2, 2]), scheduler="dynamic", max_num_seqs=8, max_queue_delay_s=4.0
+        )
     )
     assert requests["scheduled_s"].tolist() == [5.0, 5.0]
 
@@ -153,6 +155,15 @@ def test_a_rejected_request_frees_its_client_at_once(leap: bool) -> None:
     assert requests["rejected"].tolist() == [False, True, True, True, False]
     assert requests["arrival_s"][4] == 3.0
     assert requests["finished_s"][4] == 6.0
+
+
+@pytest.mark.parametrize("leap", [True, False])
+def test_a_rejection_is_heard_at_arrival_not_when_the_engine_next_looks(leap: bool) -> None:
+    # Request 1 is refused at 2.5 s, amid an iteration: request 2 comes then, not at 3 s or 9 s.
+    workload = load([0.0, 2.5, 2.5], [9, 999, 2], max_concurrency=2)
+    requests = run(replica(workload, scheduler="static", num_blocks=8, leap=leap))
+    assert requests["rejected"].tolist() == [False, True, False]
+    assert requests["arrival_s"].tolist() == [0.0, 2.5, 2.5]
 
 
 def test_when_nothing_fits_the_run_ends_at_once() -> None:

@@ -129,16 +129,10 @@ def test_a_batch_of_static_rows_is_padded_to_its_longest() -> None:
 
 
 def test_the_dynamic_batcher_waits_for_a_preferred_size_but_no_longer_than_its_delay() -> None:
-    config = EngineConfig(
-        max_num_seqs=4, preferred_batch_sizes=(4,), max_queue_delay_s=1.0
-    )
-    workload = Workload(
-        np.array([0.0, 0.1, 0.2, 0.3, 5.0, 5.5]), np.full(6, 4), np.full(6, 1)
-    )
+    config = EngineConfig(max_num_seqs=4, preferred_batch_sizes=(4,), max_queue_delay_s=1.0)
+    workload = Workload(np.array([0.0, 0.1, 0.2, 0.3, 5.0, 5.5]), np.full(6, 4), np.full(6, 1))
     records = simulate(workload, config, FixedLatency(0.01), scheduler="dynamic", num_blocks=100)
-    assert records.requests["scheduled_s"].tolist() == pytest.approx(
-        [0.3, 0.3, 0.3, 0.3, 6.0, 6.0]
-    )
+    assert records.requests["scheduled_s"].tolist() == pytest.approx([0.3, 0.3, 0.3, 0.3, 6.0, 6.0])
 
 
 def test_swapping_brings_a_sequence_back_where_it_was() -> None:

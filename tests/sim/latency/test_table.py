@@ -57,7 +57,9 @@ def rest_us(batch: Batch) -> float:
     return linear_us(batch.num_tokens) + logits + 100.0 + 2.0 * batch.num_seqs
 
 
-@pytest.mark.parametrize(("sequences", "context"), [(1, 16), (8, 256), (64, 4096), (5, 700), (48, 33)])
+@pytest.mark.parametrize(
+    ("sequences", "context"), [(1, 16), (8, 256), (64, 4096), (5, 700), (48, 33)]
+)
 def test_decode_is_exact_where_time_is_linear_in_sequences_and_context(
     sequences: int, context: int
 ) -> None:
@@ -67,7 +69,9 @@ def test_decode_is_exact_where_time_is_linear_in_sequences_and_context(
     assert not batch.extrapolated
 
 
-@pytest.mark.parametrize(("new", "cached"), [(16, 0), (2048, 4096), (100, 0), (1500, 0), (777, 1000)])
+@pytest.mark.parametrize(
+    ("new", "cached"), [(16, 0), (2048, 4096), (100, 0), (1500, 0), (777, 1000)]
+)
 def test_prefill_is_exact_where_time_is_linear_in_pairs(new: int, cached: int) -> None:
     batch = prefill((new, cached))
     expected_us = rest_us(batch) + prefill_us(new, cached)

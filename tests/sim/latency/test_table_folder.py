@@ -51,9 +51,15 @@ def meta(key: str, value: object) -> Callable[[Path], None]:
         (lambda folder: (folder / "meta.yaml").unlink(), r"meta\.yaml: missing"),
         (edit("logits", lambda rows: rows[:1]), r"logits\.csv: no points"),
         (edit("logits", lambda rows: [*rows, "lm_head,99,-3"]), r"logits\.csv:9: time_us is '-3'"),
-        (edit("logits", lambda rows: [*rows, "lm_head,99,nan"]), r"logits\.csv:9: time_us is 'nan'"),
+        (
+            edit("logits", lambda rows: [*rows, "lm_head,99,nan"]),
+            r"logits\.csv:9: time_us is 'nan'",
+        ),
         (edit("logits", lambda rows: [*rows, "lm_head,99,x"]), r"logits\.csv:9: time_us is 'x'"),
-        (edit("logits", lambda rows: [*rows, "lm_head,1.5,3"]), r"logits\.csv:9: sequences is '1.5'"),
+        (
+            edit("logits", lambda rows: [*rows, "lm_head,1.5,3"]),
+            r"logits\.csv:9: sequences is '1.5'",
+        ),
         (edit("logits", lambda rows: [*rows, rows[1]]), r"logits\.csv:9: the same point as line 2"),
         (edit("logits", lambda rows: [*rows, "lm_head,99"]), r"logits\.csv:9: 2 cells"),
         (edit("logits", lambda rows: [*rows, "lm_head,99,9e12"]), r"logits\.csv:9: .* unit is µs"),

@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sim.request import Request
 from sim.workload import PromptContent, Workload
 from sim.workload.source import RequestSource
+
+
+def taken(source: RequestSource, now_s: float) -> list[Request]:
+    """Everything that has arrived by now."""
+    requests = []
+    while source.next_arrival_s <= now_s:
+        requests.append(source.take())
+    return requests
 
 
 def workload(*arrivals: float, **columns: object) -> Workload:
@@ -24,15 +33,15 @@ def source_of(load: Workload, *, caching: bool = False, **which: int) -> Request
 def test_requests_come_in_order_of_arrival_with_their_lengths() -> None:
     source = source_of(workload(0.5, 0.5, 2.0, max_tokens=[9, 8, 7]))
     assert (source.next_arrival_s, source.remaining) == (0.5, 3)
-    first, second = source.take(1.0)
+    first, second = taken(source, 1.0)
     assert (first.index, first.arrival_s, first.prompt_tokens) == (0, 0.5, 10)
     assert (second.index, second.output_tokens, second.max_tokens) == (1, 2, 8)
     assert source.next_arrival_s == 2.0
-    assert source.take(1.9) == []
-    (third,) = source.take(2.0)
+    assert taken(source, 1.9) == []
+    (third,) = taken(source, 2.0)
     assert third.index == 2
     assert (source.next_arrival_s, source.remaining) == (inf, 0)
-    assert source.take(1e9) == []
+    assert taken(source, 1e9) == []
 
 
 @given(
@@ -47,7 +56,7 @@ def test_replicas_share_every_request_out_once(
     seen = []
     for number in range(replicas):
         source = source_of(load, first=number, stride=replicas)
-        mine = [one for now_s in [*sorted(asked_s), 1e9] for one in source.take(now_s)]
+        mine = [one for now_s in [*sorted(asked_s), 1e9] for one in taken(source, now_s)]
         assert [one.index for one in mine] == list(range(number, len(load), replicas))
         assert all(one.arrival_s == load.arrival_s[one.index] for one in mine)
         seen += [one.index for one in mine]
@@ -56,23 +65,23 @@ def test_replicas_share_every_request_out_once(
 
 def test_a_closed_loop_holds_requests_back_until_a_client_is_free() -> None:
     source = source_of(workload(0.0, 0.0, 0.0, 0.0, 50.0, max_concurrency=2))
-    assert [one.index for one in source.take(0.0)] == [0, 1]
+    assert [one.index for one in taken(source, 0.0)] == [0, 1]
     assert source.next_arrival_s == inf
-    assert source.take(99.0) == []
+    assert taken(source, 99.0) == []
     source.release(1, 7.0)
     assert source.next_arrival_s == 7.0, "not before the client was free"
-    (third,) = source.take(7.0)
+    (third,) = taken(source, 7.0)
     assert (third.index, third.arrival_s) == (2, 7.0)
     source.release(2, 9.0)
     assert source.next_arrival_s == 9.0
-    assert [one.index for one in source.take(9.0)] == [3]
+    assert [one.index for one in taken(source, 9.0)] == [3]
     assert source.next_arrival_s == 50.0, "and not before the request was due"
-    assert [one.arrival_s for one in source.take(60.0)] == [50.0]
+    assert [one.arrival_s for one in taken(source, 60.0)] == [50.0]
 
 
 def test_a_release_does_not_hurry_a_request_that_has_a_client_already() -> None:
     source = source_of(workload(0.0, 5.0, max_concurrency=2))
-    source.take(0.0)
+    taken(source, 0.0)
     source.release(1, 1.0)
     assert source.next_arrival_s == 5.0
 
@@ -96,7 +105,7 @@ def test_no_more_than_max_concurrency_are_ever_unfinished(
             ends_s.remove(end_s)
         if ended:
             source.release(len(ended), now_s)
-        for one in source.take(now_s):
+        for one in taken(source, now_s):
             assert one.arrival_s >= load.arrival_s[one.index]
             ends_s.append(now_s + service[one.index])
             started += 1
@@ -110,7 +119,7 @@ def test_prompts_have_block_hashes_where_there_is_a_prefix_cache(caching: bool) 
         [list(range(9)), list(range(9)), [7] * 9], unit_tokens=1, known_tokens=[9, 9, 9]
     )
     load = Workload(np.zeros(3), np.full(3, 9), np.full(3, 2), content=content)
-    one, same, other = source_of(load, caching=caching).take(0.0)
+    one, same, other = taken(source_of(load, caching=caching), 0.0)
     if not caching:
         assert one.block_hashes == same.block_hashes == []
         return
@@ -124,6 +133,6 @@ def test_hashes_follow_the_request_not_its_place_in_the_share() -> None:
         [[number] * 8 for number in range(4)], unit_tokens=1, known_tokens=[8] * 4
     )
     load = Workload(np.zeros(4), np.full(4, 8), np.ones(4, int), content=content)
-    whole = source_of(load, caching=True).take(0.0)
-    half = source_of(load, caching=True, first=1, stride=2).take(0.0)
+    whole = taken(source_of(load, caching=True), 0.0)
+    half = taken(source_of(load, caching=True, first=1, stride=2), 0.0)
     assert [one.block_hashes for one in half] == [whole[1].block_hashes, whole[3].block_hashes]

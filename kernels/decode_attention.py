@@ -1,0 +1,374 @@
+"""Paged decode attention, split over the keys:  o = Σₛ 2^(Lₛ − L) · oₛ,  L = log₂ Σₛ 2^(Lₛ).
+
+Each program takes one KV head of one sequence and one split of its keys, and computes the split's
+softmax-weighted values oₛ and log₂-sum Lₛ with the online softmax; a second kernel merges the
+splits (flash-decoding, Dao et al. 2023). The query heads that share a KV head, times the query
+tokens of the sequence, form the rows of one tile, so keys and values are read once for all of them.
+
+Several query tokens a sequence (speculative verification) take the same path: token i of Q sees the
+keys before ``context_len − Q + i + 1``. The grid depends on tensor shapes only and lengths are read
+on the device: nothing synchronises, and a captured CUDA graph serves any lengths. A padded row has
+context length 0 and gets zeros. Accumulation is in float32.
+"""
+
+# Jitted functions are typed by Triton when they are compiled.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import gpu
+from kernels.checks import (
+    Backend,
+    check_head_dim,
+    float_types,
+    require,
+    require_backend,
+    require_heads,
+)
+from kernels.paged_cache import gather_tokens, require_paged_cache
+from kernels.standard_attention import standard_attention_reference
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _split_bounds(
+    context, split, num_splits, QUERY_LEN: tl.constexpr, WINDOW: tl.constexpr,
+    MIN_SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """First key and end of a split; empty (first ≥ end) where the context needs fewer splits."""
+    seen_from = 0
+    if WINDOW > 0:
+        seen_from = tl.maximum(context - QUERY_LEN - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+    length = tl.cdiv(tl.cdiv(context - seen_from, num_splits), BLOCK_N) * BLOCK_N
+    length = tl.maximum(length, MIN_SPLIT)
+    first = seen_from + split * length
+    return first, tl.minimum(first + length, context)
+
+
+@triton.jit
+def _decode_attention_kernel(
+    q_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, HEAD_DIM], token rows q_stride apart
+    k_cache_ptr,  # [num_blocks, KV_BLOCK, NUM_KV_HEADS, HEAD_DIM]
+    v_cache_ptr,
+    block_tables_ptr,  # [num_seqs, table_stride]
+    context_lens_ptr,  # [num_seqs]
+    out_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, HEAD_DIM]
+    partial_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, num_splits, HEAD_DIM] float32
+    partial_log2_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, num_splits] float32
+    q_stride,
+    table_stride,
+    num_splits,
+    scale_log2,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    QUERY_LEN: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KV_BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    MIN_SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    kv_head = tl.program_id(0) % NUM_KV_HEADS
+    row_tile = tl.program_id(0) // NUM_KV_HEADS
+    split = tl.program_id(1)
+    sequence = tl.program_id(2).to(tl.int64)
+    context = tl.load(context_lens_ptr + sequence).to(tl.int32)
+    first, end = _split_bounds(context, split, num_splits, QUERY_LEN, WINDOW, MIN_SPLIT, BLOCK_N)
+    if SPLIT and first >= end:
+        return
+
+    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)  # query token major, head in group minor
+    dims = tl.arange(0, BLOCK_D)
+    row_used = rows < QUERY_LEN * GROUP
+    token = sequence * QUERY_LEN + rows // GROUP
+    head = kv_head * GROUP + rows % GROUP
+    position = context - QUERY_LEN + rows // GROUP  # [BLOCK_M]
+    q_mask = row_used[:, None] & (dims < HEAD_DIM)[None, :]
+    q_offsets = token * q_stride + head * HEAD_DIM
+    q = tl.load(q_ptr + q_offsets[:, None] + dims[None, :], mask=q_mask, other=0.0)
+
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    in_tile = tl.arange(0, BLOCK_N)
+    table_ptr = block_tables_ptr + sequence * table_stride
+    # The block indices of the next tile are carried, so that its gather can be issued early.
+    keys = first + in_tile
+    blocks = tl.load(table_ptr + keys // KV_BLOCK, mask=keys < end, other=0)
+    for start in tl.range(first, end, BLOCK_N):
+        keys = start + in_tile
+        slots = blocks.to(tl.int64) * KV_BLOCK + keys % KV_BLOCK
+        offsets = (slots * NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + dims[None, :]
+        loaded = (keys < end)[:, None] & (dims < HEAD_DIM)[None, :]  # [BLOCK_N, BLOCK_D]
+        k = tl.load(k_cache_ptr + offsets, mask=loaded, other=0.0)
+        v = tl.load(v_cache_ptr + offsets, mask=loaded, other=0.0)
+        next_keys = keys + BLOCK_N
+        blocks = tl.load(table_ptr + next_keys // KV_BLOCK, mask=next_keys < end, other=0)
+
+        scores = tl.dot(q, tl.trans(k)) * scale_log2  # [BLOCK_M, BLOCK_N]
+        seen = (keys[None, :] <= position[:, None]) & (keys < end)[None, :]
+        if WINDOW > 0:
+            seen = seen & (keys[None, :] > position[:, None] - WINDOW)
+        scores = tl.where(seen, scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+        weights = tl.math.exp2(scores - finite_max[:, None])
+        shrink = tl.math.exp2(row_max - finite_max)
+        row_sum = row_sum * shrink + tl.sum(weights, 1)
+        accumulator = accumulator * shrink[:, None]
+        accumulator = tl.dot(weights.to(v.dtype), v, accumulator)
+        row_max = new_max
+
+    divisor = tl.where(row_sum > 0.0, row_sum, 1.0)
+    result = accumulator / divisor[:, None]
+    out_row = token * (NUM_KV_HEADS * GROUP) + head
+    if SPLIT:
+        partial_row = out_row * num_splits + split
+        log2_sum = row_max + tl.math.log2(divisor)  # -inf where the row saw no key
+        tl.store(partial_log2_ptr + partial_row, log2_sum, mask=row_used)
+        partial_offsets = partial_row[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(partial_ptr + partial_offsets, result, mask=q_mask)
+    else:
+        out_offsets = out_row[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(out_ptr + out_offsets, result.to(out_ptr.dtype.element_ty), mask=q_mask)
+
+
+@triton.jit
+def _merge_splits_kernel(
+    partial_ptr,  # [tokens, NUM_HEADS, num_splits, HEAD_DIM] float32
+    partial_log2_ptr,  # [tokens, NUM_HEADS, num_splits] float32
+    context_lens_ptr,
+    out_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
+    num_splits,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    QUERY_LEN: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MIN_SPLIT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    head = tl.program_id(0)
+    token = tl.program_id(1).to(tl.int64)
+    context = tl.load(context_lens_ptr + token // QUERY_LEN).to(tl.int32)
+    splits = tl.arange(0, BLOCK_SPLITS)
+    dims = tl.arange(0, BLOCK_D)
+    first, end = _split_bounds(context, splits, num_splits, QUERY_LEN, WINDOW, MIN_SPLIT, BLOCK_N)
+    written = (splits < num_splits) & (first < end)  # the others hold whatever was there before
+    row = token * NUM_HEADS + head
+    log2_sums = tl.load(
+        partial_log2_ptr + row * num_splits + splits, mask=written, other=float("-inf")
+    )
+    largest = tl.max(log2_sums, 0)
+    weights = tl.math.exp2(log2_sums - tl.where(largest == float("-inf"), 0.0, largest))
+    total = tl.sum(weights, 0)
+    offsets = (row * num_splits + splits)[:, None] * HEAD_DIM + dims[None, :]
+    inside = written[:, None] & (dims < HEAD_DIM)[None, :]
+    parts = tl.load(partial_ptr + offsets, mask=inside, other=0.0)  # [BLOCK_SPLITS, BLOCK_D]
+    merged = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0.0, total, 1.0)
+    out_ptrs = out_ptr + row * HEAD_DIM + dims
+    tl.store(out_ptrs, merged.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTiles:
+    """Tile sizes of one launch; ``min_split`` is the fewest keys worth a program of its own."""
+
+    block_m: int
+    block_n: int
+    min_split: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tiles(rows: int, on: gpu.Gpu) -> DecodeTiles:
+    """Tiles for ``rows`` = query tokens × query heads of one KV head.
+
+    64 keys of 128 are 32 KiB of K and V. The gather leaves num_stages − 1 buffers, so 4 stages give
+    96 KiB and two programs an SM on Hopper; 3 stages do the same in an A100's 163 KiB.
+    """
+    block_m = min(64, max(16, triton.next_power_of_2(rows)))
+    return DecodeTiles(
+        block_m=block_m,
+        block_n=64,
+        min_split=128,
+        num_warps=4,
+        num_stages=4 if on.is_hopper else 3,
+    )
+
+
+def choose_num_splits(programs: int, slots: int, max_splits: int) -> int:
+    """Fewest splits whose last wave is nearly as full as the best choice's.
+
+    ``programs`` run without splitting, ``slots`` run at a time. A wave is full when programs ×
+    splits is a multiple of the slots (the rule of FlashAttention's split heuristic).
+    """
+    if programs <= 0 or max_splits <= 1:
+        return 1
+    efficiency = []
+    for splits in range(1, max_splits + 1):
+        waves = programs * splits / slots
+        efficiency.append(waves / -(-programs * splits // slots))
+    wanted = 0.9 * max(efficiency)
+    return next(i for i, value in enumerate(efficiency, start=1) if value >= wanted)
+
+
+def decode_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    query_len: int = 1,
+    scale: float | None = None,
+    window: int = 0,
+    num_splits: int | None = None,
+    backend: Backend = "triton",
+) -> torch.Tensor:
+    """Attention of each sequence's last ``query_len`` tokens to its whole paged context.
+
+    Args:
+        q: [num_seqs · query_len, num_heads, head_dim], bf16 or fp16, sequence major; may be a slice
+            of the packed projection.
+        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], same dtype, contiguous;
+            the query tokens' own keys and values are already there.
+        block_tables: [num_seqs, max_blocks] int32/int64.
+        context_lens: [num_seqs] int32/int64, keys of the sequence, query tokens included; 0 for a
+            padded row, whose output is zero.
+        query_len: query tokens a sequence, the same for all.
+        scale: of the scores; 1/√head_dim by default.
+        window: keys a query sees, itself included; 0 for all.
+        num_splits: programs a sequence and KV head; by default enough to fill the GPU.
+        backend: ``best`` gathers the pages and calls SDPA (for comparison; it synchronises).
+
+    Returns: [num_seqs · query_len, num_heads, head_dim], dtype of ``q``, contiguous.
+    Raises: ValueError on a wrong argument, before any launch.
+    """
+    require_backend(backend, q)
+    dtypes = float_types() if backend == "triton" else None
+    require_heads("q", q, (None, None, None), dtypes=dtypes)
+    num_tokens, num_heads, head_dim = q.shape
+    check_head_dim(head_dim)
+    require(query_len >= 1, f"query_len: must be at least 1, got {query_len}")
+    whole = num_tokens % query_len == 0
+    require(whole, f"q: {num_tokens} rows are no multiple of query_len {query_len}")
+    require(window >= 0, f"window: must not be negative, got {window}")
+    num_seqs = num_tokens // query_len
+    require(num_tokens <= 65_535, f"q: at most 65535 tokens, got {num_tokens}")
+    require_paged_cache(k_cache, v_cache, block_tables, context_lens, q=q, num_seqs=num_seqs)
+    fits = num_splits is None or 1 <= num_splits <= 128
+    require(fits, f"num_splits: must be 1 to 128, got {num_splits}")
+    scale = head_dim**-0.5 if scale is None else scale
+    if backend != "triton":
+        return decode_attention_reference(
+            q, k_cache, v_cache, block_tables=block_tables, context_lens=context_lens,
+            query_len=query_len, scale=scale, window=window, fused=backend == "best",
+        )  # fmt: skip
+    out = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
+    if num_tokens == 0:
+        return out
+    on = gpu.gpu_of(q)
+    _, block_size, num_kv_heads, _ = k_cache.shape
+    group = num_heads // num_kv_heads
+    tiles = choose_tiles(query_len * group, on)
+    row_tiles = triton.cdiv(query_len * group, tiles.block_m)
+    if num_splits is None:
+        longest = block_tables.shape[1] * block_size
+        num_splits = choose_num_splits(
+            num_seqs * num_kv_heads * row_tiles,
+            2 * on.multiprocessors,
+            min(64, triton.cdiv(longest, tiles.min_split)),
+        )
+    block_d = triton.next_power_of_2(head_dim)
+    partial, partial_log2 = out, out
+    if num_splits > 1:
+        shape = (num_tokens, num_heads, num_splits)
+        partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+        partial_log2 = torch.empty(shape, dtype=torch.float32, device=q.device)
+    _decode_attention_kernel[(num_kv_heads * row_tiles, num_splits, num_seqs)](
+        q,
+        k_cache,
+        v_cache,
+        block_tables,
+        context_lens,
+        out,
+        partial,
+        partial_log2,
+        q.stride(0),
+        block_tables.stride(0),
+        num_splits,
+        scale * LOG2_E,
+        NUM_KV_HEADS=num_kv_heads,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        QUERY_LEN=query_len,
+        WINDOW=window,
+        KV_BLOCK=block_size,
+        SPLIT=num_splits > 1,
+        MIN_SPLIT=tiles.min_split,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+        BLOCK_D=block_d,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    if num_splits > 1:
+        _merge_splits_kernel[(num_heads, num_tokens)](
+            partial,
+            partial_log2,
+            context_lens,
+            out,
+            num_splits,
+            NUM_HEADS=num_heads,
+            HEAD_DIM=head_dim,
+            QUERY_LEN=query_len,
+            WINDOW=window,
+            MIN_SPLIT=tiles.min_split,
+            BLOCK_N=tiles.block_n,
+            BLOCK_SPLITS=triton.next_power_of_2(num_splits),
+            BLOCK_D=block_d,
+            num_warps=4,
+        )
+    return out
+
+
+def decode_attention_reference(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    query_len: int = 1,
+    scale: float | None = None,
+    window: int = 0,
+    fused: bool = False,
+) -> torch.Tensor:
+    """The same in plain PyTorch, a sequence at a time; ``fused`` calls SDPA for each."""
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    for sequence, context in enumerate(context_lens.tolist()):
+        if context == 0:
+            continue
+        rows = slice(sequence * query_len, (sequence + 1) * query_len)
+        table = block_tables[sequence]
+        out[rows] = standard_attention_reference(
+            q[rows],
+            gather_tokens(k_cache, table, context),
+            gather_tokens(v_cache, table, context),
+            scale=scale,
+            window=window,
+            fused=fused,
+        )
+    return out

@@ -1,0 +1,213 @@
+"""The gated MLP of Llama and Qwen:  y = (silu(x Gᵀ) · (x Uᵀ)) Dᵀ,  silu(z) = z / (1 + e^(−z)).
+
+G and U are stacked in one weight, gate rows first. The first product computes a gate tile and the
+matching up tile in one program and writes only their gated product, so the two intermediates never
+reach device memory (Shazeer, GLU Variants Improve Transformer, 2020, for the formula). The down
+product is ``linear``. Accumulation and the activation are in float32.
+"""
+
+# Jitted functions are typed by Triton when they are compiled.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import gpu
+from kernels.checks import Backend, float_types, require, require_backend, require_tensor
+from kernels.linear import (
+    LinearTiles,
+    linear,
+    linear_reference,
+    load_tile,
+    require_aligned_rows,
+    require_tma,
+    tile_position,
+    tile_source,
+)
+
+
+@triton.jit
+def silu(z):
+    """z · sigmoid(z), of a float32 tile."""
+    return z / (1.0 + tl.math.exp2(-1.4426950408889634 * z))
+
+
+@triton.jit
+def _gate_up_kernel(
+    x_source,  # [M, K], read in tiles [BLOCK_M, BLOCK_K]
+    weight_source,  # [2 · N, K], gate rows then up rows, read in tiles [BLOCK_N, BLOCK_K]
+    y_ptr,  # [M, N]
+    M,
+    N,
+    K,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SWAP: tl.constexpr,
+    TMA: tl.constexpr,
+    FLATTEN: tl.constexpr,
+):
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=FLATTEN):
+        tile_m, tile_n = tile_position(tile, tiles_m, tiles_n, GROUP_M)
+        row, column = tile_m * BLOCK_M, tile_n * BLOCK_N
+        if SWAP:
+            gate = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        else:
+            gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k in range(0, K, BLOCK_K):
+            x = load_tile(x_source, row, k, M, K, BLOCK_M, BLOCK_K, TMA)
+            gate_rows = load_tile(weight_source, column, k, 2 * N, K, BLOCK_N, BLOCK_K, TMA)
+            up_rows = load_tile(weight_source, N + column, k, 2 * N, K, BLOCK_N, BLOCK_K, TMA)
+            if SWAP:
+                gate = tl.dot(gate_rows, tl.trans(x), gate)
+                up = tl.dot(up_rows, tl.trans(x), up)
+            else:
+                gate = tl.dot(x, tl.trans(gate_rows), gate)
+                up = tl.dot(x, tl.trans(up_rows), up)
+        y = (silu(gate) * up).to(y_ptr.dtype.element_ty)
+        if SWAP:
+            y = tl.trans(y)
+        rows = (row + tl.arange(0, BLOCK_M)).to(tl.int64)
+        columns = column + tl.arange(0, BLOCK_N)
+        inside = (rows < M)[:, None] & (columns < N)[None, :]
+        tl.store(y_ptr + rows[:, None] * N + columns[None, :], y, mask=inside)
+
+
+# What a tuning run on a GPU tries; block_n counts gated outputs, each from two rows of the weight.
+CANDIDATES = {
+    "many": (LinearTiles(128, 128, 64, 8, 3), LinearTiles(128, 128, 64, 8, 4)),
+    "few": (
+        LinearTiles(16, 64, 128, 4, 3, swap=True, persistent=False),
+        LinearTiles(16, 64, 64, 4, 6, swap=True, persistent=False),
+        LinearTiles(64, 64, 64, 4, 4, swap=True, persistent=False),
+    ),
+}
+
+
+def choose_tiles(num_tokens: int, intermediate: int, on: gpu.Gpu) -> LinearTiles:
+    """Tiles for a launch; the reasons and predictions are in NOTES.md."""
+    block_m = max(16, triton.next_power_of_2(num_tokens))
+    if not on.is_hopper:
+        if num_tokens <= 64:
+            return LinearTiles(block_m, 32, 64, 4, 4, persistent=False, tma=False)
+        return LinearTiles(128, 64, 32, 8, 4, persistent=False, tma=False)
+    if num_tokens <= 64:
+        # Two programs an SM; 64 rows of gate and of up are a warpgroup's tile each.
+        stages = {16: 5, 32: 5, 64: 4}[block_m]
+        return LinearTiles(block_m, 64, 64, 4, stages, swap=True, persistent=False)
+    tiles_128 = triton.cdiv(num_tokens, 128) * triton.cdiv(intermediate, 128)
+    if 2 * tiles_128 >= on.multiprocessors:
+        return CANDIDATES["many"][0]
+    return LinearTiles(64, 64, 64, 4, 4)
+
+
+def gate_up(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    tiles: LinearTiles | None = None,
+    backend: Backend = "triton",
+) -> torch.Tensor:
+    """``silu(x @ gate.T) * (x @ up.T)`` with gate and up stacked in ``weight``.
+
+    Args:
+        x: [num_tokens, hidden], bf16 or fp16, contiguous; rows a multiple of 16 bytes.
+        weight: [2 · intermediate, hidden], gate rows first, same dtype, contiguous.
+        tiles: for tuning; by default ``choose_tiles``.
+        backend: ``best`` is cuBLAS, then the activation as separate torch kernels.
+
+    Returns: [num_tokens, intermediate], dtype of ``x``. Raises: ValueError on a wrong argument.
+    """
+    require_backend(backend, x)
+    require_tensor("x", x, (None, None), dtypes=float_types() if backend == "triton" else None)
+    num_tokens, hidden = x.shape
+    like = {"dtypes": (x.dtype,), "device": x.device}
+    require_tensor("weight", weight, (None, hidden), **like)
+    even = weight.shape[0] % 2 == 0
+    require(even, f"weight: gate and up rows must be equally many, got {weight.shape[0]} rows")
+    intermediate = weight.shape[0] // 2
+    if backend == "torch":
+        return gate_up_reference(x, weight)
+    if backend == "best":
+        gate, up = torch.nn.functional.linear(x, weight).chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+    require_aligned_rows("x", x)
+    require_aligned_rows("weight", weight)
+    on = gpu.gpu_of(x)
+    require_tma(tiles, on)
+    y = torch.empty((num_tokens, intermediate), dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    if tiles is None:
+        tiles = choose_tiles(num_tokens, intermediate, on)
+    num_tiles = triton.cdiv(num_tokens, tiles.block_m) * triton.cdiv(intermediate, tiles.block_n)
+    programs = min(num_tiles, on.multiprocessors) if tiles.persistent else num_tiles
+    _gate_up_kernel[(programs,)](
+        tile_source(x, [tiles.block_m, tiles.block_k], tma=tiles.tma),
+        tile_source(weight, [tiles.block_n, tiles.block_k], tma=tiles.tma),
+        y,
+        num_tokens,
+        intermediate,
+        hidden,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+        BLOCK_K=tiles.block_k,
+        GROUP_M=8,
+        SWAP=tiles.swap,
+        TMA=tiles.tma,
+        FLATTEN=tiles.persistent,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    return y
+
+
+def swiglu_mlp(
+    x: torch.Tensor,
+    gate_up_weight: torch.Tensor,
+    down_weight: torch.Tensor,
+    *,
+    backend: Backend = "triton",
+    down_backend: Backend | None = None,
+) -> torch.Tensor:
+    """The whole gated MLP.
+
+    Args:
+        x: [num_tokens, hidden], bf16 or fp16, contiguous.
+        gate_up_weight: [2 · intermediate, hidden], gate rows first.
+        down_weight: [hidden, intermediate].
+        backend: of the first product; ``best`` is cuBLAS and separate activation kernels.
+        down_backend: of the second, for example from ``fastest_backend``; ``backend`` by default.
+
+    Returns: [num_tokens, hidden], dtype of ``x``. Raises: ValueError on a wrong argument.
+    """
+    require_backend(backend if down_backend is None else down_backend, x)
+    require_tensor("x", x, (None, None))
+    intermediate = gate_up_weight.shape[0] // 2
+    like = {"dtypes": (x.dtype,), "device": x.device}
+    require_tensor("gate_up_weight", gate_up_weight, (None, x.shape[1]), **like)
+    require_tensor("down_weight", down_weight, (x.shape[1], intermediate), **like)
+    gated = gate_up(x, gate_up_weight, backend=backend)
+    return linear(gated, down_weight, backend=backend if down_backend is None else down_backend)
+
+
+def gate_up_reference(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The first product in plain PyTorch, float32 (float64 for float64 inputs) inside."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    gate, up = (x.to(wide) @ weight.to(wide).T).chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up).to(x.dtype)
+
+
+def swiglu_mlp_reference(
+    x: torch.Tensor, gate_up_weight: torch.Tensor, down_weight: torch.Tensor
+) -> torch.Tensor:
+    """The whole MLP in plain PyTorch; the gated product is rounded to the working dtype."""
+    return linear_reference(gate_up_reference(x, gate_up_weight), down_weight)

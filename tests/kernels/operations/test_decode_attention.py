@@ -1,0 +1,134 @@
+"""Paged split-KV decode attention against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.decode_attention import (
+    choose_num_splits,
+    decode_attention,
+    decode_attention_reference,
+)
+
+
+@pytest.fixture
+def paged(draw, paged_cache):
+    """The arguments of one call: queries and a cache with NaN in its unused slots."""
+
+    def make(lengths, *, heads, kv_heads, head_dim, query_len=1, block_size=16):
+        cache = paged_cache(lengths, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size)
+        q = draw(len(lengths) * query_len, heads, head_dim)
+        return {"q": q, **cache, "query_len": query_len}
+
+    return make
+
+
+def _check(inputs, close, *, num_splits=None, **options):
+    wide = {
+        n: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+        for n, t in inputs.items()
+    }
+    out = decode_attention(**inputs, num_splits=num_splits, **options)
+    close(out, decode_attention_reference(**wide, **options))
+    return out
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize("group", [1, 2, 4, 7, 16])
+def test_every_group_and_head_size_matches_the_reference(group, head_dim, paged, close):
+    shape = {"heads": 2 * group, "kv_heads": 2, "head_dim": head_dim}
+    _check(paged([1, 130, 65], **shape), close, num_splits=2)
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 20, 64, 256])
+def test_lengths_around_block_and_tile_boundaries_match(block_size, paged, close):
+    lengths = [1, block_size, block_size + 1, max(block_size - 1, 1), 64, 129]
+    shape = {"heads": 4, "kv_heads": 1, "head_dim": 64, "block_size": block_size}
+    _check(paged(lengths, **shape), close)
+
+
+@pytest.mark.parametrize("num_splits", [1, 2, 3, 5])
+def test_the_number_of_splits_does_not_change_the_answer(num_splits, paged, close):
+    shape = {"heads": 8, "kv_heads": 2, "head_dim": 64}
+    _check(paged([300, 17, 513], **shape), close, num_splits=num_splits)
+
+
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_padded_rows_are_zero(num_splits, paged, close):
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 64}
+    inputs = paged([0, 140, 0], **shape)
+    out = _check(inputs, close, num_splits=num_splits)
+    assert (out[0] == 0).all()
+    assert (out[2] == 0).all()
+
+
+@pytest.mark.parametrize(("query_len", "heads", "kv_heads"), [(3, 8, 2), (5, 16, 1), (8, 4, 4)])
+def test_several_query_tokens_each_see_their_own_past(query_len, heads, kv_heads, paged, close):
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": 64, "query_len": query_len}
+    inputs = paged([query_len, 130, 257], **shape)
+    for num_splits in (1, 3):
+        _check(inputs, close, num_splits=num_splits)
+
+
+@pytest.mark.parametrize("window", [1, 30, 200])
+@pytest.mark.parametrize("query_len", [1, 3])
+def test_a_sliding_window_hides_older_keys(window, query_len, paged, close):
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "query_len": query_len}
+    inputs = paged([100, 290, query_len], **shape)
+    _check(inputs, close, window=window, num_splits=2)
+
+
+def test_a_slice_of_the_packed_projection_is_read_in_place(draw, paged, close):
+    inputs = paged([70, 5], heads=4, kv_heads=2, head_dim=64)
+    packed = draw(2, 8 * 64)
+    inputs["q"] = packed[:, : 4 * 64].unflatten(1, (4, 64))
+    _check(inputs, close)
+
+
+def test_torch_and_best_backends_agree_with_the_kernel(paged, close):
+    inputs = paged([70, 5, 0], heads=4, kv_heads=2, head_dim=64)
+    out = decode_attention(**inputs)
+    for backend in ("torch", "best"):
+        close(decode_attention(**inputs, backend=backend), out)
+
+
+def test_splits_fill_the_gpu_and_stay_within_their_limit():
+    assert choose_num_splits(8, 264, 64) >= 30
+    assert choose_num_splits(8, 264, 8) <= 8
+    assert choose_num_splits(264, 264, 64) == 1
+    assert choose_num_splits(384, 264, 64) > 1
+    assert choose_num_splits(2048, 264, 64) == 1
+
+
+def test_wrong_arguments_are_refused_before_any_launch(paged):
+    inputs = paged([20, 9], heads=6, kv_heads=2, head_dim=64)
+    for name, wrong, message in (
+        ("q", inputs["q"][:, :5].contiguous(), "5 heads do not divide into 2 KV heads"),
+        ("q", inputs["q"].half().double(), "q: dtype must be one of"),
+        ("q", inputs["q"][..., :60].contiguous(), "head_dim: must be 64, 96 or 128, got 60"),
+        ("query_len", 3, "no multiple of query_len 3"),
+        ("block_tables", inputs["block_tables"].float(), "block_tables: dtype"),
+        ("block_tables", inputs["block_tables"][:1], "block_tables: shape"),
+        ("context_lens", inputs["context_lens"].to("meta"), "context_lens: must be on"),
+        ("k_cache", inputs["k_cache"].transpose(1, 2), "k_cache: must be contiguous"),
+        ("v_cache", inputs["v_cache"][:1], "v_cache: shape"),
+        ("window", -1, "window: must not be negative"),
+        ("num_splits", 0, "num_splits: must be 1 to 128"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decode_attention(**(inputs | {name: wrong}))
+
+
+def test_a_captured_graph_serves_other_lengths(paged, device, close):
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs need a GPU")
+    inputs = paged([500, 300, 0, 0], heads=32, kv_heads=8, head_dim=128)
+    decode_attention(**inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = decode_attention(**inputs)
+    inputs["context_lens"].copy_(torch.tensor([3, 299, 0, 0]))
+    out.fill_(float("nan"))
+    graph.replay()
+    close(out, decode_attention(**inputs, backend="torch"))

@@ -1,0 +1,67 @@
+"""The matrix product against its float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernels.linear import (
+    LinearTiles,
+    fastest_backend,
+    linear,
+    linear_reference,
+    token_bucket,
+)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 15, 17, 40, 64, 65, 130])
+def test_every_number_of_tokens_matches_the_reference(num_tokens, draw, close):
+    x, weight = draw(num_tokens, 200), draw(264, 200)
+    close(linear(x, weight), linear_reference(x.double(), weight.double()))
+
+
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        LinearTiles(64, 64, 32, 4, 3),
+        LinearTiles(64, 64, 64, 4, 3, tma=False),
+        LinearTiles(64, 64, 64, 4, 3, persistent=False, tma=False),
+        LinearTiles(16, 64, 64, 4, 3, swap=True, persistent=False),
+        LinearTiles(128, 128, 64, 4, 3, warp_specialize=True),
+    ],
+    ids=str,
+)
+def test_every_kind_of_tile_matches_the_reference(tiles, draw, close):
+    # Odd in every dimension: more tiles than programs, ragged rows, columns and depth.
+    x, weight = draw(201, 136), draw(333, 136)
+    close(linear(x, weight, tiles=tiles), linear_reference(x.double(), weight.double()))
+
+
+def test_no_tokens_give_no_rows(draw):
+    assert linear(draw(0, 64), draw(32, 64)).shape == (0, 32)
+
+
+def test_torch_and_best_backends_agree_with_the_kernel(draw, close):
+    x, weight = draw(6, 192), draw(80, 192)
+    for backend in ("torch", "best"):
+        close(linear(x, weight, backend=backend), linear(x, weight))
+
+
+def test_the_faster_backend_is_measured_once_a_bucket(device, dtype):
+    assert [token_bucket(n) for n in (1, 16, 17, 1025)] == [16, 16, 32, 2048]
+    choice = fastest_backend(33, 256, 128, dtype, device)
+    assert choice == "best" or (device.type == "cuda" and choice == "triton")
+    assert fastest_backend(64, 256, 128, dtype, device) == choice
+
+
+def test_wrong_arguments_are_refused_before_any_launch(draw):
+    x, weight = draw(4, 128), draw(64, 128)
+    for arguments, message in (
+        ((x, weight[:, :64].contiguous()), r"weight: shape \[any, 128\] is needed"),
+        ((x.t(), weight), "x: must be contiguous"),
+        ((x, weight.t().contiguous().t()), "weight: must be contiguous"),
+        ((x.double(), weight.double()), "x: dtype must be one of"),
+        ((x, weight.to("meta")), "weight: must be on"),
+        ((x[:, :33].contiguous(), weight[:, :33].contiguous()), "multiples of 16 bytes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            linear(*arguments)

@@ -1,0 +1,116 @@
+"""Every shipped kernel configuration compiles for sm_80 and sm_90, without a GPU.
+
+``ahead_of_time/compile_all.py`` runs once an architecture, in a process of its own; these tests
+read its report: registers and spills as ptxas states them, shared memory, matrix instructions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the kernels need torch (extra 'gpu')")
+pytest.importorskip("triton", reason="the kernels need triton (extra 'gpu')")
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+MATRIX_KERNELS = {
+    "_decode_attention_kernel",
+    "_prefill_attention_kernel",
+    "_scores_kernel",
+    "_values_kernel",
+    "_linear_kernel",
+    "_gate_up_kernel",
+    "_grouped_linear_kernel",
+}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
+    """What was compiled for each architecture, both at the same time."""
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+    script = HERE / "ahead_of_time" / "compile_all.py"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = {
+        arch: subprocess.Popen(
+            [sys.executable, str(script), str(arch)], cwd=ROOT, env=environment, **pipes
+        )
+        for arch in SHARED_LIMIT_BYTES
+    }
+    outputs = {arch: process.communicate() for arch, process in processes.items()}
+    for arch, process in processes.items():
+        assert process.returncode == 0, outputs[arch][1][-4000:]
+    lines = {arch: out.splitlines() for arch, (out, _) in outputs.items()}
+    return {arch: [json.loads(line) for line in printed] for arch, printed in lines.items()}
+
+
+@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+def compiled(request: pytest.FixtureRequest, reports: dict[int, list[dict]]) -> list[dict]:
+    """One architecture's kernel configurations."""
+    return reports[request.param]
+
+
+def _described(configuration: dict) -> str:
+    names = ("kernel", "arch", "num_warps", "num_stages", "constants")
+    return ", ".join(f"{name} {configuration[name]}" for name in names)
+
+
+def test_every_kernel_of_the_package_is_compiled(compiled):
+    sources = (path.read_text() for path in (ROOT / "kernels").glob("*.py"))
+    defined = {name for text in sources for name in re.findall(r"^def (_\w+_kernel)\(", text, re.M)}
+    assert {configuration["kernel"] for configuration in compiled} == defined
+    assert defined >= MATRIX_KERNELS
+
+
+def test_no_configuration_spills_registers(compiled):
+    spilling = [_described(c) for c in compiled if c["spill_bytes"] != 0 or c["stack_bytes"] != 0]
+    assert not spilling, "\n".join(spilling)
+    assert all(0 < c["registers"] <= 255 for c in compiled)
+
+
+def test_shared_memory_stays_within_a_blocks_limit(compiled):
+    over = [
+        f"{_described(c)}: {c['shared_bytes']}"
+        for c in compiled
+        if c["shared_bytes"] > SHARED_LIMIT_BYTES[c["arch"]]
+    ]
+    assert not over, "\n".join(over)
+
+
+def test_matrix_kernels_use_the_tensor_cores(compiled):
+    without = [
+        _described(c) for c in compiled if c["kernel"] in MATRIX_KERNELS and not c["tensor_core"]
+    ]
+    assert not without, "\n".join(without)
+
+
+def test_hopper_tiles_of_64_rows_use_warpgroup_instructions(compiled):
+    """A swapped tile's rows are its BLOCK_N weights; 16 tokens alone are too few for a group."""
+    for c in compiled:
+        if c["arch"] != 90 or c["kernel"] not in MATRIX_KERNELS:
+            continue
+        rows = c["constants"]["BLOCK_N" if c["constants"].get("SWAP") else "BLOCK_M"]
+        if rows >= 64:
+            assert c["tensor_core"] == "wgmma", _described(c)
+
+
+def test_matrix_kernels_load_ahead_of_their_products(compiled):
+    """Operands come through asynchronous copies: the pipeliner did not give up."""
+    pipelined = MATRIX_KERNELS - {"_scores_kernel"}  # it has no loop to pipeline
+    stalled = [
+        _described(c)
+        for c in compiled
+        if c["kernel"] in pipelined and c["async_copies"] + c["tma_loads"] == 0
+    ]
+    assert not stalled, "\n".join(stalled)
