@@ -4,27 +4,38 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The kernels' tests need torch and Triton; `make test KERNELS=` leaves both out.
+KERNELS ?= 1
+TESTED := $(VENV)/.installed-for-tests$(KERNELS)
 
 .PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)
 	$(RUN)/orcast run scenarios/quickstart.yaml --out runs/quickstart
 
-test: $(INSTALLED)
+test: $(TESTED)
 	$(RUN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/mypy sim scenarios reports orcast
+	$(RUN)/mypy sim scenarios reports orcast calibrate
+	$(RUN)/mypy --explicit-package-bases --namespace-packages kernels
 
 bench: $(INSTALLED)
 	$(RUN)/python -m tests.benchmarks.speed
+	$(RUN)/python -m tests.benchmarks.accuracy
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Orcast needs Python 3.11 or newer, not {v[0]}.{v[1]}: try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(TESTED): $(INSTALLED)
+ifneq ($(KERNELS),)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kernels]'
+endif
 	@touch $@
 
 clean:

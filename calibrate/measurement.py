@@ -252,7 +252,7 @@ def _read_bench(file: Path, result: Row, label: str) -> Measurement:
 
 def _read_samples(file: Path) -> dict[str, Floats]:
     """timeseries.csv: what the engine counted at `t` seconds."""
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
         reader = csv.DictReader(lines)
         head = list(reader.fieldnames or ())
         if lacking := [name for name in SAMPLE_COLUMNS if name not in head]:
@@ -264,7 +264,8 @@ def _read_samples(file: Path) -> dict[str, Floats]:
                 try:
                     column.append(_number(where, {name: float(row[name] or "")}, name))
                 except ValueError:
-                    raise MeasurementError(f"{where}: {name} is {row[name]!r}, expected a number")
+                    given = f"{name} is {row[name]!r:.40}, expected a number of at least 0"
+                    raise MeasurementError(f"{where}: {given}") from None
     samples = {name: np.array(column) for name, column in columns.items()}
     if (np.diff(samples["t"]) <= 0).any():
         raise MeasurementError(f"{file}: t must increase from row to row")

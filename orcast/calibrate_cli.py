@@ -112,8 +112,9 @@ def _imported(
     if format_ == "aiconfigurator":
         from calibrate.import_aiconfigurator import import_aiconfigurator
 
-        chosen = {} if backend is None else {"backend": backend}
-        return import_aiconfigurator(source, model, version=version, tensor_parallel=tp, **chosen)
+        return import_aiconfigurator(
+            source, model, backend=backend or "vllm", version=version, tensor_parallel=tp
+        )
     if backend is not None or version is not None:
         raise InputError("--backend and --version belong to the format aiconfigurator")
     if format_ == "vidur":
