@@ -17,6 +17,7 @@ from sim.request import NEVER, Request
 
 Columns = dict[str, np.ndarray]
 
+_RARE = {"shared_blocks": "i4", "swap_blocks": "i4", "preempted": "i4", "extrapolated": "?"}
 _FOLD_AT = 1 << 15  # rows kept as tuples before they become columns
 
 
@@ -125,10 +126,11 @@ class IterationLog:
         self._runs = _Table(
             start_s="f8", end_s="f8", iterations="i4", running="i4", prefill_seqs="i4",
             prefill_tokens="i4", decode_seqs="i4", context_tokens="i4", num_tokens="i4",
-            num_emitting="i4", num_seqs="i4", emitted="i4", kv_blocks="i4", stored_tokens="i4",
-            growth="i4", steady="i4", reserved_tokens="i4", shared_blocks="i4", swap_blocks="i4",
-            preempted="i4", extrapolated="?",
+            num_emitting="i4", emitted="i4", kv_blocks="i4", stored_tokens="i4", growth="i4",
+            steady="i4", reserved_tokens="i4",
         )  # fmt: skip
+        # What most runs have none of, by run: see `_RARE`.
+        self._rare: dict[int, tuple[int, int, int, bool]] = {}
         self._finished = array("i")
         self._long: list[int] = []  # numbers of the runs of more than one iteration …
         self._ends_s = array("d")  # … and where each of their iterations ends
@@ -139,8 +141,15 @@ class IterationLog:
         row: tuple[Any, ...],
         ends_s: Sequence[float] | None,
         block_growth: Sequence[tuple[int, int, int]] | None,
+        rare: tuple[int, int, int, bool] | None = None,
     ) -> None:
-        """One run, in the order of the columns; details where it has more than one iteration."""
+        """One run, in the order of the columns; details where it has more than one iteration.
+
+        `rare`: shared blocks, swapped blocks, preempted requests, and whether the latency model
+        left its measured range; None where there is nothing of all that.
+        """
+        if rare is not None:
+            self._rare[len(self._finished)] = rare
         if ends_s is not None:
             number = len(self._finished)
             self._long.append(number)
@@ -161,6 +170,7 @@ class IterationLog:
     ) -> tuple[Columns, np.ndarray, np.ndarray]:
         """A row per iteration (`Records.iterations`), and the inter-token gaps with weights."""
         runs = self._runs.columns()
+        runs |= self._rare_columns(len(runs["start_s"]))
         counts = runs.pop("iterations")
         first = np.cumsum(counts) - counts  # each run's first iteration
         total = int(counts.sum())
@@ -194,19 +204,19 @@ class IterationLog:
 
         finished = np.zeros(total, dtype="i4")
         finished[first + counts - 1] = self._finished
-        decode_seqs = spread("decode_seqs")
+        prefill_seqs, decode_seqs = spread("prefill_seqs"), spread("decode_seqs")
         iterations = {
             "start_s": start_s,
             "duration_s": duration_s,
             "running": spread("running"),
             "waiting": np.zeros(total, dtype="i4"),
-            "prefill_seqs": spread("prefill_seqs"),
+            "prefill_seqs": prefill_seqs,
             "prefill_tokens": spread("prefill_tokens"),
             "decode_seqs": decode_seqs,
             "context_tokens": spread("context_tokens") + decode_seqs * ahead,
             "num_tokens": spread("num_tokens"),
             "num_emitting": spread("num_emitting"),
-            "num_seqs": spread("num_seqs"),
+            "num_seqs": prefill_seqs + decode_seqs,
             "emitted": spread("emitted"),
             "kv_used_tokens": used,
             "kv_reserved_tokens": reserved,
@@ -223,6 +233,15 @@ class IterationLog:
         odd = np.array(gaps, dtype="f8").reshape(-1, 2)
         gaps_s = np.concatenate((duration_s[emitting], odd[:, 0]))
         return iterations, gaps_s, np.concatenate((weights[emitting], odd[:, 1]))
+
+    def _rare_columns(self, num_runs: int) -> Columns:
+        columns = {name: np.zeros(num_runs, dtype=dtype) for name, dtype in _RARE.items()}
+        if self._rare:
+            where = list(self._rare)
+            values = zip(*self._rare.values(), strict=True)
+            for column, found in zip(columns.values(), values, strict=True):
+                column[where] = found
+        return columns
 
     def _added_blocks(self, first: np.ndarray, run_of: np.ndarray, block_size: int) -> np.ndarray:
         """Blocks allocated since the first iteration of each iteration's run."""

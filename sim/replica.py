@@ -128,16 +128,20 @@ class Replica:
                 steady = 0
         kv_blocks = allocator.num_used
         block_growth = scheduler.extend(iterations) if iterations > 1 else None
+        rare = None
+        swapped = batch.swap_in_blocks + batch.swap_out_blocks
+        if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks:
+            rare = (allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated)
         self.log.append(
             (
                 start_s, end_s, iterations, len(pool.running), len(batch.prefills),
                 batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens,
-                batch.num_tokens, batch.num_emitting, batch.num_seqs, emitted, kv_blocks, stored,
-                growth, steady, reserved, allocator.shared_blocks,
-                batch.swap_in_blocks + batch.swap_out_blocks, batch.preempted, batch.extrapolated,
+                batch.num_tokens, batch.num_emitting, emitted, kv_blocks, stored, growth, steady,
+                reserved,
             ),
             ends_s,
             block_growth,
+            rare,
         )  # fmt: skip
 
     def _check(self, batch: Batch) -> None:

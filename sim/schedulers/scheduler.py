@@ -109,17 +109,17 @@ class IterationScheduler:
     def extend(self, iterations: int) -> list[tuple[int, int, int]]:
         if self.reserves:
             return []
-        crossings = self.pool.decodes.crossings(iterations)
-        growth = [(ahead, len(members), times) for ahead, members, times in crossings]
-        blocks = self.allocator.take(sum(count * times for _, count, times in growth))
-        position = 0
-        for _, members, times in crossings:
+        growth: list[tuple[int, int, int]] = []
+        tables: list[list[int]] = []  # one entry for every block that is needed
+        for ahead, members, times in self.pool.decodes.crossings(iterations):
+            growth.append((ahead, len(members), times))
             for request in members:
                 if times == 1:
-                    request.block_table.append(blocks[position])
+                    tables.append(request.block_table)
                 else:
-                    request.block_table += blocks[position : position + times]
-                position += times
+                    tables += [request.block_table] * times
+        for table, block in zip(tables, self.allocator.take(len(tables)), strict=True):
+            table.append(block)
         return growth
 
     def _grow(self, crossing: Collection[Request]) -> None:
