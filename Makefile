@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# The kernels' tests need torch and Triton; `make test KERNELS=` leaves both out.
+# The tests of kernels need torch and Triton; `make test KERNELS=` leaves them out.
 KERNELS ?= 1
 TESTED := $(VENV)/.installed-for-tests$(KERNELS)
 
@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml
 
 $(TESTED): $(INSTALLED)
 ifneq ($(KERNELS),)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kernels]'
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kernels,tables]'
 endif
 	@touch $@
 
