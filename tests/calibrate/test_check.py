@@ -25,9 +25,7 @@ def test_a_table_of_straight_lines_leaves_nothing_out() -> None:
 
 
 def test_the_axis_that_bends_is_the_one_to_measure_more_finely() -> None:
-    bent = [
-        (n, c, 5.0 + 5.0 * n**2 + 0.01 * c) for n in (1, 2, 4, 8, 16, 32) for c in (16, 32, 64)
-    ]
+    bent = [(n, c, 5.0 + 5.0 * n**2 + 0.01 * c) for n in (1, 2, 4, 8, 16, 32) for c in (16, 32, 64)]
     result = checked(decode_attention=bent)
     part = next(part for part in result.parts if part.name == "decode_attention")
     assert part.worst_axis is not None and part.worst_axis.name == "sequences"
