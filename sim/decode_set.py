@@ -98,21 +98,21 @@ class DecodeSet:
 
     def remove(self, request: Request) -> None:
         """Take a member out before its end (preempted, or left out of one iteration)."""
-        ending = request.joined_step + request.output_tokens - request.num_generated_tokens
+        self.sync(request)
+        ending = self.step + request.output_tokens - request.num_generated_tokens
         self._endings[ending].remove(request)
         self._leave(request)
-        if request.joined_step < self.step:
-            request.last_token_s = self._advanced_s
         self.emissions[request.last_token_s] -= 1
-        self.sync(request)
         request.joined_step = -1
 
     def sync(self, request: Request) -> None:
         """Bring a member's own counters up to date with the set's step."""
         passed = self.step - request.joined_step
-        request.num_computed_tokens += passed
-        request.num_generated_tokens += passed
-        request.joined_step = self.step
+        if passed:
+            request.num_computed_tokens += passed
+            request.num_generated_tokens += passed
+            request.joined_step = self.step
+            request.last_token_s = self._advanced_s
 
     def needing_block(self) -> Collection[Request]:
         """Members that write to a new block in the next iteration."""

@@ -37,13 +37,19 @@ class Slo:
 
 
 def request_times_s(requests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """TTFT, TPOT, E2EL and queue time of every request in seconds; NaN where it has none."""
+    """TTFT, TPOT, E2EL, queue time and mean ITL of every request in seconds; NaN for none.
+
+    A request's mean ITL ends with its last token; its TPOT with the response, which under
+    request-level batching comes with the whole batch.
+    """
     ttft = requests["first_token_s"] - requests["arrival_s"]
     e2el = requests["finished_s"] - requests["arrival_s"]
     gaps = requests["output_tokens"] - 1.0
     tpot = np.divide(e2el - ttft, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
     queue = requests["scheduled_s"] - requests["arrival_s"]
-    return {"ttft": ttft, "tpot": tpot, "e2el": e2el, "queue": queue}
+    spoken = requests["last_token_s"] - requests["first_token_s"]
+    itl = np.divide(spoken, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
+    return {"ttft": ttft, "tpot": tpot, "e2el": e2el, "queue": queue, "request_itl": itl}
 
 
 def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
@@ -73,9 +79,9 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
         "total_token_throughput": per_s(input_tokens + output_tokens),
         "request_goodput": None,
     }
-    for name in ("ttft", "tpot", "e2el", "queue"):
+    for name in ("ttft", "tpot", "e2el", "queue", "request_itl"):
         summary |= _statistics(name, times[name])
-    # TPOT is the mean of a request's own gaps: vLLM's ITL pools the gaps of all requests instead.
+    # `request_itl` is over requests, each with its mean gap; vLLM's `itl` pools all gaps.
     summary |= _statistics("itl", records.gaps_s, records.gap_weights)
     if slo is not None and slo.limits:
         summary |= _slo_figures(slo, times, per_s)

@@ -145,6 +145,13 @@ class Replica:
         )  # fmt: skip
 
     def _check(self, batch: Batch) -> None:
-        """The conservation laws, after an iteration."""
+        """The conservation laws and the engine's limits, after an iteration."""
         scheduler = self.scheduler
-        scheduler.allocator.check(request.block_table for request in scheduler.pool.running)
+        running, config = scheduler.pool.running, scheduler.config
+        scheduler.allocator.check(request.block_table for request in running)
+        assert batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs"
+        assert len(running) <= config.max_num_seqs, "more sequences than max_num_seqs"
+        if scheduler.has_token_budget:
+            assert batch.num_tokens <= max(config.max_num_batched_tokens, batch.num_decodes), (
+                "more tokens than max_num_batched_tokens"
+            )

@@ -16,6 +16,7 @@ from sim.schedulers.scheduler import IterationScheduler
 class OrcaScheduler(IterationScheduler):
     """First come first served, contiguous reservation, no preemption."""
 
+    has_token_budget = False
     reserves = True
 
     def servable(self, request: Request) -> bool:

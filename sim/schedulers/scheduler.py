@@ -28,6 +28,8 @@ class Scheduler(Protocol):
 
     pool: RequestPool
     allocator: BlockAllocator
+    config: EngineConfig
+    has_token_budget: bool  # whether max_num_batched_tokens limits a batch
     wake_s: float  # when to ask again though nothing arrives; infinity: never
     gaps: list[tuple[float, int]]  # (inter-token gap in s, tokens) of gaps unlike an iteration
 
@@ -61,6 +63,7 @@ class Scheduler(Protocol):
 class IterationScheduler:
     """Iteration-level scheduling (Orca, section 3.2): requests join and leave at any iteration."""
 
+    has_token_budget = True
     reserves = False  # whether admission sets all of a request's blocks aside
 
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:

@@ -29,6 +29,7 @@ class StaticScheduler:
         self._iteration = 0  # decode iterations of the current batch
 
     admits_arrivals = False
+    has_token_budget = False
 
     def add(self, request: Request) -> None:
         fits = request.prompt_tokens + request.output_tokens <= self.config.max_model_len
