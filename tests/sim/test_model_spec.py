@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sim.model_spec import MODEL_TYPES, ModelSpec
+from sim.model_config import MODEL_TYPES
+from sim.model_spec import ModelSpec
 
 MODELS = Path(__file__).parents[2] / "scenarios" / "models"
 
