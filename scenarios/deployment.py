@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def deploy(
     config = _engine_config(scenario.engine, model, memory)
     with _at(source, "latency"):
         latency = _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
-    notes = (*workload.notes, *_unused_knobs(scenario))
+    notes = (*workload.notes, *_unused_knobs(scenario), *_another_gpu(latency, gpu))
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -178,6 +179,17 @@ def _latency(
         capture_sizes=tuple(sorted(engine.cudagraph_capture_sizes)),
         skew=table.corrects_skew if skew is None else skew,
     )
+
+
+def _another_gpu(latency: LatencyModel, gpu: Gpu) -> list[str]:
+    """A note when the times were measured on some other GPU than the one whose memory is used."""
+    if not isinstance(latency, TableLatency):
+        return []
+    measured_on = str(latency.table.meta["gpu"])
+    ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))
+    if ours in theirs or theirs in ours:
+        return []
+    return [f"the latency table was measured on {measured_on}, hardware.gpu is {gpu.name}"]
 
 
 def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead:

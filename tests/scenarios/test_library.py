@@ -139,3 +139,14 @@ def test_the_million_is_offered_eighty_per_cent_of_what_can_be_served() -> None:
     assert offered is not None
     assert offered.request_rate is not None
     assert offered.request_rate / capacity == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_table_of_another_gpu_is_remarked_upon(tmp_path: Path) -> None:
+    from orcast import simulate
+    from tests.sim.latency.tables import small_table_folder
+
+    folder = small_table_folder(tmp_path / "table", gpu="H200-SXM")
+    settings = {"latency.table": str(folder), "workload.num_requests": 5}
+    assert simulate("quickstart", settings).summary["warnings"] == []
+    warnings = simulate("quickstart", {**settings, "hardware.gpu": "b200"}).summary["warnings"]
+    assert warnings == ["the latency table was measured on H200-SXM, hardware.gpu is b200"]
