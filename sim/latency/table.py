@@ -108,6 +108,10 @@ class TableLatency:
         longest = batch.longest_tokens
         fixed_s, decode_s = self._fixed_s(batch), self._attention.decode_s
         batch.extrapolated = self._outside(batch)
+        if not batch.extrapolated:
+            # A run is wholly inside the measured range or wholly outside.
+            inside = int(self._attention.decode.longest * decodes - context) // decodes + 1
+            iterations = min(iterations, inside)
         ends_s: list[float] = []
         for _ in range(iterations):
             start_s += fixed_s + decode_s(decodes, context, longest)

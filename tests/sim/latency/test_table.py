@@ -161,7 +161,10 @@ def test_a_run_adds_up_single_iterations_to_the_last_bit(
         step = decodes(sequences, mean + j, longest=mean + extra + j)
         now_s += model.iteration_s(step)
         expected.append(now_s)
-    assert model.run_ends_s(batch, 1.25, iterations, float("inf")) == expected
+    ends_s = model.run_ends_s(batch, 1.25, iterations, float("inf"))
+    assert ends_s == expected[: len(ends_s)]
+    crosses = mean <= 4096 < mean + iterations - 1
+    assert len(ends_s) == (4096 - mean + 1 if crosses else iterations)
     assert model.run_ends_s(batch, 1.25, iterations, expected[0]) == expected[:1]
 
 
@@ -174,6 +177,26 @@ def test_more_work_never_takes_less_time(sequences: int, context: int, more: int
     assert model.iteration_s(decodes(sequences + 1, context)) >= base
     short, longer = prefill((more, context)), prefill((more + 1, context))
     assert model.iteration_s(longer) >= model.iteration_s(short)
+
+
+def test_a_run_ends_where_the_measured_range_does() -> None:
+    from sim.workload import Workload
+
+    workload = Workload(np.zeros(2), np.array([4000, 3990]), np.full(2, 400))
+    both = [
+        simulate(
+            workload,
+            EngineConfig(max_num_seqs=8, max_num_batched_tokens=2048),
+            model_of(),
+            scheduler="chunked",
+            num_blocks=1000,
+            leap=leap,
+        )
+        for leap in (True, False)
+    ]
+    assert_same_records(*both)
+    share = both[0].iterations["extrapolated"].mean()
+    assert 0.0 < share < 1.0
 
 
 @settings(max_examples=25, deadline=None)
