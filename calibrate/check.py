@@ -1,36 +1,48 @@
 """How good a latency table is: coverage, leave-one-out error, monotonicity, gaps.
 
-Leave-one-out: take a measured point away, look it up from its neighbours, compare. Only points with
-neighbours on both sides count, so that interpolation is judged and not extrapolation. Along one
-axis at a time: the axis with the largest error is the one to measure more finely.
+The axis whose points are found worst without themselves (`calibrate.leave_one_out`) is the one to
+measure more finely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from sim.latency.attention_table import pairs
+from calibrate.leave_one_out import errors_along, lines_along
 from sim.latency.table_data import LatencyTable, Part
 
 NOISE = 0.05  # a time that falls by more than this where more work is done is no noise
+MIXED_UP = 0.25  # so many falls among all pairs of neighbours are no accident
 COARSE_STEP = 2.01  # grids are measured at x2 steps; a wider one is a gap
 FINE_ENOUGH = 0.05  # median leave-one-out error above this asks for more points
+# No memory delivers a byte faster, no weight takes less than half a byte: times below are no µs.
+FASTEST_BYTES_PER_S = 2e13
+SMALLEST_WEIGHT_BYTES = 0.5
 GRID_AXES = {
     "linear": ("tokens",),
     "logits": ("sequences",),
     "prefill_attention": ("new_tokens", "cached_tokens"),
     "decode_attention": ("sequences", "context_tokens"),
     "mixed_attention": ("new_tokens", "cached_tokens", "sequences", "context_tokens"),
-    "moe": ("tokens",),
+    "decode_skew": ("sequences", "context_tokens", "longest_tokens"),
+    "moe": ("tokens", "experts"),
     "communication": ("bytes",),
     "host": ("sequences",),
     "swap": ("blocks",),
 }
+ESTIMATED = "(estimated)"  # ends the name of an operation that was not measured
+SCATTERED = ("decode_skew",)  # no grid: its range is told, nothing else
+MUST_GROW = (
+    ("linear", "tokens"),
+    ("logits", "sequences"),
+    ("prefill_attention", "new_tokens"),
+    ("decode_attention", "sequences"),
+    ("decode_attention", "context_tokens"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,7 @@ class TableCheck:
     parts: tuple[PartCheck, ...]
     warnings: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
-    estimated: tuple[str, ...] = field(default=())
+    estimated: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -126,23 +138,22 @@ class TableCheck:
 
 def check_table(table: LatencyTable) -> TableCheck:
     """Judge every part of a table; nothing is changed."""
-    parts, warnings, errors = [], [], []
+    parts, warnings, errors = [], [], _impossible(table)
     for name, axes in GRID_AXES.items():
         part = table.parts.get(name)
         if part is None:
             continue
         checked = PartCheck(
-            name, len(part.time_s), tuple(_check_axis(name, part, axis, axes) for axis in axes)
+            name, len(part.time_s), tuple(_check_axis(table, name, axis) for axis in axes)
         )
         parts.append(checked)
         for axis in checked.axes:
             where = f"{name}, {axis.name}"
-            if axis.values < 2 and name in ("linear", "decode_attention", "prefill_attention"):
-                if axis.name != "cached_tokens":
-                    errors.append(f"{where}: a single value says nothing about growth")
-                else:
-                    warnings.append(f"{where}: measured at {axis.smallest} only; the rest is held")
-            if axis.compared and axis.falls > 0.25 * axis.compared:
+            if axis.values < 2 and (name, axis.name) in MUST_GROW:
+                errors.append(f"{where}: a single value says nothing about growth")
+            elif axis.values < 2 and axis.name == "cached_tokens":
+                warnings.append(f"{where}: measured at {axis.smallest} only; the rest is held")
+            if axis.falls > MIXED_UP * axis.compared:
                 errors.append(
                     f"{where}: time falls as work grows in {axis.falls} of {axis.compared} pairs "
                     "of neighbours: mixed up rows or a throttled GPU"
@@ -152,71 +163,79 @@ def check_table(table: LatencyTable) -> TableCheck:
                     f"{where}: time falls by over {NOISE:.0%} as work grows in {axis.falls} of "
                     f"{axis.compared} pairs of neighbours"
                 )
-            for low, high in axis.gaps[:3]:
-                warnings.append(f"{where}: nothing measured between {low} and {high}")
+            warnings += [
+                f"{where}: nothing measured between {low} and {high}" for low, high in axis.gaps[:3]
+            ]
         worst = checked.worst_axis
         if worst is not None and worst.leave_one_out and worst.leave_one_out[0] > FINE_ENOUGH:
             warnings.append(
                 f"{name}: measure {worst.name} more finely, a missing point is off by "
                 f"{worst.leave_one_out[0]:.1%}"
             )
-    if table.meta.get("host_overhead_us") is None:
+        warnings += _shorter_operations(name, part, axes[0])
+    if table.meta.get("host_overhead_us") is None and "host" not in table.parts:
         warnings.append("no host overhead measured: a scenario has to say latency.host_overhead")
     estimated = tuple(str(text) for text in table.meta.get("estimated") or ())
     return TableCheck(table.source, tuple(parts), tuple(warnings), tuple(errors), estimated)
 
 
-def _check_axis(name: str, part: Part, axis: str, axes: Sequence[str]) -> AxisCheck:
-    errors: list[float] = []
-    falls = compared = 0
-    for one in part.operations().values():
-        for xs, ys, others in _lines(one, axis, [other for other in axes if other != axis]):
-            compared += len(ys) - 1
-            falls += int((ys[1:] < ys[:-1] * (1 - NOISE)).sum())
-            stretch = _stretch(name, axis, others)
-            places = [stretch(x) for x in xs]
-            for i in range(1, len(xs) - 1):
-                share = (places[i] - places[i - 1]) / (places[i + 1] - places[i - 1])
-                guess = ys[i - 1] + share * (ys[i + 1] - ys[i - 1])
-                if ys[i] > 0:
-                    errors.append(abs(guess / ys[i] - 1))
+def _impossible(table: LatencyTable) -> list[str]:
+    """Times that no GPU reaches: none at all, or less than reading the weights takes."""
+    errors = [
+        f"{name}: {count} of {len(part.time_s)} points take no time"
+        for name, part in table.parts.items()
+        if (count := int((part.time_s == 0).sum()))
+    ]
+    linear, shape = table.parts.get("linear"), table.meta["model"]
+    if linear is None:
+        return errors
+    heads = 2 * shape["num_attention_heads"] + 2 * shape["num_kv_heads"]
+    weights = shape["num_layers"] * shape["hidden_size"] * shape["head_dim"] * heads
+    read_s = weights * SMALLEST_WEIGHT_BYTES / table.tensor_parallel / FASTEST_BYTES_PER_S
+    whole_s = sum(float(part.time_s.max()) for part in linear.operations().values())
+    if 0 < whole_s < read_s:
+        errors.append(
+            f"linear: at most {whole_s * 1e6:.3g} µs for the whole model, reading the attention's "
+            f"weights alone takes over {read_s * 1e6:.3g} µs: times of one layer, or not in µs"
+        )
+    return errors
+
+
+def _shorter_operations(name: str, part: Part, axis: str) -> list[str]:
+    """Operations measured over less of the axis than others of their part."""
+    last = {
+        operation: int(one.coordinates[axis].max()) for operation, one in part.operations().items()
+    }
+    longest = max(last.values())
+    return [
+        f"{name}, {axis}: {operation} was measured up to {reached} only, others up to {longest}"
+        for operation, reached in last.items()
+        if reached < longest
+    ]
+
+
+def _check_axis(table: LatencyTable, name: str, axis: str) -> AxisCheck:
+    part = table.parts[name]
     values = np.unique(part.coordinates[axis])
-    positive = values[values > 0].tolist()
+    smallest, largest = int(values[0]), int(values[-1])
+    if name in SCATTERED:
+        return AxisCheck(axis, smallest, largest, len(values), None, 0, 0, ())
+    falls = compared = 0
+    errors: list[float] = []
+    for operation, one in part.operations().items():
+        if operation.endswith(ESTIMATED):
+            continue
+        for points in lines_along(one, axis):
+            times = np.array([time_s for _, time_s in points])
+            compared += len(times) - 1
+            falls += int((times[1:] < times[:-1] * (1 - NOISE)).sum())
+        errors += errors_along(table, name, one, axis)
     gaps = tuple(
         (low, high)
-        for low, high in pairwise(positive)
+        for low, high in pairwise(values[values > 0].tolist())
         if high > low * COARSE_STEP and high - low > 16
     )
     left_out = None
     if errors:
         left_out = (float(np.median(errors)), float(np.percentile(errors, 95)))
-    return AxisCheck(
-        axis, int(values[0]), int(values[-1]), len(values), left_out, falls, compared, gaps
-    )
-
-
-def _lines(
-    part: Part, axis: str, others: Sequence[str]
-) -> list[tuple[list[int], np.ndarray, dict[str, int]]]:
-    """Points along one axis, all other coordinates equal."""
-    lines: dict[tuple[int, ...], list[tuple[int, float]]] = {}
-    columns = [part.coordinates[other].tolist() for other in others]
-    keys = zip(*columns, strict=True) if columns else iter([()] * len(part.time_s))
-    for key, x, y in zip(keys, part.coordinates[axis].tolist(), part.time_s.tolist(), strict=True):
-        lines.setdefault(key, []).append((x, y))
-    return [
-        (
-            [x for x, _ in sorted(points)],
-            np.array([y for _, y in sorted(points)]),
-            dict(zip(others, key, strict=True)),
-        )
-        for key, points in lines.items()
-    ]
-
-
-def _stretch(name: str, axis: str, others: dict[str, int]) -> Callable[[float], float]:
-    """The scale on which the look-up is linear: query-key pairs along a prompt's length."""
-    if axis == "new_tokens" and name in ("prefill_attention", "mixed_attention"):
-        cached = others["cached_tokens"]
-        return lambda x: pairs(x, cached)
-    return lambda x: x
+    return AxisCheck(axis, smallest, largest, len(values), left_out, falls, compared, gaps)
