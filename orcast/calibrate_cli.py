@@ -95,6 +95,7 @@ def compose(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable:
         tp=scenario.hardware.tensor_parallel,
         backend=scenario.latency.backend,
         version=scenario.latency.version,
+        kv_cache_dtype=scenario.engine.kv_cache_dtype,
     )
     return table_of(meta, parts)
 
@@ -108,12 +109,18 @@ def _imported(
     tp: int,
     backend: str | None,
     version: str | None,
+    kv_cache_dtype: str = "auto",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     if format_ == "aiconfigurator":
         from calibrate.import_aiconfigurator import import_aiconfigurator
 
         return import_aiconfigurator(
-            source, model, backend=backend or "vllm", version=version, tensor_parallel=tp
+            source,
+            model,
+            backend=backend or "vllm",
+            version=version,
+            tensor_parallel=tp,
+            kv_cache_dtype=kv_cache_dtype,
         )
     if backend is not None or version is not None:
         raise InputError("--backend and --version belong to the format aiconfigurator")

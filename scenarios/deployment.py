@@ -70,7 +70,11 @@ def deploy(
     config = _engine_config(scenario.engine, model, memory)
     with _at(source, "latency"):
         latency = _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
-    notes = (*workload.notes, *_unused_knobs(scenario), *_another_gpu(latency, gpu))
+    notes = (
+        *workload.notes,
+        *_unused_knobs(scenario),
+        *_other_than_measured(latency, gpu, scenario),
+    )
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -181,15 +185,22 @@ def _latency(
     )
 
 
-def _another_gpu(latency: LatencyModel, gpu: Gpu) -> list[str]:
-    """A note when the times were measured on some other GPU than the one whose memory is used."""
+def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
+    """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
         return []
-    measured_on = str(latency.table.meta["gpu"])
+    notes, meta = [], latency.table.meta
+    measured_on = str(meta["gpu"])
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))
-    if ours in theirs or theirs in ours:
-        return []
-    return [f"the latency table was measured on {measured_on}, hardware.gpu is {gpu.name}"]
+    if ours not in theirs and theirs not in ours:
+        notes.append(f"the latency table was measured on {measured_on}, hardware.gpu is {gpu.name}")
+    cached = str(meta.get("kv_cache_dtype", "auto"))
+    if cached.startswith("fp8") != (scenario.engine.kv_cache_dtype == "fp8"):
+        notes.append(
+            f"the latency table was measured with kv_cache_dtype {cached}, "
+            f"engine.kv_cache_dtype is {scenario.engine.kv_cache_dtype}"
+        )
+    return notes
 
 
 def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead:

@@ -63,16 +63,18 @@ def filled_grid(
 ) -> tuple[list[list[float]], np.ndarray]:
     """Scattered points of a (nearly) full grid -> its axes and a full array of values.
 
-    A point that was not measured (the memory did not reach so far) is continued from its nearest
-    measured neighbour along the axes, in proportion to that axis: utilisation is held there too.
+    A point that was not measured lies between its measured neighbours on an axis, or, where the
+    memory did not reach so far, continues the last one in proportion to that axis: utilisation is
+    held there too.
     """
     axes = [np.unique(column) for column in coordinates]
     shape = tuple(len(axis) for axis in axes)
     grid = np.full(shape, np.nan)
     grid[tuple(np.searchsorted(a, c) for a, c in zip(axes, coordinates, strict=True))] = values
-    for dimension in reversed(range(len(shape))):
-        line = np.moveaxis(grid, dimension, 0)  # a view: writing to it fills the grid
-        axis = axes[dimension]
+    views = [(np.moveaxis(grid, d, 0), axes[d].astype(float)) for d in reversed(range(len(shape)))]
+    for line, axis in views:  # writing to a view fills the grid
+        _fill_between(line, axis)
+    for line, axis in views:
         for i in range(1, len(axis)):
             missing = np.isnan(line[i])
             ratio = axis[i] / axis[i - 1] if axis[i - 1] > 0 else 1.0
@@ -81,3 +83,16 @@ def filled_grid(
             missing = np.isnan(line[i])
             line[i][missing] = line[i + 1][missing]
     return [axis.astype(float).tolist() for axis in axes], grid
+
+
+def _fill_between(line: np.ndarray, axis: np.ndarray) -> None:
+    """Fill points [axis, …] that have measured ones on both sides along the first dimension."""
+    above_x, above = np.full(line.shape, np.nan), np.full(line.shape, np.nan)
+    for i in range(len(axis) - 2, -1, -1):  # the next measured point above each
+        known = ~np.isnan(line[i + 1])
+        above_x[i] = np.where(known, axis[i + 1], above_x[i + 1])
+        above[i] = np.where(known, line[i + 1], above[i + 1])
+    for i in range(1, len(axis) - 1):
+        share = (axis[i] - axis[i - 1]) / (above_x[i] - axis[i - 1])
+        between = line[i - 1] + share * (above[i] - line[i - 1])
+        line[i] = np.where(np.isnan(line[i]), between, line[i])

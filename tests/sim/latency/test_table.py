@@ -254,3 +254,10 @@ def test_a_hole_in_a_grid_is_filled_in_proportion() -> None:
     axes, grid = filled_grid([x, y], np.array([1.0, 2.0, 4.0, 2.0, 4.0]))
     assert axes == [[1.0, 2.0, 4.0], [10.0, 20.0]]
     assert grid[2, 1] == 8.0
+
+
+def test_a_hole_between_measured_points_lies_between_them() -> None:
+    x = np.array([1, 4, 1, 2, 4])
+    y = np.array([10, 10, 20, 20, 20])
+    _, grid = filled_grid([x, y], np.array([1.0, 7.0, 2.0, 4.0, 8.0]))
+    assert grid[1, 0] == 3.0
