@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,3 +71,11 @@ class FixedLatency:
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"fixed": iterations["duration_s"]}
+
+
+def looked_up(
+    parts_of: Callable[[np.ndarray], dict[str, np.ndarray]], counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Parts for many counts, most of them small and repeated: a table, then look-ups."""
+    table = parts_of(np.arange(counts.max(initial=0) + 1))
+    return {key: value[counts] for key, value in table.items()}

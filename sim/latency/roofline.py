@@ -20,14 +20,14 @@ Whatever depends on one count is tabulated in the constructor, so that ``iterati
 additions; beyond the tables the same formulas are evaluated.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from sim.batch import Batch
 from sim.hardware import Gpu, Interconnect
 from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
-from sim.latency.protocol import HostOverhead
+from sim.latency.protocol import HostOverhead, looked_up
 from sim.model_spec import DTYPE_BYTES, LinearOperation, ModelSpec
 
 # Published H200 timings, bf16, that the defaults below round:
@@ -184,8 +184,8 @@ class RooflineLatency:
         Records do not keep each prefill's context, so attention is what the other parts leave.
         """
         duration_s = iterations["duration_s"]
-        parts = _looked_up(self._token_parts_s, iterations["num_tokens"])
-        rows = _looked_up(self._row_parts_s, iterations["num_emitting"])
+        parts = looked_up(self._token_parts_s, iterations["num_tokens"])
+        rows = looked_up(self._row_parts_s, iterations["num_emitting"])
         parts["logits"] = rows["logits"]
         parts["communication"] = parts["communication"] + rows["communication"]
         parts["host"] = self._host_s + self._host_per_sequence_s * iterations["num_seqs"]
@@ -327,12 +327,4 @@ class RooflineLatency:
         return sum(op.flops(1) for op in operations if op.name == "kv_b_proj")
 
 
-_PART_KEYS = ("linear", "moe", "attention", "logits", "communication", "host")
-
-
-def _looked_up(
-    parts_of: Callable[[np.ndarray], dict[str, np.ndarray]], counts: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Parts for many counts, most of them small and repeated: a table, then look-ups."""
-    table = parts_of(np.arange(counts.max(initial=0) + 1))
-    return {key: value[counts] for key, value in table.items()}
+_PART_KEYS = ("linear", "moe", "attention", "logits", "communication", "host", "swap")

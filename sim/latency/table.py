@@ -17,7 +17,7 @@ from sim.hardware import Interconnect
 from sim.latency.attention_table import AttentionTable
 from sim.latency.communication import all_reduce_s, ring_all_reduce_s
 from sim.latency.grid import Line, bracket, filled_grid
-from sim.latency.protocol import HostOverhead
+from sim.latency.protocol import HostOverhead, looked_up
 from sim.latency.table_data import LatencyTable, Part
 from sim.model_spec import ModelSpec
 
@@ -124,8 +124,8 @@ class TableLatency:
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Split recorded durations; attention is what the other parts leave."""
-        parts = _looked_up(self._token_parts_s, iterations["num_tokens"])
-        parts |= _looked_up(self._row_parts_s, iterations["num_emitting"])
+        parts = looked_up(self._token_parts_s, iterations["num_tokens"])
+        parts |= looked_up(self._row_parts_s, iterations["num_emitting"])
         host_s = self.host.per_iteration_s + self.host.per_sequence_s * iterations["num_seqs"]
         parts["host"] = host_s
         if iterations["swap_blocks"].any():
@@ -256,10 +256,3 @@ def _check_shape(table: LatencyTable, model: ModelSpec) -> None:
                 f"the table was measured for a model with {key} {measured}, "
                 f"{model.name} has {value}"
             )
-
-
-def _looked_up(
-    parts_of: Callable[[np.ndarray], dict[str, np.ndarray]], counts: np.ndarray
-) -> dict[str, np.ndarray]:
-    table = parts_of(np.arange(counts.max(initial=0) + 1))
-    return {key: value[counts] for key, value in table.items()}

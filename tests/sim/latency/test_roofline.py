@@ -249,6 +249,14 @@ def test_parts_of_recorded_iterations_add_up_to_their_durations(name: str) -> No
     np.testing.assert_allclose(np.sum(list(parts.values()), axis=0), columns["duration_s"])
 
 
+def test_swapped_blocks_are_a_part_of_their_own() -> None:
+    model = latency()
+    columns = records(model, [replace(decodes(8, 1000), swap_out_blocks=50), decodes(8, 1000)])
+    parts = model.parts_s(columns)
+    assert parts["swap"][0] > 0.0 == parts["swap"][1]
+    np.testing.assert_allclose(np.sum(list(parts.values()), axis=0), columns["duration_s"])
+
+
 def test_attention_is_recovered_from_a_record_of_decodes() -> None:
     model = latency()
     works = [decodes(128, 1000), decodes(128, 2000)]
