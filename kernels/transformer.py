@@ -165,7 +165,7 @@ class Transformer:
         ``generator`` must be on ``device``. On the ``meta`` device nothing is allocated, which is
         enough to count bytes.
         """
-        allowed = (*HALF_TYPES, *float_types())
+        allowed = float_types() if backend == "triton" else (*HALF_TYPES, torch.float32)
         require(dtype in allowed, f"dtype: must be bf16 or fp16, got {dtype}")
 
         def draw(shape: tuple[int, ...]) -> torch.Tensor:

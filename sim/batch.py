@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sim.request import Request
@@ -33,5 +34,7 @@ class Batch:
     num_seqs: int = 0
     swap_in_blocks: int = 0
     swap_out_blocks: int = 0
+    swapped_out: Sequence[tuple[Request, list[int]]] = ()  # whose blocks go to the host first
+    swapped_in: Sequence[Request] = ()  # whose blocks come back into their new tables then
     preempted: int = 0
     extrapolated: bool = False  # set by a latency model that left its measured range

@@ -105,6 +105,17 @@ class DecodeSet:
         self.emissions[request.last_token_s] -= 1
         request.joined_step = -1
 
+    def end_next(self, request: Request) -> None:
+        """The member turns out to end with the next iteration (an end-of-sequence token)."""
+        at_s = request.last_token_s if request.joined_step == self.step else self._advanced_s
+        self.remove(request)
+        request.output_tokens = request.num_generated_tokens + 1
+        self.add(request, at_s)
+
+    def members(self) -> list[Request]:
+        """All members; their order is the same whenever the same happened before."""
+        return [request for residue in self._crossing for request in residue]
+
     def sync(self, request: Request) -> None:
         """Bring a member's own counters up to date with the set's step."""
         passed = self.step - request.joined_step

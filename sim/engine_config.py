@@ -19,6 +19,7 @@ class EngineConfig:
     swap_blocks: int = 0  # blocks of host memory that preempted sequences may be swapped to
     watermark: float = 0.01  # share of blocks `paged` keeps free when it admits
     reservation: str = "max_tokens"  # what `orca`, `static` and `dynamic` reserve per request
+    pads_attention: bool = True  # whether `static` and `dynamic` attend to padding, as they compute
     preferred_batch_sizes: tuple[int, ...] = ()  # scheduler `dynamic`
     max_queue_delay_s: float = 0.0  # scheduler `dynamic`
 

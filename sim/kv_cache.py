@@ -211,6 +211,12 @@ class BlockAllocator:
             blocks += self.cached(own)
         return blocks
 
+    def forget(self, table: Sequence[int]) -> None:
+        """What these blocks hold is not to be found again (it turned out to be wrong)."""
+        for block in table:
+            if block in self._hash_of:
+                self._forget(block)
+
     def _forget(self, block: int) -> None:
         self._idle.discard(block)
         block_hash = self._hash_of.pop(block)

@@ -80,6 +80,7 @@ class RequestLog:
         )  # fmt: skip
         self._preempted: list[list[float]] = []
         self._open: dict[int, list[float]] = {}
+        self.aborted_s: dict[int, float] = {}  # request -> when it ended without an answer
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
         rows = self._ended.rows
@@ -94,6 +95,12 @@ class RequestLog:
             self._ended.fold()
 
     def reject(self, request: Request) -> None:
+        self.finish(request, rejected=True)
+
+    def abort(self, request: Request, now_s: float) -> None:
+        """Counted as rejected, but it was there until `now_s`."""
+        self.aborted_s[request.index] = now_s
+        self._open.pop(request.index, None)
         self.finish(request, rejected=True)
 
     def preempt(self, request: Request, now_s: float) -> None:

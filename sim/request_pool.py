@@ -60,6 +60,11 @@ class RequestPool:
         self.num_rejected += 1
         self.log.reject(request)
 
+    def abort(self, request: Request, now_s: float) -> None:
+        """The request, already taken out of its queue or of ``running``, ends without an answer."""
+        self.num_rejected += 1
+        self.log.abort(request, now_s)
+
     def preempt(self, request: Request, now_s: float) -> None:
         """Take a request out of ``running``; the caller decides what becomes of its blocks."""
         if request.joined_step >= 0:

@@ -99,6 +99,11 @@ class ChunkedScheduler(IterationScheduler):
             self.pool.decodes.add(request, request.last_token_s)
         self._held_back.clear()
 
+    def abort(self, request: Request, now_s: float) -> None:
+        if request in self._held_back:
+            self._held_back.remove(request)
+        super().abort(request, now_s)
+
     def horizon(self, batch: Batch) -> int:
         return 1 if self._held_back else super().horizon(batch)
 

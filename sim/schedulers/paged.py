@@ -118,6 +118,7 @@ class PagedScheduler(IterationScheduler):
             self._preempt_by_recompute(request, batch, now_s)
             return
         self.pool.preempt(request, now_s)
+        batch.swapped_out = [*batch.swapped_out, (request, list(request.block_table))]
         self.allocator.free(request.block_table)
         self._free_swap_blocks -= blocks
         self._swapped_blocks[request] = blocks
@@ -142,4 +143,13 @@ class PagedScheduler(IterationScheduler):
             pool.start(request, now_s)
             allocator.allocate(request.block_table, needed)
             pool.decodes.add(request, request.last_token_s)
+            batch.swapped_in = [*batch.swapped_in, request]
             batch.swap_in_blocks += blocks
+
+    def abort(self, request: Request, now_s: float) -> None:
+        if request in self._swapped_blocks:
+            self.pool.swapped.remove(request)
+            self._free_swap_blocks += self._swapped_blocks.pop(request)
+            self.pool.abort(request, now_s)
+        else:
+            super().abort(request, now_s)

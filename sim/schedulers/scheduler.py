@@ -56,6 +56,15 @@ class Scheduler(Protocol):
     def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
         """The last of `iterations` ended at `now_s`: emit tokens; returns who finished."""
 
+    def decoding(self) -> Collection[Request]:
+        """The sequences that are `batch.num_decodes`, between `schedule` and `complete`."""
+
+    def abort(self, request: Request, now_s: float) -> None:
+        """End an unfinished request without an answer, between two iterations (cancelled, failed).
+
+        Its blocks are free afterwards, at the latest when its batch ends.
+        """
+
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         """Tokens emitted, tokens stored, stored tokens added per further iteration, reserved."""
 
@@ -213,6 +222,23 @@ class IterationScheduler:
             self.allocator.free(request.block_table)
             pool.finish(request, now_s)
         return finished
+
+    def decoding(self) -> Collection[Request]:
+        return self.pool.decodes.members()
+
+    def abort(self, request: Request, now_s: float) -> None:
+        pool = self.pool
+        if request in pool.running:
+            del pool.running[request]
+            if request.joined_step >= 0:
+                pool.decodes.remove(request)
+            else:
+                self.prefilling.pop(request, None)
+                self._prefill_stored_tokens -= request.num_computed_tokens
+            self.allocator.free(request.block_table)
+        else:
+            pool.waiting.remove(request)
+        pool.abort(request, now_s)
 
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         count, decodes = batch.num_decodes, self.pool.decodes

@@ -7,6 +7,7 @@ nobody leaves: a response is returned with its batch (the cost that Orca, sectio
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import inf
 
 from sim.batch import Batch, PrefillChunk
@@ -26,6 +27,8 @@ class StaticScheduler:
         self.wake_s = inf
         self.gaps: list[tuple[float, int]] = []
         self._padded_prompt_tokens = 0
+        self._prompt_tokens = 0  # of all rows, without padding
+        self._aborted: list[Request] = []  # rows that go on as padding
         self._iteration = 0  # decode iterations of the current batch
 
     admits_arrivals = False
@@ -42,11 +45,14 @@ class StaticScheduler:
         rows = len(self.pool.running)
         if not rows:
             return self._start_batch(now_s)
-        context = self._padded_prompt_tokens + self._iteration + 1
+        longest = self._padded_prompt_tokens + self._iteration + 1
+        context = rows * longest
+        if not self.config.pads_attention:
+            context = self._prompt_tokens + rows * (self._iteration + 1)
         return Batch(
             num_decodes=rows,
-            context_tokens=rows * context,
-            longest_tokens=context,
+            context_tokens=context,
+            longest_tokens=longest,
             num_tokens=rows,
             num_emitting=rows,
             num_seqs=rows,
@@ -69,13 +75,35 @@ class StaticScheduler:
         else:
             pool.decodes.advance(iterations, now_s)
             self._iteration += iterations
-        if pool.decodes.num_seqs:
-            return []
-        finished = list(pool.running)
-        for request in finished:
+        return [] if pool.decodes.num_seqs else self._end_batch(now_s)
+
+    def _end_batch(self, now_s: float) -> list[Request]:
+        pool = self.pool
+        finished = []
+        for request in list(pool.running):
             self.allocator.free(request.block_table)
-            pool.finish(request, now_s)
+            if request in self._aborted:
+                del pool.running[request]
+            else:
+                pool.finish(request, now_s)
+                finished.append(request)
+        self._aborted.clear()
         return finished
+
+    def decoding(self) -> Collection[Request]:
+        return self.pool.running  # rows that have ended, too
+
+    def abort(self, request: Request, now_s: float) -> None:
+        pool = self.pool
+        pool.abort(request, now_s)
+        if request not in pool.running:
+            pool.waiting.remove(request)
+            return
+        self._aborted.append(request)
+        if request.joined_step >= 0:
+            pool.decodes.remove(request)
+        if len(self._aborted) == len(pool.running):
+            self._end_batch(now_s)
 
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         if batch.prefills:
@@ -104,6 +132,7 @@ class StaticScheduler:
             return None
         blocks = self._row_blocks(candidates)
         self._padded_prompt_tokens = padded = max(r.prompt_tokens for r in candidates)
+        self._prompt_tokens = sum(r.prompt_tokens for r in candidates)
         self._iteration = 0
         for request in candidates:
             pool.waiting.popleft()

@@ -1,0 +1,111 @@
+"""The rows of a decode batch, kept from iteration to iteration.
+
+Sequences that decode keep their row until they leave; the last row then moves into the gap, so that
+rows 0 to n - 1 are always the batch. Block tables live on the device and only entries that changed
+are sent there: one block a sequence every block_size iterations, not whole tables every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import torch
+
+from sim.request import Request
+
+
+class DecodeRows:
+    """What decode kernels read of each sequence: last token, length, block table.
+
+    tokens: [max_num_seqs] int64, the token that goes in next.
+    context: [max_num_seqs] int64, tokens in the cache before it.
+    tables: [max_num_seqs, max_blocks] int32 on the device.
+    """
+
+    def __init__(self, max_num_seqs: int, max_blocks: int, device: torch.device) -> None:
+        self.requests: list[Request] = []
+        self.tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self.context = np.zeros(max_num_seqs, dtype=np.int64)
+        self.tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        self._row_of: dict[Request, int] = {}
+        self._block = np.zeros(max_num_seqs, dtype=np.int64)  # written to next; -1: look it up
+        self._num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
+        self._changes: dict[int, int] = {}  # row * max_blocks + position -> block
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._row_of
+
+    def keep_only(self, decoding: Collection[Request]) -> None:
+        """Let everybody go who is not among `decoding`."""
+        if len(decoding) == len(self.requests) and all(r in self._row_of for r in decoding):
+            return
+        staying = set(decoding)
+        for request in [request for request in self.requests if request not in staying]:
+            self._remove(request)
+
+    def add(self, request: Request, token: int) -> None:
+        """A sequence whose prefill is done, its next input being `token`."""
+        row = len(self.requests)
+        self.requests.append(request)
+        self._row_of[request] = row
+        self.tokens[row] = token
+        self.context[row] = request.num_computed_tokens
+        self._rewrite(row)
+
+    def refresh(self, rewritten: Iterable[Request] = ()) -> None:
+        """Bring the tables on the device up to date; of `rewritten` ones every entry is sent."""
+        for request in rewritten:
+            if request in self._row_of:
+                self._rewrite(self._row_of[request])
+        count, width = len(self.requests), self.tables.shape[1]
+        lengths = np.fromiter((len(r.block_table) for r in self.requests), np.int64, count)
+        np.minimum(lengths, width, out=lengths)  # what is reserved beyond is never read
+        for row in np.flatnonzero(lengths != self._num_blocks[:count]).tolist():
+            table, length = self.requests[row].block_table, int(lengths[row])
+            for position in range(int(self._num_blocks[row]), length):
+                self._changes[row * width + position] = table[position]
+            self._num_blocks[row] = length
+        if self._changes:
+            self._send()
+
+    def slots(self, count: int, block_size: int) -> np.ndarray:
+        """The cache slot that each of `count` rows' next token goes to: [count] int64."""
+        context, block = self.context[:count], self._block[:count]
+        position, offset = np.divmod(context, block_size)
+        for row in np.flatnonzero((block < 0) | (offset == 0)).tolist():
+            block[row] = self.requests[row].block_table[position[row]]
+        slots: np.ndarray = block * block_size + offset
+        return slots
+
+    def advance(self, tokens: np.ndarray) -> None:
+        """Every row has computed its token and got the next one: [n]."""
+        count = len(self.requests)
+        self.tokens[:count] = tokens
+        self.context[:count] += 1
+
+    def _remove(self, request: Request) -> None:
+        row = self._row_of.pop(request)
+        last = self.requests.pop()
+        if last is not request:
+            self.requests[row] = last
+            self._row_of[last] = row
+            self.tokens[row] = self.tokens[len(self.requests)]
+            self.context[row] = self.context[len(self.requests)]
+            self._rewrite(row)
+
+    def _rewrite(self, row: int) -> None:
+        self._num_blocks[row] = 0
+        self._block[row] = -1
+
+    def _send(self) -> None:
+        device = self.tables.device
+        changes = np.array(list(self._changes.items()), dtype=np.int64).T
+        self._changes.clear()
+        staged = torch.from_numpy(np.ascontiguousarray(changes))
+        if device.type == "cuda":
+            staged = staged.pin_memory().to(device, non_blocking=True)
+        self.tables.view(-1)[staged[0]] = staged[1].to(torch.int32)

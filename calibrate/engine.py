@@ -1,0 +1,340 @@
+"""The real run: the simulator's schedulers and allocator over a model that really computes.
+
+    batch = scheduler.schedule(now_s)
+    outcome = executor.run(batch, scheduler.decoding())
+    scheduler.complete(batch, clock())
+
+Engine time is a chain: every iteration begins where the one before ended (or with the arrival that
+woke the engine), and a decision knows what had arrived by then. So an iteration's duration holds
+everything it cost, the host's share included, and the same durations fed to the simulator must
+give the same batches (`calibrate/schedule_identity.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+import torch
+
+from calibrate.executor import Executor, Outcome, Sampling, TransformerExecutor
+from calibrate.token_ids import TokenIds
+from kernels.transformer import Transformer
+from sim.batch import Batch
+from sim.engine_config import EngineConfig
+from sim.kv_cache import BlockAllocator
+from sim.records import IterationLog, Records
+from sim.request import Request
+from sim.request_pool import RequestPool
+from sim.run_log import collect, note_iteration
+from sim.schedulers import SCHEDULERS, Scheduler
+from sim.workload.source import RequestSource
+from sim.workload.workload import Workload
+
+_SPIN_S = 1e-3  # sleeping is no more exact than this
+
+_NOT_FINITE = "the model's logits are not finite"
+
+PHASES = ("schedule_s", "prepare_s", "forward_s", "sample_s")
+
+
+class Clock:
+    """Wall-clock seconds since its creation, minus the time that was skipped."""
+
+    def __init__(self, *, skip_idle: bool = False) -> None:
+        """`skip_idle`: an engine with nothing to do jumps to the next arrival and does not wait."""
+        self._start_s = time.perf_counter()
+        self._skip_idle = skip_idle
+
+    def now_s(self) -> float:
+        return time.perf_counter() - self._start_s
+
+    def wait_until(self, at_s: float, *, unless: Callable[[], bool]) -> None:
+        """Return at `at_s`, at once where that has passed, or soon after `unless` holds."""
+        if self._skip_idle:
+            self._start_s = min(self._start_s, time.perf_counter() - at_s)
+            return
+        while (left_s := at_s - self.now_s()) > 0:
+            if unless():
+                return
+            if left_s > _SPIN_S:
+                time.sleep(min(left_s - _SPIN_S, 0.1))
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a run leaves behind.
+
+    ``records.iterations`` has the host's and the device's share of each duration besides:
+    schedule_s, prepare_s, forward_s, sample_s. ``outputs`` are token ids by request number.
+    ``errors`` says in words why a request got no whole answer.
+    """
+
+    records: Records
+    outputs: Mapping[int, list[int]]
+    errors: Mapping[int, str]
+
+
+class Engine:
+    """One engine serving a workload on the wall clock.
+
+    Args:
+        scheduler: a policy with its pool and allocator, as the simulator uses them.
+        executor: computes the batches; its cache has the allocator's blocks.
+        source: the requests, in order of arrival.
+        prompts: their token ids.
+        eos_token: ends a sequence early; None: every output has the workload's length.
+        progress: is told the number of requests that have ended, every iteration.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        source: RequestSource,
+        prompts: TokenIds,
+        *,
+        eos_token: int | None = None,
+        clock: Clock | None = None,
+        check: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+        self.log = IterationLog()
+        self._source = source
+        self._prompts = prompts
+        self._eos_token = eos_token
+        self._clock = clock
+        self._check = check
+        self._progress = progress
+        self._present: dict[int, Request] = {}
+        self._outputs: dict[int, list[int]] = {}
+        self._errors: dict[int, str] = {}
+        self._cancelled: deque[int] = deque()  # appended to by other threads
+        self._phases = {name: array("d") for name in PHASES}
+        self._stopped = False
+
+    def cancel(self, request: int) -> None:
+        """The client of request number `request` is gone; safe to call from another thread."""
+        self._cancelled.append(request)
+
+    def stop(self) -> None:
+        """End after the current iteration: what is unfinished then ends with an error.
+
+        Safe to call from a signal handler or another thread.
+        """
+        self._stopped = True
+
+    def run(self) -> Served:
+        """Serve until nothing is left, or until `stop`."""
+        clock = self._clock or Clock()
+        now_s = 0.0
+        while True:
+            now_s, batch = self._decide(clock, now_s)
+            if batch is None:
+                break
+            now_s = self._iterate(clock, batch, now_s)
+        records = collect([self])
+        for name, values in self._phases.items():
+            records.iterations[name] = np.array(values)
+        return Served(records, self._outputs, self._errors)
+
+    # -- one iteration ------------------------------------------------------------------------
+
+    def _decide(self, clock: Clock, now_s: float) -> tuple[float, Batch | None]:
+        """The next batch and when it begins; None when nothing is left to do."""
+        scheduler, source = self.scheduler, self._source
+        while True:
+            self._take_arrivals(now_s)
+            while self._cancelled:
+                request = self._present.get(self._cancelled.popleft())
+                if request is not None:
+                    self._abort(request, "cancelled", now_s)
+            if self._stopped:
+                self._end_all(now_s)
+                return now_s, None
+            batch = scheduler.schedule(now_s)
+            if batch is not None:
+                return now_s, batch
+            wake_s = min(source.next_arrival_s, scheduler.wake_s)
+            if wake_s <= now_s or (wake_s == inf and scheduler.pool.num_unfinished):
+                continue  # everybody was preempted: the next decision admits again
+            if wake_s == inf:
+                return now_s, None
+            clock.wait_until(wake_s, unless=lambda: self._stopped)
+            now_s = wake_s
+
+    def _iterate(self, clock: Clock, batch: Batch, start_s: float) -> float:
+        """Compute a batch that was decided at `start_s`; returns when it ended."""
+        scheduler = self.scheduler
+        scheduled_s = clock.now_s()
+        outcome = self._run_or_shed(batch, start_s)
+        if outcome is None:
+            return start_s
+        self._end_early(batch, outcome)
+        # The same sum that the simulator will make of it.
+        duration_s = max(clock.now_s() - start_s, 1e-9)
+        end_s = start_s + duration_s
+        note_iteration(self.log, scheduler, batch, start_s=start_s, end_s=end_s)
+        for name, value_s in zip(
+            PHASES,
+            (scheduled_s - start_s, outcome.prepare_s, outcome.forward_s, outcome.sample_s),
+            strict=True,
+        ):
+            self._phases[name].append(value_s)
+        finished = scheduler.complete(batch, end_s)
+        self.log.finished(len(finished))
+        for request in finished:
+            self._leave(request)
+        if finished:
+            self._take_arrivals(end_s)
+            self._source.release(len(finished), end_s)
+        for request in outcome.not_finite:
+            self._errors[request.index] = _NOT_FINITE
+            if request.index in self._present:
+                scheduler.allocator.forget(request.block_table)
+                self._abort(request, _NOT_FINITE, end_s)
+        if self._check:
+            scheduler.allocator.check(request.block_table for request in scheduler.pool.running)
+        if self._progress is not None:
+            self._progress(scheduler.pool.num_finished + scheduler.pool.num_rejected)
+        return end_s
+
+    def _take_arrivals(self, now_s: float) -> None:
+        pool, source = self.scheduler.pool, self._source
+        while source.next_arrival_s <= now_s:
+            request = source.take()
+            rejected = pool.num_rejected
+            self.scheduler.add(request)
+            if pool.num_rejected > rejected:
+                slots = self.scheduler.allocator.num_blocks * self.scheduler.allocator.block_size
+                self._errors[request.index] = (
+                    f"{request.prompt_tokens} prompt and {request.output_tokens} output tokens do "
+                    f"not fit: the KV cache holds {slots} and max_model_len is "
+                    f"{self.scheduler.config.max_model_len}"
+                )
+                source.release(1, request.arrival_s)
+                continue
+            self._present[request.index] = request
+            prompt = self._prompts.prompt(request.index, request.prompt_tokens)
+            self.executor.add(request, prompt)
+
+    # -- what can go wrong --------------------------------------------------------------------
+
+    def _run_or_shed(self, batch: Batch, now_s: float) -> Outcome | None:
+        """Compute `batch`; when memory runs out, give up its prompts first, then decodes."""
+        scheduler = self.scheduler
+        while True:
+            try:
+                return self.executor.run(batch, scheduler.decoding())
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                reason = f"out of memory: {str(error).splitlines()[0]}"
+            # What was moved to or from the host has been moved.
+            batch.swapped_out = batch.swapped_in = ()
+            if batch.prefills:
+                for chunk in batch.prefills:
+                    # Published to the prefix cache, and never computed.
+                    scheduler.allocator.forget(chunk.request.block_table)
+                    chunk.request.num_computed_tokens += chunk.new_tokens
+                    self._abort(chunk.request, reason, now_s)
+                batch.num_tokens = batch.num_decodes
+                batch.num_emitting = batch.num_decodes
+                batch.prefills.clear()
+            else:
+                self._abort(next(reversed(scheduler.decoding())), reason, now_s)  # type: ignore[call-overload]
+                batch.num_decodes = len(scheduler.decoding())
+                batch.num_tokens = batch.num_emitting = batch.num_decodes
+                batch.context_tokens = scheduler.pool.decodes.context_tokens
+            batch.num_seqs = batch.num_decodes
+            if not batch.num_decodes:
+                return None
+
+    def _end_early(self, batch: Batch, outcome: Outcome) -> None:
+        """Let sequences end whose new token is the end-of-sequence token."""
+        if self._eos_token is None:
+            return
+        prefilled = {chunk.request for chunk in batch.prefills}
+        for request, token in outcome.tokens.items():
+            if token != self._eos_token or request.index not in self._present:
+                continue
+            if request in prefilled:
+                request.output_tokens = request.num_generated_tokens + 1
+            elif request.joined_step >= 0:
+                self.scheduler.pool.decodes.end_next(request)
+
+    def _abort(self, request: Request, reason: str, now_s: float) -> None:
+        self._errors[request.index] = reason
+        self.scheduler.abort(request, now_s)
+        self._leave(request)
+        self._source.release(1, now_s)
+
+    def _end_all(self, now_s: float) -> None:
+        for request in list(self._present.values()):
+            self._abort(request, "interrupted", now_s)
+        while self._source.next_arrival_s < inf:
+            request = self._source.take()
+            self._errors[request.index] = "interrupted"
+            self.scheduler.pool.reject(request)
+            self._source.release(1, request.arrival_s)
+
+    def _leave(self, request: Request) -> None:
+        if self._present.pop(request.index, None) is not None:
+            self._outputs[request.index] = self.executor.drop(request)
+
+
+def engine(
+    workload: Workload,
+    config: EngineConfig,
+    model: Transformer,
+    *,
+    scheduler: str,
+    num_blocks: int,
+    capture_sizes: Sequence[int] = (),
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    eos_token: int | None = None,
+    seed: int = 0,
+    clock: Clock | None = None,
+    check: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Engine:
+    """An engine that will serve `workload` under a policy by name, as `sim.simulate` would.
+
+    `seed` draws the token ids of prompts whose content is not known; the rest is as for `Engine`
+    and `TransformerExecutor`. Raises MemoryError when the KV cache does not fit.
+    """
+    pool = RequestPool(config.block_size)
+    allocator = BlockAllocator(
+        num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
+    )
+    policy: Scheduler = SCHEDULERS[scheduler](pool, allocator, config)
+    # Rows of a request-level batch go on until its longest output ends.
+    longest = int(workload.prompt_tokens.max() + workload.output_tokens.max())
+    swaps = scheduler == "paged" and config.preemption == "swap"
+    executor = TransformerExecutor(
+        model,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_blocks=min(allocator.blocks_for(longest), num_blocks),
+        swap_blocks=config.swap_blocks if swaps else 0,
+        capture_sizes=capture_sizes,
+        sampling=sampling,
+    )
+    return Engine(
+        policy,
+        executor,
+        RequestSource(
+            workload, block_size=config.block_size, prefix_caching=config.enable_prefix_caching
+        ),
+        TokenIds(workload, model.config.vocab_size, seed=seed),
+        eos_token=eos_token,
+        clock=clock,
+        check=check,
+        progress=progress,
+    )

@@ -1,0 +1,331 @@
+"""Computes a scheduled batch for real: batch -> tensors -> forward pass -> one token a sequence.
+
+Decodes and prefills of one iteration go through the model together (selective batching, Orca,
+OSDI 2022, section 3.2). A batch of decodes alone replays a CUDA graph captured for the next larger
+batch size, as engines do; a batch with prefills is launched kernel by kernel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from calibrate.decode_rows import DecodeRows
+from calibrate.host_blocks import HostBlocks
+from kernels.logits_and_sample import sample
+from kernels.transformer import ForwardBatch, Transformer
+from sim.batch import Batch, PrefillChunk
+from sim.request import Request
+
+CAPTURE_SIZES = (1, 2, 4, *range(8, 257, 8))  # vLLM's default sizes up to 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; temperature 0 takes the likeliest."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What an iteration gave, and where its time went (seconds)."""
+
+    tokens: dict[Request, int] = field(default_factory=dict)  # of every sequence that emits one
+    not_finite: list[Request] = field(default_factory=list)  # whose logits are NaN or infinite
+    prepare_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+
+
+class Executor(Protocol):
+    """Whatever computes batches for an engine."""
+
+    def add(self, request: Request, prompt: np.ndarray) -> None:
+        """Take in a request with its prompt's token ids, [prompt_tokens] int64."""
+
+    def run(self, batch: Batch, decoding: Collection[Request]) -> Outcome:
+        """Compute `batch`, whose decodes are `decoding`. Raises torch.OutOfMemoryError."""
+
+    def drop(self, request: Request) -> list[int]:
+        """Forget a request; returns the tokens it generated."""
+
+
+class TransformerExecutor:
+    """A model on one device, its paged KV cache, and the sequences being served.
+
+    Args:
+        model: weights and forward pass.
+        num_blocks: blocks of the KV cache.
+        max_num_seqs: most sequences that decode at once.
+        max_blocks: most blocks of a sequence that are ever read.
+        swap_blocks: blocks of pinned host memory for sequences that are swapped out.
+        capture_sizes: batch sizes to capture CUDA graphs for; none: every launch is eager.
+
+    Raises: MemoryError with what was needed when the cache does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_blocks: int,
+        swap_blocks: int = 0,
+        capture_sizes: Sequence[int] = (),
+        sampling: Sampling = Sampling(),
+    ) -> None:
+        self.model = model
+        self.device = model.embeddings.device
+        self.block_size = block_size
+        self.sampling = sampling
+        self._on_gpu = self.device.type == "cuda"
+        try:
+            self.kv_cache = model.new_kv_cache(num_blocks, block_size)
+            self._host = HostBlocks(self.kv_cache, swap_blocks, backend=model.backend)
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            needed = num_blocks * block_size * model.kv_bytes_per_token / 2**30
+            raise MemoryError(
+                f"a KV cache of {num_blocks} blocks needs {needed:.2f} GiB on {self.device} and "
+                f"{swap_blocks} blocks on the host: {str(error).splitlines()[0]}"
+            ) from None
+        self._rows = DecodeRows(max_num_seqs, max_blocks, self.device)
+        self._tokens: dict[Request, list[int]] = {}
+        self._generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._hidden: dict[int, torch.Tensor] = {}
+        # token, position, slot, context: what a graph reads; one transfer fills it.
+        self._inputs = torch.zeros((4, max_num_seqs), dtype=torch.int64, device=self.device)
+        self._staged = torch.zeros((4, max_num_seqs), dtype=torch.int64, pin_memory=self._on_gpu)
+        if self._on_gpu:
+            self._capture(sorted(size for size in capture_sizes if size <= max_num_seqs))
+
+    # -- sequences ----------------------------------------------------------------------------
+
+    def add(self, request: Request, prompt: np.ndarray) -> None:
+        self._tokens[request] = prompt.tolist()
+
+    def drop(self, request: Request) -> list[int]:
+        self._host.release(request)
+        first = request.prompt_tokens
+        return self._tokens.pop(request)[first : first + request.num_generated_tokens]
+
+    # -- one iteration ------------------------------------------------------------------------
+
+    def run(self, batch: Batch, decoding: Collection[Request]) -> Outcome:
+        outcome = Outcome()
+        started_s = time.perf_counter()
+        for request, blocks in batch.swapped_out:
+            self._host.swap_out(request, blocks)
+        for request in batch.swapped_in:
+            self._host.swap_in(request)
+        rows = self._rows
+        rows.keep_only(decoding)
+        count = batch.num_decodes  # all or none: some policies compute prompts alone
+        if count:
+            for request in decoding:
+                if request not in rows:
+                    rows.add(request, self._tokens[request][request.num_computed_tokens])
+        rows.refresh(batch.swapped_in)
+        graph_size = 0 if batch.prefills else self._graph_size(count)
+        if graph_size:
+            self._stage(graph_size)
+        else:
+            forward_batch = self._forward_batch(batch, count)
+        marks = [self._mark()]
+        prepared_s = time.perf_counter()
+        if graph_size:
+            self._graphs[graph_size].replay()
+            hidden = self._hidden[graph_size][:count]
+        else:
+            hidden = self.model.forward(forward_batch, self.kv_cache)
+            hidden = self._emitting(batch, count, hidden)
+        marks.append(self._mark())
+        forwarded_s = time.perf_counter()
+        tokens, finite = self._sample(hidden)
+        marks.append(self._mark())
+        sampled = tokens.tolist()  # waits for the device
+        emitting = rows.requests[:count]
+        emitting += [chunk.request for chunk in batch.prefills if _emits(chunk)]
+        self._note(emitting, sampled, finite.tolist(), outcome)
+        if count:
+            rows.advance(np.array(sampled[:count]))
+        outcome.prepare_s = prepared_s - started_s
+        if self._on_gpu:
+            outcome.forward_s = marks[0].elapsed_time(marks[1]) / 1e3  # type: ignore[union-attr]
+            outcome.sample_s = marks[1].elapsed_time(marks[2]) / 1e3  # type: ignore[union-attr]
+        else:
+            outcome.forward_s = forwarded_s - prepared_s
+            outcome.sample_s = time.perf_counter() - forwarded_s
+        return outcome
+
+    def _note(
+        self, emitting: list[Request], sampled: list[int], finite: list[bool], outcome: Outcome
+    ) -> None:
+        """Hand every emitting sequence its token: first the decodes, then prompts that ended."""
+        for request, token in zip(emitting, sampled, strict=True):
+            if request in self._tokens:  # not so for a dropped row of a request-level batch
+                self._tokens[request].append(token)
+        outcome.tokens = dict(zip(emitting, sampled, strict=True))
+        if not all(finite):
+            outcome.not_finite = [
+                request for request, good in zip(emitting, finite, strict=True) if not good
+            ]
+
+    # -- inputs -------------------------------------------------------------------------------
+
+    def _stage(self, size: int) -> None:
+        """Fill the inputs of a captured graph; rows beyond the batch are padding."""
+        rows, count = self._rows, len(self._rows)
+        staged = self._staged.numpy()
+        staged[0, :count] = rows.tokens[:count]
+        staged[1, :count] = rows.context[:count]
+        staged[2, :count] = rows.slots(count, self.block_size)
+        staged[3, :count] = rows.context[:count] + 1
+        staged[0, count:size] = staged[2, count:size] = -1
+        staged[1, count:size] = staged[3, count:size] = 0
+        self._inputs.copy_(self._staged, non_blocking=True)
+
+    def _forward_batch(self, batch: Batch, count: int) -> ForwardBatch:
+        rows, size = self._rows, self.block_size
+        tokens, positions = [rows.tokens[:count]], [rows.context[:count]]
+        slots, contexts = [rows.slots(count, size)], [rows.context[:count] + 1]
+        lengths = [0]
+        for chunk in batch.prefills:
+            request, start = chunk.request, chunk.cached_tokens
+            stop = start + chunk.new_tokens
+            position = np.arange(start, stop)
+            known = self._tokens[request][start:stop]
+            # Padding of request-level batches: computed and never read.
+            known += [0] * (chunk.new_tokens - len(known))
+            tokens.append(np.array(known, dtype=np.int64))
+            positions.append(position)
+            table = np.array(request.block_table[: -(-stop // size)], dtype=np.int64)
+            slots.append(table[position // size] * size + position % size)
+            contexts.append(np.array([stop], dtype=np.int64))
+            lengths.append(chunk.new_tokens)
+        arrays = [np.concatenate(column) for column in (tokens, positions, slots, contexts)]
+        packed = torch.from_numpy(np.concatenate(arrays))
+        starts = torch.from_numpy(np.cumsum(lengths, dtype=np.int64))
+        packed, starts = self._to_device(packed), self._to_device(starts)
+        total = len(arrays[0])
+        token_ids, position_ids, slot_mapping, context_lens = packed.split(
+            [total, total, total, count + len(batch.prefills)]
+        )
+        return ForwardBatch(
+            token_ids=token_ids,
+            positions=position_ids,
+            slot_mapping=slot_mapping,
+            block_tables=self._tables(batch, count),
+            context_lens=context_lens,
+            num_decodes=count,
+            cu_seqlens=starts if batch.prefills else None,
+            has_past=any(chunk.cached_tokens for chunk in batch.prefills),
+        )
+
+    def _tables(self, batch: Batch, count: int) -> torch.Tensor:
+        """Block tables of the decodes' rows and of the prefills: [D + P, max_blocks]."""
+        decodes = self._rows.tables[:count]
+        if not batch.prefills:
+            return decodes
+        width = self._rows.tables.shape[1]
+        tables = np.zeros((len(batch.prefills), width), dtype=np.int32)
+        for row, chunk in zip(tables, batch.prefills, strict=True):
+            table = chunk.request.block_table[:width]
+            row[: len(table)] = table
+        return torch.cat((decodes, self._to_device(torch.from_numpy(tables))))
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not self._on_gpu:
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    # -- outputs ------------------------------------------------------------------------------
+
+    def _emitting(self, batch: Batch, count: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden states that a token is sampled from."""
+        if not batch.prefills:
+            return hidden
+        at = list(range(count))
+        start = count
+        for chunk in batch.prefills:
+            if _emits(chunk):
+                at.append(start + chunk.request.num_tokens - chunk.cached_tokens - 1)
+            start += chunk.new_tokens
+        return hidden.index_select(0, self._to_device(torch.tensor(at, dtype=torch.int64)))
+
+    def _sample(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and whether their logits were finite: [n] int64 and [n] bool."""
+        logits = self.model.logits(hidden)
+        backend, sampling = self.model.backend, self.sampling
+        count = len(logits)
+        if sampling.temperature > 0:
+            uniform = torch.rand(count, device=self.device, generator=self._generator)
+            heat = torch.full((count,), sampling.temperature, device=self.device)
+            top_k = sampling.top_k and torch.full((count,), sampling.top_k, device=self.device)
+            top_p = sampling.top_p and torch.full((count,), sampling.top_p, device=self.device)
+            tokens = sample(
+                logits, temperature=heat, top_k=top_k, top_p=top_p, uniform=uniform, backend=backend
+            )
+        else:
+            tokens = sample(logits, backend=backend)
+        # A NaN in a hidden state makes every logit of its row one.
+        chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        return tokens, chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if not self._on_gpu:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    # -- CUDA graphs --------------------------------------------------------------------------
+
+    def _graph_size(self, count: int) -> int:
+        """The smallest captured batch that `count` rows fit in; 0 where there is none."""
+        return min((size for size in self._graphs if size >= count), default=0) if count else 0
+
+    def _capture(self, sizes: list[int]) -> None:
+        """Capture one decode pass a size, the largest first: they share one memory pool."""
+        pool = None
+        for size in reversed(sizes):
+            batch = self._graph_batch(size)
+            warm_up = torch.cuda.Stream()
+            warm_up.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(warm_up):
+                for _ in range(2):  # compiles kernels and measures cuBLAS against ours
+                    self.model.forward(batch, self.kv_cache)
+            torch.cuda.current_stream().wait_stream(warm_up)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._hidden[size] = self.model.forward(batch, self.kv_cache)
+            pool = graph.pool()
+            self._graphs[size] = graph
+
+    def _graph_batch(self, size: int) -> ForwardBatch:
+        self._inputs[0] = self._inputs[2] = -1
+        token_ids, positions, slot_mapping, context_lens = (row[:size] for row in self._inputs)
+        return ForwardBatch(
+            token_ids=token_ids,
+            positions=positions,
+            slot_mapping=slot_mapping,
+            block_tables=self._rows.tables[:size],
+            context_lens=context_lens,
+            num_decodes=size,
+        )
+
+
+def _emits(chunk: PrefillChunk) -> bool:
+    """Whether a chunk reaches the end of its prompt, and so gives a token."""
+    return chunk.cached_tokens + chunk.new_tokens >= chunk.request.num_tokens

@@ -1,0 +1,124 @@
+"""What an engine notes down while it serves, simulated or real, and the records it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sim.batch import Batch
+from sim.records import Columns, IterationLog, Records
+from sim.schedulers.scheduler import Scheduler
+
+
+class Serving(Protocol):
+    """An engine as its records see it."""
+
+    scheduler: Scheduler
+    log: IterationLog
+
+
+def note_iteration(
+    log: IterationLog,
+    scheduler: Scheduler,
+    batch: Batch,
+    *,
+    start_s: float,
+    end_s: float,
+    iterations: int = 1,
+    ends_s: list[float] | None = None,
+) -> None:
+    """Write down a scheduled batch, or a run of `iterations` alike, before it is completed.
+
+    A run's blocks are allocated here, all at once; `ends_s` is where each of its iterations ends.
+    """
+    allocator, pool = scheduler.allocator, scheduler.pool
+    emitted, stored, growth, reserved = scheduler.accounting(batch)
+    steady = growth
+    if growth:
+        emissions = pool.decodes.emissions
+        if len(emissions) > 1 or start_s not in emissions:
+            # Some waited longer than this iteration for their token.
+            first_end_s = end_s if ends_s is None else ends_s[0]
+            scheduler.gaps += [(first_end_s - at_s, n) for at_s, n in emissions.items() if n]
+            steady = 0
+    kv_blocks = allocator.num_used
+    block_growth = scheduler.extend(iterations) if iterations > 1 else None
+    rare = None
+    swapped = batch.swap_in_blocks + batch.swap_out_blocks
+    if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks:
+        rare = (allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated)
+    log.append(
+        (
+            start_s, end_s, iterations, len(pool.running), len(batch.prefills),
+            batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens,
+            batch.num_tokens, batch.num_emitting, emitted, kv_blocks, stored, growth, steady,
+            reserved,
+        ),
+        ends_s,
+        block_growth,
+        rare,
+    )  # fmt: skip
+
+
+def collect(engines: Sequence[Serving]) -> Records:
+    """The records of engines that have nothing left to do.
+
+    Raises AssertionError when a request or a block was left behind.
+    """
+    requests, iterations, preemptions, gaps, weights = [], [], [], [], []
+    for number, engine in enumerate(engines):
+        pool, allocator = engine.scheduler.pool, engine.scheduler.allocator
+        assert not pool.num_unfinished, "a request was left behind"
+        assert allocator.num_free == allocator.num_blocks, "a block was left behind"
+        served = pool.log.requests()
+        ran, gaps_s, gap_weights = engine.log.columns(
+            num_blocks=allocator.num_blocks,
+            block_size=allocator.block_size,
+            gaps=engine.scheduler.gaps,
+        )
+        ran["waiting"] = _waiting(served, ran, pool.log.aborted_s)
+        served["replica"] = np.full(len(served["request"]), number, dtype="i4")
+        ran["replica"] = np.full(len(ran["start_s"]), number, dtype="i4")
+        requests.append(served)
+        iterations.append(ran)
+        preemptions.append(pool.log.preemptions())
+        gaps.append(gaps_s)
+        weights.append(gap_weights)
+    return Records(
+        requests=_merge(requests, by="request"),
+        iterations=_merge(iterations, by="start_s"),
+        preemptions=_merge(preemptions, by="preempted_s"),
+        gaps_s=np.concatenate(gaps),
+        gap_weights=np.concatenate(weights),
+    )
+
+
+def _waiting(requests: Columns, iterations: Columns, aborted_s: dict[int, float]) -> np.ndarray:
+    """Requests that had arrived by an iteration's start and were not in it, nor gone."""
+    arrivals = np.sort(requests["arrival_s"])
+    rejected = requests["rejected"]
+    gone_s = np.sort(
+        [
+            aborted_s.get(number, at_s)
+            for number, at_s in zip(
+                requests["request"][rejected].tolist(),
+                requests["arrival_s"][rejected].tolist(),
+                strict=True,
+            )
+        ]
+    )
+    start_s = iterations["start_s"]
+    finished_before = np.cumsum(iterations["finished"]) - iterations["finished"]
+    waiting: np.ndarray = np.searchsorted(arrivals, start_s, side="right") - finished_before
+    waiting -= np.searchsorted(gone_s, start_s, side="right") + iterations["running"]
+    return waiting.astype("i4")
+
+
+def _merge(tables: list[Columns], *, by: str) -> Columns:
+    if len(tables) == 1:
+        return tables[0]
+    merged = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    order = np.argsort(merged[by], kind="stable")
+    return {name: column[order] for name, column in merged.items()}

@@ -1,0 +1,258 @@
+"""The engine on a tiny model: its outputs, its schedules, and what it does when things go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch (extra gpu)")
+pytest.importorskip("triton", reason="needs triton (extra gpu)")
+
+from calibrate.executor import Outcome  # noqa: E402
+from calibrate.schedule_identity import schedule_differences  # noqa: E402
+from sim.batch import Batch  # noqa: E402
+from sim.engine_config import EngineConfig  # noqa: E402
+from sim.request import Request  # noqa: E402
+from sim.workload.workload import Workload  # noqa: E402
+from tests.calibrate.tiny_model import (  # noqa: E402
+    drawn_workload,
+    greedy_reference,
+    serve,
+    tiny_engine,
+    tiny_transformer,
+)
+
+MODEL = tiny_transformer()
+WORKLOAD = drawn_workload(16, shared_tokens=9)
+
+# policy, KV blocks (few enough for preemptions where the policy has any), further settings
+CASES = {
+    "static": ("static", 90, {"pads_attention": False}),
+    "static, padding attended to": ("static", 90, {}),
+    "dynamic": ("dynamic", 90, {"preferred_batch_sizes": (2, 4), "max_queue_delay_s": 0.002}),
+    "orca": ("orca", 60, {}),
+    "paged": ("paged", 24, {}),
+    "paged, no prefix cache": ("paged", 24, {"enable_prefix_caching": False}),
+    "paged, swap": ("paged", 24, {"preemption": "swap", "swap_blocks": 40}),
+    "paged, little swap": ("paged", 24, {"preemption": "swap", "swap_blocks": 8}),
+    "chunked": ("chunked", 24, {}),
+    "chunked, no prefix cache": ("chunked", 24, {"enable_prefix_caching": False}),
+    "chunked, small chunks": ("chunked", 64, {"long_prefill_token_threshold": 5}),
+    "chunked, one long prompt at a time": ("chunked", 64, {"max_num_batched_tokens": 7}),
+}
+
+
+def prompt(workload: Workload, request: int) -> list[int]:
+    content = workload.content
+    assert content is not None
+    tokens: list[int] = content.ids[
+        content.offsets[request] : content.offsets[request + 1]
+    ].tolist()
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[int, list[int]]:
+    return {
+        request: greedy_reference(MODEL, prompt(WORKLOAD, request), tokens)
+        for request, tokens in enumerate(WORKLOAD.output_tokens.tolist())
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_equal_a_plain_model_under_every_policy(
+    name: str, reference: dict[int, list[int]]
+) -> None:
+    scheduler, num_blocks, settings = CASES[name]
+    served = serve(WORKLOAD, MODEL, scheduler=scheduler, num_blocks=num_blocks, **settings)
+    assert served.errors == {}
+    assert served.outputs == reference
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_simulator_makes_the_same_schedule_from_the_same_durations(name: str) -> None:
+    scheduler, num_blocks, settings = CASES[name]
+    engine = tiny_engine(WORKLOAD, MODEL, scheduler=scheduler, num_blocks=num_blocks, **settings)
+    served = engine.run()
+    differences = schedule_differences(
+        served.records,
+        WORKLOAD,
+        engine.scheduler.config,
+        scheduler=scheduler,
+        num_blocks=num_blocks,
+    )
+    assert differences == []
+
+
+def test_small_caches_really_preempt_and_swap() -> None:
+    recomputed = serve(WORKLOAD, MODEL, scheduler="chunked", num_blocks=24).records
+    swapped = serve(
+        WORKLOAD, MODEL, scheduler="paged", num_blocks=24, preemption="swap", swap_blocks=40
+    ).records
+    assert len(recomputed.preemptions["request"]) > 0
+    assert swapped.iterations["swap_blocks"].sum() > 0
+
+
+def test_shared_prompts_are_found_in_the_prefix_cache() -> None:
+    cached = serve(WORKLOAD, MODEL).records.requests["cached_tokens"]
+    assert (cached > 0).sum() > len(WORKLOAD) // 2
+
+
+def test_a_different_schedule_is_noticed() -> None:
+    engine = tiny_engine(WORKLOAD, MODEL, num_blocks=24)
+    served = engine.run()
+    other = replace(engine.scheduler.config, max_num_seqs=3)
+    found = schedule_differences(
+        served.records, WORKLOAD, other, scheduler="chunked", num_blocks=24
+    )
+    assert found and "real run" in found[0]
+
+
+def test_an_iteration_is_schedule_prepare_forward_and_sample() -> None:
+    iterations = serve(WORKLOAD, MODEL).records.iterations
+    phases = sum(iterations[name] for name in ("schedule_s", "prepare_s", "forward_s", "sample_s"))
+    assert (phases > 0).all()
+    assert (phases <= iterations["duration_s"]).all()
+    # What is left is bookkeeping after the sampled tokens are known.
+    assert phases.sum() > 0.8 * iterations["duration_s"].sum()
+
+
+def test_the_end_of_sequence_token_ends_a_sequence(reference: dict[int, list[int]]) -> None:
+    eos_token = reference[3][0]
+    served = serve(WORKLOAD, MODEL, eos_token=eos_token)
+    for request, tokens in reference.items():
+        expected = tokens
+        if eos_token in tokens:
+            expected = tokens[: tokens.index(eos_token) + 1]
+        assert served.outputs[request] == expected
+    assert served.outputs[3] == [eos_token]
+
+
+@pytest.mark.parametrize("scheduler", ["static", "orca", "paged", "chunked"])
+def test_a_cancelled_request_leaves_and_the_rest_goes_on(
+    scheduler: str, reference: dict[int, list[int]]
+) -> None:
+    workload = replace(WORKLOAD, arrival_s=np.zeros(16))
+    engine = tiny_engine(workload, MODEL, scheduler=scheduler, num_blocks=90)
+    run = engine.executor.run
+    iterations = 0
+
+    def count_and_cancel(batch: Batch, decoding: Collection[Request]) -> Outcome:
+        nonlocal iterations
+        iterations += 1
+        if iterations == 4:
+            for request in (2, 5, 15):  # running or waiting by then
+                engine.cancel(request)
+        return run(batch, decoding)
+
+    engine.executor.run = count_and_cancel  # type: ignore[method-assign]
+    served = engine.run()
+    assert set(served.errors.values()) <= {"cancelled"}
+    assert 15 in served.errors
+    for request, tokens in reference.items():
+        if request in served.errors:
+            assert served.outputs[request] == tokens[: len(served.outputs[request])]
+        else:
+            assert served.outputs[request] == tokens
+    rejected = served.records.requests["rejected"]
+    assert rejected.sum() == len(served.errors)
+    assert (served.records.iterations["waiting"] >= 0).all()
+
+
+def test_a_request_that_cannot_fit_is_told_so() -> None:
+    large = replace(WORKLOAD, output_tokens=np.where(np.arange(16) == 7, 400, 3), max_tokens=None)
+    served = serve(large, MODEL, num_blocks=32)
+    assert set(served.errors) == {7}
+    assert "do not fit: the KV cache holds 128" in served.errors[7]
+    assert len(served.outputs) == 15
+
+
+def test_a_sequence_with_a_nan_ends_alone(reference: dict[int, list[int]]) -> None:
+    model = tiny_transformer()
+    poisoned = 11
+    served_tokens = {token for request in range(16) for token in prompt(WORKLOAD, request)}
+    unused = next(token for token in range(97) if token not in served_tokens)
+    ids = WORKLOAD.content.ids.copy()
+    ids[WORKLOAD.content.offsets[poisoned + 1] - 1] = unused
+    model.embeddings[unused] = torch.nan
+    workload = replace(WORKLOAD, content=replace(WORKLOAD.content, ids=ids))
+    served = serve(workload, model, num_blocks=24)
+    spoiled = {request for request, tokens in reference.items() if unused in tokens}
+    assert served.errors[poisoned] == "the model's logits are not finite"
+    assert set(served.errors) <= spoiled | {poisoned}
+    for request in set(reference) - set(served.errors):
+        assert served.outputs[request] == reference[request]
+
+
+@pytest.mark.parametrize("scheduler", ["static", "orca", "paged", "chunked"])
+def test_running_out_of_memory_costs_the_prompts_of_that_iteration(
+    scheduler: str, reference: dict[int, list[int]]
+) -> None:
+    engine = tiny_engine(WORKLOAD, MODEL, scheduler=scheduler, num_blocks=90)
+    forward = engine.executor.model.forward
+    failures = 0
+
+    def fail_once(*arguments: object) -> torch.Tensor:
+        nonlocal failures
+        failures += 1
+        if failures == 2:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB\nand more")
+        return forward(*arguments)
+
+    engine.executor.model.forward = fail_once  # type: ignore[method-assign]
+    try:
+        served = engine.run()
+    finally:
+        del engine.executor.model.forward
+    assert 0 < len(served.errors) < 16
+    assert set(served.errors.values()) == {"out of memory: tried to allocate 20.00 GiB"}
+    for request in set(reference) - set(served.errors):
+        assert served.outputs[request] == reference[request]
+
+
+def test_a_stopped_run_keeps_what_it_had(reference: dict[int, list[int]]) -> None:
+    engine = tiny_engine(WORKLOAD, MODEL, num_blocks=24)
+    engine._progress = lambda ended: engine.stop() if ended >= 5 else None
+    served = engine.run()
+    assert 0 < len(served.errors) < 16
+    assert set(served.errors.values()) == {"interrupted"}
+    for request in set(reference) - set(served.errors):
+        assert served.outputs[request] == reference[request]
+    assert len(served.records.requests["request"]) == 16
+
+
+def test_a_cache_that_cannot_be_allocated_says_how_large_it_was() -> None:
+    model = tiny_transformer()
+
+    def full(num_blocks: int, block_size: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+
+    model.new_kv_cache = full  # type: ignore[method-assign]
+    with pytest.raises(
+        MemoryError, match=r"cache of 4096 blocks needs 0\.03 GiB on cpu .*20.00 GiB"
+    ):
+        tiny_engine(WORKLOAD, model, num_blocks=4096)
+
+
+def test_sampling_is_drawn_from_its_seed() -> None:
+    from calibrate.engine import Clock, engine
+    from calibrate.executor import Sampling
+
+    config = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, block_size=4)
+
+    def outputs(seed: int) -> dict[int, list[int]]:
+        sampling = Sampling(temperature=1.0, top_p=0.9, seed=seed)
+        # All at once, so that batches do not depend on the clock.
+        workload = replace(WORKLOAD, arrival_s=np.zeros(16))
+        return dict(
+            engine(
+                workload, config, MODEL, scheduler="chunked", num_blocks=64, sampling=sampling,
+                clock=Clock(skip_idle=True),
+            ).run().outputs
+        )  # fmt: skip
+
+    assert outputs(1) == outputs(1)
+    assert outputs(1) != outputs(2)
