@@ -16,6 +16,7 @@ import simpy
 from sim.batch import Batch
 from sim.latency.protocol import LatencyModel
 from sim.records import IterationLog
+from sim.run_log import note_iteration
 from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 
@@ -71,7 +72,10 @@ class Replica:
 
             iterations, ends_s = self._duration(batch, now_s)
             end_s = self.now_s
-            self._record(batch, now_s, end_s, iterations, ends_s)
+            note_iteration(
+                self.log, scheduler, batch, start_s=now_s, end_s=end_s, iterations=iterations,
+                ends_s=ends_s,
+            )  # fmt: skip
             yield timeout(max(end_s - self.env.now, 0.0))
             finished = scheduler.complete(batch, end_s, iterations)
             self.log.finished(len(finished))
@@ -106,43 +110,6 @@ class Replica:
         ends_s = self.latency.run_ends_s(batch, now_s, iterations, until_s)
         self.now_s = ends_s[-1]
         return len(ends_s), ends_s
-
-    def _record(
-        self,
-        batch: Batch,
-        start_s: float,
-        end_s: float,
-        iterations: int,
-        ends_s: list[float] | None,
-    ) -> None:
-        scheduler = self.scheduler
-        allocator, pool = scheduler.allocator, scheduler.pool
-        emitted, stored, growth, reserved = scheduler.accounting(batch)
-        steady = growth
-        if growth:
-            emissions = pool.decodes.emissions
-            if len(emissions) > 1 or start_s not in emissions:
-                # Some waited longer than this iteration for their token.
-                first_end_s = end_s if ends_s is None else ends_s[0]
-                scheduler.gaps += [(first_end_s - at_s, n) for at_s, n in emissions.items() if n]
-                steady = 0
-        kv_blocks = allocator.num_used
-        block_growth = scheduler.extend(iterations) if iterations > 1 else None
-        rare = None
-        swapped = batch.swap_in_blocks + batch.swap_out_blocks
-        if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks:
-            rare = (allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated)
-        self.log.append(
-            (
-                start_s, end_s, iterations, len(pool.running), len(batch.prefills),
-                batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens,
-                batch.num_tokens, batch.num_emitting, emitted, kv_blocks, stored, growth, steady,
-                reserved,
-            ),
-            ends_s,
-            block_growth,
-            rare,
-        )  # fmt: skip
 
     def _check(self, batch: Batch) -> None:
         """The conservation laws and the engine's limits, after an iteration."""

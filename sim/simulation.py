@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import simpy
 
 from sim.engine_config import EngineConfig
 from sim.kv_cache import BlockAllocator
 from sim.latency.protocol import LatencyModel
-from sim.records import Columns, Records
+from sim.records import Records
 from sim.replica import Replica
 from sim.request_pool import RequestPool
+from sim.run_log import collect
 from sim.schedulers import SCHEDULERS
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
@@ -77,52 +77,4 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    return _collect(engines)
-
-
-def _collect(engines: Sequence[Replica]) -> Records:
-    requests, iterations, preemptions, gaps, weights = [], [], [], [], []
-    for number, engine in enumerate(engines):
-        pool, allocator = engine.scheduler.pool, engine.scheduler.allocator
-        assert not pool.num_unfinished, "a request was left behind"
-        assert allocator.num_free == allocator.num_blocks, "a block was left behind"
-        served = pool.log.requests()
-        ran, gaps_s, gap_weights = engine.log.columns(
-            num_blocks=allocator.num_blocks,
-            block_size=allocator.block_size,
-            gaps=engine.scheduler.gaps,
-        )
-        ran["waiting"] = _waiting(served, ran)
-        served["replica"] = np.full(len(served["request"]), number, dtype="i4")
-        ran["replica"] = np.full(len(ran["start_s"]), number, dtype="i4")
-        requests.append(served)
-        iterations.append(ran)
-        preemptions.append(pool.log.preemptions())
-        gaps.append(gaps_s)
-        weights.append(gap_weights)
-    return Records(
-        requests=_merge(requests, by="request"),
-        iterations=_merge(iterations, by="start_s"),
-        preemptions=_merge(preemptions, by="preempted_s"),
-        gaps_s=np.concatenate(gaps),
-        gap_weights=np.concatenate(weights),
-    )
-
-
-def _waiting(requests: Columns, iterations: Columns) -> np.ndarray:
-    """Requests that had arrived by an iteration's start and were not in it, nor gone."""
-    arrivals = np.sort(requests["arrival_s"])
-    rejected = np.sort(requests["arrival_s"][requests["rejected"]])
-    start_s = iterations["start_s"]
-    finished_before = np.cumsum(iterations["finished"]) - iterations["finished"]
-    waiting: np.ndarray = np.searchsorted(arrivals, start_s, side="right") - finished_before
-    waiting -= np.searchsorted(rejected, start_s, side="right") + iterations["running"]
-    return waiting.astype("i4")
-
-
-def _merge(tables: list[Columns], *, by: str) -> Columns:
-    if len(tables) == 1:
-        return tables[0]
-    merged = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    order = np.argsort(merged[by], kind="stable")
-    return {name: column[order] for name, column in merged.items()}
+    return collect(engines)
