@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from calibrate.comparison import Comparison
+from calibrate.engine import PHASES, Served
+from calibrate.measurement import Measurement, simulated
 from calibrate.replay import Replay
+from sim.metrics import Slo, summarize
 from sim.records import Columns, Records
 
-PHASES = ("schedule_s", "prepare_s", "forward_s", "sample_s")
 _PHASE_WORDS = {
     "schedule_s": "scheduling",
     "prepare_s": "preparing inputs",
@@ -21,6 +23,49 @@ _PHASE_WORDS = {
     "rest_s": "bookkeeping, or a pause of the machine",
 }
 WORST = 12
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """A run of the engine in the form of a forecast: records, resolved scenario, summary."""
+
+    records: Records
+    scenario: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, served: Served, *, slo: Slo, scenario: Mapping[str, Any], label: str) -> EngineRun:
+        """Summarise what was served; `label` says where."""
+        records = served.records
+        requests = records.requests
+        requests["error"] = np.array(
+            [served.errors.get(number, "") for number in requests["request"].tolist()], dtype="U"
+        )
+        parts_s = {name: records.iterations[name] for name in PHASES}
+        known_s = np.sum(list(parts_s.values()), axis=0)
+        parts_s["rest_s"] = records.iterations["duration_s"] - known_s
+        summary = summarize(records, slo)
+        warnings = []
+        if served.errors:
+            warnings.append(
+                f"{len(served.errors)} requests got no whole answer, the first of them because: "
+                f"{next(iter(served.errors.values()))}"
+            )
+        summary |= {
+            "mode": "engine",
+            "latency": {"source": "engine", "measured": True, "label": label},
+            "time_parts_s": {
+                name.removesuffix("_s"): float(part_s.sum()) for name, part_s in parts_s.items()
+            },
+            "warnings": warnings,
+        }
+        return cls(records, scenario, summary)
+
+    def measurement(self) -> Measurement:
+        """Its requests as something to compare with."""
+        label = str(self.summary["latency"]["label"])
+        run = simulated(label, self.records.requests, self.records.preemptions)
+        return replace(run, recorded=True)
 
 
 @dataclass(frozen=True, slots=True)

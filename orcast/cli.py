@@ -15,6 +15,7 @@ import typer
 
 from orcast.calibrate_cli import app as calibrate_app
 from orcast.calibrate_cli import compose
+from orcast.validate_cli import validate
 from scenarios.errors import InputError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(calibrate_app, name="calibrate")
+app.command()(validate)
 
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
