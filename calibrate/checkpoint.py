@@ -7,6 +7,7 @@ in memory.
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -151,3 +152,10 @@ def load_model(
         raise MemoryError(
             f"the model's weights do not fit on {device}: {str(error).splitlines()[0]}"
         ) from None
+
+
+def device_name(device: str) -> str:
+    """A device in words."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -71,6 +71,7 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the engine on a scenario's requests, simulate the same, and compare."""
+    from calibrate.checkpoint import device_name
     from reports.validation_report import validation_report
     from reports.writer import fresh_folder, write_run
 
@@ -86,7 +87,7 @@ def validate(
             write_run(partial / part, run.records, scenario=run.scenario, summary=run.summary)
         figures = validation.as_dict() | {
             "scenario": name,
-            "device": _device_name(question.device),
+            "device": device_name(question.device),
             "table": str(folder / "table" if tables.parent == partial else tables),
         }
         (partial / MARKER).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -185,6 +186,7 @@ def _serve_and_forecast(
     question: _Question, model: Transformer, table: Path, *, eos: bool
 ) -> tuple[Validation, Any, Any]:
     """Both runs of the scenario, and one held against the other."""
+    from calibrate.checkpoint import device_name
     from calibrate.comparison import compare
     from calibrate.measurement import simulated
     from calibrate.replay import replay
@@ -203,7 +205,7 @@ def _serve_and_forecast(
         served,
         slo=deployment.slo,
         scenario=scenario.model_dump(mode="json"),
-        label=f"served by the engine on {_device_name(question.device)}",
+        label=f"served by the engine on {device_name(question.device)}",
     )
     workload = deployment.workload
     again = None
@@ -288,13 +290,3 @@ def _progress(total: int) -> Callable[[int], None] | None:
             print(f"\rserving: {ended} of {total} requests", end=end, file=sys.stderr, flush=True)
 
     return show
-
-
-def _device_name(device: str) -> str:
-    import platform
-
-    import torch
-
-    if device == "cuda":
-        return str(torch.cuda.get_device_name())
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
