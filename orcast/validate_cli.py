@@ -16,10 +16,11 @@ import typer
 from scenarios.errors import InputError
 
 if TYPE_CHECKING:
-    from calibrate.engine import Engine
-    from calibrate.validation import Validation
+    from calibrate.engine import Engine, Served
+    from calibrate.validation import EngineRun, Validation
     from kernels.transformer import Transformer
     from scenarios.deployment import Deployment
+    from scenarios.forecast import Forecast
     from scenarios.schema import Scenario
 
 MARKER = "validation.json"
@@ -81,10 +82,11 @@ def validate(
     with fresh_folder(folder, marker=MARKER, files=FILES) as partial:
         model = _load(question)
         tables = _table_for(question, table, model, earlier=folder, into=partial, budget=budget)
-        validation, measured, forecast = _serve_and_forecast(question, model, tables, eos=eos)
+        served, validation, measured, forecast = _both_runs(question, model, tables, eos=eos)
         for part, run in (("measured", measured), ("forecast", forecast)):
             (partial / part).mkdir()
             write_run(partial / part, run.records, scenario=run.scenario, summary=run.summary)
+        _write_outputs(partial / "measured" / "outputs.jsonl", served, question.checkpoint)
         figures = validation.as_dict() | {
             "scenario": name,
             "device": device_name(question.device),
@@ -182,9 +184,9 @@ def _table_for(
     )
 
 
-def _serve_and_forecast(
+def _both_runs(
     question: _Question, model: Transformer, table: Path, *, eos: bool
-) -> tuple[Validation, Any, Any]:
+) -> tuple[Served, Validation, EngineRun, Forecast]:
     """Both runs of the scenario, and one held against the other."""
     from calibrate.checkpoint import device_name
     from calibrate.comparison import compare
@@ -226,7 +228,22 @@ def _serve_and_forecast(
     except ValueError as error:
         raise InputError(str(error)) from None
     validation = Validation(comparison, again, served.records, predicted.records, served.errors)
-    return validation, run, predicted
+    return served, validation, run, predicted
+
+
+def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
+    """A line a request: its tokens, their text where there is a tokenizer, and what went wrong."""
+    from calibrate.checkpoint import decode
+
+    with path.open("w", encoding="utf-8") as file:
+        for request in sorted(served.outputs.keys() | served.errors.keys()):
+            tokens = served.outputs.get(request, [])
+            line: dict[str, Any] = {"request": request, "tokens": tokens}
+            if checkpoint is not None and (text := decode(checkpoint, tokens)) is not None:
+                line["text"] = text
+            if request in served.errors:
+                line["error"] = served.errors[request]
+            file.write(json.dumps(line) + "\n")
 
 
 def _given(latency: Any) -> dict[str, Any]:
