@@ -43,9 +43,8 @@ def main() -> None:
             spent_ms["together"].append((drawn_s - began_s) * 1e3)
     print(f"{options.requests} requests, {options.turns} turned knobs:")
     for name, times_ms in spent_ms.items():
-        print(
-            f"  {name:10} median {statistics.median(times_ms):6.1f} ms, worst {max(times_ms):6.1f} ms"
-        )
+        median_ms = statistics.median(times_ms)
+        print(f"  {name:10} median {median_ms:6.1f} ms, worst {max(times_ms):6.1f} ms")
 
 
 if __name__ == "__main__":
