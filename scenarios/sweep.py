@@ -104,7 +104,7 @@ def _row(point: Point, key: str, answers: dict[str, dict[str, Any]]) -> dict[str
     return row | {"error": answer.get("error"), **answer.get("metrics", {})}
 
 
-def resolved(study: Study) -> dict[str, Any]:
+def resolved(study: Study, metrics: Iterable[str]) -> dict[str, Any]:
     """The study as a scenario again, defaults included, with its axes written out."""
     section = study.section.model_dump(mode="json", exclude_none=True)
     section["axes"] = {
@@ -113,7 +113,7 @@ def resolved(study: Study) -> dict[str, Any]:
         else f"{axis.span.low}..{axis.span.high}{':log' * axis.span.logarithmic}"
         for axis in study.axes
     }
-    section["seeds"] = list(study.seeds)
+    section |= {"seeds": list(study.seeds), "metrics": list(metrics)}
     return study.scenario.model_dump(mode="json") | {"sweep": section}
 
 
