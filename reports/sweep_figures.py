@@ -29,7 +29,7 @@ def heat_map(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> Figure
     known = [found.mean for found in cells.values()]
     measure = Measure.of(metric, known)
     z, texts, hovers = [], [], []
-    logarithmic = _spans_decades(known)
+    logarithmic = _spans_decades(metric, known)
     for y in range(len(rows)):
         found = [cells.get((x, y)) for x in range(len(columns))]
         means = [math.nan if one is None else one.mean / measure.size for one in found]
@@ -154,8 +154,8 @@ def lines(table: SweepTable, metric: str, x_axis: int, line_axis: int | None) ->
         if level is not None:
             keys.append(Key(name, tone, (first, first + 1)))
     y: dict[str, Any] = {"title": {"text": measure.unit or measure.name}}
-    if _spans_decades(every):
-        y |= {"type": "log", "rangemode": "normal", "dtick": 1, "tickformat": "~s"}
+    if _spans_decades(metric, every):
+        y |= {"type": "log", "rangemode": "normal", "dtick": 1, "tickformat": ",~g"}
     layout = chart_layout(x=axis, y=y, height_px=320, left_px=66)
     layout["hovermode"] = "closest"
     layout["margin"]["t"] = 26
@@ -246,8 +246,8 @@ def points(table: SweepTable, metric: str, axis: int) -> Figure:
         }
     ]
     y: dict[str, Any] = {"title": {"text": measure.unit or measure.name}}
-    if _spans_decades([one.mean for one in known]):
-        y |= {"type": "log", "rangemode": "normal", "dtick": 1, "tickformat": "~s"}
+    if _spans_decades(metric, [one.mean for one in known]):
+        y |= {"type": "log", "rangemode": "normal", "dtick": 1, "tickformat": ",~g"}
     layout = chart_layout(x=layout_x, y=y, height_px=300, left_px=66)
     layout["hovermode"] = "closest"
     layout["margin"]["t"] = 26
@@ -342,8 +342,11 @@ def _positions(
     return numbers, title | line | ({"tickvals": numbers} if evenly else {"nticks": 8})
 
 
-def _spans_decades(values: Sequence[float]) -> bool:
-    return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+def _spans_decades(metric: str, values: Sequence[float]) -> bool:
+    """Whether a figure is best seen in its logarithm; how far below its best one is, is not."""
+    if better(metric) > 0 or not values:
+        return False
+    return min(values) > 0 and max(values) > 30 * min(values)
 
 
 def _ends(values: Sequence[float | int]) -> tuple[float, float]:

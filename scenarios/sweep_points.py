@@ -85,7 +85,8 @@ def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[str] = (
         )
     points = tuple(_points(content, every, settings, seeds, str(path), overridden))
     if all(point.scenario is None for point in points):
-        raise InputError(points[0].refusal)
+        refusal = points[0].refusal
+        raise InputError(refusal if refusal.startswith("--") else f"{path}: {refusal}")
     return Study(
         name=str(content.get("name")),
         description=str(content.get("description") or ""),
@@ -159,6 +160,7 @@ def _points(
                 set_value(own, ("workload", "seed"), seed, source="sweep.seeds")
                 scenario = parse_scenario(own, origin=origin, overridden=overridden)
             except InputError as error:
-                yield Point(number, values, seed, None, refusal=str(error))
+                why = str(error).removeprefix(f"{origin}: ")
+                yield Point(number, values, seed, None, refusal=why)
             else:
                 yield Point(number, values, seed, scenario)
