@@ -57,6 +57,7 @@ def sweep(
     """Simulate a scenario at every setting of its axes; what was simulated before is kept."""
     from orcast.cli import _file_name
     from reports.sweep_folder import check_target, write_sweep
+    from scenarios.axes import axis_from_text
     from scenarios.errors import InputError
     from scenarios.sweep import run_sweep
     from scenarios.sweep_points import load_study
@@ -64,7 +65,8 @@ def sweep(
     if ray is not None and jobs is not None:
         raise InputError("--jobs and --ray: a cluster says itself how many run at once; keep one")
     started_s = time.perf_counter()
-    study = load_study(scenario, set_ or [], axis or [])
+    axes = [axis_from_text(text) for text in axis or []]
+    study = load_study(scenario, set_ or [], axes)
     folder = out or Path("sweeps") / _file_name(study.name)
     check_target(folder)
     try:

@@ -49,7 +49,7 @@ def _settings(sweep: SweepTable) -> object:
     title += f"; the best {MOST_ROWS}" if many else ""
     grid = Table(title=title, title_justify="left", box=SIMPLE)
     for axis in range(len(sweep.axes)):
-        grid.add_column(Text(axis_label(sweep, axis)), justify="right")
+        grid.add_column(Text(_folded(axis_label(sweep, axis))), justify="right", no_wrap=True)
     for measure in measures.values():
         name = measure.name.replace(" throughput", "")
         head = f"{name}\n{measure.unit}" if measure.unit else name
@@ -82,3 +82,12 @@ def _shares(sweep: SweepTable) -> object:
     if len(set(sweep.columns["seed"])) > 1:
         grid.add_row("seeds", *(f"{100 * part.noise:.1f}" for part in parts))
     return grid
+
+
+def _folded(label: str) -> str:
+    """A long label on two lines, so that a column is as narrow as what is in it."""
+    breaks = [at for at, letter in enumerate(label) if letter in "_ "]
+    if len(label) <= 8 or not breaks:
+        return label
+    middle = min(breaks, key=lambda at: abs(at - len(label) / 2))
+    return f"{label[: middle + 1]}\n{label[middle + 1 :]}"

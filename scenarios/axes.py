@@ -103,10 +103,8 @@ def axis_from_text(text: str) -> Axis:
 
 
 def axes_from_mapping(given: Mapping[str, Any], *, source: str) -> list[Axis]:
-    """The axes of a scenario's ``sweep.axes``; `source` is the file they are in."""
-    return [
-        _axis(name, values, source=f"{source}: sweep.axes.{name}") for name, values in given.items()
-    ]
+    """The axes of a scenario's ``sweep.axes``; `source` says in errors where they are from."""
+    return [_axis(name, values, source=f"{source}.{name}") for name, values in given.items()]
 
 
 def merged(axes: Iterable[Axis], more: Iterable[Axis]) -> list[Axis]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scenarios import library
-from scenarios.axes import Axis, axes_from_mapping, axis_from_text, merged
+from scenarios.axes import Axis, axes_from_mapping, merged
 from scenarios.errors import InputError
 from scenarios.load import apply_overrides, parse_scenario, parse_sweep, set_value
 from scenarios.schema import Scenario
@@ -54,8 +54,8 @@ class Study:
         return found
 
 
-def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[str] = ()) -> Study:
-    """Read a scenario with its sweep section; `axes` (``PATH=VALUES``) replace or add to its own.
+def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[Axis] = ()) -> Study:
+    """Read a scenario with its sweep section; `axes` take the place of its own, or add to them.
 
     Raises InputError before anything runs: for what no point can be made of, an axis that does not
     exist, or a scenario that is refused at every point.
@@ -67,8 +67,8 @@ def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[str] = (
     overridden = apply_overrides(content, overrides)
     section = parse_sweep(content, origin=str(path), overridden=overridden)
     content.pop("sweep", None)
-    own = axes_from_mapping(section.axes, source=str(path))
-    every = merged(merged([], own), [axis_from_text(text) for text in axes])
+    own = axes_from_mapping(section.axes, source=f"{path}: sweep.axes")
+    every = merged(merged([], own), axes)
     if not every:
         raise InputError(
             f"{path}: no axes; add a section sweep, or e.g. --axis engine.max_num_seqs=16..256:x2"
