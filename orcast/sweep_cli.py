@@ -52,7 +52,9 @@ def sweep(
             help="Run on the Ray cluster at this address; without one, on a local one.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.")
+    ] = False,
 ) -> None:
     """Simulate a scenario at every setting of its axes; what was simulated before is kept."""
     from orcast.cli import _file_name

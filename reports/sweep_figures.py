@@ -12,6 +12,16 @@ from reports.figures import chart_layout
 from reports.page import Figure, Key, plotly_text
 from reports.quantity import GAP, compact, plain
 from reports.style import colour
+from reports.sweep_axes import (
+    evenly_chosen,
+    html_id,
+    positions_along,
+    scale_ends,
+    short,
+    spans_decades,
+    ticks,
+    wrapped,
+)
 from reports.sweep_words import Measure, axis_label, level_label
 from scenarios.sweep_statistics import Sensitivity, best_setting, interval, intervals
 from scenarios.sweep_table import SweepTable, better
@@ -29,14 +39,14 @@ def heat_map(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> Figure
     known = [found.mean for found in cells.values()]
     measure = Measure.of(metric, known)
     z, texts, hovers = [], [], []
-    logarithmic = _spans_decades(metric, known)
+    logarithmic = spans_decades(metric, known)
     for y in range(len(rows)):
         found = [cells.get((x, y)) for x in range(len(columns))]
         means = [math.nan if one is None else one.mean / measure.size for one in found]
         z.append(compact(np.log10(means) if logarithmic else means, 6))
-        texts.append(["" if one is None else _short(one.mean / measure.size) for one in found])
+        texts.append(["" if one is None else short(one.mean / measure.size) for one in found])
         hovers.append([plotly_text(measure.mean(one)) for one in found])
-    low, high = _ends([value for row in z for value in row if value is not None])
+    low, high = scale_ends([value for row in z for value in row if value is not None])
     data: list[dict[str, Any]] = [
         {
             "type": "heatmap",
@@ -60,8 +70,8 @@ def heat_map(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> Figure
         }
     ]
     layout = chart_layout(
-        x=_ticks(table, x_axis, columns),
-        y=_ticks(table, y_axis, rows) | {"rangemode": "normal"},
+        x=ticks(table, x_axis, columns),
+        y=ticks(table, y_axis, rows) | {"rangemode": "normal"},
         height_px=110 + 34 * max(len(rows), 4),
         left_px=74 if table.is_numeric(y_axis) else 130,
     )
@@ -71,8 +81,10 @@ def heat_map(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> Figure
     best = _best_cell(table, metric, x_axis, y_axis)
     if best is not None:
         layout["shapes"] = [_frame(*best)]
-    name = f"heat-{_id(metric)}-{x_axis}-{y_axis}"
-    return Figure(name, measure.title, _heat_caption(table, metric, best), data, layout)
+    name, title = f"heat-{html_id(metric)}-{x_axis}-{y_axis}", measure.title
+    if len(table.axes) > 2:
+        title += f" over {axis_label(table, x_axis)} and {axis_label(table, y_axis)}"
+    return Figure(name, title, _heat_caption(table, metric, best), data, layout)
 
 
 def _cells(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> dict[tuple[int, int], Any]:
@@ -83,9 +95,7 @@ def _cells(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> dict[tup
     for setting, found in enumerate(table.by_setting(metric)):
         cell = column[table.level(x_axis, setting)], row[table.level(y_axis, setting)]
         values.setdefault(cell, []).extend(value for value in found if value is not None)
-    return {
-        cell: interval(found, table.confidence) for cell, found in values.items() if found
-    }
+    return {cell: interval(found, table.confidence) for cell, found in values.items() if found}
 
 
 def _heat_caption(table: SweepTable, metric: str, best: tuple[int, int] | None) -> str:
@@ -97,9 +107,7 @@ def _heat_caption(table: SweepTable, metric: str, best: tuple[int, int] | None) 
     return " ".join(words)
 
 
-def _best_cell(
-    table: SweepTable, metric: str, x_axis: int, y_axis: int
-) -> tuple[int, int] | None:
+def _best_cell(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> tuple[int, int] | None:
     if len(table.axes) > 2:
         return None
     best = best_setting(table, metric)
@@ -117,11 +125,11 @@ def _frame(x: int, y: int) -> dict[str, Any]:
 
 def lines(table: SweepTable, metric: str, x_axis: int, line_axis: int | None) -> Figure:
     """A figure along one axis, a line for each level of another, with confidence bands."""
-    levels = [None] if line_axis is None else _some(table.levels(line_axis), len(SERIES))
+    levels = [None] if line_axis is None else evenly_chosen(table.levels(line_axis), len(SERIES))
     columns = table.levels(x_axis)
     every = [found.mean for found in intervals(table, metric) if found is not None]
     measure = Measure.of(metric, every)
-    positions, axis = _positions(table, x_axis, columns)
+    positions, axis = positions_along(table, x_axis, columns)
     data: list[dict[str, Any]] = []
     keys: list[Key] = []
     for number, level in enumerate(levels):
@@ -154,14 +162,14 @@ def lines(table: SweepTable, metric: str, x_axis: int, line_axis: int | None) ->
         if level is not None:
             keys.append(Key(name, tone, (first, first + 1)))
     y: dict[str, Any] = {"title": {"text": measure.unit or measure.name}}
-    if _spans_decades(metric, every):
+    if spans_decades(metric, every):
         y |= {"type": "log", "rangemode": "normal", "dtick": 1, "tickformat": ",~g"}
     layout = chart_layout(x=axis, y=y, height_px=320, left_px=66)
     layout["hovermode"] = "closest"
     layout["margin"]["t"] = 26
     by = "" if line_axis is None else f"A line for each {axis_label(table, line_axis)}. "
     return Figure(
-        f"lines-{_id(metric)}-{x_axis}",
+        f"lines-{html_id(metric)}-{x_axis}",
         f"{measure.title} along {axis_label(table, x_axis)}",
         by + _band_caption(table, len(table.axes) > (1 if line_axis is None else 2)),
         data,
@@ -198,9 +206,7 @@ def _band_caption(table: SweepTable, averaged: bool) -> str:
     return " ".join(words)
 
 
-def _mean_at(
-    table: SweepTable, metric: str, at: dict[int | None, tuple[Any, ...] | None]
-) -> Any:
+def _mean_at(table: SweepTable, metric: str, at: dict[int | None, tuple[Any, ...] | None]) -> Any:
     """The mean over the settings with these levels; over seeds first, so that bands are theirs."""
     values = [
         found
@@ -224,7 +230,7 @@ def points(table: SweepTable, metric: str, axis: int) -> Figure:
     known = [one for one in found if one is not None]
     measure = Measure.of(metric, [one.mean for one in known])
     columns = table.levels(axis)
-    positions, layout_x = _positions(table, axis, columns)
+    positions, layout_x = positions_along(table, axis, columns)
     at = {level: positions[number] for number, level in enumerate(columns)}
     data = [
         {
@@ -246,13 +252,13 @@ def points(table: SweepTable, metric: str, axis: int) -> Figure:
         }
     ]
     y: dict[str, Any] = {"title": {"text": measure.unit or measure.name}}
-    if _spans_decades(metric, [one.mean for one in known]):
+    if spans_decades(metric, [one.mean for one in known]):
         y |= {"type": "log", "rangemode": "normal", "dtick": 1, "tickformat": ",~g"}
     layout = chart_layout(x=layout_x, y=y, height_px=300, left_px=66)
     layout["hovermode"] = "closest"
     layout["margin"]["t"] = 26
     title = f"{measure.title} along {axis_label(table, axis)}"
-    return Figure(f"points-{_id(metric)}-{axis}", title, "", data, layout)
+    return Figure(f"points-{html_id(metric)}-{axis}", title, "", data, layout)
 
 
 def sensitivity_chart(table: SweepTable, parts: Sequence[Sensitivity]) -> Figure:
@@ -281,11 +287,13 @@ def sensitivity_chart(table: SweepTable, parts: Sequence[Sensitivity]) -> Figure
         }
         for label, tone, shares in rows
     ]
+    # Shares of drawn axes are estimates, which may come to more than all.
+    whole = max(100.0, *(sum(row[2][at] for row in rows) for at in range(len(parts))))
     layout = chart_layout(
-        x={"title": {"text": "% of the variance over all runs"}, "range": [0, 100], "dtick": 25},
+        x={"title": {"text": "% of the variance over all runs"}, "range": [0, whole], "dtick": 25},
         y={
             "tickvals": list(range(len(parts))),
-            "ticktext": [_wrapped(name) for name in names],
+            "ticktext": [wrapped(name) for name in names],
             "autorange": "reversed",
             "rangemode": "normal",
         },
@@ -300,86 +308,3 @@ def sensitivity_chart(table: SweepTable, parts: Sequence[Sensitivity]) -> Figure
     )
     keys = tuple(Key(label, tone, (at,)) for at, (label, tone, _) in enumerate(rows))
     return Figure("sensitivity-shares", "Which axis matters", caption, data, layout, keys)
-
-
-# -- axes, numbers --------------------------------------------------------------------------------
-
-
-def _ticks(table: SweepTable, axis: int, levels: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """An axis with a place for each level."""
-    size = len(levels)
-    step = 1 if size <= 24 else math.ceil(size / 24)
-    shown = range(0, size, step)
-    return {
-        "title": {"text": plotly_text(axis_label(table, axis))},
-        "range": [-0.5, size - 0.5],
-        "tickvals": list(shown),
-        "ticktext": [_wrapped(plotly_text(level_label(levels[at]))) for at in shown],
-        "zeroline": False,
-    }
-
-
-def _positions(
-    table: SweepTable, axis: int, levels: list[tuple[Any, ...]]
-) -> tuple[list[float], dict[str, Any]]:
-    """Where each level lies, and the axis: a number line, a logarithmic one, or places."""
-    numbers = [level[0] for level in levels]
-    if not table.is_numeric(axis) or len(levels) < 2:
-        return [float(at) for at in range(len(levels))], _ticks(table, axis, levels)
-    title = {"title": {"text": plotly_text(axis_label(table, axis))}, "zeroline": False}
-    few = len(levels) <= 12
-    if min(numbers) > 0 and max(numbers) / min(numbers) > 8:
-        low, high = math.log10(min(numbers)), math.log10(max(numbers))
-        spare = 0.04 * (high - low)
-        line: dict[str, Any] = {"type": "log", "range": [low - spare, high + spare]}
-        line |= {"tickvals": numbers, "ticktext": [level_label((n,)) for n in numbers]} if few else {
-            "dtick": 1 if high - low > 2 else "D2", "tickformat": "~s",
-        }  # fmt: skip
-        return numbers, title | line
-    spare = 0.04 * (max(numbers) - min(numbers))
-    line = {"range": [min(numbers) - spare, max(numbers) + spare]}
-    evenly = few and len(levels) <= 8
-    return numbers, title | line | ({"tickvals": numbers} if evenly else {"nticks": 8})
-
-
-def _spans_decades(metric: str, values: Sequence[float]) -> bool:
-    """Whether a figure is best seen in its logarithm; how far below its best one is, is not."""
-    if better(metric) > 0 or not values:
-        return False
-    return min(values) > 0 and max(values) > 30 * min(values)
-
-
-def _ends(values: Sequence[float | int]) -> tuple[float, float]:
-    """A colour scale's ends, apart also where all values are the same."""
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    return (low, high) if low < high else (low - 1.0, high + 1.0)
-
-
-def _some(levels: list[tuple[Any, ...]], most: int) -> list[tuple[Any, ...]]:
-    """At most `most` levels, evenly from first to last."""
-    if len(levels) <= most:
-        return levels
-    return [levels[round(at * (len(levels) - 1) / (most - 1))] for at in range(most)]
-
-
-def _short(value: float) -> str:
-    """A figure in a cell: five letters at most, where that is possible."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{plain(value / (1e3 if letter == 'k' else size), 3)}{letter}"
-    return plain(value, 3) if abs(value) >= 0.01 else plain(value, 1)
-
-
-def _wrapped(text: str) -> str:
-    """A label on two lines where it is long."""
-    if len(text) <= 14 or " " not in text:
-        return text
-    middle = min(
-        (at for at, letter in enumerate(text) if letter == " "),
-        key=lambda at: abs(at - len(text) / 2),
-    )
-    return f"{text[:middle]}<br>{text[middle + 1 :]}"
-
-
-def _id(metric: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in metric)

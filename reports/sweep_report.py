@@ -9,7 +9,7 @@ from typing import Any
 
 from reports.headline import report_warnings
 from reports.page import Card, Figure, Row, Section, cards, escape, page, panel, table, warning_box
-from reports.quantity import GAP, MISSING, count, percent, plain
+from reports.quantity import GAP, count, percent
 from reports.run_report import FOOTER
 from reports.sweep_figures import heat_map, lines, points, sensitivity_chart
 from reports.sweep_words import Measure, axis_label, level_label, setting_label
@@ -107,21 +107,15 @@ def headline(sweep: SweepTable) -> str:
         means = intervals(sweep, metric)
         measure = Measure.of(metric, [one.mean for one in means if one])
         word = "Highest" if better(metric) > 0 else "Lowest"
-        name = measure.name[0].lower() + measure.name[1:] if measure.name[1:2].islower() else (
-            measure.name
-        )
+        lower = measure.name[1:2].islower()  # not an abbreviation
+        name = measure.name[0].lower() + measure.name[1:] if lower else measure.name
         text = f"{word} {name}: {measure.mean(means[best])} at {setting_label(sweep, best)}."
         others = len(as_good(sweep, metric, best)) - 1
+        seeds = len(set(sweep.columns["seed"]))
         if others:
-            seeds = len(set(sweep.columns["seed"]))
-            means_ = f"{seeds} seeds do not tell {count(others)} other" if seeds > 1 else (
-                f"{count(others)} other"
-            )
-            plural = "settings" if others > 1 else "setting"
-            text += (
-                f" {means_} {plural} from it." if seeds > 1
-                else f" {means_} {plural} came to the same."
-            )  # fmt: skip
+            which = f"{count(others)} other setting{'s' * (others > 1)}"
+            told = f"{seeds} seeds do not tell {which} from it."
+            text += f" {told if seeds > 1 else f'{which} came to the same.'}"
         return text
     return "No figure of this sweep has a best setting." if sweep.metrics else ""
 
@@ -143,8 +137,7 @@ def _cards(sweep: SweepTable, shown: Iterable[str]) -> Iterator[Card]:
         yield Card(f"{measure.name}, {word}", f"{measure.number(found.mean)}{unit}", note)
     failed = len(sweep.errors)
     done = sweep.num_runs - failed
-    note = ("", f"{count(failed)} failed", "bad") if failed else ("none failed",)
-    yield Card("Runs", count(done), *note)
+    yield Card("Runs", count(done), *(("", f"{count(failed)} failed", "bad") if failed else ()))
 
 
 # -- sections -------------------------------------------------------------------------------------
@@ -186,9 +179,7 @@ def _line_section(sweep: SweepTable, shown: list[str], order: list[int]) -> Iter
     yield Section("lines", title, rows, intro, link="Lines")
 
 
-def _sensitivity_section(
-    sweep: SweepTable, parts: Sequence[Sensitivity]
-) -> Iterator[Section]:
+def _sensitivity_section(sweep: SweepTable, parts: Sequence[Sensitivity]) -> Iterator[Section]:
     if not parts:
         return
     rows = []

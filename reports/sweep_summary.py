@@ -51,9 +51,7 @@ def setting_values(table: SweepTable, setting: int) -> dict[str, Any]:
     }
 
 
-def _metric(
-    table: SweepTable, metric: str, means: list[Interval | None]
-) -> dict[str, Any]:
+def _metric(table: SweepTable, metric: str, means: list[Interval | None]) -> dict[str, Any]:
     best, parts = best_setting(table, metric), sensitivity(table, metric)
     found: dict[str, Any] = {"best": None, "sensitivity": None}
     if best is not None:

@@ -12,6 +12,7 @@ from scenarios.sweep_table import SweepTable, better
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
 MOST_ROWS = 8
 
@@ -30,7 +31,7 @@ def sweep_table(sweep: SweepTable, warnings: Iterable[str]) -> Group:
     return Group(*(part for part in parts if part is not None), *lines)
 
 
-def _settings(sweep: SweepTable) -> object:
+def _settings(sweep: SweepTable) -> Table | None:
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
@@ -49,11 +50,11 @@ def _settings(sweep: SweepTable) -> object:
     title += f"; the best {MOST_ROWS}" if many else ""
     grid = Table(title=title, title_justify="left", box=SIMPLE)
     for axis in range(len(sweep.axes)):
-        grid.add_column(Text(_folded(axis_label(sweep, axis))), justify="right", no_wrap=True)
+        grid.add_column(Text(_folded(axis_label(sweep, axis))), justify="right")
     for measure in measures.values():
         name = measure.name.replace(" throughput", "")
         head = f"{name}\n{measure.unit}" if measure.unit else name
-        grid.add_column(Text(head), justify="right", no_wrap=True)
+        grid.add_column(Text(head), justify="right")
     for setting in ranked[:MOST_ROWS]:
         grid.add_row(
             *(Text(level_label(sweep.level(axis, setting))) for axis in range(len(sweep.axes))),
@@ -62,7 +63,7 @@ def _settings(sweep: SweepTable) -> object:
     return grid
 
 
-def _shares(sweep: SweepTable) -> object:
+def _shares(sweep: SweepTable) -> Table | None:
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text

@@ -69,7 +69,9 @@ class Measure:
         if found is None:
             return MISSING
         spread = f" ± {plain(found.half / self.size, 2)}" if found.half else ""
-        return f"{self.number(found.mean)}{spread}" + (f" {self.unit}" if unit and self.unit else "")
+        return f"{self.number(found.mean)}{spread}" + (
+            f" {self.unit}" if unit and self.unit else ""
+        )
 
 
 def axis_label(table: SweepTable, axis: int) -> str:

@@ -17,11 +17,9 @@ Linked axes move together: ``PATH+PATH=1:2,3:4`` is the two settings (1, 2) and 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -29,45 +27,9 @@ import yaml
 from scenarios.errors import InputError
 from scenarios.library import Loader
 from scenarios.scenario_paths import check_path
+from scenarios.value_ranges import MOST_VALUES, Span
 
-MOST_VALUES = 100_000  # of one axis: beyond that it is a slip
-
-_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
-_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(.*))?")
 _BRACKETS = {"[": "]", "{": "}"}
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """What lies between two numbers, to be drawn from; whole numbers where both ends are."""
-
-    low: float
-    high: float
-    logarithmic: bool
-
-    @property
-    def is_listed(self) -> bool:
-        """Whether it means each of its whole numbers where nothing is drawn."""
-        whole = isinstance(self.low, int) and isinstance(self.high, int)
-        return whole and not self.logarithmic and self.high - self.low < MOST_VALUES
-
-    @property
-    def must_say_how_many(self) -> str:
-        """What is wrong with it where values are wanted."""
-        return (
-            f"{self.low}..{self.high}{':log' * self.logarithmic} has to say how many values, e.g. "
-            f":lin5 or :log5; only sampling latin_hypercube draws from what lies between"
-        )
-
-    def at(self, share: float) -> float:
-        """The value at `share` (0 to 1) of the way from low to high."""
-        whole = isinstance(self.low, int) and isinstance(self.high, int)
-        if self.logarithmic:
-            value = self.low * (self.high / self.low) ** share
-            return min(max(round(value), self.low), self.high) if whole else _tidy(value)
-        if whole:  # every whole number has an equal share, the ends too
-            return min(self.low + math.floor(share * (self.high - self.low + 1)), self.high)
-        return _tidy(self.low + share * (self.high - self.low))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +141,9 @@ def _levels(given: Any, width: int, source: str) -> tuple[list[tuple[Any, ...]],
     values: list[Any] = []
     span = None
     for item in items:
-        found = _RANGE.fullmatch(item.strip()) if isinstance(item, str) else None
+        found = values_of_range(item.strip(), source=source) if isinstance(item, str) else None
         if found is not None:
-            more, span = _range(*found.groups(), source=source)
+            more, span = found
             if span is not None and len(items) > 1 and not span.is_listed:
                 raise InputError(f"{source}: {span.must_say_how_many}")
             values += more
@@ -236,81 +198,3 @@ def _split(text: str, separator: str, source: str) -> list[str]:
     if quote or depth:
         raise InputError(f"{source}: a {quote or depth[-1]} is missing")
     return [*parts, text[start:]]
-
-
-# -- ranges -----------------------------------------------------------------------------------
-
-
-def _range(
-    low_text: str, high_text: str, how: str | None, *, source: str
-) -> tuple[list[Any], Span | None]:
-    """The values of a range; the span as well where it says not how many they are."""
-    low, high = Decimal(low_text), Decimal(high_text)
-    whole = all(re.fullmatch(r"[-+]?\d+", text) for text in (low_text, high_text))
-    if not low < high:
-        raise InputError(f"{source}: the range {low_text}..{high_text} has to go upwards")
-    if how in (None, "log"):
-        return _open_range(low, high, whole=whole, logarithmic=how == "log", source=source)
-    step = re.fullmatch(rf"([+x])({_NUMBER})", how or "")
-    spaced = re.fullmatch(r"(lin|log)(\d+)", how or "")
-    if step is not None:
-        size = Decimal(step[2])
-        whole = whole and re.fullmatch(r"[-+]?\d+", step[2]) is not None
-        return list(_stepped(low, high, step[1], size, whole=whole, source=source)), None
-    if spaced is not None and 2 <= int(spaced[2]) <= MOST_VALUES:
-        return _spaced(low, high, spaced[1], int(spaced[2]), whole=whole, source=source), None
-    raise InputError(
-        f"{source}: {low_text}..{high_text}:{how} is no range; expected :+STEP, :xFACTOR, "
-        ":linCOUNT or :logCOUNT (a count of at least 2)"
-    )
-
-
-def _open_range(
-    low: Decimal, high: Decimal, *, whole: bool, logarithmic: bool, source: str
-) -> tuple[list[Any], Span]:
-    if logarithmic and low <= 0:
-        raise InputError(f"{source}: a logarithmic range has to begin above 0")
-    if not whole:
-        return [float(low), float(high)], Span(float(low), float(high), logarithmic)
-    if high - low >= MOST_VALUES:  # only ever drawn from
-        return [int(low), int(high)], Span(int(low), int(high), logarithmic)
-    return list(range(int(low), int(high) + 1)), Span(int(low), int(high), logarithmic)
-
-
-def _stepped(
-    low: Decimal, high: Decimal, sign: str, size: Decimal, *, whole: bool, source: str
-) -> Iterator[Any]:
-    """Decimal arithmetic: 0.1..0.9:+0.1 has 0.3 in it, not 0.30000000000000004."""
-    if sign == "x" and (size <= 1 or low <= 0):
-        raise InputError(f"{source}: x{size} needs a factor above 1 and a range above 0")
-    if sign == "+" and size <= 0:
-        raise InputError(f"{source}: +{size} needs a step above 0")
-    value = low
-    for _ in range(MOST_VALUES + 1):
-        if value > high:
-            return
-        yield int(value) if whole else float(value)
-        value = value * size if sign == "x" else value + size
-
-
-def _spaced(
-    low: Decimal, high: Decimal, kind: str, number: int, *, whole: bool, source: str
-) -> list[Any]:
-    if kind == "log" and low <= 0:
-        raise InputError(f"{source}: a logarithmic range has to begin above 0")
-    values = []
-    for at in range(number):
-        share = at / (number - 1)
-        if kind == "log":
-            value = float(low) * (float(high) / float(low)) ** share
-        else:
-            value = float(low) + share * float(high - low)
-        values.append(round(value) if whole else _tidy(value))
-    if len(set(values)) < number:
-        raise InputError(f"{source}: there are fewer than {number} whole numbers in that range")
-    return values
-
-
-def _tidy(value: float) -> float:
-    """Six significant digits: what a setting needs, and a reader can take in."""
-    return float(f"{value:.6g}")

@@ -53,7 +53,7 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
 
 
 def set_value(content: dict[str, Any], keys: Sequence[str], value: Any, *, source: str) -> None:
-    """Set what lies at the path `keys`; InputError, naming `source`, where a value is in the way."""
+    """Set what lies at the path `keys`; InputError, naming `source`, where no section is."""
     section = content
     for position, key in enumerate(keys[:-1]):
         inner = section.setdefault(key, {})

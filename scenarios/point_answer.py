@@ -65,17 +65,14 @@ def flat(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             continue
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
-        elif value is None or isinstance(value, bool | int | float):
-            if value is not None or prefix != "latency.":
-                yield f"{prefix}{name}", value
+        elif isinstance(value, bool | int | float) or (value is None and not prefix):
+            yield f"{prefix}{name}", value
 
 
 # -- what points have in common -----------------------------------------------------------------
 
 
-def _shared_draw(
-    workload: schema.Workload, engine: schema.Engine, beside: Path | None
-) -> Workload:
+def _shared_draw(workload: schema.Workload, engine: schema.Engine, beside: Path | None) -> Workload:
     """`draw_workload`, once for all points of a process that ask for the same requests."""
     return _drawn(workload.model_dump_json(), engine.enable_prefix_caching, beside)
 

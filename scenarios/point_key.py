@@ -26,7 +26,9 @@ def point_key(scenario: Scenario, *, beside: Path | None) -> str:
     known = {
         "scenario": scenario.model_dump(mode="json", exclude={"name", "description"}),
         "named": {
-            path: _content(path, value, beside) for path, value in _texts(scenario) if path != "name"
+            path: _content(path, value, beside)
+            for path, value in _texts(scenario)
+            if path != "name"
         },
         "answers": forecast_version(),
     }

@@ -23,7 +23,7 @@ def ray_workers(address: str | None = None) -> Workers:
     where Ray is not installed or not reached.
     """
     try:
-        import ray
+        import ray  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise InputError(
             "--ray needs the package ray: pip install 'orcast[cluster]', or leave it out to use "

@@ -37,7 +37,9 @@ def check_path(path: str, *, source: str) -> None:
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section that a field holds, also where it may be left out; None for a plain value."""
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    options = (
+        get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    )
     return next(
         (one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None
     )
@@ -56,7 +58,9 @@ def setting_paths(section: type[BaseModel] = Scenario, prefix: str = "") -> Iter
 
 
 def _takes_any_key(annotation: Any) -> bool:
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    options = (
+        get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    )
     return any(option is dict or get_origin(option) is dict for option in options)
 
 

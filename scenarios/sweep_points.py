@@ -104,7 +104,9 @@ def _check_overrides(overridden: Iterable[str], axes: Iterable[Axis]) -> None:
         for axis in axes:
             for theirs in axis.paths:
                 if f"{path}.".startswith(f"{theirs}."):
-                    raise InputError(f"--set {path}: {theirs} is an axis, which gives it its values")
+                    raise InputError(
+                        f"--set {path}: {theirs} is an axis, which gives it its values"
+                    )
 
 
 def _settings(axes: list[Axis], section: Sweep) -> list[tuple[tuple[Any, ...], ...]]:

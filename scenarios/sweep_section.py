@@ -38,7 +38,9 @@ class Sweep(BaseModel):
         if not isinstance(seeds, list) and not 1 <= seeds <= MOST_SEEDS:
             raise ValueError(f"{seeds}: expected 1 to {MOST_SEEDS} seeds")
         if not listed or min(listed) < 0 or max(listed) >= 2**63:
-            raise ValueError(f"{seeds!r:.60}: expected at least one seed, none below 0 or above 2^63")
+            raise ValueError(
+                f"{seeds!r:.60}: expected at least one seed, none below 0 or above 2^63"
+            )
         if len(set(listed)) < len(listed):
             raise ValueError(f"{seeds!r:.60}: a seed given twice would be the same run")
         return seeds

@@ -103,7 +103,7 @@ def as_good(table: SweepTable, metric: str, best: int) -> list[int]:
 
 
 def sensitivity(table: SweepTable, metric: str) -> Sensitivity | None:
-    """Take the variance of a figure apart; None where it does not vary or there are too few runs."""
+    """Take the variance of a figure apart; None where it does not vary."""
     runs = [
         (setting, value)
         for setting, values in enumerate(table.by_setting(metric))
@@ -133,9 +133,7 @@ def sensitivity(table: SweepTable, metric: str) -> Sensitivity | None:
     return Sensitivity(metric, tuple(effects), max(0.0, rest), max(0.0, noise))
 
 
-def _groups(
-    table: SweepTable, axis: int, settings: np.ndarray, drawn: bool
-) -> np.ndarray:
+def _groups(table: SweepTable, axis: int, settings: np.ndarray, drawn: bool) -> np.ndarray:
     """The number of the level, or of the bin of levels, of each run."""
     levels = table.levels(axis)
     number = {level: at for at, level in enumerate(levels)}
