@@ -27,7 +27,7 @@ import yaml
 from scenarios.errors import InputError
 from scenarios.library import Loader
 from scenarios.scenario_paths import check_path
-from scenarios.value_ranges import MOST_VALUES, Span
+from scenarios.value_ranges import MOST_VALUES, Span, values_of_range
 
 _BRACKETS = {"[": "]", "{": "}"}
 
