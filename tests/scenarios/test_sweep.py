@@ -57,9 +57,7 @@ def test_nothing_of_the_clock_on_the_wall_is_in_the_table() -> None:
     assert here(small()).table == table
 
 
-def test_a_repeated_point_is_not_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repeated_point_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = here(small(), tmp_path)
     assert (first.computed, first.reused) == (4, 0)
 

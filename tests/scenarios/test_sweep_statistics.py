@@ -67,7 +67,9 @@ def test_an_additive_figure_is_shared_out_exactly() -> None:
     )
     assert found is not None
     total = 2 / 3 + 9 / 4 + 2 / 3
-    assert [effect.share for effect in found.effects] == pytest.approx([2 / 3 / total, 9 / 4 / total])
+    assert [effect.share for effect in found.effects] == pytest.approx(
+        [2 / 3 / total, 9 / 4 / total]
+    )
     assert found.noise == pytest.approx(2 / 3 / total)
     assert found.interaction == pytest.approx(0, abs=1e-12)
 
@@ -123,7 +125,11 @@ def test_the_best_is_the_highest_or_the_lowest_as_the_figure_goes() -> None:
     assert best_setting(table(lambda a, b, _: a * b), "output_throughput") == 5
     assert best_setting(table(lambda a, b, _: a * b, name="p99_ttft_ms"), "p99_ttft_ms") == 0
     assert best_setting(table(lambda a, b, _: a, name="iterations"), "iterations") is None
-    assert (better("request_goodput"), better("preemptions"), better("num_gpu_blocks")) == (1, -1, 0)
+    assert (better("request_goodput"), better("preemptions"), better("num_gpu_blocks")) == (
+        1,
+        -1,
+        0,
+    )
 
 
 def test_settings_are_told_apart_seed_by_seed() -> None:
