@@ -246,7 +246,7 @@ def test_a_notebook_gets_a_tidy_table_and_its_figure() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             package.sweep_figure(frame, **wrong)
-    with pytest.raises(ValueError, match="not a DataFrame of orcast.sweep"):
+    with pytest.raises(ValueError, match="not a DataFrame"):
         package.sweep_figure(frame.reset_index().__class__(frame.to_dict()))
 
 
