@@ -22,7 +22,7 @@ from reports.sweep_axes import (
     ticks,
     wrapped,
 )
-from reports.sweep_words import Measure, axis_label, level_label
+from reports.sweep_words import Measure, axis_label, level_label, varying
 from scenarios.sweep_statistics import Sensitivity, best_setting, interval, intervals
 from scenarios.sweep_table import SweepTable, better
 
@@ -82,7 +82,7 @@ def heat_map(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> Figure
     if best is not None:
         layout["shapes"] = [_frame(*best)]
     name, title = f"heat-{html_id(metric)}-{x_axis}-{y_axis}", measure.title
-    if len(table.axes) > 2:
+    if len(varying(table)) > 2:
         title += f" over {axis_label(table, x_axis)} and {axis_label(table, y_axis)}"
     return Figure(name, title, _heat_caption(table, metric, best), data, layout)
 
@@ -102,13 +102,13 @@ def _heat_caption(table: SweepTable, metric: str, best: tuple[int, int] | None) 
     words = []
     if best is not None:
         words.append(f"Framed: the best mean ({'highest' if better(metric) > 0 else 'lowest'}).")
-    if len(table.axes) > 2:
+    if len(varying(table)) > 2:
         words.append("Each cell is the mean over all settings of the other axes.")
     return " ".join(words)
 
 
 def _best_cell(table: SweepTable, metric: str, x_axis: int, y_axis: int) -> tuple[int, int] | None:
-    if len(table.axes) > 2:
+    if len(varying(table)) > 2:
         return None
     best = best_setting(table, metric)
     if best is None:
@@ -171,7 +171,7 @@ def lines(table: SweepTable, metric: str, x_axis: int, line_axis: int | None) ->
     return Figure(
         f"lines-{html_id(metric)}-{x_axis}",
         f"{measure.title} along {axis_label(table, x_axis)}",
-        by + _band_caption(table, len(table.axes) > (1 if line_axis is None else 2)),
+        by + _band_caption(table, len(varying(table)) > (1 if line_axis is None else 2)),
         data,
         layout,
         tuple(keys),
@@ -267,7 +267,7 @@ def sensitivity_chart(table: SweepTable, parts: Sequence[Sensitivity]) -> Figure
     rows = [
         (axis_label(table, axis), SERIES[axis % len(SERIES)],
          [100 * part.effects[axis].share for part in parts])
-        for axis in range(len(table.axes))
+        for axis in varying(table)
     ]  # fmt: skip
     together = "Together only" if table.sampling == "cartesian" else "Together, and the rest"
     rows.append((together, "held", [100 * part.interaction for part in parts]))

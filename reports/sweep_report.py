@@ -12,7 +12,7 @@ from reports.page import Card, Figure, Row, Section, cards, escape, page, panel,
 from reports.quantity import GAP, count, percent
 from reports.run_report import FOOTER
 from reports.sweep_figures import heat_map, lines, points, sensitivity_chart
-from reports.sweep_words import Measure, axis_label, level_label, setting_label
+from reports.sweep_words import Measure, axis_label, level_label, setting_label, varying
 from scenarios.sweep_statistics import (
     Interval,
     Sensitivity,
@@ -57,9 +57,7 @@ def sweep_report(
 
 def _by_importance(sweep: SweepTable, parts: Sequence[Sensitivity]) -> list[int]:
     """The axes, the one that explains most of all figures first."""
-    weight = {
-        axis: sum(part.effects[axis].share for part in parts) for axis in range(len(sweep.axes))
-    }
+    weight = {axis: sum(part.effects[axis].share for part in parts) for axis in varying(sweep)}
     return sorted(weight, key=lambda axis: -weight[axis])
 
 
@@ -89,10 +87,10 @@ def _top(
 def _size(sweep: SweepTable) -> str:
     seeds = len(set(sweep.columns["seed"]))
     axes = " × ".join(
-        f"{len(sweep.levels(axis))} {axis_label(sweep, axis)}" for axis in range(len(sweep.axes))
+        f"{len(sweep.levels(axis))} {axis_label(sweep, axis)}" for axis in varying(sweep)
     )
     if sweep.sampling == "latin_hypercube":
-        names = ", ".join(axis_label(sweep, axis) for axis in range(len(sweep.axes)))
+        names = ", ".join(axis_label(sweep, axis) for axis in varying(sweep))
         axes = f"{count(sweep.num_settings)} settings drawn over {names}"
     each = f" × {seeds} seeds" if seeds > 1 else ""
     return f"{axes}{each}: {count(sweep.num_runs)} runs"
@@ -183,7 +181,7 @@ def _sensitivity_section(sweep: SweepTable, parts: Sequence[Sensitivity]) -> Ite
     if not parts:
         return
     rows = []
-    for axis in range(len(sweep.axes)):
+    for axis in varying(sweep):
         row = [axis_label(sweep, axis)]
         for part in parts:
             effect = part.effects[axis]
@@ -225,13 +223,13 @@ def _settings_section(sweep: SweepTable, shown: list[str]) -> Section:
         order.sort(key=lambda setting: _rank(means[shown[0]][setting], sign))
     rows = [
         [
-            ", ".join(level_label(sweep.level(axis, setting)) for axis in range(len(sweep.axes))),
+            ", ".join(level_label(sweep.level(axis, setting)) for axis in varying(sweep)),
             *(measures[metric].mean(means[metric][setting], unit=False) for metric in shown),
         ]
         for setting in order[:MOST_ROWS]
     ]
     head = [
-        ", ".join(axis_label(sweep, axis) for axis in range(len(sweep.axes))),
+        ", ".join(axis_label(sweep, axis) for axis in varying(sweep)),
         *(measures[metric].title for metric in shown),
     ]
     intro = "Means over the seeds with their confidence intervals, the best first."

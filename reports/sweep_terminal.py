@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from reports.sweep_report import headline
-from reports.sweep_words import Measure, axis_label, level_label
+from reports.sweep_words import Measure, axis_label, level_label, varying
 from scenarios.sweep_statistics import intervals, sensitivity
 from scenarios.sweep_table import SweepTable, better
 
@@ -49,7 +49,7 @@ def _settings(sweep: SweepTable) -> Table | None:
     title = f"{sweep.name}: {sweep.num_settings} settings, {sweep.num_runs} runs"
     title += f"; the best {MOST_ROWS}" if many else ""
     grid = Table(title=title, title_justify="left", box=SIMPLE)
-    for axis in range(len(sweep.axes)):
+    for axis in varying(sweep):
         grid.add_column(Text(_folded(axis_label(sweep, axis))), justify="right")
     for measure in measures.values():
         name = measure.name.replace(" throughput", "")
@@ -57,7 +57,7 @@ def _settings(sweep: SweepTable) -> Table | None:
         grid.add_column(Text(head), justify="right")
     for setting in ranked[:MOST_ROWS]:
         grid.add_row(
-            *(Text(level_label(sweep.level(axis, setting))) for axis in range(len(sweep.axes))),
+            *(Text(level_label(sweep.level(axis, setting))) for axis in varying(sweep)),
             *(Text(measures[m].mean(shown[m][setting], unit=False)) for m in shown),
         )
     return grid
@@ -76,7 +76,7 @@ def _shares(sweep: SweepTable) -> Table | None:
     grid.add_column("")
     for part in parts:
         grid.add_column(Text(Measure.of(part.metric, ()).name), justify="right")
-    for axis in range(len(sweep.axes)):
+    for axis in varying(sweep):
         shares = (part.effects[axis].share for part in parts)
         grid.add_row(Text(axis_label(sweep, axis)), *(f"{100 * share:.1f}" for share in shares))
     grid.add_row("together only", *(f"{100 * part.interaction:.1f}" for part in parts))

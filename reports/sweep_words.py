@@ -28,11 +28,11 @@ _NAMES = {
     "rejected": ("Rejected requests", ""),
     "completed": ("Completed requests", ""),
     "duration": ("Duration", "s"),
-    "kv_utilization": ("KV memory that holds a token", "share"),
-    "kv_useful": ("KV memory in use that holds a token", "share"),
+    "kv_utilization": ("KV memory that holds a token", "%"),
+    "kv_useful": ("KV memory in use that holds a token", "%"),
     "mean_running": ("Running requests, mean", ""),
     "mean_waiting": ("Waiting requests, mean", ""),
-    "slo_attainment.all": ("Requests within the SLO", "share"),
+    "slo_attainment.all": ("Requests within the SLO", "%"),
 }
 
 
@@ -54,7 +54,7 @@ class Measure:
             seconds = max(values, default=0.0) >= 10_000
             return cls(f"{statistic} {time}", *(("s", 1e3) if seconds else ("ms", 1.0)))
         name, unit = _NAMES.get(metric, (metric, ""))
-        return cls(name, unit)
+        return cls(name, unit, 0.01 if unit == "%" else 1.0)
 
     @property
     def title(self) -> str:
@@ -90,9 +90,15 @@ def level_label(level: tuple[Any, ...]) -> str:
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
+def varying(table: SweepTable) -> list[int]:
+    """The axes with more than one level; all of them where none has."""
+    every = range(len(table.axes))
+    return [axis for axis in every if len(table.levels(axis)) > 1] or list(every)
+
+
 def setting_label(table: SweepTable, setting: int) -> str:
     """``max_num_seqs 64, block_size 16``."""
     return ", ".join(
         f"{axis_label(table, axis)} {level_label(table.level(axis, setting))}"
-        for axis in range(len(table.axes))
+        for axis in varying(table)
     )
