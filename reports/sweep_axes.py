@@ -71,11 +71,14 @@ def evenly_chosen(levels: list[tuple[Any, ...]], most: int) -> list[tuple[Any, .
 
 
 def short(value: float) -> str:
-    """A figure in a cell: five letters at most, where that is possible."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{plain(value / (1e3 if letter == 'k' else size), 3)}{letter}"
-    return plain(value, 3) if abs(value) >= 0.01 else plain(value, 1)
+    """A figure in a cell: four letters, where that is possible."""
+    size = abs(value)
+    if size >= 1e4:
+        letter, unit = next((n, u) for n, u in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if size >= u)
+        return f"{plain(value / unit, 2)}{letter}"
+    if size >= 100:
+        return f"{value:.0f}"
+    return plain(value, 3 if size >= 1 else 2 if size >= 0.1 else 1)
 
 
 def wrapped(text: str) -> str:

@@ -20,8 +20,8 @@ _TIMES = {
     "request_itl": "inter-token latency of a request",
 }
 _NAMES = {
-    "request_goodput": ("Goodput", "requests/s"),
-    "request_throughput": ("Request throughput", "requests/s"),
+    "request_goodput": ("Goodput", "req/s"),
+    "request_throughput": ("Request throughput", "req/s"),
     "output_throughput": ("Output throughput", "tokens/s"),
     "total_token_throughput": ("Total throughput", "tokens/s"),
     "preemptions": ("Preemptions", ""),
