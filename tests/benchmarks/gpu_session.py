@@ -27,9 +27,10 @@ from pathlib import Path
 
 import torch
 
+from calibrate.environment import environment
 from kernels.numerics import Deviation, deviations, kernel_deviations
 from tests.benchmarks.kernels import SECTIONS, run_sections
-from tests.kernels.timing import environment, write_csv
+from tests.kernels.timing import write_csv
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,7 +121,7 @@ def main() -> int:
         print("no CUDA GPU here: nothing was run", file=sys.stderr)
         return 1
     options.folder.mkdir(parents=True, exist_ok=True)
-    meta: dict[str, object] = {"environment": environment(), "stages": {}}
+    meta: dict[str, object] = {"environment": environment("cuda"), "stages": {}}
     failed = False
     for name in names:
         began = time.perf_counter()
