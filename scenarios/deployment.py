@@ -208,7 +208,7 @@ def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) ->
 def _capture_sizes(engine: schema.Engine, table: LatencyTable) -> tuple[int, ...]:
     """The scenario's, else those of the engine the table was measured for."""
     sizes = engine.cudagraph_capture_sizes
-    if "cudagraph_capture_sizes" not in engine.model_fields_set:
+    if sizes is None:
         sizes = table.meta.get("cudagraph_capture_sizes") or []
     return tuple(sorted(sizes))
 

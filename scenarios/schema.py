@@ -61,8 +61,8 @@ class Engine(Section):
     watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
     preferred_batch_sizes: list[Count] = []
-    # batches are padded up to these (none: eager); by default those of the latency table
-    cudagraph_capture_sizes: list[Count] = []
+    # batches are padded up to these ([]: to none); by default to those of the latency table
+    cudagraph_capture_sizes: list[Count] | None = None
     max_queue_delay_ms: NotNegative = 0.0
 
     @model_validator(mode="after")
