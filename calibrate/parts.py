@@ -179,8 +179,12 @@ def benches(rig: Rig, *, captured: tuple[int, ...] = ()) -> list[Bench]:
 
 def _linear(rig: Rig, captured: tuple[int, ...]) -> Bench:
     def calls(point: Point) -> list[list[Call]]:
-        # One prompt of so many tokens, attention aside: what the cache write needs.
-        batch = rig.batch(Lengths(prefills=((point[0], 0),)))
+        # A batch of that many decodes, or one prompt where they are more than sequences may be.
+        tokens, limits = point[0], rig.limits
+        lengths = Lengths(decodes=(1,) * tokens)
+        if not limits.holds(lengths, rig.block_size):
+            lengths = Lengths(prefills=((tokens, 0),))
+        batch = rig.batch(lengths)
         return [[partial(rig.bare.forward, batch, rig.kv_cache)]]
 
     config, last = rig.config, rig.limits.max_tokens
