@@ -84,7 +84,7 @@ def environment(device: torch.device | str) -> dict[str, str]:
     except ImportError:
         triton_version = "none"
     return told | {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "triton": triton_version,
         "python": platform.python_version(),
     }

@@ -192,6 +192,12 @@ class TableLatency:
             )
         return times_s
 
+    def experts_s(self, tokens: int, experts: int) -> float:
+        """The mixture of experts at so many activated experts. ValueError for a dense model."""
+        if self._experts is None:
+            raise ValueError(f"{self._model.name} has no experts")
+        return self._experts.at(tokens, experts)
+
     # -- parts --------------------------------------------------------------------------------
 
     def _fixed_s(self, batch: Batch) -> float:
@@ -346,7 +352,10 @@ class ExpertTable:
         return np.array([self._one(int(count)) for count in tokens.tolist()])
 
     def _one(self, tokens: int) -> float:
-        activated = self._experts * (1.0 - (1.0 - self._chosen / self._experts) ** tokens)
+        return self.at(tokens, self._experts * (1.0 - (1.0 - self._chosen / self._experts) ** tokens))
+
+    def at(self, tokens: int, activated: float) -> float:
+        """Seconds at a number of activated experts."""
         low, high, share = bracket(self._axes[1], activated)
         column = self._grid[:, low] + share * (self._grid[:, high] - self._grid[:, low])
         return Line(self._axes[0], column.tolist())(tokens)
