@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -65,10 +66,11 @@ SHARES = {
 }
 LAST_SHARE = 0.06  # of the budget, for operator classes and attention's two ways
 WHOLES = 48  # whole iterations at most; half of them are held out
+LEAST_WHOLES = 4  # whatever the budget
 HELD_OUT = 8  # points of each part that no table holds
 HELD_OUT_PARTS = ("linear", "logits", "prefill_attention", "decode_attention", "moe")
 MOST_CACHE_TOKENS = 2**19  # four contexts of 128k, or 512 of 1k
-CPU_LIMITS = Limits(max_tokens=1024, max_seqs=32, max_context=1024, cache_tokens=16_384)
+CPU_LIMITS = Limits(max_tokens=512, max_seqs=32, max_context=1024, cache_tokens=16_384)
 TABLE_FILES = ("meta.yaml", "report.html", "whole.csv", "held_out.csv")
 
 
@@ -97,6 +99,7 @@ def calibrate(
     block_size: int = 16,
     gpu: str | None = None,
     limits: Limits | None = None,
+    threads: int = 1,
     share: Path | None = None,
     target: float = TARGET,
     seed: int = 0,
@@ -111,6 +114,8 @@ def calibrate(
         budget_s: how long to measure. Coarse grids come first, so a short one costs accuracy.
         gpu: the device's name in the library, for the record; the driver's name by default.
         limits: how far to measure; by default what the memory holds.
+        threads: of a CPU's operations. More than one wait for each other, for tens of ms where
+            other processes want the processor too.
         share: a folder of tables whose parts are taken over where device and shapes coincide.
         target: leave-one-out error that is good enough, relative.
         progress: called after every measurement.
@@ -118,24 +123,27 @@ def calibrate(
     An interrupted calibration of the same setting goes on where it stopped. Returns ``out``.
     Raises CalibrationError in clear words: no GPU, out of memory, a full disk, a device that fails.
     """
-    run = _Calibration(
-        _Setting(
-            config=config,
-            name=name,
-            out=out,
-            device=device,
-            budget_s=budget_s,
-            dtype=dtype,
-            block_size=block_size,
-            gpu=gpu,
-            limits=limits,
-            share=share,
-            target=target,
-            seed=seed,
-        ),
-        progress or (lambda state: None),
+    setting = _Setting(
+        config=config,
+        name=name,
+        out=out,
+        device=device,
+        budget_s=budget_s,
+        dtype=dtype,
+        block_size=block_size,
+        gpu=gpu,
+        limits=limits,
+        share=share,
+        target=target,
+        seed=seed,
     )
-    return run.finish()
+    before = torch.get_num_threads()
+    try:
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        return _Calibration(setting, progress or (lambda state: None)).finish()
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +188,9 @@ class _Calibration:
         self.captured = ()
         if self.timer.on_gpu:
             self.captured = tuple(capture_sizes(self.limits.max_seqs))
-        self.journal = Journal(self.partial / "journal.jsonl", self._owner())
+        self.journal = Journal(
+            self.partial / "journal.jsonl", self._owner(), fastest=not self.timer.on_gpu
+        )
 
     def finish(self) -> Path:
         """Measure, write, put in place."""
@@ -224,7 +234,7 @@ class _Calibration:
     def _owner(self) -> dict[str, Any]:
         """What must be equal for an interrupted calibration to be gone on with."""
         given = self.given
-        versions = {key: self.environment.get(key) for key in ("device", "torch", "triton")}
+        versions = {key: self.environment.get(key) for key in ("device", "torch", "triton", "threads")}
         return {
             "model": model_shape(self.spec),
             "dtype": given.dtype,
@@ -295,7 +305,7 @@ class _Calibration:
                 from_s = time.monotonic()
                 until_s = min(from_s + allowed_s - spent_s[name], end_s)
                 if name == "whole":
-                    random.wholes(until_s, most=WHOLES * turn // ROUNDS)
+                    random.wholes(until_s, turn=turn)
                 elif name == "held_out":
                     random.held_out(parts, until_s, most=-(-HELD_OUT * turn // ROUNDS))
                 else:
@@ -393,35 +403,43 @@ class _RandomWork:
         self.rig, self.measuring, self.journal = rig, measuring, measuring.journal
         self.wholes_rng = np.random.default_rng([seed, 1])
         self.points_rng = np.random.default_rng([seed, 2])
-        self.lengths = random_lengths(self.wholes_rng, rig.limits, rig.block_size)
-        for _ in self.journal.records.get("whole", []):  # a resumed run draws on from there
-            next(self.lengths)
+        drawn = random_lengths(self.wholes_rng, rig.limits, rig.block_size)
+        self.lengths = list(itertools.islice(drawn, WHOLES))
 
-    def wholes(self, until_s: float, *, most: int) -> None:
-        """Measure whole iterations; four at least."""
-        while len(done := self.journal.records.get("whole", [])) < most:
-            if time.monotonic() >= until_s and len(done) >= 4:
+    def wholes(self, until_s: float, *, turn: int) -> None:
+        """Measure whole iterations, first again those of earlier turns; four of them at least."""
+        takes = [0] * len(self.lengths)
+        for line in self.journal.records.get("whole", []):
+            takes[line["index"]] += 1
+        again = [index for index, count in enumerate(takes) if 0 < count < turn]
+        new = [index for index, count in enumerate(takes) if count == 0]
+        for index in again + new:
+            known = sum(count > 0 for count in takes)
+            if time.monotonic() >= until_s and known >= LEAST_WHOLES:
                 return
-            lengths = next(self.lengths)
-            try:
-                timing = self.rig.timer.measure([self.rig.iteration(lengths)])
-            except (torch.OutOfMemoryError, MemoryError):
-                self.journal.record("whole", {"skipped": "out of memory"})
-                continue
-            except RuntimeError as error:
-                raise failed("whole iterations", (lengths.num_tokens,), error) from None
-            self.measuring.clocks.sample()
-            self.journal.record(
-                "whole",
-                {
-                    "decodes": list(lengths.decodes),
-                    "prefills": [list(pair) for pair in lengths.prefills],
-                    "time_us": timing.time_us,
-                    "spread": round(timing.spread, 5),
-                    "held_out": len(done) % 4 in (1, 2),  # decodes, both | decodes, prompts
-                },
-            )
-            self.measuring.on_point("whole iterations")
+            self._whole(index)
+            takes[index] += 1
+
+    def _whole(self, index: int) -> None:
+        lengths = self.lengths[index]
+        line: dict[str, Any] = {"index": index}
+        try:
+            timing = self.rig.timer.measure([self.rig.iteration(lengths)])
+        except (torch.OutOfMemoryError, MemoryError):
+            line["skipped"] = "out of memory"
+        except RuntimeError as error:
+            raise failed("whole iterations", (lengths.num_tokens,), error) from None
+        else:
+            line |= {
+                "decodes": list(lengths.decodes),
+                "prefills": [list(pair) for pair in lengths.prefills],
+                "time_us": timing.time_us,
+                "spread": round(timing.spread, 5),
+                "held_out": index % 4 in (1, 2),  # each half has decodes alone and prompts
+            }
+        self.measuring.clocks.sample()
+        self.journal.record("whole", line)
+        self.measuring.on_point("whole iterations")
 
     def held_out(self, parts: Sequence[Bench], until_s: float, *, most: int) -> None:
         """Measure random points between those of the grids; one of every part at least."""

@@ -34,8 +34,12 @@ class Take:
 
 @dataclass(slots=True)
 class Points:
-    """The takes of one part by point."""
+    """The takes of one part by point.
 
+    Of several takes the median counts, or, where others may have disturbed some, the fastest.
+    """
+
+    fastest: bool = False
     takes: dict[Point, list[Take]] = field(default_factory=dict)
     skipped: set[Point] = field(default_factory=set)  # did not fit into memory
     spent_s: float = 0.0
@@ -44,8 +48,9 @@ class Points:
         self.takes.setdefault(point, []).append(take)
 
     def time_us(self, point: Point, which: int = 0) -> float:
-        """Median over the takes."""
-        return statistics.median(take.times_us[which] for take in self.takes[point])
+        """Of all takes."""
+        times = [take.times_us[which] for take in self.takes[point]]
+        return min(times) if self.fastest else statistics.median(times)
 
     def spread(self, point: Point) -> float:
         """The larger of the spread within takes and the distance between them, relative."""
@@ -66,8 +71,8 @@ class Journal:
     Raises CalibrationError where the folder cannot be written or is full.
     """
 
-    def __init__(self, path: Path, owner: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, owner: Mapping[str, Any], *, fastest: bool = False) -> None:
+        self.path, self.fastest = path, fastest
         self.parts: dict[str, Points] = {}
         self.records: dict[str, list[dict[str, Any]]] = {}
         self.resumed = path.is_file() and path.stat().st_size > 0
@@ -83,7 +88,7 @@ class Journal:
                 self._write({"owner": dict(owner)})
 
     def of(self, part: str) -> Points:
-        return self.parts.setdefault(part, Points())
+        return self.parts.setdefault(part, Points(self.fastest))
 
     def add(self, part: str, point: Point, take: Take, *, spent_s: float) -> None:
         """Remember a measurement and put it on disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,15 +116,7 @@ class MeasuredTable:
 
     def _judge(self, spec: ModelSpec, limits: Limits) -> None:
         """Fit what parts cost in company, and hold the result against batches held out."""
-        wholes = [line for line in self.journal.records.get("whole", []) if "time_us" in line]
-        given = [
-            (
-                Lengths(tuple(line["decodes"]), tuple((n, c) for n, c in line["prefills"])),
-                float(line["time_us"]),
-                bool(line["held_out"]),
-            )
-            for line in wholes
-        ]
+        given = self._wholes()
         self.meta["prefills"] = self._how_prompts_add_up(given, spec, limits)
         latency = latency_of(self.table(isolated=True), spec, limits)
         alone = [
@@ -143,6 +136,22 @@ class MeasuredTable:
             "fitted": _errors(self.fitted),
             "held_out": _errors(self.held_out),
         }
+
+    def _wholes(self) -> list[tuple[Lengths, float, bool]]:
+        """Whole iterations measured: lengths, µs, whether held out."""
+        takes: dict[int, list[dict[str, Any]]] = {}
+        for line in self.journal.records.get("whole", []):
+            if "time_us" in line:
+                takes.setdefault(line["index"], []).append(line)
+        of_takes = min if self.journal.fastest else statistics.median
+        return [
+            (
+                Lengths(tuple(lines[0]["decodes"]), tuple((n, c) for n, c in lines[0]["prefills"])),
+                float(of_takes([line["time_us"] for line in lines])),
+                bool(lines[0]["held_out"]),
+            )
+            for lines in takes.values()
+        ]
 
     def _how_prompts_add_up(
         self, given: Sequence[tuple[Lengths, float, bool]], spec: ModelSpec, limits: Limits

@@ -144,10 +144,12 @@ class Measuring:
     def _refine(self, bench: Bench, points: Points) -> bool:
         """Add values to the axis that needs them most; whether any were added."""
         part = part_of(bench.name, points)
+        noise = float(np.median([points.spread(point) for point in points.takes]))
+        target = max(self.target, 1.5 * noise)  # noise is no reason to look closer
         tried = self._tried.setdefault(bench.name, {})
         table = table_of({"source": "", "tensor_parallel": 1}, {})
         for _ in range(3):  # values that fit nowhere are passed over
-            found = refinement(table, bench.name, part, target=self.target, tried=tried)
+            found = refinement(table, bench.name, part, target=target, tried=tried)
             if found is None:
                 return False
             axis, values = found
