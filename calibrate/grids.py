@@ -32,11 +32,13 @@ def capture_sizes(largest: int) -> list[int]:
     return sorted({*(size for size in sizes if size <= largest), largest})
 
 
-def token_axis(last: int, *, captured: Sequence[int] = ()) -> list[int]:
-    """Tokens of a pass: steps of two, graph sizes, and one more than a tile holds."""
-    steps = {value for tile in TILE_ROWS for value in (tile, tile + 1)}
-    steps |= {value + 1 for value in doubling(512, max(512, last // 2))}
-    steps |= {3 * 2**i for i in range(8, 13)}  # between 512 and 8192 a pass is dear, and costs ms
+def token_axis(last: int, *, captured: Sequence[int] = (), tiled: bool = True) -> list[int]:
+    """Tokens of a pass: steps of two, graph sizes and, on a GPU, one more than a tile holds."""
+    steps = set[int]()
+    if tiled:
+        steps |= {value for tile in TILE_ROWS for value in (tile, tile + 1)}
+        steps |= {value + 1 for value in doubling(512, max(512, last // 2))}
+        steps |= {3 * 2**i for i in range(8, 13)}  # between 512 and 8192 a pass takes ms
     wanted = {*doubling(1, last), *steps, *captured}
     return sorted(value for value in wanted if value <= last)
 

@@ -1,8 +1,7 @@
 """Measuring one part's points, the most useful one next, until its time is up.
 
-In this order: points of the coarse grid; points whose repeats disagree; values of the axis that
-leave-one-out finds worst; then everything once more, so that every time is a median of takes that
-lie apart.
+In this order: points of the coarse grid; points whose repeats disagree; what has been measured less
+often than it should; values of the axis that leave-one-out finds worst.
 """
 
 from __future__ import annotations
@@ -134,12 +133,13 @@ class Measuring:
         ]
         if doubtful:
             return min(doubtful, key=lambda p: len(own[p]))
+        rare = [p for p, takes in own.items() if len(takes) < enough]
+        if rare:
+            return min(rare, key=lambda p: len(own[p]))
         if bench.refine and self._refine(bench, points):
             missing = self._missing(bench, points)
-            if missing:
-                return missing[0]
-        rare = [p for p, takes in own.items() if len(takes) < enough]
-        return min(rare, key=lambda p: len(own[p])) if rare else None
+            return missing[0] if missing else None
+        return None
 
     def _refine(self, bench: Bench, points: Points) -> bool:
         """Add values to the axis that needs them most; whether any were added."""

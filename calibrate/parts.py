@@ -190,7 +190,7 @@ def _linear(rig: Rig, captured: tuple[int, ...]) -> Bench:
     config, last = rig.config, rig.limits.max_tokens
     return Bench(
         "linear",
-        (tuple(grids.token_axis(last, captured=captured)),),
+        (tuple(grids.token_axis(last, captured=captured, tiled=rig.timer.on_gpu)),),
         lambda point: point[0] <= min(last, rig.limits.cache_tokens),
         calls,
         key=(
@@ -344,7 +344,7 @@ def _moe(rig: Rig) -> Bench:
     return Bench(
         "moe",
         (
-            tuple(grids.token_axis(rig.limits.max_tokens)),
+            tuple(grids.token_axis(rig.limits.max_tokens, tiled=rig.timer.on_gpu)),
             tuple(grids.doubling(chosen, experts)),
         ),
         lambda point: point[1] <= point[0] * chosen,

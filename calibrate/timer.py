@@ -7,8 +7,8 @@ a synchronisation around each: that is the time of a CPU's operations, and on a 
 whatever its host takes to launch them, if that is longer.
 
 A processor works for others too, and they only ever make calls longer. On one thread, time during
-which the thread did not run is therefore not counted, and the lower quartile of the calls is taken,
-not their median: others still get in the way of caches and of the core's other half.
+which the thread did not run is therefore not counted, and the fastest tenth of the calls tells, not
+their median: others still get in the way of caches and of the core's other half.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GRAPH_CALLS = 10  # short calls in one graph, at least
 GRAPH_S = 3e-3  # a graph that lasts this long needs no further calls
 REPLAYS = 15
 WARM_UP = 3
-CPU_QUANTILE = 0.25
+CPU_QUANTILE = 0.1
 MEASURE_S = 0.3  # of replays for one point, where that leaves five of them
 EAGER_S = 0.03  # of calls for one point on the wall clock, and five calls at least
 EAGER_LONG_S = 0.25  # unless five last longer than this; two calls at least
@@ -39,7 +39,7 @@ EAGER_LONG_S = 0.25  # unless five last longer than this; two calls at least
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Median time of one call (lower quartile on a CPU); ``spread`` is (p90 − p10) ÷ that."""
+    """Median time of one call (fastest tenth on a CPU); ``spread`` is (p90 − p10) ÷ that."""
 
     time_us: float
     spread: float
