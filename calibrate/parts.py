@@ -10,7 +10,9 @@
     copy, swap         blocks of all layers, on the device and over the host link
     host               building a decode batch's tensors and reading its tokens back
 
-Layers take turns, so a call finds neither weights nor keys of the one before in a cache.
+On a GPU each part runs by itself; layers take turns, so that a call finds neither weights nor keys
+of the one before in a cache. On a CPU most of the time goes into many small operations, whose cost
+depends on what ran before them: there whole passes run, and attention is timed inside of them.
 """
 
 from __future__ import annotations
@@ -88,6 +90,49 @@ class WithoutAttention(Transformer):
         return hidden if self.config.num_experts else super()._mlp(hidden, layer)
 
 
+class TimedAttention(Transformer):
+    """A model's whole pass that knows how much of its time was attention; for eager passes."""
+
+    def __init__(self, model: Transformer, clock: Callable[[], float]) -> None:
+        super().__init__(
+            model.config,
+            embeddings=model.embeddings,
+            layers=model.layers,
+            final_norm=model.final_norm,
+            head=model.head,
+            backend=model.backend,
+            linear_backend=model.linear_backend,
+        )
+        self._clock, self._attention_s = clock, 0.0
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: ForwardBatch,
+        layer_cache: torch.Tensor,
+    ) -> torch.Tensor:
+        """As the model's, timed."""
+        began = self._clock()
+        attended = super().attend(q, k, v, batch, layer_cache)
+        self._attention_s += self._clock() - began
+        return attended
+
+    def attention_s(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> float:
+        """Seconds of attention in one pass, a layer."""
+        self._attention_s = 0.0
+        self.forward(batch, kv_cache)
+        return self._attention_s / self.config.num_layers
+
+    def rest_s(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> float:
+        """Seconds of one pass without its attention."""
+        self._attention_s = 0.0
+        began = self._clock()
+        self.forward(batch, kv_cache)
+        return self._clock() - began - self._attention_s
+
+
 class Rig:
     """A model with random weights, its cache full of random tokens, and a timer."""
 
@@ -110,6 +155,7 @@ class Rig:
             config, generator=generator, dtype=dtype, device=device, backend=backend
         )
         self.bare = WithoutAttention(self.model, limits.max_tokens)
+        self.timed = TimedAttention(self.model, timer.clock)
         self.num_blocks = -(-limits.cache_tokens // block_size)
         self.kv_cache = self.model.new_kv_cache(self.num_blocks, block_size)
         for layer in self.kv_cache:
@@ -181,11 +227,13 @@ def _linear(rig: Rig, captured: tuple[int, ...]) -> Bench:
     def calls(point: Point) -> list[list[Call]]:
         # A batch of that many decodes, or one prompt where they are more than sequences may be.
         tokens, limits = point[0], rig.limits
-        lengths = Lengths(decodes=(1,) * tokens)
+        lengths = Lengths(decodes=(16,) * tokens)
         if not limits.holds(lengths, rig.block_size):
             lengths = Lengths(prefills=((tokens, 0),))
         batch = rig.batch(lengths)
-        return [[partial(rig.bare.forward, batch, rig.kv_cache)]]
+        if rig.timer.on_gpu or rig.config.num_experts:
+            return [[partial(rig.bare.forward, batch, rig.kv_cache)]]
+        return [[partial(rig.timed.rest_s, batch, rig.kv_cache)]]
 
     config, last = rig.config, rig.limits.max_tokens
     return Bench(
@@ -207,6 +255,8 @@ def _attention_key(rig: Rig) -> tuple[Any, ...]:
 
 def _attend_calls(rig: Rig, lengths: Lengths, moved_bytes: float) -> list[Call]:
     config, batch, tokens = rig.config, rig.batch(lengths), lengths.num_tokens
+    if not rig.timer.on_gpu:
+        return [partial(rig.timed.attention_s, batch, rig.kv_cache)]
     heads, kv_heads = config.num_heads, config.num_kv_heads
     calls: list[Call] = []
     for layer in rig.layers(moved_bytes):
