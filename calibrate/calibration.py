@@ -70,7 +70,7 @@ LEAST_WHOLES = 4  # whatever the budget
 HELD_OUT = 8  # points of each part that no table holds
 HELD_OUT_PARTS = ("linear", "logits", "prefill_attention", "decode_attention", "moe")
 MOST_CACHE_TOKENS = 2**19  # four contexts of 128k, or 512 of 1k
-CPU_LIMITS = Limits(max_tokens=512, max_seqs=32, max_context=1024, cache_tokens=16_384)
+CPU_LIMITS = Limits(max_tokens=256, max_seqs=32, max_context=512, cache_tokens=16_384)
 TABLE_FILES = ("meta.yaml", "report.html", "whole.csv", "held_out.csv")
 
 

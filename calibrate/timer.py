@@ -34,7 +34,7 @@ WARM_UP = 3
 CPU_QUANTILE = 0.1
 MEASURE_S = 0.3  # of replays for one point, where that leaves five of them
 EAGER_S = 0.03  # of calls for one point on the wall clock, and five calls at least
-EAGER_LONG_S = 0.25  # unless five last longer than this; two calls at least
+EAGER_LONG_S = 0.12  # unless five last longer than this; two calls at least
 
 
 @dataclass(frozen=True, slots=True)

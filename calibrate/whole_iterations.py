@@ -24,8 +24,8 @@ from sim.latency.table_data import LatencyTable
 from sim.model_spec import ModelSpec
 
 # How far from one a part's factor may be expected (its prior), how noisy a whole iteration is.
-FACTOR_DEVIATION = 0.10
-NOISE_DEVIATION = 0.02
+FACTOR_DEVIATION = 0.05
+NOISE_DEVIATION = 0.03
 
 
 @dataclass(frozen=True, slots=True)
