@@ -45,7 +45,7 @@ def unfused_operations(rig: Rig, tokens: int) -> list[Operation]:
     """A dense layer over one prompt in torch's own operations, each reading and writing memory."""
     config = rig.config
     hidden, heads, kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
-    dim, width, group = config.head_dim, config.intermediate_size, heads // kv_heads
+    dim, width = config.head_dim, config.intermediate_size
     layer = rig.model.layers[0]
     assert layer.gate_up is not None
     assert layer.down is not None
@@ -55,6 +55,7 @@ def unfused_operations(rig: Rig, tokens: int) -> list[Operation]:
     gate, up = rig.normal(tokens, width), rig.normal(tokens, width)
     angles = rig.normal(tokens, dim)
     mask = torch.ones((tokens, tokens), dtype=torch.bool, device=rig.device).triu(1)
+    some_heads = k[:kv_heads]
     query, key, value = layer.qkv.split([heads * dim, kv_heads * dim, kv_heads * dim])
     gate_weight, up_weight = layer.gate_up.chunk(2)
 
@@ -79,7 +80,9 @@ def unfused_operations(rig: Rig, tokens: int) -> list[Operation]:
         multiply("key", x, key),
         multiply("value", x, value),
         Operation("rotate query", ELEMENTWISE, 3.0 * all_heads, partial(rotated, q)),
-        Operation("rotate key", ELEMENTWISE, 3.0 * all_heads / group, partial(rotated, k[:kv_heads])),
+        Operation(
+            "rotate key", ELEMENTWISE, 3.0 * some_heads.numel(), partial(rotated, some_heads)
+        ),
         Operation("scores", CONTRACTION, 2 * square * heads * dim, lambda: q @ k.transpose(1, 2)),
         Operation("scale", ELEMENTWISE, square * heads, lambda: scores * dim**-0.5),
         Operation("mask", ELEMENTWISE, square * heads, lambda: scores.masked_fill(mask, -1e4)),

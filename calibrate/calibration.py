@@ -3,9 +3,9 @@
 On a machine that lacks the simulator's dependencies the same is
 ``python -m calibrate.calibration --model-config CONFIG.json --out DIR --budget 8m``.
 
-Three rounds go over all parts, a share of the budget each, so that what drifts over minutes (clocks,
-temperature, other work on the machine) does not end up in one part. Everything measured is in
-``DIR.partial`` at once; DIR appears when the table is whole.
+Three rounds go over all parts, a share of the budget each, so that what drifts over minutes
+(clocks, temperature, other work on the machine) does not end up in one part. Everything measured is
+in ``DIR.partial`` at once; DIR appears when the table is whole.
 """
 
 from __future__ import annotations
@@ -217,7 +217,9 @@ class _Calibration:
         model = Transformer.random(config, dtype=dtype, device="meta", backend="torch")
         free, total = torch.cuda.mem_get_info(self.timer.device)
         max_tokens, max_seqs = 8192, 512
-        widest = max(config.intermediate_size, config.qkv_features, 8 * config.moe_intermediate_size)
+        widest = max(
+            config.intermediate_size, config.qkv_features, 8 * config.moe_intermediate_size
+        )
         besides = dtype.itemsize * (12 * max_tokens * widest + 4 * max_seqs * config.vocab_size)
         room = int(0.9 * free) - model.weight_bytes - besides - 2 * 2**30
         tokens = min(MOST_CACHE_TOKENS, room // model.kv_bytes_per_token)
@@ -234,7 +236,9 @@ class _Calibration:
     def _owner(self) -> dict[str, Any]:
         """What must be equal for an interrupted calibration to be gone on with."""
         given = self.given
-        versions = {key: self.environment.get(key) for key in ("device", "torch", "triton", "threads")}
+        versions = {
+            key: self.environment.get(key) for key in ("device", "torch", "triton", "threads")
+        }
         return {
             "model": model_shape(self.spec),
             "dtype": given.dtype,
@@ -330,7 +334,9 @@ class _Calibration:
                 self.journal.record("operator_classes", operator_classes(rig, tokens))
             if "flash" not in records:
                 longest = min(8192, self.limits.max_tokens)
-                lengths = [size for size in (128, 256, 512, 1024, 2048, 4096, 8192) if size <= longest]
+                lengths = [
+                    size for size in (128, 256, 512, 1024, 2048, 4096, 8192) if size <= longest
+                ]
                 if not self.timer.on_gpu:
                     lengths = [size for size in lengths if size <= 512]
                 for row in flash_against_standard(rig, lengths):
@@ -447,7 +453,9 @@ class _RandomWork:
             if bench.name not in HELD_OUT_PARTS or len(bench.points()) < MUST_HOLD:
                 continue
             while True:
-                mine = [r for r in self.journal.records.get("held_out", []) if r["part"] == bench.name]
+                mine = [
+                    r for r in self.journal.records.get("held_out", []) if r["part"] == bench.name
+                ]
                 if len(mine) >= most or (mine and time.monotonic() >= until_s):
                     break
                 point = self._point(bench)

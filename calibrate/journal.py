@@ -138,14 +138,11 @@ class Journal:
         theirs = first.get("owner")
         ours = json.loads(json.dumps(dict(owner)))
         if theirs != ours:
-            differs = next(
-                (key for key in ours if not isinstance(theirs, dict) or theirs.get(key) != ours[key]),
-                "owner",
-            )
-            was = theirs.get(differs) if isinstance(theirs, dict) else None
+            theirs = theirs if isinstance(theirs, dict) else {}
+            differs = next((key for key in ours if theirs.get(key) != ours[key]), "owner")
             raise CalibrationError(
                 f"{self.path.parent}: holds an interrupted calibration of another setting "
-                f"({differs} was {was!r}, now {ours.get(differs)!r}); "
+                f"({differs} was {theirs.get(differs)!r}, now {ours.get(differs)!r}); "
                 "delete that folder or name another --out"
             )
         for line in lines:

@@ -272,7 +272,12 @@ def write_measured(folder: Path, table: MeasuredTable) -> None:
             for whole in wholes:
                 lengths = whole.lengths
                 prefilled = sum(new for new, _ in lengths.prefills)
-                shape = (len(lengths.decodes), sum(lengths.decodes), len(lengths.prefills), prefilled)
+                shape = (
+                    len(lengths.decodes),
+                    sum(lengths.decodes),
+                    len(lengths.prefills),
+                    prefilled,
+                )
                 times = (
                     whole.measured_us, whole.predicted_us,
                     *(whole.parts_us.get(name, 0.0) for name in names),

@@ -65,9 +65,7 @@ class Measuring:
     def time_us(self, bench: Bench, point: Point) -> tuple[tuple[float, ...], float, int]:
         """The times of a point, their spread and repeats, at a clock that is not held down."""
         for attempt in range(1, THROTTLED_TAKES + 1):
-            timings = [
-                self.timer.measure(calls, mode=bench.mode) for calls in bench.calls(point)
-            ]
+            timings = [self.timer.measure(calls, mode=bench.mode) for calls in bench.calls(point)]
             clocks = self.clocks.sample()
             if clocks is None or not clocks.throttled:
                 break
@@ -166,9 +164,7 @@ class Measuring:
         added = {
             (*point[:at], value, *point[at + 1 :]) for point in points.takes for value in values
         }
-        return [
-            point for point in sorted(added) if bench.fits(point) and point not in points.takes
-        ]
+        return [point for point in sorted(added) if bench.fits(point) and point not in points.takes]
 
 
 def part_of(name: str, points: Points) -> Part:

@@ -282,7 +282,8 @@ def _prefill(rig: Rig) -> Bench:
 
     longest = min(limits.max_context, limits.cache_tokens)
     new = (1, *grids.doubling(16, min(limits.max_tokens, longest)))
-    cached = (0, *grids.doubling(128, max(128, longest - 1)))
+    # Behind a past attention reads pages: a step at the first cached block.
+    cached = (0, rig.block_size, *grids.doubling(128, max(128, longest - 1)))
     return Bench(
         "prefill_attention",
         (new, cached),
@@ -384,10 +385,15 @@ def _moe(rig: Rig) -> Bench:
             assert layer.experts_down is not None
             made.append(
                 partial(
-                    moe, x, router, layer.experts_gate_up, layer.experts_down,
-                    top_k=chosen, renormalize=config.renormalize_experts,
+                    moe,
+                    x,
+                    router,
+                    layer.experts_gate_up,
+                    layer.experts_down,
+                    top_k=chosen,
+                    renormalize=config.renormalize_experts,
                     backend=rig.model.backend,
-                )  # fmt: skip
+                )
             )
         return [made]
 
@@ -458,9 +464,7 @@ def _swap(rig: Rig) -> Bench:
             config = rig.config
             shape = (most, config.num_layers, 2, rig.block_size, config.num_kv_heads)
             host_cache.append(
-                torch.zeros(
-                    (*shape, config.head_dim), dtype=rig.dtype, pin_memory=rig.timer.on_gpu
-                )
+                torch.zeros((*shape, config.head_dim), dtype=rig.dtype, pin_memory=rig.timer.on_gpu)
             )
         blocks = rig.block_order[: point[0]].tolist()
         pairs = [(block, index) for index, block in enumerate(blocks)]

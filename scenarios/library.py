@@ -92,9 +92,23 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
 
     A relative path is looked up in the current folder, then in `beside`.
     """
+    label, path = _model_file(name, beside)
+    try:
+        return ModelSpec.from_config(_read_json(path), name=label)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def model_config(name: str) -> tuple[str, dict[str, Any]]:
+    """The name and the Hugging Face configuration of a model named as for `model`."""
+    label, path = _model_file(name, None)
+    return label, _read_json(path)
+
+
+def _model_file(name: str, beside: Path | None) -> tuple[str, Path]:
     names = model_names()
     if name in names:
-        return _read_model(ROOT / "models" / f"{name}.json", name)
+        return name, ROOT / "models" / f"{name}.json"
     path = find_file(name, beside=beside)
     if path is not None and path.is_dir():
         path = path / "config.json"
@@ -104,10 +118,10 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
             "or the path of a Hugging Face config.json"
         )
     label = path.parent.name if path.name == "config.json" else path.stem
-    return _read_model(path, label or path.stem)
+    return label or path.stem, path
 
 
-def _read_model(path: Path, name: str) -> ModelSpec:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -117,10 +131,7 @@ def _read_model(path: Path, name: str) -> ModelSpec:
     if not isinstance(config, dict):
         kind = type(config).__name__
         raise InputError(f"{path}: a JSON {kind}, expected a model's config object")
-    try:
-        return ModelSpec.from_config(config, name=name)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    return config
 
 
 def find_file(name: str, *, beside: Path | None) -> Path | None:

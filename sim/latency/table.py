@@ -352,7 +352,9 @@ class ExpertTable:
         return np.array([self._one(int(count)) for count in tokens.tolist()])
 
     def _one(self, tokens: int) -> float:
-        return self.at(tokens, self._experts * (1.0 - (1.0 - self._chosen / self._experts) ** tokens))
+        return self.at(
+            tokens, self._experts * (1.0 - (1.0 - self._chosen / self._experts) ** tokens)
+        )
 
     def at(self, tokens: int, activated: float) -> float:
         """Seconds at a number of activated experts."""

@@ -12,6 +12,7 @@ import torch
 
 from calibrate.timer import Call, Ceilings, graph_timing, rotations
 
+
 @dataclass(slots=True)
 class Row:
     """One line of the table; times in µs, ``spread`` is (p90 − p10) ÷ median of our replays."""
