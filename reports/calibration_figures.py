@@ -198,7 +198,7 @@ def roofline(parts: Mapping[str, Columns], copy_tb_per_s: float, tflop_per_s: fl
         "Each point is one measured shape. Bytes are the least that have to move, so a point above "
         "the slope found part of its data in a cache."
     )
-    return Figure("roofline", "Roofline", caption, data, layout, tuple(keys))
+    return Figure("roofline-chart", "Roofline", caption, data, layout, tuple(keys))
 
 
 def spread(parts: Mapping[str, Columns]) -> Figure:
@@ -226,7 +226,7 @@ def spread(parts: Mapping[str, Columns]) -> Figure:
         "The larger of p90 − p10 within a measurement and the distance between measurements, "
         f"relative to the time; median {percent(float(np.median(shares)) / 100)}."
     )
-    return Figure("spread", "Spread of repeats", caption, data, layout, tuple(keys))
+    return Figure("spread-chart", "Spread of repeats", caption, data, layout, tuple(keys))
 
 
 def operator_classes(found: Mapping[str, Any]) -> Figure:

@@ -127,7 +127,7 @@ def _whole_section(folder: Path) -> Section | None:
             groups[label] = (thing, times[0], times[1])
     if not groups:
         return None
-    parts: list[Figure | str] = [figures.parity("whole", "Whole iterations", groups)]
+    parts: list[Figure | str] = [figures.parity("parity-whole", "Whole iterations", groups)]
     head = ("Batch", "Measured", "Predicted", "Error")
     body = []
     for row in rows:
@@ -194,7 +194,7 @@ def _parts_section(folder: Path, meta: Mapping[str, Any], parts: Mapping[str, Co
         for name, rows in held_out.items()
     }
     if groups:
-        shown.append(figures.parity("held-out", "Random points of each part, held out", groups))
+        shown.append(figures.parity("parity-parts", "Random points of each part, held out", groups))
     charts = tuple(
         figures.curves(name, columns, [axis for axis in AXES if axis in columns])
         for name, columns in parts.items()
