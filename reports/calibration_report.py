@@ -105,8 +105,8 @@ def _cards(meta: Mapping[str, Any]) -> Iterator[Card]:
     if alone:
         yield Card("Parts by themselves", _signed(alone["bias"]), "sum against whole, before fit")
     ceilings = meta["ceilings"]
-    yield Card("Copy ceiling", f"{plain(ceilings['copy_tb_per_s'])} TB/s", "read plus written")
-    yield Card("Product ceiling", f"{plain(ceilings['matrix_tflop_per_s'])} TFLOP/s", "measured")
+    yield Card("Copy ceiling", _rate(ceilings["copy_tb_per_s"], "B/s"), "read plus written")
+    yield Card("Product ceiling", _rate(ceilings["matrix_tflop_per_s"], "FLOP/s"), "measured")
     points = sum(part["points"] for part in meta["parts"].values())
     yield Card("Measured in", seconds(meta["duration_s"]), f"{count(points)} points")
 
@@ -115,7 +115,7 @@ def _whole_section(folder: Path) -> Section | None:
     rows = _rows(folder / "whole.csv")
     if not rows:
         return None
-    names = {"1": ("Held out", "decode"), "0": ("Used for the fit", "held")}
+    names = {"1": ("Held out", "decode"), "0": ("Used for the fit", "waiting")}
     groups = {}
     for flag, (label, thing) in names.items():
         chosen = [row for row in rows if row["held_out"] == flag]
@@ -236,8 +236,8 @@ def _roofline_section(meta: Mapping[str, Any], parts: Mapping[str, Columns]) -> 
         "roofline",
         "Roofline",
         [figures.roofline(computing, copy, product), panel(table(head, body))],
-        f"Ceilings as measured in the same run: {plain(copy)} TB/s of a copy, read plus written; "
-        f"{plain(product)} TFLOP/s of a large square product.",
+        f"Ceilings as measured in the same run: {_rate(copy, 'B/s')} of a copy, read plus written; "
+        f"{_rate(product, 'FLOP/s')} of a large square product.",
     )
 
 
@@ -245,7 +245,8 @@ def _fusion_section(meta: Mapping[str, Any]) -> list[Section]:
     shown: list[str | Figure | Row] = []
     charts: list[Figure] = []
     if meta.get("operator_classes"):
-        charts.append(figures.operator_classes(meta["operator_classes"]))
+        on_gpu = meta["launch"] == "graph"
+        charts.append(figures.operator_classes(meta["operator_classes"], on_gpu=on_gpu))
     rows: Sequence[Mapping[str, Any]] = meta.get("flash_against_standard") or ()
     if rows:
         charts.append(figures.flash(rows, on_gpu=meta["launch"] == "graph"))
@@ -309,6 +310,11 @@ def _setting_section(meta: Mapping[str, Any]) -> Section:
         told.append(("eager launch of a pass", f"{plain(meta['eager_launch_us'])} µs"))
     told += [("taken over", str(text)) for text in meta.get("taken_over") or ()]
     return Section("setting", "Measured on", [panel(facts(told))], link="Setting")
+
+
+def _rate(tera: float, unit: str) -> str:
+    """A rate given in 10^12 a second, with the prefix that reads best."""
+    return f"{plain(tera)} T{unit}" if tera >= 1 else f"{plain(tera * 1e3)} G{unit}"
 
 
 def _signed(share: float) -> str:
