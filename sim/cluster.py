@@ -182,7 +182,8 @@ class _Cluster:
         self._progress = progress
         self._total = len(workload)
         self._ended = 0
-        self._outputs: dict[Request, int] = {}  # true lengths of requests being prefilled
+        # Output and limit of requests that are being prefilled.
+        self._lengths: dict[Request, tuple[int, int]] = {}
         self._nowhere: dict[str, deque[Request]] = {"both": deque(), "decode": deque()}
         # Replicas that take requests, and since when a replica is paid for; None: it is not.
         self._open = [True] * len(self.replicas)
@@ -244,27 +245,32 @@ class _Cluster:
             self._nowhere[role].append(request)
             return
         replica = self._route(request, able, now_s, self._memory[role])
-        group = self._groups[replica.number]
-        if group.role == "prefill":
-            if not self._servable(request, replica):
-                replica.came_s.append(now_s)
-                replica.gone_s.append(now_s)
-                replica.scheduler.pool.reject(request)
-                self._count_ended(1, now_s)
-                return
-            self._outputs[request] = request.output_tokens
-            request.output_tokens = 1
+        if self._groups[replica.number].role == "prefill" and not self._shorten(request, replica):
+            replica.came_s.append(now_s)
+            replica.gone_s.append(now_s)
+            replica.scheduler.pool.reject(request)
+            self._count_ended(1, now_s)
+            return
         replica.send(request, now_s)
 
-    def _servable(self, request: Request, prefill: ClusterReplica) -> bool:
-        """Whether a prefill replica and some decode replica could hold the request."""
-        able = [
+    def _shorten(self, request: Request, prefill: ClusterReplica) -> bool:
+        """Let a request end with its first token; False where it could not be served to its end."""
+        if not any(
             replica.scheduler.servable(request)
             for replica, group in zip(self.replicas, self._groups, strict=True)
             if group.role == "decode"
-        ]
-        blocks = prefill.scheduler.allocator.blocks_for(request.prompt_tokens) + 1
-        return any(able) and blocks <= prefill.scheduler.allocator.num_blocks
+        ):
+            return False
+        self._lengths[request] = request.output_tokens, request.max_tokens
+        request.output_tokens = request.max_tokens = 1
+        if prefill.scheduler.servable(request):
+            return True
+        self._restore(request)
+        return False
+
+    def _restore(self, request: Request) -> None:
+        if request in self._lengths:
+            request.output_tokens, request.max_tokens = self._lengths.pop(request)
 
     def _on_finished(self, replica: ClusterReplica, finished: list[Request], now_s: float) -> None:
         if self._groups[replica.number].role != "prefill":
@@ -273,13 +279,11 @@ class _Cluster:
             return
         ended = 0
         for request in finished:
-            output_tokens = self._outputs.pop(request)
-            request.output_tokens = output_tokens
-            if request.num_generated_tokens and output_tokens > 1:
+            self._restore(request)
+            if request.output_tokens > 1:
                 self._transfer(replica, request, now_s)
             else:
-                if request.num_generated_tokens:
-                    replica.scheduler.pool.log.finish(request)
+                replica.scheduler.pool.log.finish(request)
                 ended += 1
         self._count_ended(ended, now_s)
         self._drain(replica, now_s)
@@ -323,7 +327,7 @@ class _Cluster:
             lost = self.replicas[number].fail(now_s)
             for request in lost:
                 self.facts.retries[request.index] = self.facts.retries.get(request.index, 0) + 1
-                request.output_tokens = self._outputs.pop(request, request.output_tokens)
+                self._restore(request)
                 self._dispatch(request, now_s)
             if failure.recover_after_s < inf:
                 self._recoveries += 1
@@ -394,7 +398,7 @@ class _Cluster:
                 self.clock.at(
                     now_s + scaling.startup_s,
                     ARRIVAL,
-                    lambda at_s, n=number: self._started(n, at_s),
+                    partial(self._started, number),
                 )
         elif wanted < len(there) and now_s - self._changed_s >= scaling.cooldown_s:
             self._changed_s = now_s
