@@ -59,7 +59,7 @@ def run(
 
     try:
         budget_s = budget_seconds(budget or ("1m" if device == "cpu" else "8m"))
-        with _bar(budget_s) as tell:
+        with progress_bar(budget_s) as tell:
             calibrate(
                 config,
                 name=name,
@@ -94,7 +94,7 @@ def report(directory: Annotated[Path, typer.Argument(metavar="TABLE_DIR")]) -> N
 
 
 @contextmanager
-def _bar(budget_s: float) -> Iterator[Callable[[Progress], None]]:
+def progress_bar(budget_s: float) -> Iterator[Callable[[Progress], None]]:
     """A progress bar on the terminal with the time left; nothing where there is none."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
