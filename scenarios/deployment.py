@@ -14,6 +14,7 @@ import numpy as np
 from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
+from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
 from sim.hardware import Gpu, Interconnect
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
@@ -44,6 +45,7 @@ class Deployment:
     workload: Workload
     slo: Slo
     notes: tuple[str, ...]
+    groups: tuple[ReplicaGroup, ...] = ()  # of the cluster; none: equal replicas, in turn
 
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
@@ -81,7 +83,55 @@ def deploy(
         e2el_s=_ms(scenario.slo.e2el_ms),
         percentile=scenario.slo.percentile,
     )
-    return Deployment(scenario, model, gpu, memory, config, latency, workload, slo, notes)
+    cluster = scenario.cluster
+    groups: tuple[ReplicaGroup, ...] = ()
+    if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
+        groups = tuple(_groups(scenario, origin=origin, compose=compose))
+    return Deployment(scenario, model, gpu, memory, config, latency, workload, slo, notes, groups)
+
+
+def _groups(
+    scenario: Scenario, *, origin: Path | None, compose: Composer | None
+) -> Iterator[ReplicaGroup]:
+    """The cluster's groups; values that a group does not give are the scenario's."""
+    from scenarios.load import parse_scenario
+
+    cluster = scenario.cluster
+    source = str(origin or "scenario")
+    beside = None if origin is None else origin.parent
+    given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
+    for number, group in enumerate(given):
+        content = scenario.model_dump(exclude_defaults=True)
+        content["cluster"] = {}
+        for section in ("hardware", "engine", "latency"):
+            own = getattr(group, section)
+            if own:
+                content[section] = content.get(section, {}) | own
+        where = f"{source}: cluster.groups[{number}]"
+        own_scenario = parse_scenario(content, origin=where)
+        with _at(where, "model"):
+            model = library.model(scenario.model, beside=beside)
+        with _at(where, "hardware.gpu"):
+            gpu = library.gpu(own_scenario.hardware.gpu)
+        with _at(where, "hardware"):
+            memory = _memory(own_scenario, model, gpu)
+        with _at(where, "latency"):
+            latency = _latency(own_scenario, model, gpu, memory, beside=beside, compose=compose)
+        if group.role != "both" and own_scenario.engine.scheduler in ("static", "dynamic"):
+            raise InputError(
+                f"{where}.role: request-level batching (scheduler "
+                f"{own_scenario.engine.scheduler}) cannot be split into prefill and decode"
+            )
+        yield ReplicaGroup(
+            group.replicas,
+            _engine_config(own_scenario.engine, model, memory),
+            latency,
+            own_scenario.engine.scheduler,
+            memory.num_gpu_blocks,
+            role=group.role,
+            name=group.name or f"group {number}",
+            kv_bytes_per_token=float(model.kv_bytes_per_token(own_scenario.engine.kv_cache_dtype)),
+        )
 
 
 @contextmanager
