@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,14 @@ class Serving(Protocol):
 
     scheduler: Scheduler
     log: IterationLog
+
+
+@runtime_checkable
+class Verifying(Protocol):
+    """A scheduler under speculative decoding, which notes down what is verified."""
+
+    def iteration_columns(self) -> Columns:
+        """Further columns of the iterations' records."""
 
 
 def note_iteration(
@@ -43,6 +51,8 @@ def note_iteration(
             first_end_s = end_s if ends_s is None else ends_s[0]
             scheduler.gaps += [(first_end_s - at_s, n) for at_s, n in emissions.items() if n]
             steady = 0
+    verified = batch.verification
+    decode_tokens = batch.num_decodes if verified is None else verified.query_tokens
     kv_blocks = allocator.num_used
     block_growth = scheduler.extend(iterations) if iterations > 1 else None
     rare = None
@@ -52,7 +62,7 @@ def note_iteration(
     log.append(
         (
             start_s, end_s, iterations, len(pool.running), len(batch.prefills),
-            batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens,
+            batch.num_tokens - decode_tokens, batch.num_decodes, batch.context_tokens,
             batch.num_tokens, batch.num_emitting, emitted, kv_blocks, stored, growth, steady,
             reserved,
         ),
@@ -79,6 +89,8 @@ def collect(engines: Sequence[Serving]) -> Records:
             gaps=engine.scheduler.gaps,
         )
         ran["waiting"] = _waiting(served, ran, pool.log.aborted_s)
+        if isinstance(engine.scheduler, Verifying):
+            ran |= engine.scheduler.iteration_columns()
         served["replica"] = np.full(len(served["request"]), number, dtype="i4")
         ran["replica"] = np.full(len(ran["start_s"]), number, dtype="i4")
         requests.append(served)
