@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
+from scenarios.speculation import speculator
 from sim.engine_config import EngineConfig
 from sim.hardware import Gpu, Interconnect
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
@@ -65,15 +66,31 @@ def deploy(
         gpu = library.gpu(scenario.hardware.gpu)
     with _at(source, "hardware"):
         memory = _memory(scenario, model, gpu)
+    with _at(source, "speculation"):
+        speculating = speculator(scenario, model, beside=beside)
+        if speculating is not None:
+            memory = speculating.memory(memory, scenario, model)
     with _at(source, "workload"):
         workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
     config = _engine_config(scenario.engine, model, memory)
+    if speculating is not None:
+        config = replace(config, speculation=speculating.technique)
+
+    def latency_of(model: ModelSpec, scenario: Scenario) -> LatencyModel:
+        return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
+
     with _at(source, "latency"):
-        latency = _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
+        wide = scenario if speculating is None else speculating.widened(scenario)
+        latency = latency_of(model, wide)
+        measured_elsewhere = _other_than_measured(latency, gpu, scenario)
+    if speculating is not None:
+        with _at(source, "speculation"):
+            latency = speculating.latency(latency, wide, model, gpu, latency_of)
     notes = (
         *workload.notes,
+        *(speculating.notes(scenario) if speculating is not None else ()),
         *_unused_knobs(scenario),
-        *_other_than_measured(latency, gpu, scenario),
+        *measured_elsewhere,
     )
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),

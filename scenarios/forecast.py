@@ -17,6 +17,7 @@ from sim.latency.protocol import LatencyModel
 from sim.metrics import summarize
 from sim.records import Records
 from sim.simulation import simulate
+from sim.speculation.summary import speculation_figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,9 @@ def forecast(
         },
         "memory_bytes": _memory_bytes(deployment),
     }
+    speculation = deployment.config.speculation
+    if speculation is not None:
+        summary["speculation"] = speculation_figures(records.iterations, speculation)
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
 
