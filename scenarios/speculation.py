@@ -160,7 +160,9 @@ class Speculator:
             if given.draft_step_ms is None:
                 raise ValueError("latency.source fixed needs speculation.draft_step_ms")
             steps = 1 if method == "medusa" else shape.depth
-            return FixedDraft(given.draft_step_ms / 1e3, steps, f"{given.draft_step_ms:g} ms a step")
+            return FixedDraft(
+                given.draft_step_ms / 1e3, steps, f"{given.draft_step_ms:g} ms a step"
+            )
         if given.draft_step_ms is not None:
             raise ValueError("draft_step_ms belongs to latency.source fixed")
         host_s = _seconds(given.host_per_step_us, HOST_PER_STEP_S)

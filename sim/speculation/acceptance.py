@@ -8,8 +8,8 @@ the first rejected token, or a bonus after the last), 1 + sum_j S_j on average.
                                                     (Leviathan et al., 2023, equation 1)
     tree, rate a         S_j = prod_i (1 - (1 - a)^b_i), b_i candidates at level i
     tree, rates by rank  S_j = prod_i (p_1 + ... + p_{b_i}): the target's token is the draft's r-th
-                         choice with probability p_r (SpecInfer, section 4)
-    G n-grams, rate a    S_j = 1 - (1 - a^j)^G      (Fu et al., 2024, equation 4)
+                         choice with probability p_r (SpecInfer, Miao et al., 2024)
+    G n-grams, rate a    S_j = 1 - (1 - a^j)^G      (lookahead decoding, Fu et al., 2024)
 
 What the rate *means* depends on how drafts are verified. Greedy: a draft is accepted when it is the
 target's most likely token. Rejection sampling: a draft x is accepted with probability
