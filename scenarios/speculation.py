@@ -105,11 +105,10 @@ class Speculator:
                 f"speculation: {NGRAM_PER_SEQUENCE_S * 1e6:g} µs of host time per sequence looked "
                 "up is an assumption; give speculation.host_per_sequence_us"
             )
-        if scenario.latency.source == "table" and given.draft_table is None:
-            if self.draft is not None:
-                notes.append(
-                    "the draft's times are analytic: name its own table as speculation.draft_table"
-                )
+        if scenario.latency.source == "table" and self.draft and given.draft_table is None:
+            notes.append(
+                "the draft's times are analytic: name its own table as speculation.draft_table"
+            )
         longest = scenario.engine.max_model_len
         if self.draft is not None and longest is not None:
             known = self.draft.max_position_embeddings
@@ -235,7 +234,8 @@ def speculator(
     if engine.scheduler in ("static", "dynamic"):
         raise ValueError(
             f"engine.scheduler {engine.scheduler} batches by request and keeps all rows of a batch "
-            "equally long, accepted tokens make them advance unevenly; allowed: orca, paged, chunked"
+            "equally long, accepted tokens make them advance unevenly; allowed: orca, paged, "
+            "chunked"
         )
     if shape.query_tokens > engine.max_num_batched_tokens:
         raise ValueError(

@@ -136,8 +136,8 @@ class Speculation(_Section):
                 raise ValueError(
                     "acceptance.per_rank needs verification greedy: sampled candidates have no rank"
                 )
-        elif self.branching is not None and acceptance.rate is not None:
-            if self.verification == "greedy" and max(self.branching) > 1:
+        elif acceptance.rate is not None and self.verification == "greedy":
+            if max(self.branching or [1]) > 1:
                 raise ValueError(
                     "with branching and verification greedy, give acceptance.per_rank: how often "
                     "the target's token is the draft's 1st, 2nd, … choice"
