@@ -130,9 +130,7 @@ def test_heads_cost_their_vocabulary_projections() -> None:
     assert block.seconds(4) == pytest.approx(
         4 * 2 * (4096**2 + 4 * 2 * 4096) / gpu.memory_bytes_per_s
     )
-    assert block.seconds(10**6) == pytest.approx(
-        10**6 * 4 * 2 * 4096**2 / gpu.bfloat16_flops_per_s
-    )
+    assert block.seconds(10**6) == pytest.approx(10**6 * 4 * 2 * 4096**2 / gpu.bfloat16_flops_per_s)
 
 
 def test_lookup_costs_host_time_only_and_only_where_something_decodes() -> None:
