@@ -13,6 +13,7 @@ import numpy as np
 from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
+from scenarios.speculation_schema import Speculation as Given
 from sim.hardware import Gpu
 from sim.latency.protocol import LatencyModel
 from sim.latency.roofline import GEMM_EFFICIENCY, GEMM_OVERHEAD_S, MEMORY_EFFICIENCY
@@ -27,6 +28,7 @@ from sim.speculation.drafting import (
     LayersDraft,
     ModelDraft,
     Projection,
+    VerifyingLatency,
 )
 from sim.speculation.latency import SpeculativeLatency
 from sim.speculation.memory import share_memory
@@ -43,7 +45,7 @@ Latencies = Callable[[ModelSpec, Scenario], LatencyModel]
 class Speculator:
     """A scenario's technique, made concrete."""
 
-    given: schema.Speculation
+    given: Given
     technique: Speculation
     draft: ModelSpec | None  # of methods that have a model of their own
     draft_tensor_parallel: int
@@ -84,7 +86,7 @@ class Speculator:
 
         `latency_of` makes the latency model of a draft model in a scenario of its own.
         """
-        if not hasattr(target, "further_queries_s"):
+        if not isinstance(target, VerifyingLatency):
             raise ValueError(
                 f"the latency model {target.label!r} does not know what several query tokens of a "
                 "sequence cost: it lacks further_queries_s"
@@ -140,7 +142,7 @@ class Speculator:
 
     def _drafting(
         self,
-        target: LatencyModel,
+        target: VerifyingLatency,
         scenario: Scenario,
         model: ModelSpec,
         gpu: Gpu,
@@ -166,21 +168,20 @@ class Speculator:
             raise ValueError("draft_step_ms belongs to latency.source fixed")
         host_s = _seconds(given.host_per_step_us, HOST_PER_STEP_S)
         if self.draft is not None:
-            return ModelDraft(
-                latency_of(self.draft, self._draft_scenario(scenario, host_s)),  # type: ignore[arg-type]
-                shape.frontiers,
-            )
+            timed = latency_of(self.draft, self._draft_scenario(scenario, host_s))
+            assert isinstance(timed, VerifyingLatency)  # of the same kind as the target's
+            return ModelDraft(timed, shape.frontiers)
         projection = self._projection(scenario, model, gpu)
         if method == "medusa":
             return HeadsDraft(
-                target,  # type: ignore[arg-type]
+                target,
                 heads=shape.depth,
                 projection=projection,
                 host_per_step_s=host_s,
             )
         eagle = method == "eagle"
         return LayersDraft(
-            target,  # type: ignore[arg-type]
+            target,
             share=1.0 / model.num_layers if eagle else given.layer_share or 0.0,
             frontiers=shape.frontiers,
             keeps_cache=eagle,
@@ -270,7 +271,7 @@ def _check_draft(draft: ModelSpec, model: ModelSpec, parallel: int, target_paral
     draft.check_tensor_parallel(parallel)
 
 
-def _shape(given: schema.Speculation) -> DraftShape:
+def _shape(given: Given) -> DraftShape:
     if given.method == "lookahead":
         assert given.window and given.ngram and given.guesses
         return DraftShape.lookahead(given.window, given.ngram, given.guesses)
@@ -282,9 +283,7 @@ def _shape(given: schema.Speculation) -> DraftShape:
     return DraftShape.chain(k, lookahead_slots=k if ahead else 0)
 
 
-def _acceptance(
-    given: schema.Speculation, shape: DraftShape, *, beside: Path | None
-) -> acceptance.Acceptance:
+def _acceptance(given: Given, shape: DraftShape, *, beside: Path | None) -> acceptance.Acceptance:
     stated = given.acceptance
     if stated.trace is not None:
         return acceptance.recorded(_read_trace(stated.trace, beside), shape.depth)

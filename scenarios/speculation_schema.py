@@ -136,12 +136,12 @@ class Speculation(_Section):
                 raise ValueError(
                     "acceptance.per_rank needs verification greedy: sampled candidates have no rank"
                 )
-        elif acceptance.rate is not None and self.verification == "greedy":
-            if max(self.branching or [1]) > 1:
-                raise ValueError(
-                    "with branching and verification greedy, give acceptance.per_rank: how often "
-                    "the target's token is the draft's 1st, 2nd, … choice"
-                )
+        candidates = max(self.branching or [1])
+        if acceptance.rate is not None and self.verification == "greedy" and candidates > 1:
+            raise ValueError(
+                "with branching and verification greedy, give acceptance.per_rank: how often the "
+                "target's token is the draft's 1st, 2nd, … choice"
+            )
         return self
 
     @property

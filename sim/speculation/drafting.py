@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sim.batch import Batch
 from sim.latency.protocol import LatencyModel
@@ -26,13 +26,19 @@ from sim.latency.protocol import LatencyModel
 class Drafting(Protocol):
     """Batch -> seconds spent on drafting for its decoding sequences (and on its prompts)."""
 
-    label: str
-    measured: bool
+    @property
+    def label(self) -> str:
+        """Where the seconds come from."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether they were measured."""
 
     def draft_s(self, batch: Batch) -> float:
         """Seconds; `batch.verification` says what is verified in this iteration."""
 
 
+@runtime_checkable
 class VerifyingLatency(LatencyModel, Protocol):
     """A latency model that knows what several query tokens per sequence cost in attention."""
 

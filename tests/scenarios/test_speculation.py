@@ -313,7 +313,7 @@ def test_batching_by_request_is_refused_with_the_reason(scheduler: str) -> None:
 
 def test_a_budget_smaller_than_one_verification_is_refused() -> None:
     settings = ["engine.max_num_batched_tokens=4", "engine.max_num_seqs=1"]
-    with pytest.raises(InputError, match="verifies 5 tokens, engine.max_num_batched_tokens is 4"):
+    with pytest.raises(InputError, match=r"verifies 5 tokens, engine\.max_num_batched_tokens is 4"):
         scenario, origin = load_scenario("speculation", settings)
         deploy(scenario, origin=origin)
 
@@ -344,7 +344,7 @@ def test_a_bad_trace_is_refused(tmp_path: Path, line: str, message: str) -> None
 
 def test_fixed_latency_needs_the_drafts_too() -> None:
     fixed = "latency={source: fixed, iteration_ms: 10}"
-    with pytest.raises(InputError, match="needs speculation.draft_step_ms"):
+    with pytest.raises(InputError, match=r"needs speculation\.draft_step_ms"):
         scenario, origin = load_scenario("speculation", [fixed])
         deploy(scenario, origin=origin)
     figures = summary_of("speculation", fixed, "speculation.draft_step_ms=1")["speculation"]

@@ -119,9 +119,9 @@ def test_impossible_trees_traces_and_shapes_are_refused() -> None:
         ranked_tree([0.8, 0.4], [2])
     with pytest.raises(ValueError, match="up to 3 candidates"):
         ranked_tree([0.8], [3])
-    with pytest.raises(ValueError, match="rate must be between 0 and 1, not 1.5"):
+    with pytest.raises(ValueError, match=r"rate must be between 0 and 1, not 1\.5"):
         chain(1.5, 3)
-    with pytest.raises(ValueError, match="line 2 .* accepts 5 tokens; drafts are 4 deep"):
+    with pytest.raises(ValueError, match=r"line 2 .* accepts 5 tokens; drafts are 4 deep"):
         recorded([[1], [5, 0]], 4)
     with pytest.raises(ValueError, match="empty"):
         recorded([], 4)
