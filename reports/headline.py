@@ -162,8 +162,7 @@ def _speculation(figures: Mapping[str, Any]) -> Iterator[Card]:
     yield Card(
         "Tokens per step",
         plain(figure_of(figures, "tokens_per_step")),
-        f"{plain(figure_of(figures, 'expected_tokens_per_step'))} expected of a step that ends "
-        "no answer",
+        f"{plain(figure_of(figures, 'expected_tokens_per_step'))} expected",
         f"{percent(figure_of(figures, 'draft_share'))} of the time is drafting",
     )
 
