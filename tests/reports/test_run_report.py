@@ -172,7 +172,7 @@ def test_speculation_has_a_card(make_batched_run):
     }
     _, checker = parsed(run)
     text = " ".join(checker.text).replace("\u00a0", " ")
-    assert "Tokens per step 2.5 2.75 expected 20 % of the time is drafting" in text
+    assert "Tokens per step 2.50 2.75 expected 20 % of the time is drafting" in text
 
 
 def test_one_request_of_one_token_has_a_page(make_batched_run):
