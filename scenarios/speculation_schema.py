@@ -69,32 +69,34 @@ class Acceptance(_Section):
 class Speculation(_Section):
     """Draft a few tokens cheaply, let the target verify all of them in one iteration.
 
-    ``num_draft_tokens`` is k, the drafts of a chain (medusa: heads); ``branching`` makes a tree of
-    them, children per node level by level. Times in host microseconds are per drafting step and,
-    for ``ngram``, per sequence looked up. ``draft_step_ms`` is a drafting step's length where
-    ``latency.source`` is fixed.
+    ``num_draft_tokens`` drafts make a chain, ``branching`` makes a tree of them. Which keys belong
+    to which method is checked.
     """
 
     method: Literal[
         "draft_model", "ngram", "medusa", "eagle", "self_speculation", "jacobi", "lookahead", "tree"
     ]
     acceptance: Acceptance
+    # what the rates mean; both cost the same
     verification: Literal["greedy", "rejection"] = "rejection"
-    num_draft_tokens: Depth | None = None
+    num_draft_tokens: Depth | None = None  # k; medusa: heads
+    # children per node, level by level: tree, eagle, medusa
     branching: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Field(max_length=16)] | None = (
         None
     )
-    draft_model: str | None = None
-    draft_tensor_parallel: Annotated[int, Field(ge=1, le=8)] | None = None
-    draft_table: str | None = None
+    draft_model: str | None = None  # library name or config.json: draft_model, tree
+    draft_tensor_parallel: Annotated[int, Field(ge=1, le=8)] | None = None  # default: the target's
+    draft_table: str | None = None  # folder of the draft's own latency table
+    # where latency.source is fixed
     draft_step_ms: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    # self_speculation: share of the target's layers that draft
     layer_share: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
-    match_rate: Rate | None = None
-    window: Annotated[int, Field(ge=1, le=256)] | None = None
-    ngram: Annotated[int, Field(ge=2, le=65)] | None = None
-    guesses: Annotated[int, Field(ge=1, le=256)] | None = None
-    host_per_step_us: Microseconds | None = None
-    host_per_sequence_us: Microseconds | None = None
+    match_rate: Rate | None = None  # ngram: share of steps that find something; default 1
+    window: Annotated[int, Field(ge=1, le=256)] | None = None  # lookahead: W
+    ngram: Annotated[int, Field(ge=2, le=65)] | None = None  # lookahead: N
+    guesses: Annotated[int, Field(ge=1, le=256)] | None = None  # lookahead: G
+    host_per_step_us: Microseconds | None = None  # of a drafting step; default 50, an assumption
+    host_per_sequence_us: Microseconds | None = None  # ngram; default 20, an assumption
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

@@ -358,3 +358,11 @@ def test_the_command_line_refuses_in_one_line(
     line = refusal("run", "speculation", "--set", "speculation.draft_model=llama-3.1-405b")
     assert "speculation: the draft llama-3.1-405b" in line
     assert not list(tmp_path.iterdir()), "nothing was half-written"
+
+
+def test_the_real_engine_says_that_it_does_not_speculate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refusal("validate", "speculation-eagle")
+    assert "speculation: the engine decodes one token at a time; --set speculation=null" in line
