@@ -205,11 +205,12 @@ class SpeculativeDecodeSet(DecodeSet):
     # -- the calendar -----------------------------------------------------------------------
 
     def _join(self, request: Request, now_s: float, first_tokens: int) -> None:
+        remaining = request.output_tokens - request.num_generated_tokens
         way = self._ways.get(request)
         if way is None:
-            steps = request.output_tokens - request.num_generated_tokens
-            way = _Way(*self._speculation.acceptance.draw(request.index, steps))
-            self._ways[request] = way
+            way = self._ways[request] = _Way(*self._draw(request, remaining))
+        elif way.done + remaining > len(way.accepted):  # it has to begin anew after a failure
+            way.accepted, way.has_draft = self._draw(request, way.done + remaining)
         self._plan(request, way, first_tokens)
         assert way.ends is not None
         request.joined_step = self.step
@@ -222,6 +223,10 @@ class SpeculativeDecodeSet(DecodeSet):
         self._enter(self.step, way, 0, sign=1)
         self.emissions[now_s] = self.emissions.get(now_s, 0) + 1
         self._review_step = self.step
+
+    def _draw(self, request: Request, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The request's first verifications; more of them change none before."""
+        return self._speculation.acceptance.draw(request.index, steps)
 
     def _plan(self, request: Request, way: _Way, first_tokens: int) -> None:
         """Lay out a member's stay from here to its last token."""

@@ -1,5 +1,6 @@
 """Speculating sequences under every iteration-level policy."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,14 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.cluster import Failure, ReplicaGroup, simulate_cluster
 from sim.engine_config import EngineConfig
 from sim.schedulers import SCHEDULERS, scheduler_class
 from sim.speculation import DraftShape, Speculation
 from sim.speculation.acceptance import RandomAcceptance, RecordedAcceptance
+from sim.speculation.drafting import FixedDraft
+from sim.speculation.latency import SpeculativeLatency
 from sim.speculation.schedulers import speculating
 from sim.workload import Workload
 from tests.sim.serving import assert_same_records, engines, workloads
-from tests.sim.speculation.speculating import SPECULATING, requests, run, speculation
+from tests.sim.speculation.speculating import (
+    SPECULATING,
+    LinearQueries,
+    requests,
+    run,
+    speculation,
+)
 
 
 @st.composite
@@ -271,3 +281,22 @@ def test_without_speculation_the_policies_are_what_they_were() -> None:
     for name, policy in SCHEDULERS.items():
         assert scheduler_class(name, EngineConfig()) is policy
     assert speculating(SCHEDULERS["orca"]) is speculating(SCHEDULERS["orca"])
+
+
+def test_speculating_replicas_of_a_cluster_fail_and_leap_as_they_step() -> None:
+    config = replace(EngineConfig(max_num_seqs=8), speculation=speculation(0.6, 4))
+    workload = requests([90, 40, 120, 77, 60, 33, 150, 20] * 3, gap_s=0.05)
+    runs = []
+    for leap in (True, False):
+        latency = SpeculativeLatency(LinearQueries(), FixedDraft(1e-3, 4))
+        group = ReplicaGroup(2, config, latency, "chunked", 200)
+        failures = [Failure(0, 0.9, 0.4), Failure(1, 1.7, 0.2)]
+        records, facts = simulate_cluster(
+            workload, [group], failures=failures, leap=leap, check=True
+        )
+        assert facts.retries, "a failure met nobody"
+        assert not records.requests["rejected"].any()
+        runs.append(records)
+    assert_same_records(*runs)
+    first = runs[0].requests
+    assert (first["last_token_s"] <= first["finished_s"]).all()
