@@ -19,6 +19,7 @@ from sim.latency.protocol import LatencyModel
 from sim.metrics import summarize
 from sim.records import Records
 from sim.simulation import simulate
+from sim.speculation.summary import speculation_figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,9 @@ def forecast(
     }
     if facts is not None or scenario.cluster.num_replicas > 1:
         summary["cluster"] = _cluster_figures(deployment, records, facts)
+    speculation = deployment.config.speculation
+    if speculation is not None:
+        summary["speculation"] = speculation_figures(records.iterations, speculation)
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
 
