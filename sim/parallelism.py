@@ -116,16 +116,21 @@ class Parallelism:
     # -- where the GPUs are ---------------------------------------------------------------------
 
     @property
-    def tensor_spans_nodes(self) -> bool:
-        return self.tensor_parallel > self.gpus_per_node
+    def tensor_per_node(self) -> int:
+        """Ranks of a tensor-parallel group that share a node."""
+        return min(self.tensor_parallel, self.gpus_per_node)
 
     @property
-    def sequence_spans_nodes(self) -> bool:
-        return self.tensor_parallel * self.sequence_parallel > self.gpus_per_node
+    def sequence_per_node(self) -> int:
+        """Ranks of a sequence-parallel group, one of each tensor-parallel group, in one node."""
+        groups = self.gpus_per_node // self.tensor_parallel
+        return max(1, min(self.sequence_parallel, groups))
 
     @property
-    def expert_spans_nodes(self) -> bool:
-        return self.gpus_per_stage > self.gpus_per_node
+    def expert_per_node(self) -> int:
+        """Ranks of an expert-parallel group, one of each group of sequences, in one node."""
+        groups = self.gpus_per_node // (self.tensor_parallel * self.sequence_parallel)
+        return max(1, min(self.expert_parallel, groups))
 
     def send_crosses_nodes(self, stage: int) -> bool:
         """Whether what stage `stage` (from 0) sends to the next leaves a node."""
