@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ import numpy as np
 
 from scenarios import library, schema
 from scenarios.errors import InputError
+from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
 from sim.engine_config import EngineConfig
 from sim.hardware import Gpu, Interconnect
+from sim.latency.pipeline_latency import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
-from sim.latency.roofline import HOST_LINK_EFFICIENCY, RooflineLatency
+from sim.latency.roofline import HOST_LINK_EFFICIENCY
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import read_table
 from sim.memory import MemoryBudget, memory_budget
 from sim.metrics import Slo
 from sim.model_spec import ModelSpec
+from sim.parallelism import Parallelism
 from sim.workload import Workload, arrivals, lengths, read_trace
 from sim.workload.sessions import shared_prefixes
 
@@ -38,6 +41,7 @@ class Deployment:
     scenario: Scenario
     model: ModelSpec
     gpu: Gpu
+    parallelism: Parallelism
     memory: MemoryBudget
     config: EngineConfig
     latency: LatencyModel
@@ -61,6 +65,8 @@ def deploy(
     beside = None if origin is None else origin.parent
     with _at(source, "model"):
         model = library.model(scenario.model, beside=beside)
+    if scenario.engine.weight_dtype != "auto":
+        model = model.quantised(scenario.engine.weight_dtype)
     with _at(source, "hardware.gpu"):
         gpu = library.gpu(scenario.hardware.gpu)
     with _at(source, "hardware"):
@@ -73,6 +79,7 @@ def deploy(
     notes = (
         *workload.notes,
         *_unused_knobs(scenario),
+        *_without_effect_on_time(scenario),
         *_other_than_measured(latency, gpu, scenario),
     )
     slo = Slo(
@@ -81,7 +88,10 @@ def deploy(
         e2el_s=_ms(scenario.slo.e2el_ms),
         percentile=scenario.slo.percentile,
     )
-    return Deployment(scenario, model, gpu, memory, config, latency, workload, slo, notes)
+    parallelism = parallelism_of(scenario.hardware)
+    return Deployment(
+        scenario, model, gpu, parallelism, memory, config, latency, workload, slo, notes
+    )
 
 
 @contextmanager
@@ -102,13 +112,26 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
     return memory_budget(
         model,
         gpu,
-        tensor_parallel=scenario.hardware.tensor_parallel,
+        parallelism=parallelism_of(scenario.hardware),
         gpu_memory_utilization=engine.gpu_memory_utilization,
         block_size=engine.block_size,
         kv_cache_dtype=engine.kv_cache_dtype,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
+    )
+
+
+def parallelism_of(hardware: schema.Hardware) -> Parallelism:
+    """All the degrees of one engine."""
+    sequence = hardware.sequence_parallel
+    return Parallelism(
+        tensor_parallel=hardware.tensor_parallel,
+        pipeline_parallel=hardware.pipeline_parallel,
+        expert_parallel=hardware.expert_parallel,
+        sequence_parallel=1 if sequence is None else sequence.degree,
+        sequence_kind="ulysses" if sequence is None else sequence.kind,
+        gpus_per_node=hardware.gpus_per_node,
     )
 
 
@@ -139,19 +162,24 @@ def _latency(
     compose: Composer | None,
 ) -> LatencyModel:
     latency, engine, hardware = scenario.latency, scenario.engine, scenario.hardware
+    parallelism = parallelism_of(hardware)
     if latency.source == "fixed":
         assert latency.iteration_ms is not None
+        if hardware.pipeline_parallel > 1:
+            return PipelineLatency.fixed(latency.iteration_ms / 1e3, hardware.pipeline_parallel)
         return FixedLatency(latency.iteration_ms / 1e3)
+    routing = expert_routing(scenario.experts, model, beside=beside)
     host = latency.host_overhead
     if latency.source == "roofline":
         given: dict[str, Any] = dict(latency.efficiencies)
         if host is not None:
             given["host_per_iteration_s"] = host.per_iteration_us / 1e6
             given["host_per_sequence_s"] = host.per_sequence_us / 1e6
-        return RooflineLatency(
+        return roofline_latency(
             model,
             gpu,
-            tensor_parallel=hardware.tensor_parallel,
+            parallelism=parallelism,
+            routing=routing,
             interconnect=_interconnect(hardware, gpu),
             kv_cache_dtype=engine.kv_cache_dtype,
             block_size=engine.block_size,
@@ -159,6 +187,7 @@ def _latency(
             max_num_seqs=engine.max_num_seqs,
             **given,
         )
+    _refuse_what_no_table_measured(parallelism, latency.source)
     if latency.source == "table":
         assert latency.table is not None
         folder = library.find_file(latency.table, beside=beside)
@@ -169,11 +198,14 @@ def _latency(
         )
     else:
         table = compose(scenario, model, gpu)
+    _refuse_other_weights(table, model, engine)
     skew = latency.skew
     return TableLatency(
         table,
         model,
         tensor_parallel=hardware.tensor_parallel,
+        ranks_per_node=parallelism.tensor_per_node,
+        routing=routing,
         interconnect=_interconnect(hardware, gpu),
         link_measured=hardware.link is not None,
         host=_host_overhead(host, table),
@@ -185,6 +217,46 @@ def _latency(
     )
 
 
+def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
+    """Tables hold whole models on the ranks of one tensor-parallel group, and no more."""
+    whole = Parallelism(parallelism.tensor_parallel, gpus_per_node=parallelism.gpus_per_node)
+    if parallelism.num_gpus > whole.num_gpus:
+        raise ValueError(
+            f"source {source} measured tensor parallelism at most, hardware asks for "
+            f"{parallelism.words}; source roofline can (unmeasured)"
+        )
+
+
+def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: schema.Engine) -> None:
+    """Times of 16-bit products say nothing of quantised ones, nor the other way round."""
+    measured = str(table.meta["dtype"])
+    kind = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}.get(measured, measured)
+    same = kind == model.weight_dtype or {kind, model.weight_dtype} == {"bfloat16", "float16"}
+    if engine.weight_dtype != "auto" and not same:
+        raise ValueError(
+            f"the table was measured with weights in {measured}, engine.weight_dtype is "
+            f"{engine.weight_dtype}: measure that, or take source roofline (unmeasured)"
+        )
+
+
+def _without_effect_on_time(scenario: Scenario) -> list[str]:
+    """A fixed duration knows neither GPUs nor weights: they only divide the memory."""
+    if scenario.latency.source != "fixed":
+        return []
+    parallelism = parallelism_of(scenario.hardware)
+    notes = []
+    if parallelism.gpus_per_stage > 1:
+        notes.append(
+            f"hardware: {parallelism.words} has no effect on a fixed latency but for its stages; "
+            "it divides the memory"
+        )
+    if scenario.engine.weight_dtype != "auto":
+        notes.append("engine.weight_dtype has no effect on a fixed latency, only on memory")
+    if scenario.experts is not None:
+        notes.append("experts has no effect on a fixed latency")
+    return notes
+
+
 def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
     """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
@@ -194,6 +266,14 @@ def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) ->
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))
     if ours not in theirs and theirs not in ours:
         notes.append(f"the latency table was measured on {measured_on}, hardware.gpu is {gpu.name}")
+    hardware = scenario.hardware
+    if "communication" in latency.table.parts and (
+        hardware.tensor_parallel > hardware.gpus_per_node
+    ):
+        notes.append(
+            "the latency table's all-reduce is taken as it was measured, whether or not its ranks "
+            "shared a node"
+        )
     cached = str(meta.get("kv_cache_dtype", "auto"))
     if cached.startswith("fp8") != (scenario.engine.kv_cache_dtype == "fp8"):
         notes.append(
@@ -221,14 +301,19 @@ def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> Ho
 
 
 def _interconnect(hardware: schema.Hardware, gpu: Gpu) -> Interconnect:
-    if hardware.link is None:
-        return gpu.interconnect
-    return Interconnect(
-        bytes_per_s=hardware.link.bandwidth_gb_per_s * 1e9,
-        latency_s=hardware.link.latency_us / 1e6,
-        inter_node_bytes_per_s=gpu.interconnect.inter_node_bytes_per_s,
-        inter_node_latency_s=gpu.interconnect.inter_node_latency_s,
-    )
+    links = gpu.interconnect
+    near, far = hardware.link, hardware.inter_node_link
+    if near is not None:
+        links = replace(
+            links, bytes_per_s=near.bandwidth_gb_per_s * 1e9, latency_s=near.latency_us / 1e6
+        )
+    if far is not None:
+        links = replace(
+            links,
+            inter_node_bytes_per_s=far.bandwidth_gb_per_s * 1e9,
+            inter_node_latency_s=far.latency_us / 1e6,
+        )
+    return links
 
 
 # -- workload ---------------------------------------------------------------------------------

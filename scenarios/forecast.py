@@ -87,6 +87,7 @@ def forecast(
             for part, seconds in deployment.latency.parts_s(records.iterations).items()
         },
         "memory_bytes": _memory_bytes(deployment),
+        "cost": _cost(deployment, summary),
     }
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
@@ -114,8 +115,28 @@ def _memory_bytes(deployment: Deployment) -> dict[str, int]:
     }
 
 
+def _cost(deployment: Deployment, summary: dict[str, Any]) -> dict[str, float | int | None]:
+    """What the GPUs of all replicas cost, at the price in gpus.yaml."""
+    gpus = deployment.scenario.cluster.replicas * deployment.parallelism.num_gpus
+    usd_per_hour = gpus * deployment.gpu.price_usd_per_hour
+    tokens_per_hour = summary["output_throughput"] * 3600.0
+    return {
+        "gpus": gpus,
+        "usd_per_hour": usd_per_hour,
+        "usd_per_million_output_tokens": (
+            usd_per_hour / tokens_per_hour * 1e6 if tokens_per_hour > 0 else None
+        ),
+    }
+
+
+def _slots(deployment: Deployment) -> int:
+    """Tokens of KV cache that one request can have: a pipeline's is shared out beforehand."""
+    memory, stages = deployment.memory, deployment.parallelism.pipeline_parallel
+    return memory.num_gpu_blocks // stages * memory.block_size
+
+
 def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
-    workload, memory, config = deployment.workload, deployment.memory, deployment.config
+    workload, config = deployment.workload, deployment.config
     smallest = int((workload.prompt_tokens + workload.output_tokens).argmin())
     lengths = (workload.prompt_tokens, workload.max_tokens, workload.output_tokens)
     prompt, limit, output = (int(column[smallest]) for column in lengths)
@@ -124,7 +145,7 @@ def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
         needs = f"has {config.reserved_tokens(prompt, limit, output)} tokens reserved"
     return (
         f"{origin or 'scenario'}: workload: no request can be served: the smallest {needs}, "
-        f"the KV cache holds {memory.slots} and max_model_len is "
+        f"the KV cache holds {_slots(deployment)} and max_model_len is "
         f"{config.max_model_len}; raise engine.gpu_memory_utilization or "
         "engine.num_gpu_blocks_override, use more GPUs, or shorten the requests"
     )
@@ -135,7 +156,7 @@ def _warnings(deployment: Deployment, summary: dict[str, Any]) -> list[str]:
     if summary["rejected"]:
         warnings.append(
             f"{summary['rejected']} requests were rejected: each is larger than the KV cache "
-            f"({deployment.memory.slots} tokens, as the policy reserves them) or than "
+            f"({_slots(deployment)} tokens, as the policy reserves them) or than "
             f"max_model_len ({deployment.config.max_model_len})"
         )
     if summary["extrapolated_share"] > 0.5:

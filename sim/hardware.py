@@ -26,7 +26,7 @@ class Interconnect:
 
     @property
     def between_nodes(self) -> "Interconnect":
-        """The links as a group of GPUs sees them that spans nodes: its slowest hop sets the pace."""
+        """The links as a chain of GPUs across nodes sees them: its slowest hop sets the pace."""
         return Interconnect(
             bytes_per_s=min(self.bytes_per_s, self.inter_node_bytes_per_s),
             latency_s=max(self.latency_s, self.inter_node_latency_s),

@@ -109,7 +109,6 @@ def memory_budget(
     tokens = -(-max_num_batched_tokens // spread.sequence_parallel)
     rows = min(max_num_seqs, max_num_batched_tokens)
     stages = model.stages(spread.pipeline_parallel)
-    overridden = num_gpu_blocks_override is not None
     budgets = []
     for number, stage in enumerate(stages):
         weights = stage.weight_bytes(
@@ -122,55 +121,54 @@ def memory_budget(
         on_rank = block_size * stage.kv_bytes_per_token(kv_cache_dtype, tp)
         on_rank = -(-on_rank // spread.sequence_parallel)
         left = usable - weights - activation - reserve
-        if weights > usable or (left < on_rank and not overridden):
-            raise ValueError(
-                _does_not_fit(model, gpu, spread, weights, activation, reserve, usable)
-                + f" (gpu_memory_utilization {gpu_memory_utilization:g}); "
-                + _remedy(model, spread, usable - reserve, on_rank, max_num_batched_tokens, rows)
-            )
-        budgets.append(
-            MemoryBudget(
-                usable_bytes=usable,
-                weight_bytes=weights,
-                activation_bytes=activation,
-                reserve_bytes=reserve,
-                kv_bytes=left,
-                block_size=block_size,
-                bytes_per_block=on_rank // ranks,
-                num_gpu_blocks=num_gpu_blocks_override or left // on_rank * ranks,
-            )
+        budget = MemoryBudget(
+            usable_bytes=usable,
+            weight_bytes=weights,
+            activation_bytes=activation,
+            reserve_bytes=reserve,
+            kv_bytes=left,
+            block_size=block_size,
+            bytes_per_block=on_rank // ranks,
+            num_gpu_blocks=num_gpu_blocks_override or max(left // on_rank, 0) * ranks,
         )
+        if weights > usable or (left < on_rank and num_gpu_blocks_override is None):
+            gpus = _enough_gpus(
+                model,
+                fewest=spread.num_gpus + 1,
+                room=usable - reserve - on_rank,
+                tokens=max_num_batched_tokens,
+                rows=rows,
+            )
+            raise ValueError(
+                f"{model.name} does not fit on {spread.num_gpus} x {gpu.name}: "
+                f"{_needs(budget, gpu_memory_utilization)}; {_remedy(gpus)}"
+            )
+        budgets.append(budget)
     return min(budgets, key=lambda budget: (budget.num_gpu_blocks, budget.kv_bytes))
 
 
-def _does_not_fit(
-    model: ModelSpec,
-    gpu: Gpu,
-    spread: Parallelism,
-    weights: int,
-    activation: int,
-    reserve: int,
-    usable: int,
-) -> str:
+def _needs(budget: MemoryBudget, gpu_memory_utilization: float) -> str:
     gib = 2**30
     return (
-        f"{model.name} does not fit on {spread.num_gpus} x {gpu.name}: each GPU needs "
-        f"{weights / gib:.1f} GiB for weights, {activation / gib:.1f} for activations and "
-        f"{reserve / gib:.1f} in reserve, and may use {usable / gib:.1f} GiB"
+        f"each GPU needs {budget.weight_bytes / gib:.1f} GiB for weights, "
+        f"{budget.activation_bytes / gib:.1f} for activations and "
+        f"{budget.reserve_bytes / gib:.1f} in reserve, and may use {budget.usable_bytes / gib:.1f} "
+        f"GiB (gpu_memory_utilization {gpu_memory_utilization:g})"
     )
 
 
-def _remedy(
-    model: ModelSpec, spread: Parallelism, room: int, per_block: int, tokens: int, rows: int
-) -> str:
-    """How many GPUs would do, all of them splitting every matrix."""
-    for gpus in range(spread.num_gpus + 1, _MOST_GPUS + 1):
-        others = activation_bytes(model, tokens, rows, gpus) + per_block
-        if model.weight_bytes() / gpus + others <= room:
-            return f"{gpus} GPUs of that kind would do"
-    return (
-        "more GPUs of that kind would not help; lower max_num_batched_tokens or max_num_seqs"
-    )
+def _enough_gpus(model: ModelSpec, *, fewest: int, room: int, tokens: int, rows: int) -> int | None:
+    """How many GPUs would do, from `fewest` on, if all of them split every matrix."""
+    for gpus in range(fewest, _MOST_GPUS + 1):
+        if model.weight_bytes() / gpus + activation_bytes(model, tokens, rows, gpus) <= room:
+            return gpus
+    return None
+
+
+def _remedy(gpus: int | None) -> str:
+    if gpus is not None:
+        return f"{gpus} GPUs of that kind would do"
+    return "more GPUs of that kind would not help; lower max_num_batched_tokens or max_num_seqs"
 
 
 def activation_bytes(model: ModelSpec, tokens: int, rows: int, tensor_parallel: int = 1) -> int:

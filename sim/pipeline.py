@@ -106,7 +106,7 @@ class Pipeline:
             now_s = wake_s
 
     def _schedule(self, now_s: float) -> float:
-        """Send what is ready into the first stage; returns when to ask again, if nothing happens."""
+        """Let what is ready enter the first stage; returns when to ask again at the latest."""
         wake_s = inf
         for engine in list(self._idle):
             if self.clock.free_s[0] > now_s:

@@ -66,7 +66,8 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
     """The records of engines that have nothing left to do.
 
     `replicas` says to which replica each belongs, where a replica has several (the virtual engines
-    of a pipeline); by default each is one. Raises AssertionError when a request or a block was left behind.
+    of a pipeline); by default each is one. Raises AssertionError when a request or a block was
+    left behind.
     """
     requests, iterations, preemptions, gaps, weights = [], [], [], [], []
     for number, engine in zip(replicas or range(len(engines)), engines, strict=True):

@@ -59,7 +59,12 @@ def all_reduce_s(
             size, ranks_per_node, interconnect, link_efficiency=link_efficiency, launch_s=launch_s
         )
         return inside + 2 * _across_nodes_s(
-            size, ranks, ranks_per_node, interconnect, link_efficiency, launch_s / 2
+            size,
+            interconnect,
+            nodes=-(-ranks // ranks_per_node),
+            ranks_per_node=ranks_per_node,
+            link_efficiency=link_efficiency,
+            launch_s=launch_s / 2,
         )
     bytes_per_s = interconnect.bytes_per_s * link_efficiency
     hop_s = interconnect.latency_s
@@ -98,7 +103,12 @@ def all_gather_s(
             size, ranks_per_node, interconnect, link_efficiency=link_efficiency, launch_s=launch_s
         )
         return inside + _across_nodes_s(
-            size, ranks, ranks_per_node, interconnect, link_efficiency, launch_s
+            size,
+            interconnect,
+            nodes=-(-ranks // ranks_per_node),
+            ranks_per_node=ranks_per_node,
+            link_efficiency=link_efficiency,
+            launch_s=launch_s,
         )
     bytes_per_s = interconnect.bytes_per_s * link_efficiency
     steps_s = launch_s + (ranks - 1) * interconnect.latency_s
@@ -151,14 +161,14 @@ def send_s(
 
 def _across_nodes_s(
     size: np.ndarray,
-    ranks: int,
-    ranks_per_node: int,
     interconnect: Interconnect,
+    *,
+    nodes: int,
+    ranks_per_node: int,
     link_efficiency: float,
     launch_s: float,
 ) -> np.ndarray:
     """Gather (or scatter) of each rank's share with its counterparts on the other nodes."""
-    nodes = -(-ranks // ranks_per_node)
     share = all_gather_bytes(1.0, nodes) * size / ranks_per_node
     between = interconnect.between_nodes
     wire_s = share / (between.bytes_per_s * link_efficiency)

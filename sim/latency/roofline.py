@@ -71,8 +71,9 @@ class RooflineLatency:
 
     ``parallelism`` has all degrees (``tensor_parallel`` alone is short for that one) and
     ``routing`` how tokens choose experts, uniform by default. ``first_stage`` and ``last_stage``
-    say whether this share of a model has the embedding and the output head. Raises ``ValueError`` where the model cannot be split so, for an unknown ``kv_cache_dtype``,
-    and for an efficiency outside (0, 1] or a negative time.
+    say whether this share of a model has the embedding and the output head. Raises ``ValueError``
+    where the model cannot be split so, for an unknown ``kv_cache_dtype``, and for an efficiency
+    outside (0, 1] or a negative time.
     """
 
     measured = False
@@ -299,9 +300,7 @@ class RooflineLatency:
         gathered = r * model.vocab_size * DTYPE_BYTES[model.dtype]
         return {
             "logits": np.where(r > 0, logits, 0.0),
-            "communication": all_gather_s(
-                gathered, tp, self._interconnect, **self._tensor_group
-            ),
+            "communication": all_gather_s(gathered, tp, self._interconnect, **self._tensor_group),
         }
 
     def _linear_s(self, op: LinearOperation, tokens: np.ndarray) -> np.ndarray:

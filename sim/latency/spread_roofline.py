@@ -72,7 +72,9 @@ class SpreadRoofline(RooflineLatency):
 
         tokens = np.arange(max_num_batched_tokens + 1)
         self._shared_s: list[float] = _total(self._shared_parts_s(tokens)).tolist()
-        self._exchange_s: list[float] = self._decode_exchange_s(np.arange(max_num_seqs + 1)).tolist()
+        self._exchange_s: list[float] = self._decode_exchange_s(
+            np.arange(max_num_seqs + 1)
+        ).tolist()
 
     def rank_tokens(self, batch: Batch) -> int:
         """Tokens that the slowest GPU puts through its matrix products."""
@@ -184,7 +186,7 @@ class SpreadRoofline(RooflineLatency):
         exposed_s = max(pass_s - attention_s / (layers * split), 0.0)
         return attention_s + layers * (split - 1) * exposed_s + expand_s
 
-    # -- what depends on counts ---------------------------------------------------------------------
+    # -- what depends on counts -----------------------------------------------------------------
 
     def _token_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """By the tokens of a group: all but experts, their exchange and attention."""

@@ -30,7 +30,7 @@ from sim.parallelism import Parallelism
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """One kind of collective in an iteration: how many of them, and the bytes a GPU sends in one."""
+    """One kind of collective in an iteration: how many, and the bytes a GPU sends in each."""
 
     count: int
     bytes_each: float
