@@ -16,6 +16,7 @@ from scenarios.errors import InputError
 from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
 from sim.engine_config import EngineConfig
+from sim.expert_routing import ExpertRouting
 from sim.hardware import Gpu, Interconnect
 from sim.latency.pipeline_latency import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
@@ -42,6 +43,7 @@ class Deployment:
     model: ModelSpec
     gpu: Gpu
     parallelism: Parallelism
+    routing: ExpertRouting | None  # of a mixture of experts
     memory: MemoryBudget
     config: EngineConfig
     latency: LatencyModel
@@ -74,6 +76,8 @@ def deploy(
     with _at(source, "workload"):
         workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
     config = _engine_config(scenario.engine, model, memory)
+    with _at(source, "experts"):
+        routing = expert_routing(scenario.experts, model, beside=beside)
     with _at(source, "latency"):
         latency = _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
     notes = (
@@ -88,9 +92,18 @@ def deploy(
         e2el_s=_ms(scenario.slo.e2el_ms),
         percentile=scenario.slo.percentile,
     )
-    parallelism = parallelism_of(scenario.hardware)
     return Deployment(
-        scenario, model, gpu, parallelism, memory, config, latency, workload, slo, notes
+        scenario=scenario,
+        model=model,
+        gpu=gpu,
+        parallelism=parallelism_of(scenario.hardware),
+        routing=routing,
+        memory=memory,
+        config=config,
+        latency=latency,
+        workload=workload,
+        slo=slo,
+        notes=notes,
     )
 
 
@@ -205,7 +218,7 @@ def _latency(
         model,
         tensor_parallel=hardware.tensor_parallel,
         ranks_per_node=parallelism.tensor_per_node,
-        routing=routing,
+        routing=None if routing is None or routing.is_uniform else routing,
         interconnect=_interconnect(hardware, gpu),
         link_measured=hardware.link is not None,
         host=_host_overhead(host, table),

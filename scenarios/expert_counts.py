@@ -15,14 +15,14 @@ from sim.model_spec import ModelSpec, MoeSpec
 def expert_routing(
     given: schema.Experts | None, model: ModelSpec, *, beside: Path | None = None
 ) -> ExpertRouting | None:
-    """The routing a scenario describes; None: uniform. Raises ValueError where it cannot be."""
-    if given is None:
-        return None
+    """The routing a scenario describes; None without experts. ValueError where it cannot be."""
     if model.moe is None:
-        raise ValueError(f"experts: {model.name} has none")
-    chosen = model.moe.experts_per_token
-    if given.routing == "uniform":
+        if given is not None:
+            raise ValueError(f"{model.name} has no experts")
         return None
+    chosen = model.moe.experts_per_token
+    if given is None or given.routing == "uniform":
+        return ExpertRouting.uniform(model.moe.num_experts, chosen)
     if given.routing == "zipf":
         assert given.exponent is not None
         return ExpertRouting.zipf(
@@ -36,13 +36,13 @@ def expert_routing(
     if isinstance(given.counts, str):
         path = library.find_file(given.counts, beside=beside)
         if path is None or not path.is_file():
-            raise ValueError(f"experts.counts: no such file: {given.counts}")
+            raise ValueError(f"counts: no such file: {given.counts}")
         counts = read_counts(path, model.moe)
     else:
         counts = np.array([given.counts])
     if counts.shape[1] != model.moe.num_experts:
         raise ValueError(
-            f"experts.counts has {counts.shape[1]} experts, {model.name} has "
+            f"counts has {counts.shape[1]} experts, {model.name} has "
             f"{model.moe.num_experts}"
         )
     return ExpertRouting.from_counts(counts, chosen, placement=given.placement)

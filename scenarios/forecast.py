@@ -13,6 +13,7 @@ import numpy as np
 from scenarios.deployment import Composer, Deployment, deploy
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
+from sim.expert_routing import ExpertRouting
 from sim.latency.protocol import LatencyModel
 from sim.metrics import summarize
 from sim.records import Records
@@ -89,6 +90,8 @@ def forecast(
         "memory_bytes": _memory_bytes(deployment),
         "cost": _cost(deployment, summary),
     }
+    if deployment.routing is not None:
+        summary["experts"] = _experts(deployment, deployment.routing, records)
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
 
@@ -112,6 +115,24 @@ def _memory_bytes(deployment: Deployment) -> dict[str, int]:
         "activations": memory.activation_bytes,
         "reserve": memory.reserve_bytes,
         "kv_cache": memory.num_gpu_blocks * memory.bytes_per_block,
+    }
+
+
+def _experts(
+    deployment: Deployment, routing: ExpertRouting, records: Records
+) -> dict[str, float | int]:
+    """Experts a layer activates in an iteration, mean over iterations, and how uneven ranks are."""
+    spread = deployment.parallelism
+    tokens, times = np.unique(records.iterations["num_tokens"], return_counts=True)
+    on_slice = np.ceil(tokens / spread.sequence_parallel)
+    ranks = spread.expert_parallel
+    even = on_slice * routing.experts_per_token / ranks
+    slowest = routing.slowest_rank_load(on_slice, ranks) / np.maximum(even, 1e-300)
+    return {
+        "per_layer": routing.num_experts,
+        "per_token": routing.experts_per_token,
+        "mean_activated": float(np.average(routing.activated(on_slice), weights=times)),
+        "slowest_rank_over_mean": float(np.average(slowest, weights=times * tokens)),
     }
 
 
