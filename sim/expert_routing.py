@@ -111,8 +111,9 @@ class ExpertRouting:
         k, most_held = self.experts_per_token, self.num_experts // ranks
         if ranks == 1:
             return counts * k
-        # Tabulated on a geometric grid of token counts: the load relative to the even share.
-        grid = np.unique(np.geomspace(1, max(counts.max(initial=1), 1), 160).round())
+        # Tabulated at eight counts an octave, always the same: the load relative to the tokens.
+        octaves = int(np.ceil(np.log2(max(counts.max(initial=1), 2))))
+        grid = np.unique(np.round(2.0 ** (np.arange(8 * octaves + 1) / 8)))
         loads = np.mean([self._fullest(row, grid, ranks) for row in self.chances], axis=0)
         relative = np.interp(np.log(np.maximum(counts, 1)), np.log(grid), loads / grid)
         limit = counts * min(k, most_held)
