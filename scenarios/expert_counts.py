@@ -42,8 +42,7 @@ def expert_routing(
         counts = np.array([given.counts])
     if counts.shape[1] != model.moe.num_experts:
         raise ValueError(
-            f"counts has {counts.shape[1]} experts, {model.name} has "
-            f"{model.moe.num_experts}"
+            f"counts has {counts.shape[1]} experts, {model.name} has {model.moe.num_experts}"
         )
     return ExpertRouting.from_counts(counts, chosen, placement=given.placement)
 

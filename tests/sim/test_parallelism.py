@@ -74,9 +74,7 @@ def test_degrees_multiply() -> None:
 
 
 def test_groups_are_placed_innermost_first() -> None:
-    spread = Parallelism(
-        tensor_parallel=4, sequence_parallel=4, expert_parallel=2, gpus_per_node=8
-    )
+    spread = Parallelism(tensor_parallel=4, sequence_parallel=4, expert_parallel=2, gpus_per_node=8)
     assert spread.tensor_per_node == 4
     assert spread.sequence_per_node == 2, "two of the groups of four fit into a node"
     assert spread.expert_per_node == 1, "sixteen GPUs further on is another node"

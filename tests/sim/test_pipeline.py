@@ -112,9 +112,7 @@ def test_one_stage_is_a_replica(
     scheduler: str, workload: Workload, engine: tuple[EngineConfig, int]
 ) -> None:
     config, num_blocks = engine
-    piped = serve(
-        workload, linear_stages(1), config, scheduler=scheduler, num_blocks=num_blocks
-    )
+    piped = serve(workload, linear_stages(1), config, scheduler=scheduler, num_blocks=num_blocks)
     alone = simulate(
         workload, config, LinearLatency(), scheduler=scheduler, num_blocks=num_blocks, leap=False
     )

@@ -24,9 +24,7 @@ SLOWER = Interconnect(0.5e8, 1e-6, 0.5e8, 1e-6)
 
 def spread(model: str | ModelSpec, *, settings: Any = None, **degrees: Any) -> Any:
     shape = spec(model) if isinstance(model, str) else model
-    return roofline_latency(
-        shape, H200, parallelism=Parallelism(**degrees), **(settings or {})
-    )
+    return roofline_latency(shape, H200, parallelism=Parallelism(**degrees), **(settings or {}))
 
 
 def even(name: str) -> ModelSpec:
@@ -267,7 +265,7 @@ def test_a_long_prompt_is_computed_at_the_rate_of_its_weights_type() -> None:
         return float(latency.known_parts_s(_columns(latency, prefill(4096)))["linear"][0])
 
     sixteen_s = linear_s("bf16", "h200-sxm")
-    assert sixteen_s / linear_s("fp8", "h200-sxm") == pytest.approx(2, rel=0.03)
+    assert 1.9 < sixteen_s / linear_s("fp8", "h200-sxm") <= 2, "norms and the like stay"
     assert sixteen_s / linear_s("int4", "h200-sxm") == pytest.approx(0.95, rel=0.01)
     old = [linear_s(kind, "a100-80gb") for kind in ("bf16", "fp8")]
     assert old[0] == pytest.approx(old[1], rel=0.01), "an A100 has no 8-bit products"
