@@ -117,7 +117,7 @@ class ExpertRouting:
         loads = np.mean([self._fullest(row, grid, ranks) for row in self.chances], axis=0)
         relative = np.interp(np.log(np.maximum(counts, 1)), np.log(grid), loads / grid)
         limit = counts * min(k, most_held)
-        return np.minimum(counts * relative, limit)
+        return np.asarray(np.minimum(counts * relative, limit))
 
     def _fullest(self, row: np.ndarray, tokens: np.ndarray, ranks: int) -> np.ndarray:
         """Expected largest of independent normal loads, one a rank, by integration [tokens]."""
@@ -126,7 +126,7 @@ class ExpertRouting:
         spread = np.array([(row[experts] * (1 - row[experts])).sum() for experts in held])
         total = spread.sum()
         if total <= 0:  # every expert sees every token, or none
-            return tokens * mean.max()
+            return np.asarray(tokens * mean.max())
         experts = self.num_experts
         variance = spread * (1 - spread / total) * experts / max(experts - 1, 1)
         deviation = np.sqrt(np.maximum(variance, 1e-12) * tokens[:, np.newaxis])  # [n, ranks]
@@ -195,7 +195,7 @@ _BELOW = 0.5 * (1.0 + _erf(_BELOW_AT / sqrt(2.0)))
 
 
 def _normal_below(scaled: np.ndarray) -> np.ndarray:
-    return np.interp(scaled, _BELOW_AT, _BELOW)
+    return np.asarray(np.interp(scaled, _BELOW_AT, _BELOW))
 
 
 def _trapezoid(values: np.ndarray, nodes: np.ndarray) -> np.ndarray:

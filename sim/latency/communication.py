@@ -58,7 +58,7 @@ def all_reduce_s(
         inside = all_reduce_s(
             size, ranks_per_node, interconnect, link_efficiency=link_efficiency, launch_s=launch_s
         )
-        return inside + 2 * _across_nodes_s(
+        across = _across_nodes_s(
             size,
             interconnect,
             nodes=-(-ranks // ranks_per_node),
@@ -66,6 +66,7 @@ def all_reduce_s(
             link_efficiency=link_efficiency,
             launch_s=launch_s / 2,
         )
+        return np.asarray(inside + 2 * across)
     bytes_per_s = interconnect.bytes_per_s * link_efficiency
     hop_s = interconnect.latency_s
     ring = launch_s + 2 * (ranks - 1) * hop_s + all_reduce_bytes(1.0, ranks) * size / bytes_per_s
@@ -102,7 +103,7 @@ def all_gather_s(
         inside = all_gather_s(
             size, ranks_per_node, interconnect, link_efficiency=link_efficiency, launch_s=launch_s
         )
-        return inside + _across_nodes_s(
+        across = _across_nodes_s(
             size,
             interconnect,
             nodes=-(-ranks // ranks_per_node),
@@ -110,6 +111,7 @@ def all_gather_s(
             link_efficiency=link_efficiency,
             launch_s=launch_s,
         )
+        return np.asarray(inside + across)
     bytes_per_s = interconnect.bytes_per_s * link_efficiency
     steps_s = launch_s + (ranks - 1) * interconnect.latency_s
     return np.where(size > 0, steps_s + all_gather_bytes(1.0, ranks) * size / bytes_per_s, 0.0)
@@ -141,9 +143,8 @@ def all_to_all_s(
     inside = send_s((near - 1) / ranks * held, interconnect, **how)
     if near == ranks:
         return inside
-    return np.maximum(
-        inside, send_s((ranks - near) / ranks * held, interconnect.between_nodes, **how)
-    )
+    outside = send_s((ranks - near) / ranks * held, interconnect.between_nodes, **how)
+    return np.asarray(np.maximum(inside, outside))
 
 
 def send_s(

@@ -180,7 +180,7 @@ def test_quantised_weights_take_the_place_of_gpus() -> None:
     tpot_ms = {kind: figures[kind, 4]["mean_tpot_ms"] for kind in ("bf16", "fp8", "int4")}
     assert tpot_ms["bf16"] > 1.5 * tpot_ms["fp8"] > 1.5 * tpot_ms["int4"] * 0.8
     assert figures["int4", 1]["cost"]["gpus"] == 1
-    with pytest.raises(InputError, match="llama-3.1-70b does not fit on 1 x h100-sxm"):
+    with pytest.raises(InputError, match=r"llama-3\.1-70b does not fit on 1 x h100-sxm"):
         summary_of("quantised", "engine.weight_dtype=bf16")
 
 

@@ -113,7 +113,7 @@ def test_parts_of_recorded_iterations_add_up_to_their_durations(name: str) -> No
 @EACH
 def test_beyond_the_tables_the_same_formulas_hold(name: str) -> None:
     model = SPREAD[name]
-    stage = model.stages[0] if isinstance(model, PipelineLatency) else model
+    stage: Any = model.stages[0] if isinstance(model, PipelineLatency) else model
     small = type(stage)(
         stage.model,
         H200,

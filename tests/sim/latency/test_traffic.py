@@ -10,7 +10,7 @@ from sim.parallelism import Parallelism
 from tests.sim.latency.test_roofline import decodes, prefill, spec
 
 
-def sent(model: str, batch: Batch, **degrees: Any) -> dict[str, tuple[int, float]]:
+def sent(model: str, batch: Batch, **degrees: Any) -> dict[str, tuple[int, Any]]:
     found = traffic(spec(model), Parallelism(**degrees), batch)
     return {name: (one.count, one.bytes_each) for name, one in found.items()}
 
