@@ -16,6 +16,7 @@ iteration waits for the largest of the ranks' loads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import erf, sqrt
 
 import numpy as np
@@ -188,14 +189,15 @@ def _at_least_once(chance: float, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(-np.expm1(tokens * np.log1p(-chance)))
 
 
-_erf = np.vectorize(erf, otypes=[np.float64])
-# The normal distribution, tabulated once: an exact value 250 times a unit is plenty.
-_BELOW_AT = np.linspace(-6.5, 6.5, 3251)
-_BELOW = 0.5 * (1.0 + _erf(_BELOW_AT / sqrt(2.0)))
+@cache
+def _normal_table() -> tuple[np.ndarray, np.ndarray]:
+    """The normal distribution, 250 values a unit: plenty for an expected maximum."""
+    at = np.linspace(-6.5, 6.5, 3251)
+    return at, np.array([0.5 * (1.0 + erf(value / sqrt(2.0))) for value in at.tolist()])
 
 
 def _normal_below(scaled: np.ndarray) -> np.ndarray:
-    return np.asarray(np.interp(scaled, _BELOW_AT, _BELOW))
+    return np.asarray(np.interp(scaled, *_normal_table()))
 
 
 def _trapezoid(values: np.ndarray, nodes: np.ndarray) -> np.ndarray:
