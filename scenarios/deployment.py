@@ -15,6 +15,7 @@ from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
+from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
 from sim.expert_routing import ExpertRouting
 from sim.hardware import Gpu, Interconnect
@@ -50,6 +51,7 @@ class Deployment:
     workload: Workload
     slo: Slo
     notes: tuple[str, ...]
+    groups: tuple[ReplicaGroup, ...] = ()  # of the cluster; none: equal replicas, in turn
 
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
@@ -66,9 +68,7 @@ def deploy(
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
     with _at(source, "model"):
-        model = library.model(scenario.model, beside=beside)
-    if scenario.engine.weight_dtype != "auto":
-        model = model.quantised(scenario.engine.weight_dtype)
+        model = _model(scenario, beside=beside)
     with _at(source, "hardware.gpu"):
         gpu = library.gpu(scenario.hardware.gpu)
     with _at(source, "hardware"):
@@ -92,6 +92,10 @@ def deploy(
         e2el_s=_ms(scenario.slo.e2el_ms),
         percentile=scenario.slo.percentile,
     )
+    cluster = scenario.cluster
+    groups: tuple[ReplicaGroup, ...] = ()
+    if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
+        groups = tuple(_groups(scenario, origin=origin, compose=compose))
     return Deployment(
         scenario=scenario,
         model=model,
@@ -104,7 +108,58 @@ def deploy(
         workload=workload,
         slo=slo,
         notes=notes,
+        groups=groups,
     )
+
+
+def _groups(
+    scenario: Scenario, *, origin: Path | None, compose: Composer | None
+) -> Iterator[ReplicaGroup]:
+    """The cluster's groups; values that a group does not give are the scenario's."""
+    from scenarios.load import parse_scenario
+
+    cluster = scenario.cluster
+    source = str(origin or "scenario")
+    beside = None if origin is None else origin.parent
+    given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
+    for number, group in enumerate(given):
+        content = scenario.model_dump(exclude_defaults=True)
+        content["cluster"] = {}
+        for section in ("hardware", "engine", "latency"):
+            own = getattr(group, section)
+            if own:
+                content[section] = content.get(section, {}) | own
+        where = f"{source}: cluster.groups[{number}]"
+        own_scenario = parse_scenario(content, origin=where)
+        with _at(where, "model"):
+            model = _model(own_scenario, beside=beside)
+        with _at(where, "hardware.gpu"):
+            gpu = library.gpu(own_scenario.hardware.gpu)
+        with _at(where, "hardware"):
+            memory = _memory(own_scenario, model, gpu)
+        with _at(where, "latency"):
+            latency = _latency(own_scenario, model, gpu, memory, beside=beside, compose=compose)
+        if isinstance(latency, PipelineLatency):
+            raise InputError(
+                f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin)"
+            )
+        if group.role != "both" and own_scenario.engine.scheduler in ("static", "dynamic"):
+            raise InputError(
+                f"{where}.role: request-level batching (scheduler "
+                f"{own_scenario.engine.scheduler}) cannot be split into prefill and decode"
+            )
+        yield ReplicaGroup(
+            group.replicas,
+            _engine_config(own_scenario.engine, model, memory),
+            latency,
+            own_scenario.engine.scheduler,
+            memory.num_gpu_blocks,
+            role=group.role,
+            name=group.name or f"group {number}",
+            kv_bytes_per_token=float(model.kv_bytes_per_token(own_scenario.engine.kv_cache_dtype)),
+            gpus=parallelism_of(own_scenario.hardware).num_gpus,
+            usd_per_hour=gpu.price_usd_per_hour * parallelism_of(own_scenario.hardware).num_gpus,
+        )
 
 
 @contextmanager
@@ -118,6 +173,13 @@ def _at(source: str, path: str) -> Iterator[None]:
 
 def _ms(value: float | None) -> float | None:
     return None if value is None else value / 1e3
+
+
+def _model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
+    """The scenario's model, its matrices in the type they are served in."""
+    model = library.model(scenario.model, beside=beside)
+    weight_dtype = scenario.engine.weight_dtype
+    return model if weight_dtype == "auto" else model.quantised(weight_dtype)
 
 
 def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
@@ -225,7 +287,9 @@ def _latency(
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         swapped_block_s=memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY),
-        capture_sizes=tuple(sorted(engine.cudagraph_capture_sizes)),
+        block_size=engine.block_size,
+        capture_sizes=_capture_sizes(engine, table),
+        launch_s=_launch_s(latency, table),
         skew=table.corrects_skew if skew is None else skew,
     )
 
@@ -296,12 +360,32 @@ def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) ->
     return notes
 
 
-def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead:
-    """The scenario's value, else the measured one; never silently zero."""
+def _capture_sizes(engine: schema.Engine, table: LatencyTable) -> tuple[int, ...]:
+    """The scenario's, else those of the engine the table was measured for."""
+    sizes = engine.cudagraph_capture_sizes
+    if sizes is None:
+        sizes = table.meta.get("cudagraph_capture_sizes") or []
+    return tuple(sorted(sizes))
+
+
+def _launch_s(latency: schema.Latency, table: LatencyTable) -> float:
+    """What launching a batch kernel by kernel takes; zero where that is not asked for."""
+    if latency.launch != "eager" or table.meta.get("launch") == "eager":
+        return 0.0  # eager times have their launches in them
+    launch_us = table.meta.get("eager_launch_us")
+    if not isinstance(launch_us, int | float) or not launch_us > 0:
+        raise ValueError("launch: eager needs a table that measured it (eager_launch_us)")
+    return float(launch_us) / 1e6
+
+
+def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead | None:
+    """The scenario's value, else the measured one (None: a part); never silently zero."""
     if given is not None:
         return HostOverhead(
             given.per_iteration_us / 1e6, given.per_sequence_us / 1e6, "given in the scenario"
         )
+    if "host" in table.parts:
+        return None
     measured = table.meta.get("host_overhead_us")
     if measured is None:
         raise ValueError(

@@ -26,7 +26,7 @@ import simpy
 from sim.batch import Batch
 from sim.latency.pipeline_latency import PipelineLatency
 from sim.records import Columns, IterationLog
-from sim.run_log import note_iteration
+from sim.run_log import check_iteration, note_iteration
 from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 
@@ -142,9 +142,7 @@ class Pipeline:
             finished = engine.scheduler.complete(engine.batch, end_s, 1)
             engine.log.finished(len(finished))
             if self.check:
-                pool = engine.scheduler.pool
-                engine.scheduler.allocator.check(r.block_table for r in pool.running)
-                assert len(pool.running) <= engine.scheduler.config.max_num_seqs
+                check_iteration(engine.scheduler, engine.batch)
             engine.batch = None
             self._idle.append(engine)
             if finished:

@@ -104,6 +104,10 @@ class ChunkedScheduler(IterationScheduler):
             self._held_back.remove(request)
         super().abort(request, now_s)
 
+    def evict(self, now_s: float) -> list[Request]:
+        self._held_back.clear()
+        return super().evict(now_s)
+
     def horizon(self, batch: Batch) -> int:
         return 1 if self._held_back else super().horizon(batch)
 
@@ -114,7 +118,8 @@ class ChunkedScheduler(IterationScheduler):
                 self._blocked = True
                 return
             request = pool.waiting[0]
-            hits = allocator.cached_prefix(request)
+            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
+            hits = [] if received else allocator.cached_prefix(request)
             # The whole sequence has to fit, not merely its first chunk.
             blocks = allocator.blocks_for(request.num_tokens) - len(hits)
             if hits:
@@ -130,6 +135,7 @@ class ChunkedScheduler(IterationScheduler):
                 self._prefill_stored_tokens += request.num_computed_tokens
                 if not request.preemptions:
                     request.cached_tokens = request.num_computed_tokens
+            self._prefill_stored_tokens += received
             tokens = self._chunk_tokens(request, budget)
             self._prefill(batch, request, tokens)
             budget -= tokens

@@ -59,8 +59,9 @@ class PagedScheduler(IterationScheduler):
             if len(pool.running) >= self.config.max_num_seqs:
                 self._blocked = True
                 return
-            hits = allocator.cached_prefix(request)
-            computed = len(hits) * allocator.block_size
+            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
+            hits = [] if received else allocator.cached_prefix(request)
+            computed = received or len(hits) * allocator.block_size
             tokens = request.num_tokens - computed
             if tokens > budget and batch.prefills:  # only a batch's first prompt may be split
                 return
@@ -78,6 +79,7 @@ class PagedScheduler(IterationScheduler):
                 self._prefill_stored_tokens += computed
                 if not request.preemptions:
                     request.cached_tokens = computed
+            self._prefill_stored_tokens += received
             # The whole sequence is allocated at once, also when it is computed in pieces.
             allocator.allocate(
                 request.block_table,
@@ -153,3 +155,8 @@ class PagedScheduler(IterationScheduler):
             self.pool.abort(request, now_s)
         else:
             super().abort(request, now_s)
+
+    def evict(self, now_s: float) -> list[Request]:
+        self._free_swap_blocks += sum(self._swapped_blocks.values())
+        self._swapped_blocks.clear()
+        return super().evict(now_s)
