@@ -111,8 +111,6 @@ def _explain(error: ErrorDetails) -> str:
             return f"{given} is not known; {hint}"
         case "value_error":
             return str(context["error"])
-        case "less_than_equal" if error["loc"][-1] == "pipeline_parallel":
-            return f"{given} stages: only 1 is supported; use tensor_parallel up to 8"
         case "model_type":
             return f"{given}: expected a section with keys"
         case "finite_number":

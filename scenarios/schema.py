@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 class Link(Section):
-    """The link between GPUs of one node, per direction, as measured on your machine.
+    """A link between GPUs, per direction, as measured on your machine.
 
     The α and β of a ring all-reduce over p GPUs: ``2 (p - 1) latency + 2 (p - 1) / p bytes /
     bandwidth``. Without it the library's datasheet figures are taken, at an assumed efficiency.
@@ -36,13 +36,50 @@ class Link(Section):
     latency_us: NotNegative
 
 
+class SequenceParallel(Section):
+    """A prompt's tokens split over ranks: exchange heads for tokens, or pass keys and values on."""
+
+    kind: Literal["ulysses", "ring"]
+    degree: Annotated[int, Field(ge=1, le=1024)]
+
+
 class Hardware(Section):
-    """Which GPU, and how a model is split over several."""
+    """Which GPU, and how a model is spread over several; the degrees multiply.
+
+    ``link`` lies between GPUs of one node of ``gpus_per_node``, ``inter_node_link`` between nodes.
+    """
 
     gpu: str
-    tensor_parallel: Annotated[int, Field(ge=1, le=8)] = 1
-    pipeline_parallel: Annotated[int, Field(ge=1, le=1)] = 1
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    pipeline_parallel: Annotated[int, Field(ge=1, le=256)] = 1
+    expert_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    sequence_parallel: SequenceParallel | None = None
+    gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8
     link: Link | None = None
+    inter_node_link: Link | None = None
+
+
+class Experts(Section):
+    """Which experts of a mixture tokens are sent to; without it, every expert is as likely.
+
+    ``counts``: tokens each expert was sent, as a list or in a CSV with the columns expert, tokens
+    and maybe layer. ``placement`` says which experts share a rank of ``expert_parallel``.
+    """
+
+    routing: Literal["uniform", "zipf", "counts"] = "uniform"
+    exponent: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None  # zipf
+    seed: Annotated[int, Field(ge=0)] = 0  # zipf: which expert is how popular
+    counts: str | Annotated[list[NotNegative], Field(min_length=1, max_length=65536)] | None = None
+    placement: Literal["contiguous", "balanced"] = "contiguous"
+
+    @model_validator(mode="after")
+    def _has_its_keys(self) -> Self:
+        for name, routing in {"exponent": "zipf", "counts": "counts"}.items():
+            if (getattr(self, name) is not None) != (self.routing == routing):
+                raise ValueError(f"{name} belongs to routing {routing}, which needs it")
+        if self.placement == "balanced" and self.routing == "uniform":
+            raise ValueError("placement balanced has no meaning where every expert is as likely")
+        return self
 
 
 class Engine(Section):
@@ -56,6 +93,7 @@ class Engine(Section):
     num_gpu_blocks_override: Annotated[int, Field(ge=1, le=2**24)] | None = None
     max_model_len: Tokens | None = None
     enable_prefix_caching: bool = True
+    weight_dtype: Literal["auto", "bf16", "fp16", "fp8", "int4"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     preemption: Literal["recompute", "swap"] = "recompute"
@@ -403,6 +441,7 @@ class Scenario(Section):
     description: str = ""
     model: str
     hardware: Hardware
+    experts: Experts | None = None
     engine: Engine = Engine()
     latency: Latency = Latency()
     workload: Workload

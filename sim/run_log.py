@@ -92,13 +92,15 @@ def check_iteration(scheduler: Scheduler, batch: Batch) -> None:
         )
 
 
-def collect(engines: Sequence[Serving]) -> Records:
+def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -> Records:
     """The records of engines that have nothing left to do.
 
-    Raises AssertionError when a request or a block was left behind.
+    `replicas` says to which replica each belongs, where a replica has several (the virtual engines
+    of a pipeline); by default each is one. Raises AssertionError when a request or a block was
+    left behind.
     """
     requests, iterations, preemptions, gaps, weights = [], [], [], [], []
-    for number, engine in enumerate(engines):
+    for number, engine in zip(replicas or range(len(engines)), engines, strict=True):
         pool, allocator = engine.scheduler.pool, engine.scheduler.allocator
         assert not pool.num_unfinished, "a request was left behind"
         assert allocator.num_free == allocator.num_blocks, "a block was left behind"
