@@ -36,7 +36,7 @@ from calibrate.environment import (
     environment,
     require_device,
 )
-from calibrate.grids import capture_sizes
+from calibrate.executor import CAPTURE_SIZES
 from calibrate.import_llmservingsim import model_shape
 from calibrate.journal import Journal, Point, writing
 from calibrate.measured_table import MeasuredTable, write_measured
@@ -195,7 +195,7 @@ class _Calibration:
         self.clocks = ClockLog(device_id(self.timer.device), wanted=self.timer.on_gpu)
         self.captured = ()
         if self.timer.on_gpu:
-            self.captured = tuple(capture_sizes(self.limits.max_seqs))
+            self.captured = tuple(s for s in CAPTURE_SIZES if s <= self.limits.max_seqs)
         self.journal = Journal(
             self.partial / "journal.jsonl", self._owner(), fastest=not self.timer.on_gpu
         )

@@ -154,7 +154,7 @@ def check_table(table: LatencyTable) -> TableCheck:
                 errors.append(f"{where}: a single value says nothing about growth")
             elif axis.values < 2 and axis.name == "cached_tokens":
                 warnings.append(f"{where}: measured at {axis.smallest} only; the rest is held")
-            if axis.falls > MIXED_UP * axis.compared:
+            if axis.falls > max(1, MIXED_UP * axis.compared):
                 errors.append(
                     f"{where}: time falls as work grows in {axis.falls} of {axis.compared} pairs "
                     "of neighbours: mixed up rows or a throttled GPU"
