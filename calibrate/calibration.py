@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibrate.batches import Lengths
 from calibrate.breakdown import by_block_size, flash_against_standard, operator_classes
 from calibrate.clocks import ClockLog
 from calibrate.environment import (
@@ -44,7 +45,7 @@ from calibrate.measuring import TARGET, Measuring, failed
 from calibrate.parts import Bench, Limits, LinearBackend, Rig, benches
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer, measure_ceilings
-from calibrate.whole_iterations import Lengths, random_lengths
+from calibrate.whole_iterations import random_lengths
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 from sim.model_spec import ModelSpec
@@ -65,7 +66,7 @@ SHARES = {
     "whole": 4.0,
     "held_out": 0.8,
 }
-LAST_SHARE = 0.06  # of the budget, for operator classes and attention's two ways
+LAST_SHARE = 0.08  # of the budget, for operator classes and attention's two ways
 WHOLES = 48  # whole iterations at most; half of them are held out
 LEAST_WHOLES = 4  # whatever the budget
 HELD_OUT = 8  # points of each part that no table holds
