@@ -304,9 +304,9 @@ def _prefill(rig: Rig) -> Bench:
 
     longest = min(limits.max_context, limits.cache_tokens)
     new = (1, *grids.doubling(16, min(limits.max_tokens, longest)))
-    # Behind a past attention reads pages: a step at the first cached block.
+    # Behind a past attention reads pages: a step at the first cached token.
     last = max(128, longest - min(new[-1], longest // 2))
-    cached = (0, rig.block_size, *grids.doubling(128, last))
+    cached = (0, 1, *grids.doubling(128, last))
     return Bench(
         "prefill_attention",
         (new, cached),
