@@ -24,9 +24,7 @@ class ParameterSplit:
 
     @property
     def total(self) -> int:
-        return (
-            self.embedding + self.attention + self.mlp + self.experts + self.router + self.norms
-        )
+        return self.embedding + self.attention + self.mlp + self.experts + self.router + self.norms
 
     @property
     def without_embedding(self) -> int:

@@ -145,7 +145,8 @@ def _does_not_fit(model: ModelSpec, gpu: str, degree: int, serving: Serving) -> 
     except ValueError as error:
         return str(error)
     longest = sum(
-        int(one.max or one.tokens or max(one.values or [0])) for one in (lengths.prompt, lengths.output)
+        int(one.max or one.tokens or max(one.values or [0]))
+        for one in (lengths.prompt, lengths.output)
     )
     if memory.slots < longest:
         return f"the KV cache holds {memory.slots:,} tokens, one request may need {longest:,}"

@@ -164,9 +164,7 @@ def _answer(candidates: list[Candidate]) -> Candidate:
     return min(known, key=lambda one: one.lifetime_usd or 0.0) if known else candidates[0]
 
 
-def _law_figures(
-    law: ScalingLaw, fitted: FittedLaw | None, flops: float | None
-) -> dict[str, Any]:
+def _law_figures(law: ScalingLaw, fitted: FittedLaw | None, flops: float | None) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "name": law.name,
         "source": law.source,

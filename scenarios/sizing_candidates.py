@@ -152,9 +152,7 @@ class Maker:
             elif tokens > most:
                 reason = f"needs {tokens:.2g} tokens, over_training.max_tokens is {most:.2g}"
                 tokens = None
-            yield self.of(
-                model, config, tokens=tokens, size=size, budget=flops, reason=reason
-            )
+            yield self.of(model, config, tokens=tokens, size=size, budget=flops, reason=reason)
 
     def of(
         self,
@@ -172,9 +170,7 @@ class Maker:
         cost, loss = None, None
         if tokens is not None:
             training = sizing.training
-            cost = cost_of_flops(
-                per_token * tokens, self.gpu, gpus=training.gpus, mfu=training.mfu
-            )
+            cost = cost_of_flops(per_token * tokens, self.gpu, gpus=training.gpus, mfu=training.mfu)
             loss = float(self.law.loss(parameters, tokens))
         served: list[ServingCost | RuledOut] = []
         if sizing.serving is not None and not reason:

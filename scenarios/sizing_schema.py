@@ -95,8 +95,7 @@ class Shape(Section):
     def _chooses_from_what_there_is(self) -> Self:
         if self.num_experts and self.experts_per_token > self.num_experts:
             raise ValueError(
-                f"experts_per_token {self.experts_per_token} exceeds num_experts "
-                f"{self.num_experts}"
+                f"experts_per_token {self.experts_per_token} exceeds num_experts {self.num_experts}"
             )
         if not self.num_experts:
             for key in ("experts_per_token", "expert_width_ratio"):
@@ -129,8 +128,8 @@ class Serving(Section):
     """
 
     lifetime_tokens: TokenCount | None = None
-    gpus: Annotated[list[str], Field(min_length=1)] = ["l40s", "h100-sxm", "h200-sxm"]
-    tensor_parallel: Annotated[list[Literal[1, 2, 4, 8]], Field(min_length=1)] = [1, 2, 4, 8]
+    gpus: Annotated[list[str], Field(min_length=1)] = Field(["l40s", "h100-sxm", "h200-sxm"])
+    tensor_parallel: Annotated[list[Literal[1, 2, 4, 8]], Field(min_length=1)] = Field([1, 2, 4, 8])
     lengths: LengthPair = LengthPair(
         prompt=Lengths(distribution="lognormal", mean=512, sigma=0.9, max=4096),
         output=Lengths(distribution="lognormal", mean=192, sigma=0.8, max=2048),
@@ -148,9 +147,9 @@ class OverTraining(Section):
     train on; the default is the largest published so far (Qwen3, 36 trillion).
     """
 
-    sizes: Annotated[list[Fraction], Field(min_length=1, max_length=64)] = [
-        *(1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
-    ]
+    sizes: Annotated[list[Fraction], Field(min_length=1, max_length=64)] = Field(
+        [0.8, 0.65, 0.5, 0.4, 0.3, 0.2]
+    )
     max_tokens: TokenCount = 3.6e13
 
 
