@@ -26,7 +26,7 @@ def size(
         typer.Option(
             "--set",
             metavar="PATH=VALUE",
-            help="Override one value, e.g. budget.usd=50000 or model=llama-3.1-8b; may be repeated.",
+            help="Override one value, e.g. budget.usd=50000, model=llama-3.1-8b; repeatable.",
         ),
     ] = None,
     out: Annotated[

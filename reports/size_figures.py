@@ -64,7 +64,7 @@ def laws(figures: Figures) -> Figure:
         data.append(_dots(one["law"], [flops], [one["loss"]], thing, [text]))
     budgets = figures["laws"][0]["frontier"]["flops"]
     return Figure(
-        "laws",
+        "frontiers",
         "What the laws promise",
         f"The lowest loss for each budget; dots at yours, {power(flops)} FLOPs. Laws were fitted "
         "to different data and tokenizers: compare their slopes, not their levels.",

@@ -70,8 +70,8 @@ def _cards(figures: Figures) -> Iterator[Card]:
         yield Card("Weights", memory(figures["model"]["weight_bytes"]))
     if answer["usd_per_million_tokens"] is not None:
         yield Card(
-            "Serving",
-            f"{usd(answer['usd_per_million_tokens'])}/M tokens",
+            "A million tokens served",
+            usd(answer["usd_per_million_tokens"]),
             f"on {answer['tensor_parallel']} x {answer['gpu']}, always busy",
         )
     if answer["lifetime_usd"] is not None:

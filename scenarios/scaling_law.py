@@ -110,7 +110,8 @@ class RosenfeldLaw:
     def loss(self, parameters: npt.ArrayLike, tokens: npt.ArrayLike) -> Floats:
         n, d = np.asarray(parameters, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
         excess = self.a / n**self.alpha + self.b / d**self.beta + self.c
-        return self.initial_loss * excess / np.hypot(excess, self.eta)
+        loss: Floats = self.initial_loss * excess / np.hypot(excess, self.eta)
+        return loss
 
     def optimum(self, flops: float) -> Optimum:
         """That of the additive law inside, which the bend does not move."""

@@ -60,7 +60,7 @@ class ServingCost:
 
 @dataclass(frozen=True, slots=True)
 class RuledOut:
-    """A deployment that cannot be, and why."""
+    """A deployment that cannot be, and why: it does not fit, or is too slow."""
 
     gpu: str
     tensor_parallel: int
@@ -108,22 +108,25 @@ def _on(
     compose: Composer | None,
     origin: Path | None,
 ) -> Iterator[ServingCost | RuledOut]:
-    """The two smallest degrees that hold the model; what is too small or cannot split is said."""
+    """The two smallest degrees that hold the model; where none does, why the largest does not."""
+    too_small: RuledOut | None = None
     found = 0
     for degree in sorted(set(serving.tensor_parallel)):
-        if found == 2:
-            return
         refusal = _does_not_fit(model, gpu, degree, serving)
         if refusal is not None:
-            yield RuledOut(gpu, degree, refusal)
+            too_small = RuledOut(gpu, degree, refusal)
             continue
-        found += 1
         cost = _saturated(gpu, degree, model, file, serving, compose=compose, origin=origin)
         if serving.tpot_ms is not None and cost.median_tpot_ms > serving.tpot_ms:
             reason = f"median TPOT {cost.median_tpot_ms:.1f} ms is above {serving.tpot_ms:g} ms"
             yield RuledOut(gpu, degree, reason)
         else:
             yield cost
+        found += 1
+        if found == 2:
+            return
+    if not found and too_small is not None:
+        yield too_small
 
 
 def _does_not_fit(model: ModelSpec, gpu: str, degree: int, serving: Serving) -> str | None:

@@ -128,8 +128,8 @@ class Serving(Section):
     """
 
     lifetime_tokens: TokenCount | None = None
-    gpus: Annotated[list[str], Field(min_length=1)] = Field(["l40s", "h100-sxm", "h200-sxm"])
-    tensor_parallel: Annotated[list[Literal[1, 2, 4, 8]], Field(min_length=1)] = Field([1, 2, 4, 8])
+    gpus: Annotated[list[str], Field(min_length=1)] = Field(default=["l40s", "h100-sxm", "h200-sxm"])
+    tensor_parallel: Annotated[list[Literal[1, 2, 4, 8]], Field(min_length=1)] = Field(default=[1, 2, 4, 8])
     lengths: LengthPair = LengthPair(
         prompt=Lengths(distribution="lognormal", mean=512, sigma=0.9, max=4096),
         output=Lengths(distribution="lognormal", mean=192, sigma=0.8, max=2048),
@@ -148,7 +148,7 @@ class OverTraining(Section):
     """
 
     sizes: Annotated[list[Fraction], Field(min_length=1, max_length=64)] = Field(
-        [0.8, 0.65, 0.5, 0.4, 0.3, 0.2]
+        default=[0.8, 0.65, 0.5, 0.4, 0.3, 0.2]
     )
     max_tokens: TokenCount = 3.6e13
 
