@@ -11,6 +11,8 @@ from scenarios.model_anatomy import forward_flops_per_token, parameter_split
 from scenarios.schema import Engine
 from scenarios.sizing_schema import Training
 from scenarios.training import (
+    HALF,
+    SINGLE,
     ActivationSettings,
     TrainingMemory,
     gpus_to_hold_weights,
@@ -78,7 +80,9 @@ def training_memory_figures(model: ModelSpec, training: Training, gpu: Gpu) -> d
         fused_attention=training.fused_attention,
         dropout=training.dropout,
     )
-    options: dict[str, Any] = {"gradient_bytes_each": training.gradient_bytes}
+    options: dict[str, Any] = {
+        "gradient_bytes_each": SINGLE if training.gradient_dtype == "float32" else HALF
+    }
     whole = training_memory(model, settings, **options)
     options["zero_stage"] = training.zero_stage
     each = training_memory(model, settings, gpus=training.gpus, **options)

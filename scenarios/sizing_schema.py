@@ -11,6 +11,7 @@ from scenarios.schema import Count, Engine, Fraction, Latency, LengthPair, Lengt
 Flops = Annotated[float, Field(gt=0, le=1e32, allow_inf_nan=False)]
 Usd = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 TokenCount = Annotated[float, Field(gt=0, le=1e24, allow_inf_nan=False)]
+Degree = Annotated[int, Field(ge=1, le=8)]
 Coefficient = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 
 FITTED_FORMS = ("chinchilla", "rosenfeld", "kaplan")
@@ -115,7 +116,7 @@ class Training(Section):
     sequence_length: Annotated[int, Field(ge=1, le=2**24)] = 4096
     checkpointing: Literal["none", "layer"] = "layer"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 3
-    gradient_bytes: Literal[2, 4] = 2
+    gradient_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     fused_attention: bool = True
     dropout: bool = False
 
@@ -129,7 +130,7 @@ class Serving(Section):
 
     lifetime_tokens: TokenCount | None = None
     gpus: Annotated[list[str], Field(min_length=1)] = Field(default=["l40s", "h100-sxm", "h200-sxm"])
-    tensor_parallel: Annotated[list[Literal[1, 2, 4, 8]], Field(min_length=1)] = Field(default=[1, 2, 4, 8])
+    tensor_parallel: Annotated[list[Degree], Field(min_length=1)] = Field(default=[1, 2, 4, 8])
     lengths: LengthPair = LengthPair(
         prompt=Lengths(distribution="lognormal", mean=512, sigma=0.9, max=4096),
         output=Lengths(distribution="lognormal", mean=192, sigma=0.8, max=2048),
