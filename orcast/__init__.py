@@ -6,6 +6,7 @@ run.summary["p99_ttft_ms"]
 
 table = orcast.sweep("quickstart", {"engine.max_num_seqs": "8..256:x2"})
 orcast.sweep_figure(table, "p99_ttft_ms")
+table, figure, summary = orcast.size(overrides={"budget.usd": 50_000})
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
 
+    from reports.size_notebook import SizeStudy
     from scenarios.forecast import Forecast
 
 __version__ = "0.1.0"
@@ -38,6 +40,23 @@ def simulate(
 
     loaded, origin = load_scenario(scenario, _settings(overrides))
     return forecast(loaded, origin=origin, compose=compose, leap=not step)
+
+
+def size(sizing: str | None = None, overrides: Mapping[str, Any] | None = None) -> SizeStudy:
+    """Size a model by scaling laws, as `orcast size` does, with some paths set to other values.
+
+    Returns ``(table, figure, summary)``: a tidy DataFrame with a row for each candidate model, a
+    Plotly figure of training against serving cost (or the isoFLOP curves, or the memory), and all
+    figures as plain data. Raises `scenarios.errors.InputError` for a sizing that cannot be
+    answered.
+    """
+    from orcast.calibrate_cli import compose
+    from reports.size_notebook import size_study
+    from scenarios.sizing import size as answer
+    from scenarios.sizing_load import load_sizing
+
+    loaded, origin = load_sizing(sizing, _settings(overrides))
+    return size_study(answer(loaded, origin=origin, compose=compose))
 
 
 def sweep(

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from scenarios.errors import InputError, did_you_mean
 from scenarios.library import Loader, read_yaml, scenario_path
 from scenarios.schema import Scenario
 from scenarios.sweep_section import Sweep
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -70,10 +72,17 @@ def parse_scenario(
     content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
 ) -> Scenario:
     """Validate `content`; InputError names `origin`, or ``--set`` where an override is at fault."""
+    return parse_as(Scenario, content, origin=origin, overridden=overridden)
+
+
+def parse_as(
+    schema: type[Parsed], content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
+) -> Parsed:
+    """Validate `content` against any schema, with the same refusals."""
     try:
-        return Scenario.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
-        raise _refused(error.errors(), origin, overridden) from None
+        raise _refused(error.errors(), schema, origin, overridden) from None
 
 
 def parse_sweep(content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()) -> Sweep:
@@ -83,17 +92,19 @@ def parse_sweep(content: dict[str, Any], *, origin: str, overridden: Iterable[st
     except ValidationError as error:
         details = [one for one in error.errors() if one["loc"][:1] == ("sweep",)]
         if details:
-            raise _refused(details, origin, overridden) from None
+            raise _refused(details, Scenario, origin, overridden) from None
         return Sweep.model_validate(content.get("sweep") or {})
 
 
-def _refused(details: list[ErrorDetails], origin: str, overridden: Iterable[str]) -> InputError:
+def _refused(
+    details: list[ErrorDetails], schema: type[BaseModel], origin: str, overridden: Iterable[str]
+) -> InputError:
     first = details[0]
     path = _yaml_path(first)
     source = _blamed(path, origin, overridden)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     where = f"{source}: {path}" if path else source
-    return InputError(f"{where}: {_explain(first)}{more}")
+    return InputError(f"{where}: {_explain(first, schema)}{more}")
 
 
 def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
@@ -114,23 +125,21 @@ def _yaml_path(error: ErrorDetails) -> str:
     return path
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
     # A short form: a YAML file of a few lines can hold a list of a million items.
     given, context = _SHORT.repr(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            section = _section(error["loc"][:-1])
+            section = _section(error["loc"][:-1], schema)
             return f"unknown key; {did_you_mean(error['loc'][-1], section.model_fields)}"
         case "missing":
             return "missing"
         case "literal_error":
-            names = _literals(error["loc"])
+            names = _literals(error["loc"], schema)
             hint = did_you_mean(given.strip("'"), names)
             return f"{given} is not known; {hint}"
         case "value_error":
             return str(context["error"])
-        case "less_than_equal" if error["loc"][-1] == "pipeline_parallel":
-            return f"{given} stages: only 1 is supported; use tensor_parallel up to 8"
         case "model_type":
             return f"{given}: expected a section with keys"
         case "finite_number":
@@ -140,8 +149,8 @@ def _explain(error: ErrorDetails) -> str:
     return f"{given}: {message}"
 
 
-def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = Scenario
+def _section(location: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    section = schema
     for key in location:
         if isinstance(key, str):
             for candidate in _alternatives(section.model_fields[key].annotation):
@@ -150,8 +159,8 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
     return section
 
 
-def _literals(location: tuple[int | str, ...]) -> list[str]:
-    annotation = _section(location[:-1]).model_fields[str(location[-1])].annotation
+def _literals(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
+    annotation = _section(location[:-1], schema).model_fields[str(location[-1])].annotation
     names = (get_args(option) or (option,) for option in _alternatives(annotation))
     return [str(name) for group in names for name in group if isinstance(name, str)]
 

@@ -3,6 +3,10 @@
 Names and definitions follow vLLM's ``bench serve``: statistics in milliseconds, E2EL from arrival
 to the last token's return, TPOT = (E2EL - TTFT) / (output tokens - 1) over requests of more than
 one token, ITL over all gaps between two tokens of a request.
+
+Under speculative decoding an iteration hands a request several tokens at once, all at its end. Like
+``bench serve``, which takes the time between two chunks of a stream, ITL then is the gap between
+two portions; TPOT and a request's own mean ITL still divide by tokens.
 """
 
 from __future__ import annotations
@@ -86,6 +90,8 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
     if slo is not None and slo.limits:
         summary |= _slo_figures(slo, times, per_s)
     summary |= _engine_figures(iterations, requests)
+    if records.stages is not None:
+        summary["pipeline"] = _pipeline_figures(records.stages)
     return summary
 
 
@@ -135,6 +141,24 @@ def _slo_figures(slo: Slo, times: Mapping[str, np.ndarray], per_s: Any) -> dict[
         "request_goodput": per_s(int(good.sum())),
         "slo_attainment": {"all": float(good.mean()) if len(good) else None, **attainment},
         "slo_met": bool(shares) and min(shares) * 100.0 >= slo.percentile,
+    }
+
+
+def _pipeline_figures(stages: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How busy stages were while any batch was in flight; ``bubble`` is idle over busy time.
+
+    For m equal micro-batches over p equal stages the bubble is (p - 1) / m (GPipe, section 2.3).
+    """
+    busy_s, active_s = float(stages["busy_s"].sum()), float(stages["active_s"].sum())
+    shares = [
+        float(stages["busy_s"][rows].sum() / max(stages["active_s"][rows].sum(), 1e-300))
+        for stage in range(int(stages["stage"].max(initial=-1)) + 1)
+        for rows in [stages["stage"] == stage]
+    ]
+    return {
+        "stages": len(shares),
+        "stage_busy_share": shares,
+        "bubble": active_s / busy_s - 1.0 if busy_s > 0 else 0.0,
     }
 
 

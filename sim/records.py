@@ -33,6 +33,8 @@ class Records:
     finished, extrapolated, replica.
     ``preemptions``: request, preempted_s, resumed_s.
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
+    ``stages``, of pipelines only: replica, stage, ``busy_s`` (the stage computing) and ``active_s``
+    (any batch in flight).
     """
 
     requests: Columns
@@ -40,6 +42,7 @@ class Records:
     preemptions: Columns
     gaps_s: np.ndarray
     gap_weights: np.ndarray
+    stages: Columns | None = None
 
 
 class _Table:
@@ -109,7 +112,13 @@ class RequestLog:
         self._open[request.index] = row
 
     def resume(self, request: Request, now_s: float) -> None:
-        self._open.pop(request.index)[2] = now_s
+        row = self._open.pop(request.index, None)
+        if row is not None:  # it was preempted here, not on an engine that has failed since
+            row[2] = now_s
+
+    def close(self, request: Request) -> None:
+        """A preempted request will not come back here."""
+        self._open.pop(request.index, None)
 
     def requests(self) -> Columns:
         """Columns in order of the requests' numbers."""

@@ -36,7 +36,9 @@ class ChunkedScheduler(IterationScheduler):
     def _schedule_running(self, batch: Batch, now_s: float) -> int:
         """Serve those already running; returns what is left of the budget."""
         decodes = self.pool.decodes
-        budget = self.config.max_num_batched_tokens - decodes.num_seqs
+        budget = self.config.max_num_batched_tokens - decodes.query_tokens
+        if budget < 0:
+            return self._schedule_in_order(batch, now_s)
         crossing = decodes.needing_block()
         if not self.prefilling:
             if len(crossing) > self.allocator.num_free:
@@ -70,7 +72,10 @@ class ChunkedScheduler(IterationScheduler):
                 if decoding:
                     self._hold_back(request)
                 continue
-            tokens = 1 if decoding else self._chunk_tokens(request, budget)
+            if decoding:
+                tokens = pool.decodes.limit(request, budget)
+            else:
+                tokens = self._chunk_tokens(request, budget)
             blocks = (
                 int(pool.decodes.needs_block(request))
                 if decoding
@@ -104,6 +109,10 @@ class ChunkedScheduler(IterationScheduler):
             self._held_back.remove(request)
         super().abort(request, now_s)
 
+    def evict(self, now_s: float) -> list[Request]:
+        self._held_back.clear()
+        return super().evict(now_s)
+
     def horizon(self, batch: Batch) -> int:
         return 1 if self._held_back else super().horizon(batch)
 
@@ -114,7 +123,8 @@ class ChunkedScheduler(IterationScheduler):
                 self._blocked = True
                 return
             request = pool.waiting[0]
-            hits = allocator.cached_prefix(request)
+            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
+            hits = [] if received else allocator.cached_prefix(request)
             # The whole sequence has to fit, not merely its first chunk.
             blocks = allocator.blocks_for(request.num_tokens) - len(hits)
             if hits:
@@ -130,6 +140,7 @@ class ChunkedScheduler(IterationScheduler):
                 self._prefill_stored_tokens += request.num_computed_tokens
                 if not request.preemptions:
                     request.cached_tokens = request.num_computed_tokens
+            self._prefill_stored_tokens += received
             tokens = self._chunk_tokens(request, budget)
             self._prefill(batch, request, tokens)
             budget -= tokens
