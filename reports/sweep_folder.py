@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from reports.sweep_report import sweep_report
 from reports.sweep_summary import sweep_summary
@@ -128,11 +130,23 @@ def _write_table(path: Path, table: SweepTable) -> None:
 
 
 def _column(values: list[Any]) -> pa.Array:
+    """A column of one type with its gaps, from buffers: `pyarrow.array` would import pandas."""
     import pyarrow as pa
 
-    kinds: Mapping[type, Any] = {bool: pa.bool_(), int: pa.int64(), str: pa.string()}
+    known = np.array([value is not None for value in values])
+    gaps = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
     kind = next((type(value) for value in values if value is not None), float)
-    return pa.array(values, kinds.get(kind, pa.float64()))
+    if kind is str:
+        texts = [b"" if value is None else value.encode() for value in values]
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        buffers = [gaps, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
+        return pa.Array.from_buffers(pa.string(), len(values), buffers)
+    filled = np.array([kind(0) if value is None else value for value in values], dtype=kind)
+    if kind is bool:
+        data, arrow = np.packbits(filled, bitorder="little"), pa.bool_()
+    else:
+        data, arrow = filled, pa.from_numpy_dtype(filled.dtype)
+    return pa.Array.from_buffers(arrow, len(values), [gaps, pa.py_buffer(data)])
 
 
 def _read_table(path: Path) -> dict[str, list[Any]]:

@@ -59,6 +59,28 @@ def test_a_sweep_leaves_table_summary_and_report(uninterrupted: dict[str, bytes]
     assert summary["metrics"]["request_goodput"]["best"]["values"]["engine.max_num_seqs"] == 32
 
 
+def test_the_table_has_every_run_with_its_gaps(
+    uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    import pandas as pd
+
+    (tmp_path / "sweep.parquet").write_bytes(uninterrupted["sweep.parquet"])
+    table = pd.read_parquet(tmp_path / "sweep.parquet")
+    assert len(table) == 24
+    assert table["engine.block_size"].tolist()[:6] == [0, 0, 16, 16, 64, 64]
+    assert table["error"].isna().tolist() == [False, False, True, True, True, True] * 4
+    assert table["error"][0] == "engine.block_size: 0: expected greater than or equal to 1"
+    assert table["completed"].isna().tolist() == (~table["error"].isna()).tolist()
+    summary = package.simulate(
+        "quickstart",
+        {"workload.num_requests": 150, "workload.seed": 2, "engine.max_num_seqs": 4},
+    ).summary
+    row = table[(table["engine.max_num_seqs"] == 4) & (table["engine.block_size"] == 16)].iloc[1]
+    assert (row["seed"], row["p99_ttft_ms"], row["iterations"], row["slo_met"]) == (
+        *(2, summary["p99_ttft_ms"], summary["iterations"], summary["slo_met"]),
+    )
+
+
 def test_the_number_of_processes_makes_no_difference(uninterrupted: dict[str, bytes]) -> None:
     assert orcast("sweep", *SMALL, "--out", "three", "--jobs", "3").status == 0
     assert content(Path("three")) == uninterrupted
