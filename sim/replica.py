@@ -115,7 +115,7 @@ class Replica:
         """The conservation laws and the engine's limits, after an iteration."""
         scheduler = self.scheduler
         running, config = scheduler.pool.running, scheduler.config
-        scheduler.allocator.check(request.block_table for request in running)
+        scheduler.allocator.check(scheduler.pool.tables())
         assert batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs"
         assert len(running) <= config.max_num_seqs, "more sequences than max_num_seqs"
         if scheduler.has_token_budget:

@@ -52,38 +52,32 @@ class PagedScheduler(IterationScheduler):
         budget = self.config.max_num_batched_tokens
         for request in self.prefilling:  # a prompt longer than one budget goes on
             tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            if not tokens:
+                return
             self._prefill(batch, request, tokens)
             budget -= tokens
         while pool.waiting:
             request = pool.waiting[0]
-            if len(pool.running) >= self.config.max_num_seqs:
+            if not self._has_seats(request):
                 self._blocked = True
                 return
             hits = allocator.cached_prefix(request)
-            computed = len(hits) * allocator.block_size
-            tokens = request.num_tokens - computed
+            tokens = request.num_tokens - len(hits) * allocator.block_size
             if tokens > budget and batch.prefills:  # only a batch's first prompt may be split
                 return
-            blocks = allocator.blocks_for(request.num_tokens) - len(hits)
+            blocks = self._blocks_to_start(request) - len(hits)
             if hits:
                 blocks += allocator.num_idle(hits)
             if allocator.num_free - blocks < self._watermark_blocks:
                 self._blocked = True
                 return
-            pool.waiting.popleft()
-            pool.start(request, now_s)
-            if hits:
-                allocator.reuse(request.block_table, hits)
-                request.num_computed_tokens = computed
-                self._prefill_stored_tokens += computed
-                if not request.preemptions:
-                    request.cached_tokens = computed
+            request = self._start(request, hits, now_s)
             # The whole sequence is allocated at once, also when it is computed in pieces.
             allocator.allocate(
                 request.block_table,
                 allocator.blocks_for(request.num_tokens) - len(request.block_table),
             )
-            tokens = min(tokens, budget)
+            tokens = min(request.num_tokens - request.num_computed_tokens, budget)
             self._prefill(batch, request, tokens)
             budget -= tokens
             if budget <= 0:
