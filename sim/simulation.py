@@ -14,7 +14,7 @@ from sim.records import Records
 from sim.replica import Replica
 from sim.request_pool import RequestPool
 from sim.run_log import collect
-from sim.schedulers import SCHEDULERS
+from sim.schedulers import scheduler_class
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
@@ -38,6 +38,7 @@ def simulate(
     conservation laws after every decision. `progress` is called now and then with the number of
     requests that have ended.
     """
+    policy = scheduler_class(scheduler, samples=workload.samples is not None)
     env = simpy.Environment()
     engines: list[Replica] = []
 
@@ -61,7 +62,7 @@ def simulate(
         engines.append(
             Replica(
                 env,
-                SCHEDULERS[scheduler](pool, allocator, config),
+                policy(pool, allocator, config),
                 latency,
                 source,
                 leap=leap,
@@ -77,4 +78,7 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    return collect(engines)
+    records = collect(engines)
+    if workload.samples is not None:
+        records.requests.update(workload.samples.columns(records.requests["request"]))
+    return records

@@ -15,4 +15,15 @@ SCHEDULERS: dict[str, type] = {
     "chunked": ChunkedScheduler,
 }
 
-__all__ = ["SCHEDULERS", "Scheduler"]
+
+def scheduler_class(name: str, *, samples: bool = False) -> type:
+    """The policy of that name; `samples`: for requests of several sequences. Raises ValueError."""
+    policy = SCHEDULERS[name]
+    if not samples:
+        return policy
+    from sim.sharing.schedulers import sampling  # only those who need it load it
+
+    return sampling(policy)
+
+
+__all__ = ["SCHEDULERS", "Scheduler", "scheduler_class"]

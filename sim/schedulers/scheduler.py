@@ -74,6 +74,7 @@ class IterationScheduler:
 
     has_token_budget = True
     reserves = False  # whether admission sets all of a request's blocks aside
+    spare_blocks = 0  # that must be left beside a lone request
 
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
         self.pool = pool
@@ -97,7 +98,8 @@ class IterationScheduler:
         """Whether the request, alone in the engine, could be served to its end."""
         if request.prompt_tokens + request.output_tokens > self.config.max_model_len:
             return False
-        return self.allocator.blocks_for(request.final_tokens) <= self.allocator.num_blocks
+        blocks = self.allocator.blocks_for(request.final_tokens)
+        return blocks + self.spare_blocks <= self.allocator.num_blocks
 
     @property
     def admits_arrivals(self) -> bool:
