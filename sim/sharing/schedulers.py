@@ -277,10 +277,19 @@ class SamplingScheduler(IterationScheduler):
 
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         emitted, stored, growth, reserved = super().accounting(batch)
+        catching_up: Counter[SampleGroup] = Counter()  # hypotheses that have, in this iteration
         for chunk in batch.prefills:
-            group, end = chunk.request.group, chunk.cached_tokens + chunk.new_tokens
-            if group is not None and not group.started and end == chunk.request.prompt_tokens:
+            request, group = chunk.request, chunk.request.group
+            if group is None or chunk.cached_tokens + chunk.new_tokens < request.num_tokens:
+                continue
+            if request is group.request:
                 emitted += len(group.output_tokens) - 1
+            elif group.beam is not None:
+                catching_up[group] += 1
+        for group, count in catching_up.items():
+            before = len(self._caught_up.get(group, ()))
+            # Their tokens go out with the last one's.
+            emitted += before if before + count == len(group.samples) else -count
         if self._forked:
             stored += self._slots_missing_in_shared_blocks()
         return emitted, stored, growth, reserved
@@ -345,14 +354,14 @@ class SamplingChunkedScheduler(SamplingScheduler, ChunkedScheduler):
         budget -= places
         chunks = []
         for sequence in sequences:
-            if budget > 0 and self._is_prefilling(sequence):
+            if budget > 0 and sequence in self.prefilling:
                 tokens = self._chunk_tokens(sequence, budget)
                 chunks.append((sequence, tokens))
                 budget -= tokens
         return ready[:places], ready[places:], chunks
 
-    def _is_prefilling(self, sequence: Request) -> bool:
-        return sequence in self.prefilling
+    def _blocks_to_add(self, request: Request, tokens: int) -> int:
+        return max(super()._blocks_to_add(request, tokens), 0)  # some have them already
 
     def _withdraw(self, group: SampleGroup) -> None:
         self._held_back = [one for one in self._held_back if one not in group.samples]
