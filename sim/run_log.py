@@ -47,9 +47,7 @@ def note_iteration(
     block_growth = scheduler.extend(iterations) if iterations > 1 else None
     rare = None
     swapped = batch.swap_in_blocks + batch.swap_out_blocks
-    if (
-        swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks or batch.copies
-    ):
+    if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks or batch.copies:
         rare = (
             allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated,
             len(batch.copies), len(batch.loaded),

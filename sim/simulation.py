@@ -8,7 +8,7 @@ from collections.abc import Callable
 import simpy
 
 from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.kv_offload import block_allocator
 from sim.latency.protocol import LatencyModel
 from sim.records import Records
 from sim.replica import Replica
@@ -38,7 +38,9 @@ def simulate(
     conservation laws after every decision. `progress` is called now and then with the number of
     requests that have ended.
     """
-    policy = scheduler_class(scheduler, samples=workload.samples is not None)
+    policy = scheduler_class(
+        scheduler, samples=workload.samples is not None, offload=config.offload_blocks > 0
+    )
     env = simpy.Environment()
     engines: list[Replica] = []
 
@@ -49,9 +51,7 @@ def simulate(
 
     for number in range(replicas):
         pool = RequestPool(config.block_size, track_longest=latency.uses_longest)
-        allocator = BlockAllocator(
-            num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
-        )
+        allocator = block_allocator(config, num_blocks)
         source = RequestSource(
             workload,
             block_size=config.block_size,

@@ -16,14 +16,22 @@ SCHEDULERS: dict[str, type] = {
 }
 
 
-def scheduler_class(name: str, *, samples: bool = False) -> type:
-    """The policy of that name; `samples`: for requests of several sequences. Raises ValueError."""
-    policy = SCHEDULERS[name]
-    if not samples:
-        return policy
-    from sim.sharing.schedulers import sampling  # only those who need it load it
+def scheduler_class(name: str, *, samples: bool = False, offload: bool = False) -> type:
+    """The policy of that name, with what it needs besides. Raises ValueError where it has not.
 
-    return sampling(policy)
+    `samples`: for requests of several sequences; `offload`: over a `TieredAllocator`.
+    """
+    policy = SCHEDULERS[name]
+    # Only those who need them load them.
+    if samples:
+        from sim.sharing.schedulers import sampling
+
+        policy = sampling(policy)
+    if offload:
+        from sim.kv_offload import offloading
+
+        policy = offloading(policy)
+    return policy
 
 
 __all__ = ["SCHEDULERS", "Scheduler", "scheduler_class"]

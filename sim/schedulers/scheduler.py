@@ -260,9 +260,7 @@ class IterationScheduler:
     def _leave_cache(self, request: Request) -> None:
         """Give an ended sequence's blocks back; what a later turn repeats can be found again."""
         if request.block_hashes and self.config.enable_prefix_caching:
-            self.allocator.cache_prompt(
-                request, request.prompt_tokens, request.num_computed_tokens
-            )
+            self.allocator.cache_prompt(request, request.prompt_tokens, request.num_computed_tokens)
         self.allocator.free(request.block_table)
 
     def decoding(self) -> Collection[Request]:

@@ -113,9 +113,9 @@ class SampleGroup:
             return False
         for place in dropped:
             allocator.free(self.samples[place].block_table)
-        sources = self._surplus(successors)
-        for place in dropped:
-            self.samples[place].block_table = allocator.fork(self.samples[next(sources)].block_table)
+        for place, source in zip(dropped, self._surplus(successors), strict=True):
+            forked = allocator.fork(self.samples[source].block_table)
+            self.samples[place].block_table = forked
         return True
 
     @staticmethod
