@@ -33,6 +33,7 @@ GRID_AXES = {
     "communication": ("bytes",),
     "host": ("sequences",),
     "swap": ("blocks",),
+    "copy": ("blocks",),
 }
 ESTIMATED = "(estimated)"  # ends the name of an operation that was not measured
 SCATTERED = ("decode_skew",)  # no grid: its range is told, nothing else

@@ -7,7 +7,7 @@
 Engine time is a chain: every iteration begins where the one before ended (or with the arrival that
 woke the engine), and a decision knows what had arrived by then. So an iteration's duration holds
 everything it cost, the host's share included, and the same durations fed to the simulator must
-give the same batches (`calibrate/schedule_identity.py`).
+give the same batches (`calibrate/replay.py`).
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ import typer
 
 from orcast.calibrate_cli import app as calibrate_app
 from orcast.calibrate_cli import compose
+from orcast.export_cli import export
+from orcast.ui_cli import ui
+from orcast.validate_cli import validate
 from scenarios.errors import InputError
 
 app = typer.Typer(
@@ -26,6 +29,9 @@ app = typer.Typer(
 )
 
 app.add_typer(calibrate_app, name="calibrate")
+app.command()(validate)
+app.command()(ui)
+app.command()(export)
 
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")

@@ -21,8 +21,9 @@ def headline(
 ) -> str:
     """Title, verdict, warnings and headline figures as HTML."""
     levels = ServiceLevels.of(scenario)
+    kind = "Run of the engine" if summary.get("mode") == "engine" else "Forecast of a run"
     return (
-        '<header class="top"><p class="kind">Forecast of a run</p>'
+        f'<header class="top"><p class="kind">{kind}</p>'
         f"<h1>{escape(scenario_name(scenario))}</h1>"
         f'<p class="setting">{escape(_setting(scenario, summary))}</p>'
         f'<p class="verdict">{_verdict(records, latencies, levels, summary)}</p></header>'

@@ -32,18 +32,25 @@ def run_report(
     charts come from the records. Returns HTML that needs nothing but a browser.
     """
     latencies = request_latencies(records.requests)
-    sections = [
+    return page(
+        title=f"{scenario_name(scenario)} · Orcast",
+        top=headline(records, latencies, scenario=scenario, summary=summary),
+        sections=run_sections(records, scenario=scenario, summary=summary),
+        footer=FOOTER,
+    )
+
+
+def run_sections(
+    records: RunRecords, *, scenario: Mapping[str, Any], summary: Mapping[str, Any]
+) -> list[Section]:
+    """The parts of the page below its top."""
+    latencies = request_latencies(records.requests)
+    return [
         _latency_section(latencies, ServiceLevels.of(scenario), summary),
         *_time_sections(records, scenario),
         _scenario_section(scenario),
         _provenance_section(summary),
     ]
-    return page(
-        title=f"{scenario_name(scenario)} · Orcast",
-        top=headline(records, latencies, scenario=scenario, summary=summary),
-        sections=sections,
-        footer=FOOTER,
-    )
 
 
 def _latency_section(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MARKER = "summary.json"  # what makes a folder one of ours, to be replaced without asking
 FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions")}
 FILES |= {MARKER, "scenario.yaml", "report.html", "compare.html"}
+FILES |= {"trace.json.gz", "bench.json", "csv", "png", "svg"}  # exports
 
 
 @contextmanager

@@ -180,7 +180,9 @@ def _latency(
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         swapped_block_s=memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY),
-        capture_sizes=tuple(sorted(engine.cudagraph_capture_sizes)),
+        block_size=engine.block_size,
+        capture_sizes=_capture_sizes(engine, table),
+        launch_s=_launch_s(latency, table),
         skew=table.corrects_skew if skew is None else skew,
     )
 
@@ -203,12 +205,32 @@ def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) ->
     return notes
 
 
-def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead:
-    """The scenario's value, else the measured one; never silently zero."""
+def _capture_sizes(engine: schema.Engine, table: LatencyTable) -> tuple[int, ...]:
+    """The scenario's, else those of the engine the table was measured for."""
+    sizes = engine.cudagraph_capture_sizes
+    if sizes is None:
+        sizes = table.meta.get("cudagraph_capture_sizes") or []
+    return tuple(sorted(sizes))
+
+
+def _launch_s(latency: schema.Latency, table: LatencyTable) -> float:
+    """What launching a batch kernel by kernel takes; zero where that is not asked for."""
+    if latency.launch != "eager" or table.meta.get("launch") == "eager":
+        return 0.0  # eager times have their launches in them
+    launch_us = table.meta.get("eager_launch_us")
+    if not isinstance(launch_us, int | float) or not launch_us > 0:
+        raise ValueError("launch: eager needs a table that measured it (eager_launch_us)")
+    return float(launch_us) / 1e6
+
+
+def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead | None:
+    """The scenario's value, else the measured one (None: a part); never silently zero."""
     if given is not None:
         return HostOverhead(
             given.per_iteration_us / 1e6, given.per_sequence_us / 1e6, "given in the scenario"
         )
+    if "host" in table.parts:
+        return None
     measured = table.meta.get("host_overhead_us")
     if measured is None:
         raise ValueError(

@@ -92,9 +92,19 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
 
     A relative path is looked up in the current folder, then in `beside`.
     """
+    path = model_path(name, beside=beside)
+    config = model_config(path)
+    try:
+        return ModelSpec.from_config(config, name=model_name(path))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def model_path(name: str, *, beside: Path | None = None) -> Path:
+    """The file that describes a model given by library name or path."""
     names = model_names()
     if name in names:
-        return _read_model(ROOT / "models" / f"{name}.json", name)
+        return ROOT / "models" / f"{name}.json"
     path = find_file(name, beside=beside)
     if path is not None and path.is_dir():
         path = path / "config.json"
@@ -103,11 +113,17 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
             f"unknown model {name!r}, nor is it a file; {did_you_mean(name, names)} "
             "or the path of a Hugging Face config.json"
         )
+    return path
+
+
+def model_name(path: Path) -> str:
+    """What to call the model that `path` describes: its file, or its folder where that says more."""
     label = path.parent.name if path.name == "config.json" else path.stem
-    return _read_model(path, label or path.stem)
+    return label or path.stem
 
 
-def _read_model(path: Path, name: str) -> ModelSpec:
+def model_config(path: Path) -> dict[str, Any]:
+    """A model's Hugging Face config as it is in the file."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -117,10 +133,7 @@ def _read_model(path: Path, name: str) -> ModelSpec:
     if not isinstance(config, dict):
         kind = type(config).__name__
         raise InputError(f"{path}: a JSON {kind}, expected a model's config object")
-    try:
-        return ModelSpec.from_config(config, name=name)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    return config
 
 
 def find_file(name: str, *, beside: Path | None) -> Path | None:

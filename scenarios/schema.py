@@ -61,7 +61,8 @@ class Engine(Section):
     watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
     preferred_batch_sizes: list[Count] = []
-    cudagraph_capture_sizes: list[Count] = []  # batches are padded up to these; none: eager
+    # batches are padded up to these ([]: to none); by default to those of the latency table
+    cudagraph_capture_sizes: list[Count] | None = None
     max_queue_delay_ms: NotNegative = 0.0
 
     @model_validator(mode="after")
@@ -104,6 +105,8 @@ class Latency(Section):
     source: Literal["roofline", "table", "aiconfigurator", "fixed"] = "roofline"
     table: str | None = None
     skew: bool | None = None  # uneven contexts cost more; default: where tables allow it
+    # eager: only decodes run in CUDA graphs, all else is launched kernel by kernel
+    launch: Literal["graph", "eager"] | None = None
     backend: str | None = None  # aiconfigurator: whose kernels, e.g. trtllm, vllm, sglang
     version: str | None = None  # aiconfigurator: of that backend
     iteration_ms: Milliseconds | None = None
@@ -137,6 +140,7 @@ class Latency(Section):
         belongs = {
             "table": ("table",),
             "skew": ("table", "aiconfigurator"),
+            "launch": ("table",),
             "backend": ("aiconfigurator",),
             "version": ("aiconfigurator",),
             "iteration_ms": ("fixed",),

@@ -221,6 +221,11 @@ class BlockAllocator:
             blocks += self.cached(own)
         return blocks
 
+    def forget_all(self) -> None:
+        """The prefix cache is empty."""
+        for block in list(self._hash_of):
+            self._forget(block)
+
     def forget(self, table: Sequence[int]) -> None:
         """What these blocks hold is not to be found again (it turned out to be wrong)."""
         for block in table:

@@ -123,6 +123,10 @@ class TieredAllocator(BlockAllocator):
             self.cache(target, next(hashes))
             table.append(target)
 
+    def forget_all(self) -> None:
+        super().forget_all()
+        self.host = HostBlockCache(self.host.num_blocks)
+
     def _evict(self, block: int) -> None:
         block_hash = self._hash_of[block]
         if block_hash not in self._twins:  # no other device block has the same content

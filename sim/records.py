@@ -117,7 +117,13 @@ class RequestLog:
         self._open[request.index] = row
 
     def resume(self, request: Request, now_s: float) -> None:
-        self._open.pop(request.index)[2] = now_s
+        row = self._open.pop(request.index, None)
+        if row is not None:  # it was preempted here, not on an engine that has failed since
+            row[2] = now_s
+
+    def close(self, request: Request) -> None:
+        """A preempted request will not come back here."""
+        self._open.pop(request.index, None)
 
     def requests(self) -> Columns:
         """Columns in order of the requests' numbers."""

@@ -51,7 +51,7 @@ class RequestPool:
         """A prefill ended: its token goes out. Returns the gap to the token before, if any."""
         request.num_generated_tokens += 1
         gap_s = None
-        if request.num_generated_tokens == 1:
+        if request.first_token_s != request.first_token_s:  # NaN: its first ever
             request.first_token_s = now_s
         else:
             gap_s = now_s - request.last_token_s
@@ -69,6 +69,20 @@ class RequestPool:
         """The request can never be served here."""
         self.num_rejected += 1
         self.log.reject(request)
+
+    def evict(self) -> list[Request]:
+        """Take every unfinished request out, in order of arrival, set back to its beginning."""
+        lost = sorted([*self.running, *self.swapped, *self.waiting], key=lambda r: r.index)
+        for request in list(self.running):
+            if request.joined_step >= 0:
+                self.decodes.remove(request)
+        self.running.clear()
+        self.swapped.clear()
+        self.waiting.clear()
+        for request in lost:
+            self.log.close(request)
+            request.num_computed_tokens = request.num_generated_tokens = 0
+        return lost
 
     def abort(self, request: Request, now_s: float) -> None:
         """The request, already taken out of its queue or of ``running``, ends without an answer."""

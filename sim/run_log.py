@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,14 @@ class Serving(Protocol):
 
     scheduler: Scheduler
     log: IterationLog
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """An engine that requests come to, and may leave before they end."""
+
+    came_s: list[float]
+    gone_s: list[float]
 
 
 def note_iteration(
@@ -65,6 +73,18 @@ def note_iteration(
     )  # fmt: skip
 
 
+def check_iteration(scheduler: Scheduler, batch: Batch) -> None:
+    """The conservation laws and an engine's limits; AssertionError where one is broken."""
+    running, config = scheduler.pool.running, scheduler.config
+    scheduler.allocator.check(scheduler.pool.tables())
+    assert batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs"
+    assert len(running) <= config.max_num_seqs, "more sequences than max_num_seqs"
+    if scheduler.has_token_budget:
+        assert batch.num_tokens <= max(config.max_num_batched_tokens, batch.num_decodes), (
+            "more tokens than max_num_batched_tokens"
+        )
+
+
 def collect(engines: Sequence[Serving]) -> Records:
     """The records of engines that have nothing left to do.
 
@@ -81,7 +101,10 @@ def collect(engines: Sequence[Serving]) -> Records:
             block_size=allocator.block_size,
             gaps=engine.scheduler.gaps,
         )
-        ran["waiting"] = _waiting(served, ran, pool.log.aborted_s)
+        if isinstance(engine, Passing):
+            ran["waiting"] = _queue(np.array(engine.came_s), np.array(engine.gone_s), ran)
+        else:
+            ran["waiting"] = _waiting(served, ran, pool.log.aborted_s)
         served["replica"] = np.full(len(served["request"]), number, dtype="i4")
         ran["replica"] = np.full(len(ran["start_s"]), number, dtype="i4")
         requests.append(served)
@@ -112,10 +135,15 @@ def _waiting(requests: Columns, iterations: Columns, aborted_s: dict[int, float]
             )
         ]
     )
+    return _queue(arrivals, gone_s, iterations)
+
+
+def _queue(came_s: np.ndarray, gone_s: np.ndarray, iterations: Columns) -> np.ndarray:
+    """Requests at an iteration's start that had come, were not running, nor finished, nor gone."""
     start_s = iterations["start_s"]
     finished_before = np.cumsum(iterations["finished"]) - iterations["finished"]
-    waiting: np.ndarray = np.searchsorted(arrivals, start_s, side="right") - finished_before
-    waiting -= np.searchsorted(gone_s, start_s, side="right") + iterations["running"]
+    waiting: np.ndarray = np.searchsorted(np.sort(came_s), start_s, side="right") - finished_before
+    waiting -= np.searchsorted(np.sort(gone_s), start_s, side="right") + iterations["running"]
     return waiting.astype("i4")
 
 

@@ -104,6 +104,10 @@ class ChunkedScheduler(IterationScheduler):
             self._held_back.remove(request)
         super().abort(request, now_s)
 
+    def evict(self, now_s: float) -> list[Request]:
+        self._held_back.clear()
+        return super().evict(now_s)
+
     def horizon(self, batch: Batch) -> int:
         return 1 if self._held_back else super().horizon(batch)
 
@@ -114,7 +118,8 @@ class ChunkedScheduler(IterationScheduler):
             if not self._has_seats(request):
                 self._blocked = True
                 return
-            hits = allocator.cached_prefix(request)
+            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
+            hits = [] if received else allocator.cached_prefix(request)
             # The whole sequence has to fit, not merely its first chunk.
             blocks = self._blocks_to_start(request) - len(hits)
             if hits:

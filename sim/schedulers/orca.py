@@ -34,7 +34,9 @@ class OrcaScheduler(IterationScheduler):
             request = pool.waiting.popleft()
             pool.start(request, now_s)
             allocator.allocate(request.block_table, blocks)
-            self._prefill(batch, request, request.prompt_tokens)
+            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
+            self._prefill_stored_tokens += received
+            self._prefill(batch, request, request.num_tokens - received)
         self._add_decodes(batch)
         return batch if batch.num_tokens else None
 

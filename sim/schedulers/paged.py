@@ -57,8 +57,9 @@ class PagedScheduler(IterationScheduler):
             if not self._has_seats(request):
                 self._blocked = True
                 return
-            hits = allocator.cached_prefix(request)
-            tokens = request.num_tokens - len(hits) * allocator.block_size
+            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
+            hits = [] if received else allocator.cached_prefix(request)
+            tokens = request.num_tokens - (received or len(hits) * allocator.block_size)
             if tokens > budget and batch.prefills:  # only a batch's first prompt may be split
                 return
             blocks = self._blocks_to_start(request) - len(hits)
@@ -156,3 +157,8 @@ class PagedScheduler(IterationScheduler):
             self.pool.abort(request, now_s)
         else:
             super().abort(request, now_s)
+
+    def evict(self, now_s: float) -> list[Request]:
+        self._free_swap_blocks += sum(self._swapped_blocks.values())
+        self._swapped_blocks.clear()
+        return super().evict(now_s)

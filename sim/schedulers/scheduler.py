@@ -36,6 +36,9 @@ class Scheduler(Protocol):
     def add(self, request: Request) -> None:
         """Take in an arrival; one that can never be served is rejected and counted."""
 
+    def servable(self, request: Request) -> bool:
+        """Whether the request, alone in the engine, could be served to its end."""
+
     def schedule(self, now_s: float) -> Batch | None:
         """Decide the next iteration and allocate for it; None when there is nothing to compute."""
 
@@ -52,6 +55,12 @@ class Scheduler(Protocol):
         Returns (iteration, blocks, times): that many blocks are added by that iteration, and
         again every block_size iterations, so many times in all.
         """
+
+    def growth(self, iterations: int) -> int:
+        """Blocks that `extend` would allocate now."""
+
+    def evict(self, now_s: float) -> list[Request]:
+        """Everything is lost (the engine failed): all unfinished requests, as they came."""
 
     def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
         """The last of `iterations` ended at `now_s`: emit tokens; returns who finished."""
@@ -123,9 +132,9 @@ class IterationScheduler:
         if hits:
             allocator.reuse(request.block_table, hits)
             request.num_computed_tokens = len(hits) * allocator.block_size
-            self._prefill_stored_tokens += request.num_computed_tokens
             if not request.preemptions:
                 request.cached_tokens = request.num_computed_tokens
+        self._prefill_stored_tokens += request.num_computed_tokens
         return request
 
     # -- leaping ----------------------------------------------------------------------------
@@ -158,6 +167,23 @@ class IterationScheduler:
         for table, block in zip(tables, self.allocator.take(len(tables)), strict=True):
             table.append(block)
         return growth
+
+    def growth(self, iterations: int) -> int:
+        if self.reserves:
+            return 0
+        return sum(
+            len(members) * times for _, members, times in self.pool.decodes.crossings(iterations)
+        )
+
+    def evict(self, now_s: float) -> list[Request]:
+        lost = self.pool.evict()
+        for request in lost:
+            self.allocator.free(request.block_table)
+        self.allocator.forget_all()
+        self.prefilling.clear()
+        self._prefill_stored_tokens = 0
+        self._blocked = False
+        return lost
 
     def _grow(self, crossing: Collection[Request]) -> None:
         """One more block for each of these requests."""

@@ -66,6 +66,11 @@ class SampleGroup:
             self.samples.append(sample)
         request.block_table = []
 
+    def start_anew(self) -> None:
+        """Nothing is left of what had been computed."""
+        self.samples, self.pending, self.swapped_tables = [], [], []
+        self.num_seqs = len(self.output_tokens)
+
     def active(self) -> list[Request]:
         """Samples that may compute something now."""
         if not self.pending:

@@ -273,6 +273,18 @@ class SamplingScheduler(IterationScheduler):
         del self.pool.running[request]
         self.pool.abort(request, now_s)
 
+    def evict(self, now_s: float) -> list[Request]:
+        for request in self.pool.running:
+            if request.group is not None and request.group.started:
+                self._withdraw(request.group)
+                self._free_all(request.group)
+        lost = super().evict(now_s)
+        self._further_seqs = 0
+        for request in lost:
+            if request.group is not None:
+                request.group.start_anew()
+        return lost
+
     # -- records ----------------------------------------------------------------------------
 
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs torch (extra gpu)")
 pytest.importorskip("triton", reason="needs triton (extra gpu)")
 
 from calibrate.executor import Outcome  # noqa: E402
-from calibrate.schedule_identity import schedule_differences  # noqa: E402
+from calibrate.replay import replay  # noqa: E402
 from sim.batch import Batch  # noqa: E402
 from sim.engine_config import EngineConfig  # noqa: E402
 from sim.request import Request  # noqa: E402
@@ -77,14 +77,14 @@ def test_the_simulator_makes_the_same_schedule_from_the_same_durations(name: str
     scheduler, num_blocks, settings = CASES[name]
     engine = tiny_engine(WORKLOAD, MODEL, scheduler=scheduler, num_blocks=num_blocks, **settings)
     served = engine.run()
-    differences = schedule_differences(
+    again = replay(
         served.records,
         WORKLOAD,
         engine.scheduler.config,
         scheduler=scheduler,
         num_blocks=num_blocks,
     )
-    assert differences == []
+    assert again.differences == []
 
 
 def test_small_caches_really_preempt_and_swap() -> None:
@@ -105,10 +105,8 @@ def test_a_different_schedule_is_noticed() -> None:
     engine = tiny_engine(WORKLOAD, MODEL, num_blocks=24)
     served = engine.run()
     other = replace(engine.scheduler.config, max_num_seqs=3)
-    found = schedule_differences(
-        served.records, WORKLOAD, other, scheduler="chunked", num_blocks=24
-    )
-    assert found and "real run" in found[0]
+    again = replay(served.records, WORKLOAD, other, scheduler="chunked", num_blocks=24)
+    assert again.differences and "real run" in again.differences[0]
 
 
 def test_an_iteration_is_schedule_prepare_forward_and_sample() -> None:

@@ -1,0 +1,97 @@
+"""`orcast ui`: a local page that forecasts again whenever a knob is turned."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orcast.calibrate_cli import compose
+from scenarios.errors import InputError
+
+if TYPE_CHECKING:
+    from dash import Dash
+
+    from reports.what_if_page import Ask
+    from scenarios.knobs import Knob
+    from scenarios.schema import Scenario
+
+
+def ui(
+    scenario: Annotated[
+        str, typer.Argument(metavar="[SCENARIO]", help="A scenario file, or a library name.")
+    ] = "quickstart",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8050,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Serve the what-if page on this machine alone, until interrupted."""
+    from reports.what_if_page import HOST
+
+    app = what_if(scenario, set_ or [])
+    port = port or _free_port(HOST)
+    url = f"http://{HOST}:{port}/"
+    print(f"What-if page: {url} (Ctrl-C ends it)", flush=True)
+    if open_:
+        import webbrowser
+
+        webbrowser.open(url)
+    import logging
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    app.run(host=HOST, port=port, debug=False)
+
+
+def what_if(name: str, overrides: list[str]) -> Dash:
+    """The page of one scenario. Raises InputError for a scenario that cannot be simulated."""
+    try:
+        import dash  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError("orcast ui needs the package dash: pip install 'orcast[ui]'") from None
+    from reports.what_if_page import what_if_app
+
+    base, known, ask = question(name, overrides)
+    ask({})  # what is wrong with the scenario is said before the page opens
+    return what_if_app(base.name, known, ask)
+
+
+def question(name: str, overrides: list[str]) -> tuple[Scenario, list[Knob], Ask]:
+    """A scenario, its knobs, and the function that forecasts it with some of them turned."""
+    import yaml
+
+    from reports.what_if_page import Answer
+    from scenarios.forecast import forecast
+    from scenarios.knobs import as_overrides, knobs
+    from scenarios.load import load_scenario
+
+    base, _ = load_scenario(name, overrides)
+    known = knobs(base)
+
+    def ask(values: Mapping[str, Any]) -> Answer:
+        settings = [*overrides, *as_overrides(known, values)]
+        scenario, origin = load_scenario(name, settings)
+        result = forecast(scenario, origin=origin, compose=compose)
+        return Answer(
+            result.records,
+            result.summary,
+            command=shlex.join(
+                ["orcast", "run", name, *(part for each in settings for part in ("--set", each))]
+            ),
+            scenario=yaml.safe_dump(result.scenario, sort_keys=False, allow_unicode=True),
+        )
+
+    return base, known, ask
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind((host, 0))
+        port: int = free.getsockname()[1]
+        return port

@@ -1,0 +1,309 @@
+"""`orcast validate`: serve a scenario for real, forecast the same, compare both."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scenarios.errors import InputError
+
+if TYPE_CHECKING:
+    from calibrate.engine import Engine, Served
+    from calibrate.validation import EngineRun, Validation
+    from kernels.transformer import Transformer
+    from scenarios.deployment import Deployment
+    from scenarios.forecast import Forecast
+    from scenarios.schema import Scenario
+
+MARKER = "validation.json"
+FILES = {MARKER, "report.html", "measured", "forecast", "table"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A scenario, its deployment (without a latency model), and the model to serve."""
+
+    scenario: Scenario
+    origin: Path | None
+    deployment: Deployment
+    config: dict[str, Any]
+    checkpoint: Path | None
+    device: str
+    dtype: str | None
+
+
+def validate(
+    scenario: Annotated[
+        str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a library name.")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Result folder (default: runs/NAME-validation)."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda or cpu (default: cpu for hardware.gpu cpu, else cuda)."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of weights and cache (default: the model's own).")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", metavar="DIR", help="Latency table (default: the scenario's)."),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Time for the calibration, where no table fits.")
+    ] = "8m",
+    eos: Annotated[
+        bool, typer.Option("--eos", help="A checkpoint's end-of-sequence token ends an output.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run the engine on a scenario's requests, simulate the same, and compare."""
+    from calibrate.checkpoint import device_name
+    from reports.validation_report import validation_report
+    from reports.writer import fresh_folder, write_run
+
+    question = _question(scenario, set_ or [], device=device, dtype=dtype)
+    name = question.scenario.name
+    folder = out or Path("runs") / f"{name}-validation"
+    with fresh_folder(folder, marker=MARKER, files=FILES) as partial:
+        model = _load(question)
+        tables = _table_for(question, table, model, earlier=folder, into=partial, budget=budget)
+        served, validation, measured, forecast = _both_runs(question, model, tables, eos=eos)
+        for part, run in (("measured", measured), ("forecast", forecast)):
+            (partial / part).mkdir()
+            write_run(partial / part, run.records, scenario=run.scenario, summary=run.summary)
+        _write_outputs(partial / "measured" / "outputs.jsonl", served, question.checkpoint)
+        figures = validation.as_dict() | {
+            "scenario": name,
+            "device": device_name(question.device),
+            "table": str(folder / "table" if tables.parent == partial else tables),
+        }
+        (partial / MARKER).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        replay = validation.replay
+        text = validation_report(
+            validation.comparison,
+            figures,
+            name=name,
+            setting=f"{question.scenario.model} on {figures['device']}, scheduler "
+            f"{question.scenario.engine.scheduler}; latency table {figures['table']}",
+            engine=validation.engine,
+            forecast=validation.forecast,
+            predicted_s=None if replay is None else replay.predicted_s,
+        )
+        (partial / "report.html").write_text(text, encoding="utf-8")
+    if as_json:
+        for note in validation.comparison.notes:
+            print(f"orcast: note: {note}", file=sys.stderr)
+        print(json.dumps(figures))
+        return
+    from rich.console import Console
+
+    from reports.validation_table import validation_table
+
+    Console(highlight=False).print(validation_table(figures, validation.comparison.notes))
+    print(f"Report: {folder / 'report.html'}")
+
+
+def _question(
+    name: str, overrides: list[str], *, device: str | None, dtype: str | None
+) -> _Question:
+    from calibrate.checkpoint import has_weights
+    from scenarios import library
+    from scenarios.deployment import deploy
+    from scenarios.load import load_scenario
+    from scenarios.schema import Latency
+
+    scenario, origin = load_scenario(name, overrides)
+    if scenario.cluster.replicas > 1 or scenario.hardware.tensor_parallel > 1:
+        raise InputError(
+            f"{origin or 'scenario'}: the engine serves with one GPU: cluster.replicas and "
+            "hardware.tensor_parallel must be 1"
+        )
+    unmeasured = scenario.model_copy(update={"latency": Latency()})
+    deployment = deploy(unmeasured, origin=origin)
+    path = library.model_path(scenario.model, beside=None if origin is None else origin.parent)
+    checkpoint = path.parent if has_weights(path.parent) else None
+    if device is None:
+        device = "cpu" if scenario.hardware.gpu == "cpu" else "cuda"
+    return _Question(
+        scenario, origin, deployment, library.model_config(path), checkpoint, device, dtype
+    )
+
+
+def _load(question: _Question) -> Transformer:
+    from calibrate.checkpoint import load_model
+
+    try:
+        return load_model(
+            question.config,
+            folder=question.checkpoint,
+            device=question.device,
+            dtype=question.dtype,
+        )
+    except (ValueError, MemoryError) as error:
+        raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
+
+
+def _table_for(
+    question: _Question,
+    given: Path | None,
+    model: Transformer,
+    *,
+    earlier: Path,
+    into: Path,
+    budget: str,
+) -> Path:
+    """The latency table to forecast with: given, the scenario's, an earlier one, or a new one."""
+    from scenarios import library
+
+    named = question.scenario.latency.table
+    if given is not None:
+        return given
+    if named is not None:
+        beside = None if question.origin is None else question.origin.parent
+        found = library.find_file(named, beside=beside)
+        if found is None:
+            raise InputError(f"{question.origin or 'scenario'}: latency.table: no folder {named}")
+        return found
+    raise InputError(
+        f"{question.origin or 'scenario'}: no latency table to forecast with: give --table DIR"
+    )
+
+
+def _both_runs(
+    question: _Question, model: Transformer, table: Path, *, eos: bool
+) -> tuple[Served, Validation, EngineRun, Forecast]:
+    """Both runs of the scenario, and one held against the other."""
+    from calibrate.checkpoint import device_name
+    from calibrate.comparison import compare
+    from calibrate.measurement import simulated
+    from calibrate.replay import replay
+    from calibrate.validation import EngineRun, Validation
+    from scenarios.forecast import forecast
+    from scenarios.schema import Latency
+
+    scenario, deployment = question.scenario, question.deployment
+    latency = scenario.latency.model_copy(update={"source": "table", "table": str(table)})
+    measurable = scenario.model_copy(update={"latency": Latency(**_given(latency))})
+    predicted = forecast(measurable, origin=question.origin)
+    engine = _engine(question, model, eos=eos)
+    with _stoppable(engine):
+        served = engine.run()
+    run = EngineRun.of(
+        served,
+        slo=deployment.slo,
+        scenario=scenario.model_dump(mode="json"),
+        label=f"served by the engine on {device_name(question.device)}",
+    )
+    workload = deployment.workload
+    again = None
+    if not served.errors and not eos:
+        again = replay(
+            served.records,
+            workload,
+            deployment.config,
+            scheduler=scenario.engine.scheduler,
+            num_blocks=deployment.memory.num_gpu_blocks,
+            latency=predicted.deployment.latency,
+        )
+    try:
+        comparison = compare(
+            simulated("forecast", predicted.records.requests, predicted.records.preemptions),
+            run.measurement(),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    validation = Validation(comparison, again, served.records, predicted.records, served.errors)
+    return served, validation, run, predicted
+
+
+def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
+    """A line a request: its tokens, their text where there is a tokenizer, and what went wrong."""
+    from calibrate.checkpoint import decode
+
+    with path.open("w", encoding="utf-8") as file:
+        for request in sorted(served.outputs.keys() | served.errors.keys()):
+            tokens = served.outputs.get(request, [])
+            line: dict[str, Any] = {"request": request, "tokens": tokens}
+            if checkpoint is not None and (text := decode(checkpoint, tokens)) is not None:
+                line["text"] = text
+            if request in served.errors:
+                line["error"] = served.errors[request]
+            file.write(json.dumps(line) + "\n")
+
+
+def _given(latency: Any) -> dict[str, Any]:
+    """A latency section's values that were given, as its schema takes them."""
+    found: dict[str, Any] = latency.model_dump(exclude_none=True)
+    return found
+
+
+def _engine(question: _Question, model: Transformer, *, eos: bool) -> Engine:
+    from calibrate.checkpoint import eos_token
+    from calibrate.engine import engine
+
+    token = None
+    if eos:
+        token = None if question.checkpoint is None else eos_token(question.checkpoint)
+        if token is None:
+            raise InputError("--eos needs a checkpoint whose config names its eos_token_id")
+    scenario, deployment = question.scenario, question.deployment
+    try:
+        return engine(
+            deployment.workload,
+            deployment.config,
+            model,
+            scheduler=scenario.engine.scheduler,
+            num_blocks=deployment.memory.num_gpu_blocks,
+            capture_sizes=tuple(scenario.engine.cudagraph_capture_sizes),
+            eos_token=token,
+            seed=scenario.workload.seed,
+            progress=_progress(len(deployment.workload)),
+        )
+    except MemoryError as error:
+        raise InputError(
+            f"{error}; lower engine.num_gpu_blocks_override or engine.gpu_memory_utilization"
+        ) from None
+
+
+@contextmanager
+def _stoppable(engine: Engine) -> Iterator[None]:
+    """Ctrl-C ends the run after the current iteration; what was measured by then is kept."""
+    before = signal.signal(signal.SIGINT, lambda *_: engine.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _progress(total: int) -> Callable[[int], None] | None:
+    """Requests that have ended, on the terminal, ten times a second at most."""
+    if not sys.stderr.isatty():
+        return None
+    import time
+
+    shown_s = 0.0
+
+    def show(ended: int) -> None:
+        nonlocal shown_s
+        now_s = time.perf_counter()
+        if now_s - shown_s > 0.1 or ended == total:
+            shown_s = now_s
+            end = "\n" if ended == total else ""
+            print(f"\rserving: {ended} of {total} requests", end=end, file=sys.stderr, flush=True)
+
+    return show

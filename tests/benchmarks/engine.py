@@ -1,0 +1,124 @@
+"""How fast the engine serves: ``python -m tests.benchmarks.engine [--device cuda] [--out FILE]``.
+
+The workload is fixed: 256 requests at once, prompts and outputs of 100 to 1,024 tokens. Prints
+output tokens per second and where an iteration's time goes, then decode steps by batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calibrate.checkpoint import load_model
+from calibrate.engine import PHASES, Clock, engine
+from calibrate.executor import CAPTURE_SIZES
+from kernels.transformer import Transformer
+from sim.engine_config import EngineConfig
+from sim.workload.workload import Workload
+
+MODELS = Path(__file__).parents[2] / "scenarios" / "models"
+DECODE_BATCHES = (1, 32, 128, 256)
+CONTEXT_TOKENS = 1024
+
+
+def fixed_workload(requests: int, longest: int, seed: int = 0) -> Workload:
+    """All at once; prompt and output lengths uniform from a tenth of `longest` to `longest`."""
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(longest // 10, longest + 1, requests)
+    outputs = rng.integers(longest // 10, longest + 1, requests)
+    return Workload(np.zeros(requests), prompts, outputs)
+
+
+def serve(
+    model: Transformer, workload: Workload, *, num_blocks: int, budget: int
+) -> dict[str, object]:
+    """Serve it and say how fast, and where the time went."""
+    config = EngineConfig(
+        max_num_seqs=min(256, len(workload)), max_num_batched_tokens=budget,
+        enable_prefix_caching=False,
+    )  # fmt: skip
+    on_gpu = model.embeddings.device.type == "cuda"
+    served = engine(
+        workload, config, model, scheduler="chunked", num_blocks=num_blocks,
+        capture_sizes=CAPTURE_SIZES if on_gpu else (), clock=Clock(skip_idle=True),
+    ).run()  # fmt: skip
+    iterations = served.records.iterations
+    total_s = float(iterations["duration_s"].sum())
+    decodes = iterations["prefill_tokens"] == 0
+    tokens = int(workload.output_tokens.sum())
+    return {
+        "requests": len(workload),
+        "output_tokens": tokens,
+        "duration_s": total_s,
+        "output_tokens_per_s": tokens / total_s,
+        "iterations": len(decodes),
+        "shares": {name: float(iterations[name].sum()) / total_s for name in PHASES},
+        "median_decode_iteration_ms": float(np.median(iterations["duration_s"][decodes])) * 1e3,
+        "preemptions": len(served.records.preemptions["request"]),
+    }
+
+
+def decode_steps(model: Transformer, *, context: int, steps: int = 24) -> list[dict[str, float]]:
+    """Median decode iterations at fixed batch sizes, all sequences near `context` tokens."""
+    found = []
+    on_gpu = model.embeddings.device.type == "cuda"
+    for batch in DECODE_BATCHES if on_gpu else DECODE_BATCHES[:2]:
+        workload = Workload(np.zeros(batch), np.full(batch, context), np.full(batch, steps + 1))
+        config = EngineConfig(
+            max_num_seqs=batch, max_num_batched_tokens=max(8192, batch),
+            enable_prefix_caching=False,
+        )  # fmt: skip
+        served = engine(
+            workload, config, model, scheduler="chunked",
+            num_blocks=batch * -(-(context + steps + 1) // 16), clock=Clock(skip_idle=True),
+            capture_sizes=(batch,) if on_gpu else (),
+        ).run()  # fmt: skip
+        iterations = served.records.iterations
+        rows = (iterations["prefill_tokens"] == 0) & (iterations["decode_seqs"] == batch)
+        step: dict[str, float] = {"batch": batch, "context": context}
+        step["step_ms"] = float(np.median(iterations["duration_s"][rows])) * 1e3
+        step |= {
+            f"{name.removesuffix('_s')}_ms": float(np.median(iterations[name][rows])) * 1e3
+            for name in PHASES
+        }
+        found.append(step)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", help="comma-separated (default: by device)")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    options = parser.parse_args()
+    on_gpu = options.device == "cuda"
+    names = options.models or ("llama-3.1-8b,qwen3-0.6b" if on_gpu else "tiny")
+    results: dict[str, object] = {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    for name in names.split(","):
+        config = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
+        model = load_model(config, device=options.device)
+        workload = fixed_workload(256 if on_gpu else 32, 1024 if on_gpu else 96)
+        blocks = int((workload.prompt_tokens + workload.output_tokens).sum()) // 16 + 256
+        serve(model, fixed_workload(8, 64), num_blocks=256, budget=8192)  # compiles what it needs
+        result = serve(model, workload, num_blocks=blocks, budget=8192)
+        result["decode_steps"] = decode_steps(model, context=CONTEXT_TOKENS if on_gpu else 128)
+        results[name] = result
+        print(f"{name}: {result['output_tokens_per_s']:,.0f} output tokens/s; {result}")
+        del model
+        if on_gpu:
+            torch.cuda.empty_cache()
+        if options.out is not None:
+            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The what-if page in a real browser: it follows its knobs, and says what `orcast run` says."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("dash", reason="needs dash (extra ui)")
+
+from typer.testing import CliRunner
+
+from orcast.cli import app as command_line
+from orcast.ui_cli import question, what_if
+from reports.what_if_page import HOST
+from reports.what_if_page import values_at as positions_to_values
+from scenarios.errors import InputError
+from tests.reports.browser import CHROMIUM, Browser
+
+SCENARIO = """
+name: "<script>document.title = 'taken'</script><b>bold</b>"
+model: llama-3.1-8b
+hardware: {gpu: h200-sxm}
+engine: {max_num_seqs: 64}
+workload:
+  arrivals: {process: poisson, request_rate: 20}
+  lengths:
+    prompt: {distribution: lognormal, mean: 512, sigma: 0.9}
+    output: {distribution: lognormal, mean: 192, sigma: 0.8}
+  num_requests: 2000
+slo: {ttft_ms: 200, tpot_ms: 25, percentile: 99}
+"""
+
+
+@pytest.fixture(scope="module")
+def scenario(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ui") / "what-if.yaml"
+    path.write_text(SCENARIO)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(scenario: Path) -> Iterator[str]:
+    from werkzeug.serving import make_server
+
+    server = make_server(HOST, 0, what_if(str(scenario), []).server, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://{HOST}:{server.server_port}/"
+    server.shutdown()
+
+
+def cells(browser: Browser) -> dict[str, list[str]]:
+    """The page's table by its first column."""
+    rows = browser.run(
+        "[...document.querySelectorAll('#figures tbody tr')]"
+        ".map(row => [...row.children].map(cell => cell.textContent))"
+    )
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_a_turned_knob_changes_the_forecast(url: str, tmp_path: Path) -> None:
+    drawn = "document.querySelectorAll('.js-plotly-plot .trace path').length >= 5"
+    with Browser() as browser:
+        browser.open(url)
+        browser.wait_for(drawn)
+        first = cells(browser)
+        command = browser.run("document.getElementById('command').textContent")
+        assert command.startswith("orcast run ") and "--set" not in command
+        browser.run(
+            "document.querySelector('[title=\"workload.arrivals.request_rate\"] [role=slider]')"
+            ".focus()"
+        )
+        browser.press("ArrowRight")
+        browser.press("ArrowRight")
+        browser.wait_for("document.getElementById('command').textContent.includes('rate=25')")
+        second = cells(browser)
+        assert second["Output tokens/s"][0] != first["Output tokens/s"][0]
+        assert second["Output tokens/s"][1] != "–"
+        assert browser.run("document.title") != "taken"
+        assert "<b>bold</b>" in browser.run("document.querySelector('.what').textContent")
+        for width in (1280, 390):
+            browser.resize(width, 1600)
+            browser.wait_for(drawn)
+            browser.wait_for(f"document.documentElement.scrollWidth <= {width}")
+            browser.screenshot(tmp_path / f"what-if-{width}.png")
+        before = browser.run("getComputedStyle(document.body).backgroundColor")
+        browser.run("document.getElementById('theme-button').click()")
+        browser.wait_for(f"getComputedStyle(document.body).backgroundColor !== {before!r}")
+        elsewhere = [
+            address
+            for address in browser.requests
+            if not address.startswith((url, "data:", "blob:", "chrome:", "about:"))
+        ]
+        assert elsewhere == []
+        assert browser.problems == []
+
+
+def test_the_page_says_exactly_what_the_command_line_says(scenario: Path, tmp_path: Path) -> None:
+    _, _, ask = question(str(scenario), ["engine.block_size=32"])
+    turned = {"workload.arrivals.request_rate": 30.0, "engine.max_num_seqs": 48}
+    answer = ask(turned)
+    words = shlex.split(answer.command)
+    assert words[:2] == ["orcast", "run"]
+    result = CliRunner().invoke(
+        command_line, [*words[1:], "--json", "--out", str(tmp_path / "run")]
+    )
+    said = json.loads(result.stdout)
+    clocks = {"wall_s", "simulated_requests_per_s", "run_folder"}
+    assert {key: value for key, value in said.items() if key not in clocks} == {
+        key: value for key, value in answer.summary.items() if key not in clocks
+    }
+    (tmp_path / "again.yaml").write_text(answer.scenario)
+    again, _, ask_again = question(str(tmp_path / "again.yaml"), [])
+    assert again.engine.block_size == 32
+    assert ask_again({}).summary["p99_ttft_ms"] == said["p99_ttft_ms"]
+
+
+def test_only_what_the_knobs_offer_can_be_asked_for(scenario: Path) -> None:
+    _, known, ask = question(str(scenario), [])
+    for turned in (
+        {"model": "/etc/passwd"},
+        {"hardware.gpu": "h200-sxm\nlatency: {table: /etc}"},
+        {"engine.max_num_seqs": 10**9},
+        {"engine.max_num_seqs": True},
+    ):
+        with pytest.raises(ValueError, match="not one of its choices"):
+            ask(turned)
+    with pytest.raises(ValueError, match="no such choice"):
+        positions_to_values(known, [{"path": knob.path} for knob in known], [99] * len(known))
+
+
+def test_every_knob_has_the_scenarios_value_among_its_choices(scenario: Path) -> None:
+    for name in (str(scenario), "static-vs-continuous", "quickstart", "kv-waste"):
+        _, known, _ = question(name, [])
+        assert {"engine.scheduler", "model"} <= {knob.path for knob in known}
+        assert all(knob.value in knob.choices for knob in known)
+
+
+def test_a_setting_without_a_forecast_is_refused_in_words(scenario: Path) -> None:
+    _, _, ask = question(str(scenario), [])
+    with pytest.raises(InputError, match="does not fit on 1 x h200-sxm"):
+        ask({"model": "llama-3.1-405b"})
+
+
+def test_another_host_name_is_refused(scenario: Path) -> None:
+    client = what_if(str(scenario), []).server.test_client()
+    assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 403
+    assert client.get("/", headers={"Host": "127.0.0.1:8050"}).status_code == 200
+    assert client.get("/assets/../../../../etc/passwd").status_code == 404
