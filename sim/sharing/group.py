@@ -56,6 +56,7 @@ class SampleGroup:
                 request.max_tokens,
                 num_computed_tokens=request.prompt_tokens,
                 num_generated_tokens=1,
+                first_token_s=now_s,
                 last_token_s=now_s,
                 group=self,
             )
