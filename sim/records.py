@@ -35,10 +35,10 @@ class Records:
     output_tokens are the longest one's).
     ``iterations``: start_s, duration_s, the batch (running, waiting, prefill_seqs, prefill_tokens,
     decode_seqs, context_tokens, num_tokens, num_emitting, num_seqs), tokens ``emitted``, KV slots
-    by kind (used, reserved, fragmentation, free: they add up to all), shared_blocks (entries of
-    block tables beyond each block's first: what there would be more of without sharing),
-    copied_blocks, swap_blocks (over the host link, both ways), loaded_blocks (those of them that
-    the prefix cache had in host memory), preempted, finished, extrapolated, replica.
+    by kind (used, reserved, fragmentation, free: they add up to all), kv_shared_tokens (slots in
+    blocks that several tables hold, times the tables beyond the first: what there would be more of
+    without sharing), copied_blocks, swap_blocks (over the host link, both ways), loaded_blocks (of
+    those, what the prefix cache had in host memory), preempted, finished, extrapolated, replica.
     ``preemptions``: request, preempted_s, resumed_s.
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
     """
@@ -213,8 +213,8 @@ class IterationLog:
         duration_s = end_s - start_s
 
         added = spread("growth") * ahead
-        shared = spread("shared_blocks")
-        used = spread("stored_tokens") + added - shared * np.int32(block_size)
+        shared = spread("shared_blocks") * np.int32(block_size)
+        used = spread("stored_tokens") + added - shared
         reserved = np.maximum(spread("reserved_tokens") - added, 0)
         held = (spread("kv_blocks") + self._added_blocks(first, run_of, block_size)) * np.int32(
             block_size
@@ -245,7 +245,7 @@ class IterationLog:
             "kv_reserved_tokens": reserved,
             "kv_fragmentation_tokens": held - used - reserved,
             "kv_free_tokens": num_blocks * block_size - held,
-            "shared_blocks": shared,
+            "kv_shared_tokens": shared,
             "copied_blocks": at_first("copied_blocks"),
             "swap_blocks": at_first("swap_blocks"),
             "loaded_blocks": at_first("loaded_blocks"),
