@@ -84,8 +84,13 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
         summary |= _statistics(name, times[name])
     # `request_itl` is over requests, each with its mean gap; vLLM's `itl` pools all gaps.
     summary |= _statistics("itl", records.gaps_s, records.gap_weights)
+    gaps_s = records.gaps_s
+    summary["max_itl_ms"] = float(gaps_s.max()) * 1e3 if len(gaps_s) else None
     if slo is not None and slo.limits:
         summary |= _slo_figures(slo, times, per_s)
+    # Orca's and PagedAttention's measure: seconds of waiting for each token that was asked for.
+    normalized = times["e2el"] / requests["output_tokens"][served]
+    summary["mean_normalized_latency_ms"] = float(normalized.mean()) * 1e3 if completed else None
     summary |= _engine_figures(iterations, requests)
     return summary
 
