@@ -44,8 +44,9 @@ def require_device(device: str) -> torch.device:
     )
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device | str) -> str:
     """The GPU's name as its driver gives it, or the processor's."""
+    device = torch.device(device)
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     info = Path("/proc/cpuinfo")

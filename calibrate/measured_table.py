@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -226,6 +225,7 @@ class MeasuredTable:
         if "operator_classes" in records:
             self.meta["operator_classes"] = records["operator_classes"][0]
         self.meta["flash_against_standard"] = records.get("flash", [])
+        self.meta["block_sizes"] = records.get("block_sizes", [])
         self.meta["taken_over"] = [line["text"] for line in records.get("taken_over", [])]
         self.meta["warnings"] = [
             line["text"] for kind in ("throttled", "skipped") for line in records.get(kind, [])
@@ -303,4 +303,4 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     if isinstance(value, np.generic):
         return value.item()
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return value

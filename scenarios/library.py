@@ -117,7 +117,7 @@ def model_path(name: str, *, beside: Path | None = None) -> Path:
 
 
 def model_name(path: Path) -> str:
-    """What to call the model that `path` describes: its file, or its folder where that says more."""
+    """What to call the model that `path` describes: its file, or the folder of a config.json."""
     label = path.parent.name if path.name == "config.json" else path.stem
     return label or path.stem
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scenarios.sharing_schema import BeamSearch, ParallelSampling, Sessions
+from scenarios.speculation_schema import Speculation
 
 # Upper bounds lie far beyond any deployment: what is above them is a slip, and would otherwise end
 # in an overflow or in all of this machine's memory.
@@ -26,7 +27,7 @@ class Section(BaseModel):
 
 
 class Link(Section):
-    """The link between GPUs of one node, per direction, as measured on your machine.
+    """A link between GPUs, per direction, as measured on your machine.
 
     The α and β of a ring all-reduce over p GPUs: ``2 (p - 1) latency + 2 (p - 1) / p bytes /
     bandwidth``. Without it the library's datasheet figures are taken, at an assumed efficiency.
@@ -36,13 +37,50 @@ class Link(Section):
     latency_us: NotNegative
 
 
+class SequenceParallel(Section):
+    """A prompt's tokens split over ranks: exchange heads for tokens, or pass keys and values on."""
+
+    kind: Literal["ulysses", "ring"]
+    degree: Annotated[int, Field(ge=1, le=1024)]
+
+
 class Hardware(Section):
-    """Which GPU, and how a model is split over several."""
+    """Which GPU, and how a model is spread over several; the degrees multiply.
+
+    ``link`` lies between GPUs of one node of ``gpus_per_node``, ``inter_node_link`` between nodes.
+    """
 
     gpu: str
-    tensor_parallel: Annotated[int, Field(ge=1, le=8)] = 1
-    pipeline_parallel: Annotated[int, Field(ge=1, le=1)] = 1
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    pipeline_parallel: Annotated[int, Field(ge=1, le=256)] = 1
+    expert_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    sequence_parallel: SequenceParallel | None = None
+    gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8
     link: Link | None = None
+    inter_node_link: Link | None = None
+
+
+class Experts(Section):
+    """Which experts of a mixture tokens are sent to; without it, every expert is as likely.
+
+    ``counts``: tokens each expert was sent, as a list or in a CSV with the columns expert, tokens
+    and maybe layer. ``placement`` says which experts share a rank of ``expert_parallel``.
+    """
+
+    routing: Literal["uniform", "zipf", "counts"] = "uniform"
+    exponent: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None  # zipf
+    seed: Annotated[int, Field(ge=0)] = 0  # zipf: which expert is how popular
+    counts: str | Annotated[list[NotNegative], Field(min_length=1, max_length=65536)] | None = None
+    placement: Literal["contiguous", "balanced"] = "contiguous"
+
+    @model_validator(mode="after")
+    def _has_its_keys(self) -> Self:
+        for name, routing in {"exponent": "zipf", "counts": "counts"}.items():
+            if (getattr(self, name) is not None) != (self.routing == routing):
+                raise ValueError(f"{name} belongs to routing {routing}, which needs it")
+        if self.placement == "balanced" and self.routing == "uniform":
+            raise ValueError("placement balanced has no meaning where every expert is as likely")
+        return self
 
 
 class Engine(Section):
@@ -56,6 +94,7 @@ class Engine(Section):
     num_gpu_blocks_override: Annotated[int, Field(ge=1, le=2**24)] | None = None
     max_model_len: Tokens | None = None
     enable_prefix_caching: bool = True
+    weight_dtype: Literal["auto", "bf16", "fp16", "fp8", "int4"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     preemption: Literal["recompute", "swap"] = "recompute"
@@ -303,11 +342,113 @@ class Workload(Section):
         return self
 
 
+class ReplicaGroup(Section):
+    """Equal replicas that differ from the scenario in some values of three of its sections.
+
+    ``role`` prefill and decode make two pools of a disaggregated deployment.
+    """
+
+    name: str = ""
+    replicas: Annotated[int, Field(ge=1, le=1024)]
+    role: Literal["both", "prefill", "decode"] = "both"
+    hardware: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
+    latency: dict[str, Any] = {}
+
+
+class KvLink(Section):
+    """What KV caches travel over, out of one prefill replica."""
+
+    bandwidth_gb_per_s: Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
+    latency_us: NotNegative = 0.0
+
+
+class Autoscaling(Section):
+    """As many replicas as `target_outstanding` unfinished requests each make necessary.
+
+    The cluster's ``replicas`` are the most there can be.
+    """
+
+    min_replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    target_outstanding: Positive
+    check_every_s: Positive = 10.0
+    startup_s: NotNegative = 60.0  # until a new replica serves
+    cooldown_s: NotNegative = 120.0  # between the last change and a replica less
+
+
+class Failure(Section):
+    """A replica loses everything; its requests begin anew elsewhere."""
+
+    replica: Annotated[int, Field(ge=0, le=1023)]  # counted from 0, group after group
+    at_s: NotNegative
+    recover_after_s: Positive | None = None  # none: never
+
+
 class Cluster(Section):
     """How many engines, and which request goes where."""
 
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
-    router: Literal["round_robin"] = "round_robin"
+    groups: list[ReplicaGroup] = []  # instead of `replicas`, where they differ
+    router: Literal[
+        "round_robin",
+        "random",
+        "least_outstanding",
+        "least_kv",
+        "prefix_aware",
+        "session_sticky",
+    ] = "round_robin"
+    kv_link: KvLink | None = None
+    autoscaling: Autoscaling | None = None
+    failures: list[Failure] = []
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas at most, in all groups."""
+        return sum(group.replicas for group in self.groups) or self.replicas
+
+    @property
+    def is_plain(self) -> bool:
+        """Equal replicas, dealt requests in turn: what needs no cluster around it."""
+        return (
+            self.router == "round_robin"
+            and not self.groups
+            and self.autoscaling is None
+            and not self.failures
+        )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.groups and self.replicas > 1:
+            raise ValueError("replicas and groups are both given: each group has its own replicas")
+        roles = {group.role for group in self.groups}
+        if roles & {"prefill", "decode"}:
+            if roles != {"prefill", "decode"}:
+                missing = "decode" if "prefill" in roles else "prefill"
+                raise ValueError(
+                    f"groups: the roles are {', '.join(sorted(roles))}; disaggregation needs "
+                    f"prefill and decode groups and no others ({missing} or both is wrong here)"
+                )
+            if self.kv_link is None:
+                raise ValueError(
+                    "groups: prefill and decode pools need a kv_link between them, e.g. "
+                    "kv_link: {bandwidth_gb_per_s: 50, latency_us: 10}"
+                )
+            if self.autoscaling is not None:
+                raise ValueError("autoscaling of prefill and decode pools is not modelled")
+        elif self.kv_link is not None:
+            raise ValueError("kv_link has no meaning without prefill and decode groups")
+        if self.autoscaling is not None and self.autoscaling.min_replicas > self.num_replicas:
+            raise ValueError(
+                f"autoscaling: min_replicas {self.autoscaling.min_replicas} is above the "
+                f"{self.num_replicas} replicas there can be"
+            )
+        for failure in self.failures:
+            if failure.replica >= self.num_replicas:
+                raise ValueError(
+                    f"failures: there is no replica {failure.replica}: the last of "
+                    f"{self.num_replicas} is {self.num_replicas - 1}"
+                )
+        return self
 
 
 class Slo(Section):
@@ -326,33 +467,51 @@ class Scenario(Section):
     description: str = ""
     model: str
     hardware: Hardware
+    experts: Experts | None = None
     engine: Engine = Engine()
     latency: Latency = Latency()
     workload: Workload
     cluster: Cluster = Cluster()
     slo: Slo = Slo()
+    speculation: Speculation | None = None
 
     @model_validator(mode="after")
-    def _closed_loop_has_one_replica(self) -> Self:
-        if self.cluster.replicas > 1 and self.workload.max_concurrency is not None:
-            raise ValueError("workload.max_concurrency needs cluster.replicas 1")
-        return self
-
-    @model_validator(mode="after")
-    def _every_sequence_has_a_seat(self) -> Self:
+    def _samples_can_be_served(self) -> Self:
         samples, beam = self.workload.samples, self.workload.beam_search
-        if samples is None and beam is None:
+        if samples is not None:
+            asked, most = "samples.n", samples.most
+        elif beam is not None:
+            asked, most = "beam_search.width", beam.width
+        else:
             return self
-        most = beam.width if samples is None else samples.most  # type: ignore[union-attr]
-        asked = "beam_search.width" if samples is None else "samples.n"
         if most > self.engine.max_num_seqs:
             raise ValueError(
                 f"workload.{asked} {most} is above engine.max_num_seqs {self.engine.max_num_seqs}: "
                 "all sequences of a request run together"
             )
-        if most > 1 and self.engine.scheduler not in ("paged", "chunked"):
+        if self.engine.scheduler not in ("paged", "chunked"):
             raise ValueError(
-                f"workload.{asked} {most} needs engine.scheduler paged or chunked: slots that "
+                f"workload.{asked} needs engine.scheduler paged or chunked: slots that "
                 f"{self.engine.scheduler} reserves for one sequence cannot be shared"
             )
+        if self.speculation is not None:
+            raise ValueError(f"workload.{asked}: speculation in several samples is not modelled")
+        if any(group.role != "both" for group in self.cluster.groups):
+            raise ValueError(
+                f"workload.{asked}: moving several samples from a prefill to a decode pool is not "
+                "modelled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_move_no_blocks(self) -> Self:
+        asked = {
+            "workload.samples": self.workload.samples,
+            "workload.beam_search": self.workload.beam_search,
+            "engine.kv_offloading_size_gib": self.engine.kv_offloading_size_gib,
+            "latency.swapped_block_us": self.latency.swapped_block_us,
+        }
+        for name, value in asked.items():
+            if value and self.hardware.pipeline_parallel > 1:
+                raise ValueError(f"{name} over pipeline stages is not modelled")
         return self

@@ -3,6 +3,10 @@
 Names and definitions follow vLLM's ``bench serve``: statistics in milliseconds, E2EL from arrival
 to the last token's return, TPOT = (E2EL - TTFT) / (output tokens - 1) over requests of more than
 one token, ITL over all gaps between two tokens of a request.
+
+Under speculative decoding an iteration hands a request several tokens at once, all at its end. Like
+``bench serve``, which takes the time between two chunks of a stream, ITL then is the gap between
+two portions; TPOT and a request's own mean ITL still divide by tokens.
 """
 
 from __future__ import annotations
@@ -92,6 +96,8 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
     normalized = times["e2el"] / requests["output_tokens"][served]
     summary["mean_normalized_latency_ms"] = float(normalized.mean()) * 1e3 if completed else None
     summary |= _engine_figures(iterations, requests)
+    if records.stages is not None:
+        summary["pipeline"] = _pipeline_figures(records.stages)
     return summary
 
 
@@ -149,6 +155,24 @@ def _hit_rate(requests: Mapping[str, np.ndarray]) -> float:
     served = ~requests["rejected"]
     prompt_tokens = int(requests["prompt_tokens"][served].sum())
     return int(requests["cached_tokens"][served].sum()) / prompt_tokens if prompt_tokens else 0.0
+
+
+def _pipeline_figures(stages: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How busy stages were while any batch was in flight; ``bubble`` is idle over busy time.
+
+    For m equal micro-batches over p equal stages the bubble is (p - 1) / m (GPipe, section 2.3).
+    """
+    busy_s, active_s = float(stages["busy_s"].sum()), float(stages["active_s"].sum())
+    shares = [
+        float(stages["busy_s"][rows].sum() / max(stages["active_s"][rows].sum(), 1e-300))
+        for stage in range(int(stages["stage"].max(initial=-1)) + 1)
+        for rows in [stages["stage"] == stage]
+    ]
+    return {
+        "stages": len(shares),
+        "stage_busy_share": shares,
+        "bubble": active_s / busy_s - 1.0 if busy_s > 0 else 0.0,
+    }
 
 
 def _engine_figures(

@@ -41,6 +41,8 @@ class Records:
     those, what the prefix cache had in host memory), preempted, finished, extrapolated, replica.
     ``preemptions``: request, preempted_s, resumed_s.
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
+    ``stages``, of pipelines only: replica, stage, ``busy_s`` (the stage computing) and ``active_s``
+    (any batch in flight).
     """
 
     requests: Columns
@@ -48,6 +50,7 @@ class Records:
     preemptions: Columns
     gaps_s: np.ndarray
     gap_weights: np.ndarray
+    stages: Columns | None = None
 
 
 class _Table:

@@ -92,10 +92,11 @@ class PagedScheduler(IterationScheduler):
             if request not in pool.running:
                 break
             # V0 asks for one free block per sequence, whether it crosses a boundary or not.
-            while allocator.num_free < 1 and request in pool.running:
+            blocks = int(pool.decodes.needs_block(request))
+            while allocator.num_free < max(blocks, 1) and request in pool.running:
                 self._preempt(next(reversed(pool.running)), batch, now_s)
-            if request in pool.running and pool.decodes.needs_block(request):
-                allocator.allocate(request.block_table, 1)
+            if request in pool.running:
+                allocator.allocate(request.block_table, blocks)
 
     def _free_for_decoding(self) -> int:
         return self.allocator.num_free - 1
@@ -126,7 +127,7 @@ class PagedScheduler(IterationScheduler):
 
     def _blocks_to_return(self, request: Request) -> int:
         # One more block than it left with, where the token it is about to write needs one.
-        needed = self.allocator.blocks_for(request.num_computed_tokens + 1)
+        needed = self.allocator.blocks_for(self._decode_slots(request))
         return max(self._swapped_blocks[request], needed)
 
     def _return(self, request: Request, batch: Batch) -> None:

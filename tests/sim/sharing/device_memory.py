@@ -40,9 +40,9 @@ class DeviceMemory:
         self._past: dict[Request, list[Token]] = {}  # of sequences that have one
         self.copied: list[tuple[int, int]] = []
         self.batches: list[Batch] = []
-        self.scheduler = scheduler_class(
-            scheduler, samples=workload.samples is not None, offload=config.offload_blocks > 0
-        )(RequestPool(config.block_size), block_allocator(config, num_blocks), config)
+        policy = scheduler_class(scheduler, config, samples=workload.samples is not None)
+        allocator = block_allocator(config, num_blocks)
+        self.scheduler = policy(RequestPool(config.block_size), allocator, config)
         source = RequestSource(
             replace(workload, max_concurrency=None),
             block_size=config.block_size,
@@ -151,11 +151,11 @@ class DeviceMemory:
         first = request.group is not None and (
             request.group.samples[:1] == [request] and bool(request.block_hashes)
         )
-        if content is not None and (not own or first):
-            if position < content.known_tokens[asked.index]:
-                begin = int(content.offsets[asked.index])
-                unit = position // content.unit_tokens
-                return tuple(content.ids[begin : begin + unit + 1].tolist()), position
+        known = content is not None and position < content.known_tokens[asked.index]
+        if content is not None and known and (not own or first):
+            begin = int(content.offsets[asked.index])
+            unit = position // content.unit_tokens
+            return tuple(content.ids[begin : begin + unit + 1].tolist()), position
         return (request.index if own else asked.index), position
 
     def _follow_forks(self, before: dict[Request, list[int]]) -> None:
