@@ -15,6 +15,7 @@ from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
+from scenarios.sharing import draw_conversations, draw_samples, host_blocks, with_block_moves
 from scenarios.speculation import speculator
 from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
@@ -130,7 +131,8 @@ def _engine(
         speculating = speculator(scenario, model, beside=beside)
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
-    config = _engine_config(scenario.engine, model, memory)
+    with _at(source, "engine"):
+        config = _engine_config(scenario.engine, model, memory)
     if speculating is not None:
         config = replace(config, speculation=speculating.technique)
 
@@ -149,6 +151,7 @@ def _engine(
     if speculating is not None:
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
+    latency = with_block_moves(latency, scenario, memory, gpu)
     notes = (
         *(speculating.notes(scenario) if speculating is not None else ()),
         *_unused_knobs(scenario),
@@ -255,6 +258,7 @@ def parallelism_of(hardware: schema.Hardware) -> Parallelism:
 
 
 def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
+    swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -263,7 +267,8 @@ def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget
         enable_prefix_caching=engine.enable_prefix_caching,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         preemption=engine.preemption,
-        swap_blocks=int(engine.swap_space_gib * GIB) // memory.bytes_per_block,
+        swap_blocks=swap_blocks,
+        offload_blocks=offload_blocks,
         watermark=engine.watermark,
         reservation=engine.reservation,
         preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
@@ -468,8 +473,10 @@ def draw_workload(
     Arrivals, prompts and outputs have random streams of their own, so that changing one of them
     leaves the others as they were (common random numbers).
     """
-    streams = np.random.SeedSequence(workload.seed).spawn(4)
-    arrival_rng, prompt_rng, output_rng, prefix_rng = map(np.random.default_rng, streams)
+    streams = np.random.SeedSequence(workload.seed).spawn(5)
+    arrival_rng, prompt_rng, output_rng, prefix_rng, sample_rng = map(
+        np.random.default_rng, streams
+    )
     if workload.trace is not None:
         found = library.find_file(workload.trace, beside=beside)
         drawn = read_trace(
@@ -486,17 +493,30 @@ def draw_workload(
     else:
         assert workload.lengths and workload.arrivals and workload.num_requests
         count, pair = workload.num_requests, workload.lengths
-        columns = {"arrival_s": _arrivals(workload.arrivals, count, arrival_rng)}
         prompts = _lengths("prompt", pair, count, prompt_rng)
         outputs = _lengths("output", pair, count, output_rng)
         content, drawn = None, None
-        if workload.shared_prefixes is not None:
+        given = workload.arrivals
+        if workload.sessions is not None:
+            turns = draw_conversations(
+                workload, lambda n: _arrivals(given, n, arrival_rng), prompts, outputs, prefix_rng
+            )
+            columns = {"arrival_s": turns.arrival_s}
+            prompts, outputs, content = turns.prompt_tokens, turns.output_tokens, turns.content
+        else:
+            columns = {"arrival_s": _arrivals(given, count, arrival_rng)}
+        if workload.shared_prefixes is not None and workload.sessions is None:
             content = shared_prefixes(
                 prefix_rng,
                 prompts,
                 num_prefixes=workload.shared_prefixes.num_prefixes,
                 shared_prefix_tokens=workload.shared_prefixes.tokens,
             )
+    samples = draw_samples(
+        workload, outputs, lambda n: _further_lengths(workload, outputs, n, sample_rng), sample_rng
+    )
+    if samples is not None:
+        outputs = samples.longest
     limits = outputs if workload.max_tokens is None else np.maximum(outputs, workload.max_tokens)
     with np.errstate(over="ignore"):
         arrival_s = columns["arrival_s"] * workload.time_scale
@@ -515,6 +535,7 @@ def draw_workload(
         request_ids=None if drawn is None else drawn.request_ids,
         name="synthetic" if drawn is None else drawn.name,
         notes=() if drawn is None else drawn.notes,
+        samples=samples,
     )
 
 
@@ -528,6 +549,15 @@ def _arrivals(given: schema.Arrivals, count: int, rng: np.random.Generator) -> n
         return arrivals.poisson(rng, count, rate_per_s=given.request_rate)
     assert given.burstiness is not None
     return arrivals.gamma(rng, count, rate_per_s=given.request_rate, burstiness=given.burstiness)
+
+
+def _further_lengths(
+    workload: schema.Workload, outputs: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Lengths of further samples: of the outputs' distribution, or of the trace's outputs."""
+    if workload.lengths is None or workload.lengths.in_order:
+        return rng.choice(outputs, size=count)
+    return _lengths("output", workload.lengths, count, rng)
 
 
 def _lengths(
