@@ -249,8 +249,8 @@ def _linear(rig: Rig, captured: tuple[int, ...]) -> Bench:
         lambda point: point[0] <= min(last, rig.limits.cache_tokens),
         calls,
         key=(
-            str(rig.model.linear_backend), config.hidden_size, config.num_layers, config.num_heads, config.num_kv_heads,
-            config.head_dim, config.intermediate_size, config.qk_norm, config.num_experts,
+            str(rig.model.linear_backend), config.hidden_size, config.num_layers,
+            config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, config.qk_norm, config.num_experts,
         ),
     )  # fmt: skip
 

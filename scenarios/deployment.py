@@ -15,6 +15,7 @@ from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
+from scenarios.speculation import speculator
 from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
 from sim.expert_routing import ExpertRouting
@@ -67,25 +68,9 @@ def deploy(
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
-    with _at(source, "model"):
-        model = _model(scenario, beside=beside)
-    with _at(source, "hardware.gpu"):
-        gpu = library.gpu(scenario.hardware.gpu)
-    with _at(source, "hardware"):
-        memory = _memory(scenario, model, gpu)
+    engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
         workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
-    config = _engine_config(scenario.engine, model, memory)
-    with _at(source, "experts"):
-        routing = expert_routing(scenario.experts, model, beside=beside)
-    with _at(source, "latency"):
-        latency = _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
-    notes = (
-        *workload.notes,
-        *_unused_knobs(scenario),
-        *_without_effect_on_time(scenario),
-        *_other_than_measured(latency, gpu, scenario),
-    )
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -95,32 +80,88 @@ def deploy(
     cluster = scenario.cluster
     groups: tuple[ReplicaGroup, ...] = ()
     if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
-        groups = tuple(_groups(scenario, origin=origin, compose=compose))
+        groups = tuple(_groups(scenario, source, beside=beside, compose=compose))
     return Deployment(
         scenario=scenario,
-        model=model,
-        gpu=gpu,
-        parallelism=parallelism_of(scenario.hardware),
-        routing=routing,
-        memory=memory,
-        config=config,
-        latency=latency,
+        model=engine.model,
+        gpu=engine.gpu,
+        parallelism=engine.parallelism,
+        routing=engine.routing,
+        memory=engine.memory,
+        config=engine.config,
+        latency=engine.latency,
         workload=workload,
         slo=slo,
-        notes=notes,
+        notes=(*workload.notes, *engine.notes),
         groups=groups,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """One engine: what it runs on, its limits, its latencies."""
+
+    model: ModelSpec
+    gpu: Gpu
+    parallelism: Parallelism
+    routing: ExpertRouting | None
+    memory: MemoryBudget
+    config: EngineConfig
+    latency: LatencyModel
+    notes: tuple[str, ...]
+
+
+def _engine(
+    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+) -> _Engine:
+    """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
+    with _at(source, "model"):
+        model = _model(scenario, beside=beside)
+    with _at(source, "hardware.gpu"):
+        gpu = library.gpu(scenario.hardware.gpu)
+    with _at(source, "hardware"):
+        memory = _memory(scenario, model, gpu)
+    parallelism = parallelism_of(scenario.hardware)
+    with _at(source, "experts"):
+        routing = expert_routing(scenario.experts, model, beside=beside)
+    with _at(source, "speculation"):
+        if scenario.speculation is not None and parallelism.num_gpus > parallelism.tensor_parallel:
+            raise ValueError(
+                f"over ranks of {parallelism.words} it is not modelled, only over tensor_parallel"
+            )
+        speculating = speculator(scenario, model, beside=beside)
+        if speculating is not None:
+            memory = speculating.memory(memory, scenario, model)
+    config = _engine_config(scenario.engine, model, memory)
+    if speculating is not None:
+        config = replace(config, speculation=speculating.technique)
+
+    def latency_of(model: ModelSpec, scenario: Scenario) -> LatencyModel:
+        return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
+
+    with _at(source, "latency"):
+        wide = scenario if speculating is None else speculating.widened(scenario)
+        latency = latency_of(model, wide)
+        measured_elsewhere = _other_than_measured(latency, gpu, scenario)
+    if speculating is not None:
+        with _at(source, "speculation"):
+            latency = speculating.latency(latency, wide, model, gpu, latency_of)
+    notes = (
+        *(speculating.notes(scenario) if speculating is not None else ()),
+        *_unused_knobs(scenario),
+        *_without_effect_on_time(scenario),
+        *measured_elsewhere,
+    )
+    return _Engine(model, gpu, parallelism, routing, memory, config, latency, notes)
+
+
 def _groups(
-    scenario: Scenario, *, origin: Path | None, compose: Composer | None
+    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
 ) -> Iterator[ReplicaGroup]:
     """The cluster's groups; values that a group does not give are the scenario's."""
     from scenarios.load import parse_scenario
 
     cluster = scenario.cluster
-    source = str(origin or "scenario")
-    beside = None if origin is None else origin.parent
     given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
     for number, group in enumerate(given):
         content = scenario.model_dump(exclude_defaults=True)
@@ -129,36 +170,35 @@ def _groups(
             own = getattr(group, section)
             if own:
                 content[section] = content.get(section, {}) | own
-        where = f"{source}: cluster.groups[{number}]"
-        own_scenario = parse_scenario(content, origin=where)
-        with _at(where, "model"):
-            model = _model(own_scenario, beside=beside)
-        with _at(where, "hardware.gpu"):
-            gpu = library.gpu(own_scenario.hardware.gpu)
-        with _at(where, "hardware"):
-            memory = _memory(own_scenario, model, gpu)
-        with _at(where, "latency"):
-            latency = _latency(own_scenario, model, gpu, memory, beside=beside, compose=compose)
-        if isinstance(latency, PipelineLatency):
+        where = f"{source}: cluster.groups[{number}]" if cluster.groups else source
+        mine = parse_scenario(content, origin=where)
+        scheduler = mine.engine.scheduler
+        if group.role != "both":
+            if scheduler in ("static", "dynamic"):
+                raise InputError(
+                    f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
+                    "split into prefill and decode"
+                )
+            if mine.speculation is not None:
+                raise InputError(
+                    f"{where}.role: speculation across prefill and decode pools is not modelled"
+                )
+        engine = _engine(mine, where, beside=beside, compose=compose)
+        if isinstance(engine.latency, PipelineLatency):
             raise InputError(
                 f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin)"
             )
-        if group.role != "both" and own_scenario.engine.scheduler in ("static", "dynamic"):
-            raise InputError(
-                f"{where}.role: request-level batching (scheduler "
-                f"{own_scenario.engine.scheduler}) cannot be split into prefill and decode"
-            )
         yield ReplicaGroup(
             group.replicas,
-            _engine_config(own_scenario.engine, model, memory),
-            latency,
-            own_scenario.engine.scheduler,
-            memory.num_gpu_blocks,
+            engine.config,
+            engine.latency,
+            scheduler,
+            engine.memory.num_gpu_blocks,
             role=group.role,
             name=group.name or f"group {number}",
-            kv_bytes_per_token=float(model.kv_bytes_per_token(own_scenario.engine.kv_cache_dtype)),
-            gpus=parallelism_of(own_scenario.hardware).num_gpus,
-            usd_per_hour=gpu.price_usd_per_hour * parallelism_of(own_scenario.hardware).num_gpus,
+            kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
+            gpus=engine.parallelism.num_gpus,
+            usd_per_hour=engine.gpu.price_usd_per_hour * engine.parallelism.num_gpus,
         )
 
 
@@ -243,7 +283,9 @@ def _latency(
         if hardware.pipeline_parallel > 1:
             return PipelineLatency.fixed(latency.iteration_ms / 1e3, hardware.pipeline_parallel)
         return FixedLatency(latency.iteration_ms / 1e3)
-    routing = expert_routing(scenario.experts, model, beside=beside)
+    # A dense draft model beside a mixture of experts has no routing.
+    given_experts = None if model.moe is None else scenario.experts
+    routing = expert_routing(given_experts, model, beside=beside)
     host = latency.host_overhead
     if latency.source == "roofline":
         given: dict[str, Any] = dict(latency.efficiencies)

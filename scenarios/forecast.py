@@ -20,6 +20,7 @@ from sim.latency.protocol import LatencyModel
 from sim.metrics import summarize
 from sim.records import Records
 from sim.simulation import simulate
+from sim.speculation.summary import speculation_figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,9 @@ def forecast(
         summary["cluster"] = _cluster_figures(deployment, records, facts)
     if deployment.routing is not None:
         summary["experts"] = _experts(deployment, deployment.routing, records)
+    speculation = deployment.config.speculation
+    if speculation is not None:
+        summary["speculation"] = speculation_figures(records.iterations, speculation)
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from scenarios.speculation_schema import Speculation
+
 # Upper bounds lie far beyond any deployment: what is above them is a slip, and would otherwise end
 # in an overflow or in all of this machine's memory.
 Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
@@ -445,3 +447,4 @@ class Scenario(Section):
     workload: Workload
     cluster: Cluster = Cluster()
     slo: Slo = Slo()
+    speculation: Speculation | None = None

@@ -27,7 +27,7 @@ from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.routers import ROUTERS, Routing
 from sim.run_log import collect
-from sim.schedulers import SCHEDULERS
+from sim.schedulers import scheduler_class
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
@@ -146,7 +146,7 @@ class _Cluster:
         allocator = BlockAllocator(
             group.num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
         )
-        scheduler = SCHEDULERS[group.scheduler](pool, allocator, config)
+        scheduler = scheduler_class(group.scheduler, config)(pool, allocator, config)
         self._groups.append(group)
         self.replicas.append(
             ClusterReplica(

@@ -17,7 +17,7 @@ from sim.records import Records
 from sim.replica import Replica
 from sim.request_pool import RequestPool
 from sim.run_log import collect
-from sim.schedulers import SCHEDULERS
+from sim.schedulers import scheduler_class
 from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
@@ -58,7 +58,7 @@ def simulate(
         allocator = BlockAllocator(
             blocks, config.block_size, prefix_caching=config.enable_prefix_caching
         )
-        schedulers.append(SCHEDULERS[scheduler](pool, allocator, config))
+        schedulers.append(scheduler_class(scheduler, config)(pool, allocator, config))
         return schedulers[-1]
 
     report = None if progress is None else ended

@@ -337,3 +337,25 @@ def test_pipelines_stand_behind_round_robin_and_no_other_router() -> None:
     assert both["cost"]["gpus"] == 8
     with pytest.raises(InputError, match="pipeline_parallel needs a plain cluster"):
         summary_of("pipeline-parallel", "cluster={replicas: 2, router: least_kv}")
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        "{gpu: h100-sxm, pipeline_parallel: 2}",
+        "{gpu: h100-sxm, sequence_parallel: {kind: ring, degree: 2}}",
+    ],
+)
+def test_speculation_over_other_ranks_than_tensor_parallel_ones_is_refused(spread: str) -> None:
+    scenario, origin = load_scenario("speculation-eagle", [f"hardware={spread}"])
+    with pytest.raises(InputError, match="it is not modelled, only over tensor_parallel"):
+        deploy(scenario, origin=origin)
+
+
+def test_a_dense_draft_may_speculate_for_a_mixture() -> None:
+    settings = ["model=mixtral-8x7b", "experts={routing: zipf, exponent: 0.5}"]
+    settings += ["workload.num_requests=20", "hardware.gpu=h200-sxm", "hardware.tensor_parallel=2"]
+    draft = "speculation={method: draft_model, draft_model: llama-3.2-1b, num_draft_tokens: 3, "
+    settings.append(draft + "acceptance: {rate: 0.7}}")
+    scenario, origin = load_scenario("speculation-eagle", settings)
+    assert forecast(scenario, origin=origin).summary["completed"] == 20
