@@ -355,7 +355,7 @@ def test_speculation_over_other_ranks_than_tensor_parallel_ones_is_refused(sprea
 def test_a_dense_draft_may_speculate_for_a_mixture() -> None:
     settings = ["model=mixtral-8x7b", "experts={routing: zipf, exponent: 0.5}"]
     settings += ["workload.num_requests=20", "hardware.gpu=h200-sxm", "hardware.tensor_parallel=2"]
-    draft = "speculation={method: draft_model, draft_model: llama-3.2-1b, num_draft_tokens: 3, "
+    draft = "speculation={method: draft_model, draft_model: llama-68m, num_draft_tokens: 3, "
     settings.append(draft + "acceptance: {rate: 0.7}}")
     scenario, origin = load_scenario("speculation-eagle", settings)
     assert forecast(scenario, origin=origin).summary["completed"] == 20
