@@ -16,6 +16,7 @@ import typer
 from orcast.calibrate_cli import app as calibrate_app
 from orcast.calibrate_cli import compose
 from orcast.export_cli import export
+from orcast.size_cli import size
 from orcast.ui_cli import ui
 from orcast.validate_cli import validate
 from scenarios.errors import InputError
@@ -32,6 +33,7 @@ app.add_typer(calibrate_app, name="calibrate")
 app.command()(validate)
 app.command()(ui)
 app.command()(export)
+app.command()(size)
 
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
@@ -92,14 +94,15 @@ def run(
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's or sizing's folder.")],
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
-    """Rebuild report.html of a run folder from its records."""
+    """Rebuild report.html of a folder from its records."""
     from reports.run_folder import write_report
+    from reports.size_folder import is_size_folder, write_size_report
 
     try:
-        path = write_report(directory)
+        path = (write_size_report if is_size_folder(directory) else write_report)(directory)
     except ValueError as error:
         raise InputError(str(error)) from None
     print(f"Report: {path}")

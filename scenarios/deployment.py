@@ -85,7 +85,7 @@ def deploy(
         scenario=scenario,
         model=engine.model,
         gpu=engine.gpu,
-        parallelism=engine.parallelism,
+        parallelism=parallelism_of(scenario.hardware),
         routing=engine.routing,
         memory=engine.memory,
         config=engine.config,
@@ -103,8 +103,7 @@ class _Engine:
 
     model: ModelSpec
     gpu: Gpu
-    parallelism: Parallelism
-    routing: ExpertRouting | None
+    routing: ExpertRouting | None  # of a mixture of experts
     memory: MemoryBudget
     config: EngineConfig
     latency: LatencyModel
@@ -121,20 +120,21 @@ def _engine(
         gpu = library.gpu(scenario.hardware.gpu)
     with _at(source, "hardware"):
         memory = _memory(scenario, model, gpu)
-    parallelism = parallelism_of(scenario.hardware)
-    with _at(source, "experts"):
-        routing = expert_routing(scenario.experts, model, beside=beside)
     with _at(source, "speculation"):
-        if scenario.speculation is not None and parallelism.num_gpus > parallelism.tensor_parallel:
-            raise ValueError(
-                f"over ranks of {parallelism.words} it is not modelled, only over tensor_parallel"
-            )
         speculating = speculator(scenario, model, beside=beside)
+        spread = parallelism_of(scenario.hardware)
+        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
+            raise ValueError(
+                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
+            )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
     config = _engine_config(scenario.engine, model, memory)
     if speculating is not None:
         config = replace(config, speculation=speculating.technique)
+
+    with _at(source, "experts"):
+        routing = expert_routing(scenario.experts, model, beside=beside)
 
     def latency_of(model: ModelSpec, scenario: Scenario) -> LatencyModel:
         return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
@@ -152,7 +152,7 @@ def _engine(
         *_without_effect_on_time(scenario),
         *measured_elsewhere,
     )
-    return _Engine(model, gpu, parallelism, routing, memory, config, latency, notes)
+    return _Engine(model, gpu, routing, memory, config, latency, notes)
 
 
 def _groups(
@@ -188,6 +188,7 @@ def _groups(
             raise InputError(
                 f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin)"
             )
+        parallelism = parallelism_of(mine.hardware)
         yield ReplicaGroup(
             group.replicas,
             engine.config,
@@ -197,8 +198,8 @@ def _groups(
             role=group.role,
             name=group.name or f"group {number}",
             kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
-            gpus=engine.parallelism.num_gpus,
-            usd_per_hour=engine.gpu.price_usd_per_hour * engine.parallelism.num_gpus,
+            gpus=parallelism.num_gpus,
+            usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
         )
 
 

@@ -97,11 +97,11 @@ def forecast(
     }
     if facts is not None or scenario.cluster.num_replicas > 1:
         summary["cluster"] = _cluster_figures(deployment, records, facts)
-    if deployment.routing is not None:
-        summary["experts"] = _experts(deployment, deployment.routing, records)
     speculation = deployment.config.speculation
     if speculation is not None:
         summary["speculation"] = speculation_figures(records.iterations, speculation)
+    if deployment.routing is not None:
+        summary["experts"] = _experts(deployment, deployment.routing, records)
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
 

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,8 @@ from pydantic_core import ErrorDetails
 from scenarios.errors import InputError, did_you_mean
 from scenarios.library import Loader, read_yaml, scenario_path
 from scenarios.schema import Scenario
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -66,8 +68,15 @@ def parse_scenario(
     content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
 ) -> Scenario:
     """Validate `content`; InputError names `origin`, or ``--set`` where an override is at fault."""
+    return parse_as(Scenario, content, origin=origin, overridden=overridden)
+
+
+def parse_as(
+    schema: type[Parsed], content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
+) -> Parsed:
+    """Validate `content` against any schema, with the same refusals."""
     try:
-        return Scenario.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
         details = error.errors()
         first = details[0]
@@ -75,7 +84,7 @@ def parse_scenario(
         source = _blamed(path, origin, overridden)
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
         where = f"{source}: {path}" if path else source
-        raise InputError(f"{where}: {_explain(first)}{more}") from None
+        raise InputError(f"{where}: {_explain(first, schema)}{more}") from None
 
 
 def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
@@ -96,17 +105,17 @@ def _yaml_path(error: ErrorDetails) -> str:
     return path
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
     # A short form: a YAML file of a few lines can hold a list of a million items.
     given, context = _SHORT.repr(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            section = _section(error["loc"][:-1])
+            section = _section(error["loc"][:-1], schema)
             return f"unknown key; {did_you_mean(error['loc'][-1], section.model_fields)}"
         case "missing":
             return "missing"
         case "literal_error":
-            names = _literals(error["loc"])
+            names = _literals(error["loc"], schema)
             hint = did_you_mean(given.strip("'"), names)
             return f"{given} is not known; {hint}"
         case "value_error":
@@ -120,8 +129,8 @@ def _explain(error: ErrorDetails) -> str:
     return f"{given}: {message}"
 
 
-def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = Scenario
+def _section(location: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    section = schema
     for key in location:
         if isinstance(key, str):
             for candidate in _alternatives(section.model_fields[key].annotation):
@@ -130,8 +139,8 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
     return section
 
 
-def _literals(location: tuple[int | str, ...]) -> list[str]:
-    annotation = _section(location[:-1]).model_fields[str(location[-1])].annotation
+def _literals(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
+    annotation = _section(location[:-1], schema).model_fields[str(location[-1])].annotation
     names = (get_args(option) or (option,) for option in _alternatives(annotation))
     return [str(name) for group in names for name in group if isinstance(name, str)]
 
