@@ -56,21 +56,27 @@ class Deployment:
 
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
+Drawer = Callable[[schema.Workload, schema.Engine, Path | None], Workload]
 
 
 def deploy(
-    scenario: Scenario, *, origin: Path | None = None, compose: Composer | None = None
+    scenario: Scenario,
+    *,
+    origin: Path | None = None,
+    compose: Composer | None = None,
+    draw: Drawer | None = None,
 ) -> Deployment:
     """Resolve names and files, draw the workload, divide the memory.
 
     Relative paths are looked up in the current folder, then beside `origin`. `compose` makes a
-    latency table from other people's measurements (source ``aiconfigurator``). Raises InputError.
+    latency table from other people's measurements (source ``aiconfigurator``); `draw` stands in
+    for `draw_workload` where many runs share their requests. Raises InputError.
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
     engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
-        workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
+        workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -460,7 +466,7 @@ def _interconnect(hardware: schema.Hardware, gpu: Gpu) -> Interconnect:
 
 
 def draw_workload(
-    workload: schema.Workload, engine: schema.Engine, *, beside: Path | None = None
+    workload: schema.Workload, engine: schema.Engine, beside: Path | None = None
 ) -> Workload:
     """The requests of a scenario: read from its trace, or drawn with its seed.
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scenarios.speculation_schema import Speculation
+from scenarios.sweep_section import Sweep
 
 # Upper bounds lie far beyond any deployment: what is above them is a slip, and would otherwise end
 # in an overflow or in all of this machine's memory.
@@ -448,3 +449,4 @@ class Scenario(Section):
     cluster: Cluster = Cluster()
     slo: Slo = Slo()
     speculation: Speculation | None = None
+    sweep: Sweep | None = Field(default=None, exclude=True)  # many runs; a single one ignores it
