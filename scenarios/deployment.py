@@ -129,6 +129,11 @@ def _engine(
         memory = _memory(scenario, model, gpu)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
+        spread = parallelism_of(scenario.hardware)
+        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
+            raise ValueError(
+                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
+            )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
     with _at(source, "engine"):
@@ -143,8 +148,6 @@ def _engine(
         return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
 
     with _at(source, "latency"):
-        if speculating is not None and scenario.hardware.pipeline_parallel > 1:
-            raise ValueError("speculation over pipeline stages is not modelled")
         wide = scenario if speculating is None else speculating.widened(scenario)
         latency = latency_of(model, wide)
         measured_elsewhere = _other_than_measured(latency, gpu, scenario)
@@ -292,7 +295,9 @@ def _latency(
         if hardware.pipeline_parallel > 1:
             return PipelineLatency.fixed(latency.iteration_ms / 1e3, hardware.pipeline_parallel)
         return FixedLatency(latency.iteration_ms / 1e3)
-    routing = expert_routing(scenario.experts, model, beside=beside)
+    # A dense draft model beside a mixture of experts has no routing.
+    given_experts = None if model.moe is None else scenario.experts
+    routing = expert_routing(given_experts, model, beside=beside)
     host = latency.host_overhead
     if latency.source == "roofline":
         given: dict[str, Any] = dict(latency.efficiencies)
