@@ -290,6 +290,8 @@ def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
             line: dict[str, Any] = {"request": request, "tokens": tokens}
             if checkpoint is not None and (text := decode(checkpoint, tokens)) is not None:
                 line["text"] = text
+            if request in served.samples:
+                line["samples"] = served.samples[request]
             if request in served.errors:
                 line["error"] = served.errors[request]
             file.write(json.dumps(line) + "\n")
@@ -320,6 +322,8 @@ def _engine(question: _Question, model: Transformer, table: LatencyTable, *, eos
             seed=scenario.workload.seed,
             progress=_progress(len(deployment.workload)),
         )
+    except ValueError as error:
+        raise InputError(f"{question.origin or 'scenario'}: {error}") from None
     except MemoryError as error:
         raise InputError(
             f"{error}; lower engine.num_gpu_blocks_override or engine.gpu_memory_utilization"
