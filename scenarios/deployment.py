@@ -57,21 +57,27 @@ class Deployment:
 
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
+Drawer = Callable[[schema.Workload, schema.Engine, Path | None], Workload]
 
 
 def deploy(
-    scenario: Scenario, *, origin: Path | None = None, compose: Composer | None = None
+    scenario: Scenario,
+    *,
+    origin: Path | None = None,
+    compose: Composer | None = None,
+    draw: Drawer | None = None,
 ) -> Deployment:
     """Resolve names and files, draw the workload, divide the memory.
 
     Relative paths are looked up in the current folder, then beside `origin`. `compose` makes a
-    latency table from other people's measurements (source ``aiconfigurator``). Raises InputError.
+    latency table from other people's measurements (source ``aiconfigurator``); `draw` stands in
+    for `draw_workload` where many runs share their requests. Raises InputError.
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
     engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
-        workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
+        workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -123,6 +129,11 @@ def _engine(
         memory = _memory(scenario, model, gpu)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
+        spread = parallelism_of(scenario.hardware)
+        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
+            raise ValueError(
+                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
+            )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
     with _at(source, "engine"):
@@ -137,8 +148,6 @@ def _engine(
         return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
 
     with _at(source, "latency"):
-        if speculating is not None and scenario.hardware.pipeline_parallel > 1:
-            raise ValueError("speculation over pipeline stages is not modelled")
         wide = scenario if speculating is None else speculating.widened(scenario)
         latency = latency_of(model, wide)
         measured_elsewhere = _other_than_measured(latency, gpu, scenario)
@@ -286,7 +295,9 @@ def _latency(
         if hardware.pipeline_parallel > 1:
             return PipelineLatency.fixed(latency.iteration_ms / 1e3, hardware.pipeline_parallel)
         return FixedLatency(latency.iteration_ms / 1e3)
-    routing = expert_routing(scenario.experts, model, beside=beside)
+    # A dense draft model beside a mixture of experts has no routing.
+    given_experts = None if model.moe is None else scenario.experts
+    routing = expert_routing(given_experts, model, beside=beside)
     host = latency.host_overhead
     if latency.source == "roofline":
         given: dict[str, Any] = dict(latency.efficiencies)
@@ -460,7 +471,7 @@ def _interconnect(hardware: schema.Hardware, gpu: Gpu) -> Interconnect:
 
 
 def draw_workload(
-    workload: schema.Workload, engine: schema.Engine, *, beside: Path | None = None
+    workload: schema.Workload, engine: schema.Engine, beside: Path | None = None
 ) -> Workload:
     """The requests of a scenario: read from its trace, or drawn with its seed.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.deployment import Composer, Deployment, deploy
+from scenarios.deployment import Composer, Deployment, Drawer, deploy
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink
@@ -42,16 +42,19 @@ def forecast(
     *,
     origin: Path | None = None,
     compose: Composer | None = None,
+    draw: Drawer | None = None,
     leap: bool = True,
     check: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Forecast:
     """Simulate `scenario`; `progress` is told how many of all requests have ended.
 
+    `compose` and `draw` are those of `deploy`.
+
     Raises InputError for a scenario that cannot be simulated.
     """
     started_s = time.perf_counter()
-    deployment = deploy(scenario, origin=origin, compose=compose)
+    deployment = deploy(scenario, origin=origin, compose=compose, draw=draw)
     workload = deployment.workload
     total = len(workload)
     tell = None if progress is None else lambda ended: progress(ended, total)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scenarios.sharing_schema import BeamSearch, ParallelSampling, Sessions
 from scenarios.speculation_schema import Speculation
+from scenarios.sweep_section import Sweep
 
 # Upper bounds lie far beyond any deployment: what is above them is a slip, and would otherwise end
 # in an overflow or in all of this machine's memory.
@@ -474,6 +475,7 @@ class Scenario(Section):
     cluster: Cluster = Cluster()
     slo: Slo = Slo()
     speculation: Speculation | None = None
+    sweep: Sweep | None = Field(default=None, exclude=True)  # many runs; a single one ignores it
 
     @model_validator(mode="after")
     def _samples_can_be_served(self) -> Self:
