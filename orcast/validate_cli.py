@@ -137,6 +137,16 @@ def _question(name: str, overrides: list[str], *, device: str | None, dtype: str
             f"{origin or 'scenario'}: speculation: the engine decodes one token at a time; "
             "--set speculation=null"
         )
+    for key, asked in {
+        "workload.samples": scenario.workload.samples,
+        "workload.beam_search": scenario.workload.beam_search,
+        "engine.kv_offloading_size_gib": scenario.engine.kv_offloading_size_gib,
+    }.items():
+        if asked:
+            raise InputError(
+                f"{origin or 'scenario'}: {key}: the engine generates one answer a request and "
+                "offloads no idle KV blocks"
+            )
     unmeasured = scenario.model_copy(update={"latency": Latency()})
     deployment = deploy(unmeasured, origin=origin)
     path = library.model_path(scenario.model, beside=None if origin is None else origin.parent)
