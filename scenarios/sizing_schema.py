@@ -129,7 +129,9 @@ class Serving(Section):
     """
 
     lifetime_tokens: TokenCount | None = None
-    gpus: Annotated[list[str], Field(min_length=1)] = Field(default=["l40s", "h100-sxm", "h200-sxm"])
+    gpus: Annotated[list[str], Field(min_length=1)] = Field(
+        default=["l40s", "h100-sxm", "h200-sxm"]
+    )
     tensor_parallel: Annotated[list[Degree], Field(min_length=1)] = Field(default=[1, 2, 4, 8])
     lengths: LengthPair = LengthPair(
         prompt=Lengths(distribution="lognormal", mean=512, sigma=0.9, max=4096),
