@@ -198,7 +198,7 @@ class TransformerExecutor:
     ) -> list[int]:
         """Hand every emitting sequence its token: first the decodes, then prompts that ended.
 
-        Returns the tokens that go in next, which are the sampled ones unless the trace knows better.
+        Returns the tokens that go in next: the sampled ones, unless the trace knows better.
         """
         fed = list(sampled)
         for place, (request, token) in enumerate(zip(emitting, sampled, strict=True)):
