@@ -25,6 +25,7 @@ class Workload:
     max_concurrency: closed loop: a request enters once it has arrived and fewer than this many are
         in flight; None for an open loop.
     request_ids: names from a trace, n of them.
+    labels: the class of each request, n of them.
     name: where the requests come from.
     notes: what a reader of the results should know, e.g. rows that were left out.
 
@@ -39,6 +40,7 @@ class Workload:
     content: PromptContent | None = None
     max_concurrency: int | None = None
     request_ids: list[str] | None = None
+    labels: list[str] | None = None
     name: str = "workload"
     notes: tuple[str, ...] = ()
 
@@ -60,6 +62,7 @@ class Workload:
             "max_tokens": len(max_tokens),
             "content": n if self.content is None else len(self.content),
             "request_ids": n if self.request_ids is None else len(self.request_ids),
+            "labels": n if self.labels is None else len(self.labels),
         }
         for column, length in lengths.items():
             if length != n:
@@ -129,6 +132,7 @@ class Workload:
             max_tokens=self.max_tokens[part],
             content=None if self.content is None else self.content.slice(first, last),
             request_ids=None if self.request_ids is None else self.request_ids[part],
+            labels=None if self.labels is None else self.labels[part],
         )
 
 
