@@ -81,7 +81,7 @@ class Candidates(Section):
 class Plan(Section):
     """A capacity search: the cheapest deployment that serves `load` within the objectives."""
 
-    load: Load
+    load: Load | None = None  # default: the workload's own request_rate
     candidates: Candidates = Candidates()
     objectives: list[Objectives] = []  # default: the scenario's slo
     headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
