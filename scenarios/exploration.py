@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from scenarios.errors import InputError
 from scenarios.goodput import Goodput, find_goodput
 from scenarios.objectives import Objective
 from scenarios.plan_schema import Plan
-from scenarios.probe import Probe, Sample, pooled, run_sample
+from scenarios.probe import Probe, Sample, Saturation, pooled, run_sample, run_saturated
 from scenarios.processes import check_stop
 from scenarios.replications import Replications
 from scenarios.schema import Scenario, Workload
 from scenarios.target import Target
 
-START = 0.6  # of the ceiling: where the search for the goodput begins
 SURVEYED = 2000  # requests that the bounds are computed from
 
 
@@ -43,8 +42,7 @@ class Trial:
     """One load that was tried, in plain figures."""
 
     request_rate: float
-    sustained: bool
-    growing: bool
+    kept: bool
     stress: float  # the worst latency over its limit
     latencies_ms: dict[str, float]  # at its percentile, by objective
     tpot_ms: float | None  # median
@@ -64,6 +62,7 @@ class Exploration:
     reason: str = ""
     miss: float = inf
     ceiling_per_s: float | None = None
+    saturated_per_s: float | None = None  # what leaves an engine whose queue is never empty
     goodput_per_s: float = 0.0
     low_per_s: float = 0.0
     high_per_s: float = 0.0
@@ -106,15 +105,19 @@ def explore(task: Task) -> Exploration:
         status, miss, reason = ruled_out
         return Exploration(status, reason, miss, **known)
 
-    def trial(rate_per_s: float, seed: int, requests: int) -> Sample:
+    def trial(rate_per_s: float, seed: int, requests: int, head_start: int) -> Sample:
         check_stop()
         workload = task.replications.at_unit_rate(seed, requests).scaled(1 / rate_per_s)
-        return run_sample(deployment, workload, task.objectives)
+        return run_sample(deployment, workload, task.objectives, head_start=head_start)
+
+    def fill(seed: int, requests: int) -> Saturation:
+        check_stop()
+        return run_saturated(deployment, task.replications.at_unit_rate(seed, requests))
 
     goodput = find_goodput(
         trial,
+        fill,
         task.objectives,
-        start_per_s=START * bounds.requests_per_s,
         seeds=task.plan.seeds,
         requests=task.plan.requests,
         confidence=task.plan.confidence,
@@ -161,72 +164,73 @@ def _ruled_out(bounds: Ceiling, task: Task) -> tuple[str, float, str] | None:
 def _explored(
     goodput: Goodput, objectives: tuple[Objective, ...], known: dict[str, Any]
 ) -> Exploration:
-    trials = tuple(_plain(one, objectives) for one in goodput.probes)
+    known |= {
+        "saturated_per_s": goodput.saturated_per_s,
+        "requests": goodput.requests,
+        "settled": goodput.settled,
+        "trials": tuple(_plain(one, objectives) for one in goodput.probes),
+    }
     kept, broken = goodput.kept, goodput.broken
-    assert broken is not None, "a load was found that breaks every deployment"
-    first, why, bottleneck = _breaks(broken, objectives)
     if kept is None:
-        worst = max(range(len(objectives)), key=lambda at: _stress(broken, objectives, at))
-        value_s, limit_s = broken.at_rank_s[worst], objectives[worst].limit_s
-        value = "no answer (rejected requests)" if value_s == inf else f"{value_s * 1e3:.3g} ms"
+        if broken is None:
+            return Exploration("no_load", "every request is larger than the KV cache", **known)
+        worst, value_s = _worst(broken, objectives)
+        value = f"{value_s * 1e3:.3g} ms" if value_s < inf else "missed by rejected requests"
         return Exploration(
             "no_load",
-            f"{objectives[worst].name} is {value} even at {broken.rate_per_s:.2g} requests/s, "
-            f"the limit is {limit_s * 1e3:g} ms",
-            value_s / limit_s,
-            trials=trials,
-            breaks=first,
-            why=why,
+            f"{worst.name} is {value} even at {broken.rate_per_s:.2g} requests/s, "
+            f"the limit is {worst.limit_s * 1e3:g} ms",
+            value_s / worst.limit_s,
+            breaks=worst.name,
             **known,
         )
+    if broken is None:
+        bottleneck = Bottleneck.mean([one.bottleneck for one in goodput.saturated])
+        breaks, breaks_at_per_s = "throughput", goodput.saturated_per_s
+        why = f"the engine is full: {bottleneck.why_queueing()}"
+    else:
+        bottleneck = Bottleneck.mean([one.bottleneck for one in broken.samples])
+        worst, value_s = _worst(broken, objectives)
+        breaks, breaks_at_per_s = worst.name, broken.rate_per_s
+        why = _why(worst, value_s, bottleneck)
     return Exploration(
         "meets",
         goodput_per_s=goodput.rate_per_s,
         low_per_s=goodput.low_per_s,
         high_per_s=goodput.high_per_s,
-        breaks=first,
-        breaks_at_per_s=broken.rate_per_s,
+        breaks=breaks,
+        breaks_at_per_s=breaks_at_per_s,
         why=why,
         bottleneck=bottleneck,
-        tpot_s=kept.tpot_s if kept.tpot_s == kept.tpot_s else None,
-        requests=goodput.requests,
-        settled=goodput.settled,
-        trials=trials,
+        tpot_s=None if isnan(kept.tpot_s) else kept.tpot_s,
         **known,
     )
 
 
-def _stress(probe: Probe, objectives: tuple[Objective, ...], at: int) -> float:
-    return probe.at_rank_s[at] / objectives[at].limit_s
+def _worst(probe: Probe, objectives: tuple[Objective, ...]) -> tuple[Objective, float]:
+    """The objective that is missed by most, and its latency in seconds."""
+    pairs = zip(objectives, probe.at_rank_s, strict=True)
+    return max(pairs, key=lambda pair: pair[1] / pair[0].limit_s)
 
 
-def _breaks(probe: Probe, objectives: tuple[Objective, ...]) -> tuple[str, str, Bottleneck]:
-    """What the lowest load that is too high breaks first, and why."""
-    found = Bottleneck.mean([sample.bottleneck for sample in probe.samples])
-    if probe.stress <= 1.0:
-        return "capacity", f"the queue grows without end: {found.why_queueing()}", found
-    worst = max(range(len(objectives)), key=lambda at: _stress(probe, objectives, at))
-    one = objectives[worst]
-    if probe.at_rank_s[worst] == inf:
-        return one.name, "requests are rejected: they are larger than the KV cache", found
-    if one.metric == "ttft":
-        return one.name, found.why_queueing(), found
-    if one.metric == "tpot":
-        return one.name, found.why_slow_tokens(), found
+def _why(objective: Objective, value_s: float, found: Bottleneck) -> str:
+    """Why the lowest load that is too high breaks its objective."""
+    if value_s == inf:
+        return "requests are rejected: they are larger than the KV cache"
     waits = found.waiting >= 0.5 and found.queued >= 0.5
-    return one.name, found.why_queueing() if waits else found.why_slow_tokens(), found
+    if objective.metric == "ttft" or (objective.metric == "e2el" and waits):
+        return found.why_queueing()
+    return found.why_slow_tokens()
 
 
 def _plain(probe: Probe, objectives: tuple[Objective, ...]) -> Trial:
     pairs = zip(objectives, probe.at_rank_s, strict=True)
-    tpot_s = probe.tpot_s
     return Trial(
         request_rate=probe.rate_per_s,
-        sustained=probe.sustained,
-        growing=probe.growing,
+        kept=probe.kept,
         stress=probe.stress,
         latencies_ms={one.name: value_s * 1e3 for one, value_s in pairs},
-        tpot_ms=tpot_s * 1e3 if tpot_s == tpot_s else None,
+        tpot_ms=None if isnan(probe.tpot_s) else probe.tpot_s * 1e3,
     )
 
 
@@ -257,7 +261,6 @@ def verify(given: Verification) -> Sample:
 def verified(task: Task, samples: list[Sample]) -> Trial:
     """All runs of a verification as one."""
     rate_per_s = task.target.peak_per_s
-    probe = pooled(rate_per_s, samples, task.objectives, confidence=task.plan.confidence)
-    return _plain(probe, task.objectives)
+    return _plain(pooled(rate_per_s, samples, task.objectives), task.objectives)
 
 

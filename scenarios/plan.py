@@ -108,7 +108,7 @@ def _outcome(candidate: Candidate, found: Exploration, asked: Plan, target: Targ
         return Outcome(candidate, found, found.status, found.reason, found.miss)
     # As many as the lower end of the interval needs: what is promised is what is sure.
     replicas = replicas_for(target.peak_per_s, found.low_per_s, asked)
-    cost = replicas * candidate.price_usd_per_hour
+    cost = round(replicas * candidate.price_usd_per_hour, 6)  # prices are decimals
     follow = following_share(target, found.low_per_s, asked)
     most = asked.candidates.replicas.max
     if replicas > most:
@@ -124,8 +124,7 @@ def cheapest(outcomes: Sequence[Outcome]) -> Outcome | None:
 
     def rank(one: Outcome) -> tuple[float, int, float]:
         assert one.usd_per_hour is not None and one.gpus is not None and one.replicas is not None
-        # Prices are sums of decimals: a rounding error decides nothing.
-        return round(one.usd_per_hour, 6), one.gpus, -one.replicas * one.explored.low_per_s
+        return one.usd_per_hour, one.gpus, -one.replicas * one.explored.low_per_s
 
     return min((one for one in outcomes if one.meets), key=rank, default=None)
 
@@ -252,6 +251,7 @@ def _row(
         "goodput": found.goodput_per_s if known else None,
         "goodput_low": found.low_per_s if known else None,
         "goodput_high": found.high_per_s if known else None,
+        "saturated": found.saturated_per_s,
         "ceiling": found.ceiling_per_s,
         "breaks_first": found.breaks or None,
         "breaks_why": found.why or None,
@@ -303,7 +303,7 @@ def _why_not(one: Outcome, chosen: Outcome | None, asked: Plan, target: Target) 
     if one.replicas is not None:
         text += f" a replica, {one.replicas} are needed"
     at_best = replicas_for(target.peak_per_s, one.explored.high_per_s, asked)
-    if round(at_best * one.candidate.price_usd_per_hour, 6) < round(chosen.usd_per_hour, 6):
+    if round(at_best * one.candidate.price_usd_per_hour, 6) < chosen.usd_per_hour:
         text += f" ({at_best} at the upper end of the interval, which would be cheaper)"
     return text
 
@@ -314,7 +314,7 @@ def _warnings(
     found = []
     # What every candidate says is said once.
     notes = [note for one in outcomes for note in one.explored.notes]
-    found += [note for note in dict.fromkeys(notes)]
+    found += list(dict.fromkeys(notes))
     short = [one.candidate.label for one in outcomes if not one.explored.settled]
     if short:
         found.append(
@@ -322,7 +322,7 @@ def _warnings(
             f"had no time to settle, {short[0]} among them: raise plan.requests, or the trace is "
             "too short"
         )
-    if check is not None and not check.sustained:
+    if check is not None and not check.kept:
         assert chosen is not None
         found.append(
             f"simulated as a whole, {chosen.candidate.label} does not keep every limit at this "
