@@ -15,6 +15,7 @@ import typer
 
 from orcast.calibrate_cli import app as calibrate_app
 from orcast.calibrate_cli import compose
+from orcast.plan_cli import plan
 from scenarios.errors import InputError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(calibrate_app, name="calibrate")
+app.command()(plan)
 
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
@@ -86,10 +88,10 @@ def run(
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a plan.")],
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
-    """Rebuild report.html of a run folder from its records."""
+    """Rebuild report.html of a run's or a plan's folder from what it holds."""
     from reports.run_folder import write_report
 
     try:

@@ -53,9 +53,7 @@ def candidates_of(scenario: Scenario, *, origin: Path | None = None) -> list[Can
     for gpu, layout, *values in combinations:
         settings = dict(zip(knobs, values, strict=True))
         shown = tuple((knob, settings[knob]) for knob in varied)
-        found.append(
-            _candidate(scenario, gpu, layout, settings, shown=shown, price=prices[gpu])
-        )
+        found.append(_candidate(scenario, gpu, layout, settings, shown=shown, price=prices[gpu]))
     repeated = [one.label for one in found if [each.label for each in found].count(one.label) > 1]
     if repeated:
         raise InputError(f"{where}: {repeated[0]} comes out more than once; list each value once")
@@ -86,9 +84,7 @@ def gpu_prices(file: str | None, *, origin: Path | None = None) -> dict[str, flo
     return prices
 
 
-def _check_keys(
-    mappings: list[dict[str, Any]], section: type[schema.Section], where: str
-) -> None:
+def _check_keys(mappings: list[dict[str, Any]], section: type[schema.Section], where: str) -> None:
     """InputError for a key that the section does not have, or that is another list's business."""
     allowed = [name for name in section.model_fields if name not in ("gpu", "link")]
     for mapping in mappings:
@@ -116,9 +112,7 @@ def _candidate(
     arrangement = "+".join(_arrangement(content["hardware"]))
     words = [gpu if count == 1 else f"{count}x {gpu}"]
     words += [arrangement] if arrangement else []
-    words += [
-        str(value) if knob == "scheduler" else f"{knob}={value}" for knob, value in shown
-    ]
+    words += [str(value) if knob == "scheduler" else f"{knob}={value}" for knob, value in shown]
     label = " ".join(words)
     scenario, refused = None, ""
     try:

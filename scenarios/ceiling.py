@@ -114,9 +114,7 @@ def _prefills(count: int, tokens: int) -> Batch:
     chunks = [
         PrefillChunk(Request(number, 0.0, tokens, 1, 1), tokens, 0) for number in range(count)
     ]
-    return Batch(
-        prefills=chunks, num_tokens=count * tokens, num_emitting=count, num_seqs=count
-    )
+    return Batch(prefills=chunks, num_tokens=count * tokens, num_emitting=count, num_seqs=count)
 
 
 def _decodes(rows: int, context_tokens: int) -> Batch:

@@ -146,17 +146,25 @@ def _ruled_out(bounds: Ceiling, task: Task) -> tuple[str, float, str] | None:
     """Status, how many times too much, and why, where the bounds alone decide."""
     for one, idle_s in zip(task.objectives, bounds.idle_s, strict=True):
         if idle_s > one.limit_s * (1 + SLACK):
-            return "idle", idle_s / one.limit_s, (
-                f"{one.name} is at best {idle_s * 1e3:.3g} ms on an idle engine, "
-                f"the limit is {one.limit_s * 1e3:g} ms"
+            return (
+                "idle",
+                idle_s / one.limit_s,
+                (
+                    f"{one.name} is at best {idle_s * 1e3:.3g} ms on an idle engine, "
+                    f"the limit is {one.limit_s * 1e3:g} ms"
+                ),
             )
     plan, most = task.plan, task.plan.candidates.replicas.max
     serving = most - plan.n_plus
     needed = task.target.peak_per_s / (bounds.requests_per_s * (1 + SLACK) * (1 - plan.headroom))
     if needed > serving:
-        return "ceiling", needed / serving, (
-            f"at most {bounds.requests_per_s:.3g} requests/s per replica by its roofline: "
-            f"{needed:.0f} replicas would have to serve, {serving} may"
+        return (
+            "ceiling",
+            needed / serving,
+            (
+                f"at most {bounds.requests_per_s:.3g} requests/s per replica by its roofline: "
+                f"{needed:.0f} replicas would have to serve, {serving} may"
+            ),
         )
     return None
 
@@ -262,5 +270,3 @@ def verified(task: Task, samples: list[Sample]) -> Trial:
     """All runs of a verification as one."""
     rate_per_s = task.target.peak_per_s
     return _plain(pooled(rate_per_s, samples, task.objectives), task.objectives)
-
-

@@ -164,9 +164,7 @@ class _Search:
             step *= FIRST_STEP
         return None
 
-    def narrow(
-        self, kept: Probe, broken: Probe | None, width: float
-    ) -> tuple[Probe, Probe | None]:
+    def narrow(self, kept: Probe, broken: Probe | None, width: float) -> tuple[Probe, Probe | None]:
         """Shrink the bracket to `width` (in logarithms of the rate)."""
         halve = False
         while (span := self._span(kept, broken)) > width:

@@ -85,9 +85,7 @@ def _check_class(scenario: Scenario, name: str, where: str) -> None:
         )
 
 
-def latencies_s(
-    requests: Mapping[str, NDArray], objective: Objective
-) -> NDArray[np.float64]:
+def latencies_s(requests: Mapping[str, NDArray], objective: Objective) -> NDArray[np.float64]:
     """One latency of every request: infinite where rejected, 0 where there is none to miss."""
     values = request_times_s(requests)[objective.metric]
     # A one-token answer has no TPOT.

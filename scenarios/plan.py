@@ -74,8 +74,7 @@ def plan(
     replications.check()
     candidates = candidates_of(scenario, origin=origin)
     tasks = [
-        Task(each, asked, objectives, target, replications, origin, compose)
-        for each in candidates
+        Task(each, asked, objectives, target, replications, origin, compose) for each in candidates
     ]
     explored = run_tasks(explore, tasks, jobs=jobs, progress=progress)
     outcomes = [
@@ -207,6 +206,7 @@ def _answer(
         "simulated": sum(one.explored.trials != () for one in outcomes),
         "candidates": rows,
         "warnings": _warnings(outcomes, chosen, check),
+        "scenario": scenario.model_dump(mode="json"),
     }
 
 
@@ -220,7 +220,7 @@ FRONTS = {
 def _point(
     row: dict[str, Any], first: tuple[str, int], second: tuple[str, int]
 ) -> tuple[float, float] | None:
-    if row["status"] != "meets" or row[first[0]] is None or row[second[0]] is None:
+    if row["status"] not in ("chosen", "meets") or row[first[0]] is None or row[second[0]] is None:
         return None
     return first[1] * row[first[0]], second[1] * row[second[0]]
 
@@ -245,6 +245,7 @@ def _row(
         "layout": candidate.layout,
         "gpus_per_replica": candidate.gpus_per_replica,
         "settings": dict(candidate.settings),
+        "usd_per_gpu_hour": candidate.price_usd_per_hour / candidate.gpus_per_replica,
         "status": "chosen" if one is chosen else one.status,
         "reason": "" if one is chosen else one.reason or _why_not(one, chosen, asked, target),
         "miss": one.miss if isfinite(one.miss) and not one.meets else None,
@@ -258,6 +259,7 @@ def _row(
         "bottleneck": None if found.bottleneck is None else asdict(found.bottleneck),
         "replicas": one.replicas,
         "gpus": one.gpus,
+        "serving": serving,
         "breaks_at": None if serving is None else serving * found.goodput_per_s,
         "load_share": (
             None if serving is None else target.peak_per_s / (serving * found.goodput_per_s)
@@ -296,7 +298,11 @@ def _why_not(one: Outcome, chosen: Outcome | None, asked: Plan, target: Target) 
     if chosen is None or one.usd_per_hour is None or chosen.usd_per_hour is None:
         return ""
     more = one.usd_per_hour / chosen.usd_per_hour - 1
-    text = f"costs {more:.0%} more" if round(more, 3) > 0 else "costs as much, and has no more to spare"
+    text = (
+        f"costs {more:.0%} more"
+        if round(more, 3) > 0
+        else "costs as much, and has no more to spare"
+    )
     if one.gpus is not None and chosen.gpus is not None and round(more, 3) <= 0:
         text = "costs as much with more GPUs" if one.gpus > chosen.gpus else text
     text += f": {one.explored.breaks} breaks at {one.explored.goodput_per_s:.3g} requests/s"
@@ -308,9 +314,7 @@ def _why_not(one: Outcome, chosen: Outcome | None, asked: Plan, target: Target) 
     return text
 
 
-def _warnings(
-    outcomes: list[Outcome], chosen: Outcome | None, check: Trial | None
-) -> list[str]:
+def _warnings(outcomes: list[Outcome], chosen: Outcome | None, check: Trial | None) -> list[str]:
     found = []
     # What every candidate says is said once.
     notes = [note for one in outcomes for note in one.explored.notes]

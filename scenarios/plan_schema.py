@@ -74,7 +74,7 @@ class Candidates(Section):
     # Keys of `hardware`: tensor_parallel, pipeline_parallel, …
     layouts: Annotated[list[dict[str, Degree]], Field(min_length=1)] | None = None
     # Keys of `engine`, each with the values to try: scheduler, max_num_seqs, …
-    engine: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    engine: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     replicas: Replicas = Replicas()
 
 
@@ -83,7 +83,7 @@ class Plan(Section):
 
     load: Load | None = None  # default: the workload's own request_rate
     candidates: Candidates = Candidates()
-    objectives: list[Objectives] = []  # default: the scenario's slo
+    objectives: list[Objectives] = Field(default_factory=list)  # default: the scenario's slo
     headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     n_plus: Annotated[int, Field(ge=0, le=64)] = 0  # replicas that may fail: N + n_plus
     confidence: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95

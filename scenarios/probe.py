@@ -119,8 +119,7 @@ def run_sample(
     spoken_s = (requests["finished_s"] - requests["first_token_s"])[talking]
     return Sample(
         latencies_s=tuple(
-            latencies_s(requests, one)[about]
-            for one, about in zip(objectives, chosen, strict=True)
+            latencies_s(requests, one)[about] for one, about in zip(objectives, chosen, strict=True)
         ),
         tpot_s=spoken_s / (requests["output_tokens"][talking] - 1),
         resident=_resident(every),

@@ -51,7 +51,7 @@ class Replications:
             )
 
     def most_requests(self) -> int | None:
-        """How many requests a run can have: a trace is cut into as many pieces as there are seeds."""
+        """How many requests a run can have: a trace is cut into one piece for every seed."""
         return None if self.workload.trace is None else self._trace_requests() // self.seeds
 
     @property
@@ -108,9 +108,7 @@ class Replications:
 
 
 @lru_cache(maxsize=64)
-def _cached(
-    workload_json: str, engine_json: str, origin: Path | None
-) -> Workload:
+def _cached(workload_json: str, engine_json: str, origin: Path | None) -> Workload:
     workload = schema.Workload.model_validate_json(workload_json)
     engine = schema.Engine.model_validate_json(engine_json)
     try:

@@ -57,8 +57,9 @@ class Engine(Section):
     swap_space_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 4.0
     watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
-    preferred_batch_sizes: list[Count] = []
-    cudagraph_capture_sizes: list[Count] = []  # batches are padded up to these; none: eager
+    preferred_batch_sizes: list[Count] = Field(default_factory=list)
+    # Batches are padded up to these; none: eager.
+    cudagraph_capture_sizes: list[Count] = Field(default_factory=list)
     max_queue_delay_ms: NotNegative = 0.0
 
     @model_validator(mode="after")

@@ -49,7 +49,9 @@ def _json_labels(file: TraceFile, name: str) -> list[str]:
     return labels
 
 
-def drawn_labels(rng: np.random.Generator, num_requests: int, shares: Mapping[str, float]) -> list[str]:
+def drawn_labels(
+    rng: np.random.Generator, num_requests: int, shares: Mapping[str, float]
+) -> list[str]:
     """A class for each request, independently, in proportion to the shares."""
     names = list(shares)
     weights = np.array([shares[name] for name in names])
