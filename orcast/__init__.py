@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orcast.planned import Planned
     from scenarios.forecast import Forecast
 
 __version__ = "0.1.0"
@@ -37,6 +38,18 @@ def simulate(
     ]
     loaded, origin = load_scenario(scenario, settings)
     return forecast(loaded, origin=origin, compose=compose, leap=not step)
+
+
+def plan(scenario: str, overrides: Mapping[str, Any] | None = None, *, jobs: int = 1) -> Planned:
+    """Find the cheapest deployment for a load: `.chosen`, `.table`, `.figure`, `.answer`.
+
+    Several `jobs` start fresh interpreters: a script that asks for them needs an
+    ``if __name__ == "__main__"``. Raises `scenarios.errors.InputError` for a question that cannot
+    be asked; a service level that nothing meets is an answer.
+    """
+    from orcast.planned import plan as planned
+
+    return planned(scenario, overrides, jobs=jobs)
 
 
 def _plain(value: Any) -> Any:

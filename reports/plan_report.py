@@ -15,14 +15,8 @@ from reports.page import (
     table,
     warning_box,
 )
-from reports.plan_figures import (
-    cost_bars,
-    cost_front,
-    goodput_bars,
-    load_profile,
-    speed_front,
-    until_it_breaks,
-)
+from reports.plan_figures import cost_bars, cost_front, goodput_bars, speed_front
+from reports.plan_load_figures import load_profile, until_it_breaks
 from reports.plan_words import (
     STATUS,
     breaking,

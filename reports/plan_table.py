@@ -39,7 +39,9 @@ def candidate_columns(answer: Mapping[str, Any]) -> Columns:
     column of its own (texts), every front a column that is true for its members.
     """
     rows = answer["candidates"]
-    columns: Columns = {name: np.array([row[name] or "" for row in rows], object) for name in TEXTS}
+    columns: dict[str, Any] = {
+        name: np.array([row[name] or "" for row in rows], object) for name in TEXTS
+    }
     columns |= {
         knob: np.array([str(row["settings"][knob]) for row in rows], object)
         for knob in rows[0]["settings"]

@@ -142,7 +142,8 @@ def summary(answer: Answer) -> str:
     total, simulated = len(answer["candidates"]), answer["simulated"]
     meets = sum(row["status"] in ("chosen", "meets") for row in answer["candidates"])
     ruled_out = total - simulated
-    text = f"{count(total)} candidates, {count(meets)} meet the objectives"
+    text = "1 candidate" if total == 1 else f"{count(total)} candidates"
+    text += f", {count(meets)} of them within the objectives"
     if ruled_out:
         text += f", {count(ruled_out)} ruled out by schema, memory or roofline without simulating"
     return text + f"; {answer['seeds']} runs for every load tried."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ def bottleneck(
     weight = part["duration_s"]
     busy_s = float(weight.sum())
 
-    def share(where: NDArray[np.bool_]) -> float:
+    def share(where: NDArray[Any]) -> float:
         return float(weight @ where) / busy_s if busy_s > 0 else 0.0
 
     kinds = ("used", "reserved", "fragmentation", "free")

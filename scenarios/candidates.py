@@ -12,6 +12,7 @@ from scenarios import library, schema
 from scenarios.errors import InputError, did_you_mean
 from scenarios.load import parse_scenario
 from scenarios.schema import Scenario
+from scenarios.section import Section
 
 MOST = 2000  # candidates; more is a slip
 PARALLEL = ("tensor_parallel", "pipeline_parallel")  # whose product is the GPUs of a replica
@@ -84,7 +85,7 @@ def gpu_prices(file: str | None, *, origin: Path | None = None) -> dict[str, flo
     return prices
 
 
-def _check_keys(mappings: list[dict[str, Any]], section: type[schema.Section], where: str) -> None:
+def _check_keys(mappings: list[dict[str, Any]], section: type[Section], where: str) -> None:
     """InputError for a key that the section does not have, or that is another list's business."""
     allowed = [name for name in section.model_fields if name not in ("gpu", "link")]
     for mapping in mappings:

@@ -95,7 +95,7 @@ def explore(task: Task) -> Exploration:
         return Exploration("memory", words)
     sample = task.replications.at_unit_rate(0, SURVEYED)
     bounds = ceiling(deployment, sample, task.objectives)
-    known = {
+    known: dict[str, Any] = {
         "ceiling_per_s": bounds.requests_per_s,
         "latency": {"label": deployment.latency.label, "measured": deployment.latency.measured},
         "notes": deployment.notes,

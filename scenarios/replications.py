@@ -44,7 +44,8 @@ class Replications:
                 f"{where}.arrivals.process: all_at_once has no rate to plan for; "
                 "use poisson, gamma or constant"
             )
-        if self.workload.trace is not None and self.most_requests() < FEWEST:
+        most = self.most_requests()
+        if most is not None and most < FEWEST:
             raise InputError(
                 f"{where}.trace: {self._trace_requests()} requests give {self.seeds} "
                 f"runs fewer than {FEWEST} requests each; use fewer plan.seeds or a longer trace"
