@@ -29,7 +29,7 @@ def cost_bars(answer: Answer) -> Figure | None:
     shown = rows[:BARS][::-1]  # Plotly draws the first bar lowest
     chosen = answer["chosen"]
     figure = _bars(
-        "cost",
+        "cost-bars",
         "What it costs",
         "USD per hour for the load that was asked for, head-room and spare replicas included."
         + (f" The {BARS} cheapest of {len(rows)}." if len(rows) > BARS else ""),
@@ -55,7 +55,7 @@ def goodput_bars(answer: Answer) -> Figure | None:
     gpus = [row["gpus_per_replica"] for row in shown]
     each = [row["goodput"] / n for row, n in zip(shown, gpus, strict=True)]
     figure = _bars(
-        "goodput",
+        "goodput-bars",
         "Requests per second and GPU until it breaks",
         f"With the {answer['confidence']:.0%} interval. The colour says what breaks first."
         + (f" The {BARS} best of {len(rows)}." if len(rows) > BARS else ""),

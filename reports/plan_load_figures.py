@@ -18,7 +18,8 @@ def until_it_breaks(answer: Answer) -> Figure | None:
     chosen = row_of(answer, answer["chosen"])
     if chosen is None:
         return None
-    serving, trials = chosen["serving"], chosen["trials"]
+    serving = chosen["serving"]
+    trials = sorted([*chosen["trials"], *answer["curve"]], key=lambda one: one["request_rate"])
     load = answer["load"]["request_rate"]
     data: list[dict[str, Any]] = []
     keys = []
@@ -79,7 +80,7 @@ def until_it_breaks(answer: Answer) -> Figure | None:
         _mark(chosen["breaks_at"], "breaks", "right"),
     ]
     return Figure(
-        "breaks",
+        "until-it-breaks",
         "Until it breaks",
         f"{plain(chosen['breaks_at'])} requests/s: the grey band is the "
         f"{answer['confidence']:.0%} interval, the blue line the load. Every point is "
@@ -152,7 +153,7 @@ def load_profile(answer: Answer) -> Figure | None:
         }
     ]
     return Figure(
-        "load",
+        "load-over-time",
         "The load over time",
         f"Mean rate in windows of {plain(window_s)} s; the busiest decides.",
         data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, isnan
 from pathlib import Path
@@ -243,30 +244,31 @@ def _plain(probe: Probe, objectives: tuple[Objective, ...]) -> Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
-    """One run of the chosen deployment with all its serving replicas at the load itself."""
+class Rerun:
+    """One run of a candidate at a given load, by so many replicas."""
 
     task: Task
+    rate_per_s: float
     replicas: int
     seed: int
     requests: int
 
 
-def verify(given: Verification) -> Sample:
-    """Serve the whole load on the whole fleet (without its spare replicas)."""
+def rerun(given: Rerun) -> Sample:
+    """Serve a load on one replica, or on a whole fleet, routed as the scenario says."""
+    check_stop()
     task = given.task
     assert task.candidate.scenario is not None
     deployment = deploy_engine(task.candidate.scenario, origin=task.origin, compose=task.compose)
     workload = task.replications.at_unit_rate(given.seed, given.requests)
     return run_sample(
         deployment,
-        workload.scaled(1 / task.target.peak_per_s),
+        workload.scaled(1 / given.rate_per_s),
         task.objectives,
         replicas=given.replicas,
     )
 
 
-def verified(task: Task, samples: list[Sample]) -> Trial:
-    """All runs of a verification as one."""
-    rate_per_s = task.target.peak_per_s
+def put_together(rate_per_s: float, samples: Sequence[Sample], task: Task) -> Trial:
+    """All runs of a load as one."""
     return _plain(pooled(rate_per_s, samples, task.objectives), task.objectives)

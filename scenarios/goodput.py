@@ -40,7 +40,7 @@ FIRST_STEP = 1.3
 LOWEST = 1e-4  # of the saturated rate: below it, no load is low enough
 MOST_LONGER = 64  # times the requests of a run that is as long as was asked for
 MOST_EASE = 4.0  # limit over latency, above which a load is only known to be far too low
-MOST_LOAD = 0.995  # of a full engine; nearer, runs as short as these cannot tell
+MOST_LOAD = 0.99  # of a full engine; nearer, runs as short as these cannot tell
 BEYOND = 1.5  # times: how far a run's own goodput may lie from that of all
 
 
@@ -193,8 +193,10 @@ class _Search:
         part = 1.0 if broken is None else _crossing(kept, broken)
         rate_per_s = kept.rate_per_s * exp(span * part)
         own = self._by_seed(rate_per_s)
-        # What is left of a bias that shrinks as runs are put together: from one run to all.
-        bias = (float(np.mean(own)) - rate_per_s) / (self.seeds - 1)
+        bias = 0.0
+        if broken is not None:
+            # What is left of a bias that shrinks as runs are put together: from one run to all.
+            bias = (float(np.mean(own)) - rate_per_s) / (self.seeds - 1)
         rate_per_s = min(max(rate_per_s - bias, rate_per_s / BEYOND), self.full_per_s)
         low_per_s, high_per_s = self._interval(rate_per_s, own, bias, confidence)
         top_per_s = self.full_per_s if broken is None else broken.rate_per_s

@@ -11,12 +11,12 @@ from scenarios.deployment import Composer
 from scenarios.errors import InputError
 from scenarios.exploration import (
     Exploration,
+    Rerun,
     Task,
     Trial,
-    Verification,
     explore,
-    verified,
-    verify,
+    put_together,
+    rerun,
 )
 from scenarios.objectives import objectives_of
 from scenarios.plan_answer import Outcome, answer
@@ -26,7 +26,8 @@ from scenarios.replications import Replications
 from scenarios.schema import Scenario
 from scenarios.target import Target, following_share, replicas_for, target_of
 
-MOST_VERIFIED = 50_000  # requests of one run of the chosen fleet
+MOST_CHECKED = 50_000  # requests of one run of the chosen fleet
+CURVE = (0.25, 0.5, 0.7, 0.85, 1.0, 1.1, 1.25)  # of the chosen deployment's goodput
 
 
 def plan(
@@ -59,10 +60,10 @@ def plan(
         for candidate, found in zip(candidates, explored, strict=True)
     ]
     chosen = cheapest(outcomes)
-    check = None
+    check, curve = None, list[Trial]()
     if chosen is not None:
-        check = _verification(tasks[outcomes.index(chosen)], chosen, jobs)
-    return answer(scenario, tasks[0], outcomes, chosen, check)
+        check, curve = _checked(tasks[outcomes.index(chosen)], chosen, jobs)
+    return answer(scenario, tasks[0], outcomes, chosen, check, curve)
 
 
 def _plan_of(scenario: Scenario, origin: Path | None) -> Plan:
@@ -105,10 +106,23 @@ def cheapest(outcomes: Sequence[Outcome]) -> Outcome | None:
     return min((one for one in outcomes if one.meets), key=rank, default=None)
 
 
-def _verification(task: Task, chosen: Outcome, jobs: int) -> Trial:
-    """The chosen fleet without its spares at the load itself, routed as the scenario says."""
+def _checked(task: Task, chosen: Outcome, jobs: int) -> tuple[Trial, list[Trial]]:
+    """The chosen fleet without its spares at the load itself; one replica at loads up to and
+    beyond its goodput, for a curve."""
     assert chosen.replicas is not None
     serving = max(1, chosen.replicas - task.plan.n_plus)
-    requests = min(chosen.explored.requests * serving, MOST_VERIFIED)
-    given = [Verification(task, serving, seed, requests) for seed in range(task.plan.seeds)]
-    return verified(task, run_tasks(verify, given, jobs=jobs))
+    longest = chosen.explored.requests
+    asked = [(task.target.peak_per_s, serving, min(longest * serving, MOST_CHECKED))]
+    asked += [(part * chosen.explored.goodput_per_s, 1, longest) for part in CURVE]
+    seeds = range(task.plan.seeds)
+    given = [
+        Rerun(task, rate_per_s, replicas, seed, requests)
+        for rate_per_s, replicas, requests in asked
+        for seed in seeds
+    ]
+    samples = run_tasks(rerun, given, jobs=jobs)
+    whole, *curve = [
+        put_together(asked[at][0], samples[at * len(seeds) : (at + 1) * len(seeds)], task)
+        for at in range(len(asked))
+    ]
+    return whole, curve

@@ -42,6 +42,7 @@ def answer(
     outcomes: list[Outcome],
     chosen: Outcome | None,
     check: Trial | None,
+    curve: Sequence[Trial],
 ) -> dict[str, Any]:
     """Everything that is known, as JSON-ready data: the content of plan.json."""
     asked, target = task.plan, task.target
@@ -85,6 +86,7 @@ def answer(
         "chosen": None if chosen is None else chosen.candidate.label,
         "nearest_miss": nearest,
         "check": None if check is None else _json(asdict(check)),
+        "curve": [_json(asdict(trial)) for trial in curve],
         "simulated": sum(one.explored.trials != () for one in outcomes),
         "candidates": rows,
         "warnings": _warnings(outcomes, chosen, check),
