@@ -30,8 +30,8 @@ def cost_bars(answer: Answer) -> Figure | None:
     chosen = answer["chosen"]
     figure = _bars(
         "cost-bars",
-        "What it costs",
-        "USD per hour for the load that was asked for, head-room and spare replicas included."
+        "US dollars per hour",
+        "For the load that was asked for, head-room and spare replicas included."
         + (f" The {BARS} cheapest of {len(rows)}." if len(rows) > BARS else ""),
         shown,
         [row["usd_per_hour"] for row in shown],
@@ -42,6 +42,12 @@ def cost_bars(answer: Answer) -> Figure | None:
             for row in shown
         ],
     )
+    figure.data[0] |= {
+        "text": [money(row["usd_per_hour"]) for row in shown],
+        "textposition": "outside",
+        "cliponaxis": False,
+    }
+    figure.layout["xaxis"]["range"][1] *= 1.05
     return figure
 
 
@@ -256,7 +262,8 @@ def _note(chosen: Row, x: str, y: str, rows: Sequence[Row]) -> dict[str, Any]:
 def _log_axis(values: Sequence[float], title: str) -> dict[str, Any]:
     low, high = log10(min(values)), log10(max(values))
     spare = 0.1 * max(high - low, 0.3)
-    ticks = {"dtick": 1} if high - low > 2 else {"dtick": "D2"}
+    span = high - low
+    ticks = {"dtick": 1} if span > 2 else {"dtick": "D2" if span > 0.7 else "D1"}
     return {
         "type": "log",
         "title": {"text": title},

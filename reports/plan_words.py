@@ -45,7 +45,8 @@ def question(answer: Answer) -> str:
     limits = ", ".join(
         f"{one['name']} ≤ {plain(one['limit_ms'])} ms" for one in answer["objectives"]
     )
-    load, parts = answer["load"], [f"{plain(answer['load']['request_rate'])} requests/s"]
+    load = answer["load"]
+    parts = [f"{plain(load['request_rate'])} requests/s"]
     if load["profile_request_rate"]:
         parts[0] += f" at the busiest (mean {plain(load['mean_request_rate'])})"
     parts += [limits]
@@ -101,9 +102,7 @@ def breaking(answer: Answer) -> Iterator[str]:
         f"({answer['confidence']:.0%} interval {plain(low)} to {plain(high)}): the load is "
         f"{chosen['load_share']:.0%} of that."
     )
-    first = chosen["breaks_first"]
-    what = "throughput" if first == "throughput" else first
-    yield f"First to break: {what}: {chosen['breaks_why']}."
+    yield f"First to break: {chosen['breaks_first']}: {chosen['breaks_why']}."
     check = answer["check"]
     if check is not None:
         limits = {one["name"]: one["limit_ms"] for one in answer["objectives"]}

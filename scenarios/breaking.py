@@ -43,11 +43,11 @@ class Bottleneck:
         if self.waiting < 0.02 or self.queued < 0.5:
             return "prefill itself, in iterations shared with others, takes that long"
         reasons = {
-            f"they wait for KV memory ({self.preemptions:.2g} preemptions per request)"
+            f"requests wait for KV memory ({self.preemptions:.2g} preemptions per request)"
             if self.preemptions > 0
-            else "they wait for KV memory": self.for_memory,
-            "they wait for a place in the batch (max_num_seqs)": self.for_slots,
-            "they wait for the prompts ahead of them (compute)": ahead,
+            else "requests wait for KV memory": self.for_memory,
+            "requests wait for a place in the batch (max_num_seqs)": self.for_slots,
+            "requests wait for the prompts ahead of them (compute)": ahead,
         }
         return max(reasons, key=lambda words: reasons[words])
 

@@ -196,7 +196,7 @@ def _explored(
     if broken is None:
         bottleneck = Bottleneck.mean([one.bottleneck for one in goodput.saturated])
         breaks, breaks_at_per_s = "throughput", goodput.saturated_per_s
-        why = f"the engine is full: {bottleneck.why_queueing()}"
+        why = f"the engine is full; {bottleneck.why_queueing()}"
     else:
         bottleneck = Bottleneck.mean([one.bottleneck for one in broken.samples])
         worst, value_s = _worst(broken, objectives)

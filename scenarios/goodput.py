@@ -34,6 +34,8 @@ Trial = Callable[[float, int, int, int], Sample]
 Fill = Callable[[int, int], Saturation]
 
 RESIDENTS_PER_RUN = 8  # judged requests of a run for each in the system at once
+WAITS_PER_RUN = 5  # times the longest TTFT allowed that a run's judged part lasts …
+MOST_PATIENT = 5  # … at most in as many times the requests asked for
 CLEAR_MISS = 3.0  # a first run this far off its limits needs no second one
 FIRST_TRIED = 0.85  # of the saturated rate
 FIRST_STEP = 1.3
@@ -109,7 +111,7 @@ class _Search:
         self.trial = trial
         self.objectives = objectives
         self.seeds = seeds
-        self.requests, self.most = min(requests, most), most
+        self.asked, self.requests, self.most = requests, min(requests, most), most
         self.probes: list[Probe] = []
         self.settled = True
         self.saturated = [self._saturated(fill, seed) for seed in range(seeds)]
@@ -136,7 +138,7 @@ class _Search:
             whole = len(samples) == self.seeds
             found = pooled(rate_per_s, samples, self.objectives, whole=whole)
             judged = (1 - WARM_UP - COOL_DOWN) * self.requests
-            needed = found.resident * RESIDENTS_PER_RUN
+            needed = max(found.resident * RESIDENTS_PER_RUN, self._patience(rate_per_s))
             short = found.kept and needed > judged
             if not short or self.requests >= self.most:
                 self.settled &= not short
@@ -144,6 +146,12 @@ class _Search:
                 return found
             # A little more than that: the next higher load keeps more in the system.
             self.requests = min(ceil(1.2 * self.requests * needed / judged), self.most)
+
+    def _patience(self, rate_per_s: float) -> float:
+        """Requests in which a wait as long as is allowed can come about, a few times over."""
+        waits_s = [one.limit_s for one in self.objectives if one.metric == "ttft"]
+        needed = WAITS_PER_RUN * rate_per_s * max(waits_s, default=0.0)
+        return min(needed, MOST_PATIENT * self.asked)
 
     def _resident_below(self, rate_per_s: float) -> int:
         """What the next lower load is known to keep in the system: no less will be."""
