@@ -93,7 +93,9 @@ def test_a_later_turn_costs_a_transfer_instead_of_a_prefill() -> None:
     assert without.requests["cached_tokens"].tolist() == [0, 0, 0]
     assert with_host.requests["cached_tokens"].tolist() == [0, 0, 384]
     assert with_host.iterations["loaded_blocks"].sum() == 384 // 16
-    saved = without.iterations["prefill_tokens"].sum() - with_host.iterations["prefill_tokens"].sum()
+    saved = (
+        without.iterations["prefill_tokens"].sum() - with_host.iterations["prefill_tokens"].sum()
+    )
     assert saved == 384
 
 
