@@ -1,5 +1,6 @@
 """Sharing and memory in scenarios: what is drawn, what is refused, and what each scenario shows."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_orca_over_static_batching_grows_with_the_variance_of_outputs() -> None:
 
     gains = [gain(sigma) for sigma in (0.0, 0.25, 0.5, 1.0)]
     assert gains[0] == pytest.approx(1.0, abs=0.01), "equal lengths: nothing to gain"
-    assert all(later > 1.25 * earlier for earlier, later in zip(gains, gains[1:], strict=False))
+    assert all(later > 1.25 * earlier for earlier, later in pairwise(gains))
     assert 3 < gains[-1] < 10
 
 
@@ -229,6 +230,7 @@ def test_chunked_prefill_removes_stalls() -> None:
 
 # -- contradictions -------------------------------------------------------------------------------
 
+SPECULATION = "speculation={method: ngram, acceptance: {rate: 0.5}, num_draft_tokens: 4}"
 REFUSED = {
     ("parallel-sampling", "workload.beam_search={width: 4}"): "keep one of them",
     ("parallel-sampling", "workload.samples.n=300"): (
@@ -241,10 +243,7 @@ REFUSED = {
     ("parallel-sampling", "engine.scheduler=orca"): "needs engine.scheduler paged or chunked",
     ("beam-search", "engine.scheduler=static"): "needs engine.scheduler paged or chunked",
     ("parallel-sampling", "hardware.pipeline_parallel=2"): "over pipeline stages is not modelled",
-    (
-        "parallel-sampling",
-        "speculation={method: ngram, acceptance: {rate: 0.5}}",
-    ): "several samples is not modelled",
+    ("parallel-sampling", SPECULATION): "several samples is not modelled",
     ("beam-search", "workload.beam_search.survival=1.5"): "less than or equal to 1",
     ("parallel-sampling", "workload.samples.n=0"): "greater than or equal to 1",
     ("parallel-sampling", "workload.samples.lengths=odd"): "'odd' is not known",
