@@ -43,7 +43,7 @@ LOWEST = 1e-4  # of the saturated rate: below it, no load is low enough
 MOST_LONGER = 64  # times the requests of a run that is as long as was asked for
 MOST_EASE = 4.0  # limit over latency, above which a load is only known to be far too low
 MOST_LOAD = 0.99  # of a full engine; nearer, runs as short as these cannot tell
-BEYOND = 1.5  # times: how far a run's own goodput may lie from that of all
+OWN_STEP, OWN_TRIES = 1.1, 4  # how far a run's own goodput is looked for beyond the loads tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +200,12 @@ class _Search:
         span = self._span(kept, broken)
         part = 1.0 if broken is None else _crossing(kept, broken)
         rate_per_s = kept.rate_per_s * exp(span * part)
-        own = self._by_seed(rate_per_s)
+        own = self._by_seed()
         bias = 0.0
         if broken is not None:
             # What is left of a bias that shrinks as runs are put together: from one run to all.
             bias = (float(np.mean(own)) - rate_per_s) / (self.seeds - 1)
-        rate_per_s = min(max(rate_per_s - bias, rate_per_s / BEYOND), self.full_per_s)
+        rate_per_s = min(rate_per_s - bias, self.full_per_s)
         low_per_s, high_per_s = self._interval(rate_per_s, own, bias, confidence)
         top_per_s = self.full_per_s if broken is None else broken.rate_per_s
         return replace(
@@ -251,31 +251,37 @@ class _Search:
             settled=self.settled,
         )
 
-    def _by_seed(self, rate_per_s: float) -> list[float]:
-        """Where each run by itself would just keep the objectives, between the loads tried.
+    def _by_seed(self) -> list[float]:
+        """Where each run by itself would just keep the objectives."""
+        return [self._of_seed(seed, full) for seed, full in enumerate(self.saturated)]
 
-        Before the first and after the last load, as all runs together go on.
-        """
-        tried = sorted((one for one in self.probes if one.whole), key=lambda one: one.rate_per_s)
-        rates = [one.rate_per_s for one in tried]
-        together = [_ease(one.stress) for one in tried]
-        found = []
-        for seed, full in enumerate(self.saturated):
-            own = [_ease(one.samples[seed].stress(self.objectives)) for one in tried]
-            # Random numbers in common make it all but monotone; make it wholly so.
-            own = np.minimum.accumulate(own).tolist()
-            above = next((at for at, ease in enumerate(own) if ease < 1), len(own))
-            if 0 < above < len(own):
-                at = above - 1
-                slope = (own[above] - own[at]) / (rates[above] - rates[at])
-            else:
-                at = min(above, len(own) - 1)
-                # 1/(1 - load) falls to nothing where the engine is full.
-                slope = -together[at] / max(full.rate_per_s - rates[at], 1e-3 * rates[at])
-            mine = rates[at] + (1 - own[at]) / slope
-            mine = min(max(mine, rate_per_s / BEYOND), rate_per_s * BEYOND)
-            found.append(min(mine, full.rate_per_s))
-        return found
+    def _of_seed(self, seed: int, full: Saturation) -> float:
+        tried = {
+            one.rate_per_s: one.samples[seed].stress(self.objectives)
+            for one in self.probes
+            if seed < len(one.samples)
+        }
+        # The loads tried lie about the goodput of all runs: go on until this one breaks, or keeps.
+        for step in (OWN_STEP, 1 / OWN_STEP):
+            for _ in range(OWN_TRIES):
+                end_per_s = max(tried) if step > 1 else min(tried)
+                if (tried[end_per_s] > 1) == (step > 1) or end_per_s >= MOST_LOAD * full.rate_per_s:
+                    break
+                next_per_s = min(end_per_s * step, full.rate_per_s)
+                ahead = self._resident_below(next_per_s)
+                sample = self.trial(next_per_s, seed, self.requests, ahead)
+                tried[next_per_s] = sample.stress(self.objectives)
+        rates = sorted(tried)
+        # Random numbers in common make it all but monotone; make it wholly so.
+        ease = np.minimum.accumulate([_ease(tried[rate]) for rate in rates])
+        above = int(np.argmax(ease < 1)) if (ease < 1).any() else len(rates)
+        if above == 0:
+            return rates[0]
+        if above == len(rates):
+            return min(rates[-1], full.rate_per_s)
+        part = (ease[above - 1] - 1) / (ease[above - 1] - ease[above])
+        own_per_s = rates[above - 1] + part * (rates[above] - rates[above - 1])
+        return min(float(own_per_s), full.rate_per_s)
 
 
 def _ease(stress: float) -> float:
