@@ -150,6 +150,11 @@ def _cards(
         percent(number.get("kv_utilization")),
         "of all slots hold a token" if useful is None else f"{percent(useful)} of what is taken",
     )
+    hits, saved = number.get("prefix_cache_hit_rate"), number.get("kv_saved_by_sharing")
+    if hits:
+        yield Card("Prefix cache hits", percent(hits), "of prompt tokens were not computed")
+    if saved:
+        yield Card("KV saved by sharing", percent(saved), "of what each would hold on its own")
     preempted = number.get("preemptions")
     if preempted is None:
         preempted = float(np.sum(records.requests["preemptions"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
+from scenarios.sharing import draw_conversations, draw_samples, host_blocks, with_block_moves
 from scenarios.speculation import speculator
 from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
@@ -31,6 +32,7 @@ from sim.metrics import Slo
 from sim.model_spec import ModelSpec
 from sim.parallelism import Parallelism
 from sim.workload import Workload, arrivals, lengths, read_trace
+from sim.workload.labels import drawn_labels
 from sim.workload.sessions import shared_prefixes
 
 GIB = 2**30
@@ -128,9 +130,15 @@ def _engine(
         memory = _memory(scenario, model, gpu)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
+        spread = parallelism_of(scenario.hardware)
+        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
+            raise ValueError(
+                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
+            )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
-    config = _engine_config(scenario.engine, model, memory)
+    with _at(source, "engine"):
+        config = _engine_config(scenario.engine, model, memory)
     if speculating is not None:
         config = replace(config, speculation=speculating.technique)
 
@@ -141,14 +149,13 @@ def _engine(
         return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
 
     with _at(source, "latency"):
-        if speculating is not None and scenario.hardware.pipeline_parallel > 1:
-            raise ValueError("speculation over pipeline stages is not modelled")
         wide = scenario if speculating is None else speculating.widened(scenario)
         latency = latency_of(model, wide)
         measured_elsewhere = _other_than_measured(latency, gpu, scenario)
     if speculating is not None:
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
+    latency = with_block_moves(latency, scenario, memory, gpu)
     notes = (
         *(speculating.notes(scenario) if speculating is not None else ()),
         *_unused_knobs(scenario),
@@ -255,6 +262,7 @@ def parallelism_of(hardware: schema.Hardware) -> Parallelism:
 
 
 def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
+    swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -263,7 +271,8 @@ def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget
         enable_prefix_caching=engine.enable_prefix_caching,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         preemption=engine.preemption,
-        swap_blocks=int(engine.swap_space_gib * GIB) // memory.bytes_per_block,
+        swap_blocks=swap_blocks,
+        offload_blocks=offload_blocks,
         watermark=engine.watermark,
         reservation=engine.reservation,
         preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
@@ -287,7 +296,9 @@ def _latency(
         if hardware.pipeline_parallel > 1:
             return PipelineLatency.fixed(latency.iteration_ms / 1e3, hardware.pipeline_parallel)
         return FixedLatency(latency.iteration_ms / 1e3)
-    routing = expert_routing(scenario.experts, model, beside=beside)
+    # A dense draft model beside a mixture of experts has no routing.
+    given_experts = None if model.moe is None else scenario.experts
+    routing = expert_routing(given_experts, model, beside=beside)
     host = latency.host_overhead
     if latency.source == "roofline":
         given: dict[str, Any] = dict(latency.efficiencies)
@@ -468,14 +479,18 @@ def draw_workload(
     Arrivals, prompts and outputs have random streams of their own, so that changing one of them
     leaves the others as they were (common random numbers).
     """
-    streams = np.random.SeedSequence(workload.seed).spawn(4)
-    arrival_rng, prompt_rng, output_rng, prefix_rng = map(np.random.default_rng, streams)
+    streams = np.random.SeedSequence(workload.seed).spawn(6)
+    arrival_rng, prompt_rng, output_rng, prefix_rng, sample_rng, class_rng = map(
+        np.random.default_rng, streams
+    )
+    labels = None
     if workload.trace is not None:
         found = library.find_file(workload.trace, beside=beside)
         drawn = read_trace(
             workload.trace if found is None else found,
             format=workload.format,
             content=engine.enable_prefix_caching,
+            label=workload.class_column,
         )
         if workload.start or workload.stop is not None:
             drawn = drawn.slice(workload.start, workload.stop)
@@ -483,20 +498,40 @@ def draw_workload(
         if workload.arrivals is not None:
             columns["arrival_s"] = _arrivals(workload.arrivals, len(drawn), arrival_rng)
         prompts, outputs, content = drawn.prompt_tokens, drawn.output_tokens, drawn.content
+        labels = drawn.labels
     else:
-        assert workload.lengths and workload.arrivals and workload.num_requests
+        assert workload.arrivals and workload.num_requests
         count, pair = workload.num_requests, workload.lengths
-        columns = {"arrival_s": _arrivals(workload.arrivals, count, arrival_rng)}
-        prompts = _lengths("prompt", pair, count, prompt_rng)
-        outputs = _lengths("output", pair, count, output_rng)
+        if pair is not None:
+            prompts = _lengths("prompt", pair, count, prompt_rng)
+            outputs = _lengths("output", pair, count, output_rng)
+        else:
+            assert workload.classes
+            shares = {name: each.share for name, each in workload.classes.items()}
+            labels = drawn_labels(class_rng, count, shares)
+            prompts, outputs = _mixed_lengths(workload.classes, labels, prompt_rng, output_rng)
         content, drawn = None, None
-        if workload.shared_prefixes is not None:
+        given = workload.arrivals
+        if workload.sessions is not None:
+            turns = draw_conversations(
+                workload, lambda n: _arrivals(given, n, arrival_rng), prompts, outputs, prefix_rng
+            )
+            columns = {"arrival_s": turns.arrival_s}
+            prompts, outputs, content = turns.prompt_tokens, turns.output_tokens, turns.content
+        else:
+            columns = {"arrival_s": _arrivals(given, count, arrival_rng)}
+        if workload.shared_prefixes is not None and workload.sessions is None:
             content = shared_prefixes(
                 prefix_rng,
                 prompts,
                 num_prefixes=workload.shared_prefixes.num_prefixes,
                 shared_prefix_tokens=workload.shared_prefixes.tokens,
             )
+    samples = draw_samples(
+        workload, outputs, lambda n: _further_lengths(workload, outputs, n, sample_rng), sample_rng
+    )
+    if samples is not None:
+        outputs = samples.longest
     limits = outputs if workload.max_tokens is None else np.maximum(outputs, workload.max_tokens)
     with np.errstate(over="ignore"):
         arrival_s = columns["arrival_s"] * workload.time_scale
@@ -513,8 +548,10 @@ def draw_workload(
         content=content,
         max_concurrency=workload.max_concurrency,
         request_ids=None if drawn is None else drawn.request_ids,
+        labels=labels,
         name="synthetic" if drawn is None else drawn.name,
         notes=() if drawn is None else drawn.notes,
+        samples=samples,
     )
 
 
@@ -528,6 +565,15 @@ def _arrivals(given: schema.Arrivals, count: int, rng: np.random.Generator) -> n
         return arrivals.poisson(rng, count, rate_per_s=given.request_rate)
     assert given.burstiness is not None
     return arrivals.gamma(rng, count, rate_per_s=given.request_rate, burstiness=given.burstiness)
+
+
+def _further_lengths(
+    workload: schema.Workload, outputs: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Lengths of further samples: of the outputs' distribution, or of the trace's outputs."""
+    if workload.lengths is None or workload.lengths.in_order:
+        return rng.choice(outputs, size=count)
+    return _lengths("output", workload.lengths, count, rng)
 
 
 def _lengths(
@@ -555,6 +601,29 @@ def _lengths(
     if pair.in_order:
         return np.resize(np.array(given.values, dtype=np.int64), count)
     return lengths.empirical(rng, count, given.values)
+
+
+def _mixed_lengths(
+    classes: Mapping[str, schema.RequestClass],
+    labels: list[str],
+    prompt_rng: np.random.Generator,
+    output_rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and output tokens of requests of several classes.
+
+    Every class draws for all requests, from streams of its own: another share or another length
+    leaves the requests of the other classes as they were.
+    """
+    count, of = len(labels), np.array(labels)
+    prompts, outputs = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    prompt_rngs, output_rngs = (rng.spawn(len(classes)) for rng in (prompt_rng, output_rng))
+    for (name, each), of_prompts, of_outputs in zip(
+        classes.items(), prompt_rngs, output_rngs, strict=True
+    ):
+        mine = of == name
+        prompts[mine] = _lengths("prompt", each.lengths, count, of_prompts)[mine]
+        outputs[mine] = _lengths("output", each.lengths, count, of_outputs)[mine]
+    return prompts, outputs
 
 
 # -- what has no effect -----------------------------------------------------------------------

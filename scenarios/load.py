@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -82,7 +82,7 @@ def parse_as(
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        raise _refused(error.errors(), schema, origin, overridden) from None
+        raise _refused(error.errors(), origin, overridden, schema) from None
 
 
 def parse_sweep(content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()) -> Sweep:
@@ -92,12 +92,15 @@ def parse_sweep(content: dict[str, Any], *, origin: str, overridden: Iterable[st
     except ValidationError as error:
         details = [one for one in error.errors() if one["loc"][:1] == ("sweep",)]
         if details:
-            raise _refused(details, Scenario, origin, overridden) from None
+            raise _refused(details, origin, overridden, Scenario) from None
         return Sweep.model_validate(content.get("sweep") or {})
 
 
 def _refused(
-    details: list[ErrorDetails], schema: type[BaseModel], origin: str, overridden: Iterable[str]
+    details: list[ErrorDetails],
+    origin: str,
+    overridden: Iterable[str],
+    schema: type[BaseModel],
 ) -> InputError:
     first = details[0]
     path = _yaml_path(first)
@@ -150,13 +153,21 @@ def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
 
 
 def _section(location: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    """The section that a location lies in, through lists and mappings of sections."""
     section = schema
     for key in location:
-        if isinstance(key, str):
-            for candidate in _alternatives(section.model_fields[key].annotation):
-                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                    section = candidate
+        # A key that is no field names an entry of a mapping, whose section was found before.
+        if isinstance(key, str) and key in section.model_fields:
+            section = next(_sections(section.model_fields[key].annotation), section)
     return section
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value so annotated may hold, itself or as items."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for option in get_args(annotation):
+        yield from _sections(option)
 
 
 def _literals(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:

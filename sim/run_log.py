@@ -65,8 +65,11 @@ def note_iteration(
     block_growth = scheduler.extend(iterations) if iterations > 1 else None
     rare = None
     swapped = batch.swap_in_blocks + batch.swap_out_blocks
-    if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks:
-        rare = (allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated)
+    if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks or batch.copies:
+        rare = (
+            allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated,
+            len(batch.copies), len(batch.loaded),
+        )  # fmt: skip
     log.append(
         (
             start_s, end_s, iterations, len(pool.running), len(batch.prefills),
@@ -83,7 +86,7 @@ def note_iteration(
 def check_iteration(scheduler: Scheduler, batch: Batch) -> None:
     """The conservation laws and an engine's limits; AssertionError where one is broken."""
     running, config = scheduler.pool.running, scheduler.config
-    scheduler.allocator.check(request.block_table for request in running)
+    scheduler.allocator.check(scheduler.pool.tables())
     assert batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs"
     assert len(running) <= config.max_num_seqs, "more sequences than max_num_seqs"
     if scheduler.has_token_budget:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import simpy
 
 from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.kv_offload import block_allocator
 from sim.latency.pipeline_latency import PipelineLatency
 from sim.latency.protocol import LatencyModel
 from sim.pipeline import Pipeline, stage_columns
@@ -43,6 +43,7 @@ def simulate(
     requests that have ended. With a `PipelineLatency` each engine keeps as many batches in flight
     as it has stages, and always steps.
     """
+    policy = scheduler_class(scheduler, config, samples=workload.samples is not None)
     env = simpy.Environment()
     engines: list[Replica] = []
     pipelines: list[Pipeline] = []
@@ -55,10 +56,8 @@ def simulate(
 
     def new_scheduler(blocks: int) -> Scheduler:
         pool = RequestPool(config.block_size, track_longest=latency.uses_longest)
-        allocator = BlockAllocator(
-            blocks, config.block_size, prefix_caching=config.enable_prefix_caching
-        )
-        schedulers.append(scheduler_class(scheduler, config)(pool, allocator, config))
+        allocator = block_allocator(config, blocks)
+        schedulers.append(policy(pool, allocator, config))
         return schedulers[-1]
 
     report = None if progress is None else ended
@@ -90,7 +89,11 @@ def simulate(
         if collecting:
             gc.enable()
     if not pipelines:
-        return collect(engines)
-    virtual = [(n, engine) for n, pipeline in enumerate(pipelines) for engine in pipeline.engines]
-    records = collect([engine for _, engine in virtual], replicas=[n for n, _ in virtual])
-    return replace(records, stages=stage_columns(pipelines))
+        records = collect(engines)
+    else:
+        virtual = [(n, each) for n, pipeline in enumerate(pipelines) for each in pipeline.engines]
+        records = collect([engine for _, engine in virtual], replicas=[n for n, _ in virtual])
+        records = replace(records, stages=stage_columns(pipelines))
+    if workload.samples is not None:
+        records.requests.update(workload.samples.columns(records.requests["request"]))
+    return records

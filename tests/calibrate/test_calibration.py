@@ -33,7 +33,7 @@ from sim.model_spec import ModelSpec
 from tests.orcast.command_line import orcast, refusal
 
 ROOT = Path(__file__).parents[2]
-NAME, CONFIG = library.model_config("tiny")
+NAME, CONFIG = "tiny", library.model_config(library.model_path("tiny"))
 SPEC = ModelSpec.from_config(CONFIG, name=NAME)
 LIMITS = Limits(max_tokens=128, max_seqs=8, max_context=256, cache_tokens=4096)
 

@@ -315,3 +315,47 @@ def test_the_routing_of_a_measured_table_is_heeded_where_it_can_be() -> None:
     whole = Part({"tokens": np.array([1, 64]), "experts": np.array([128, 128])}, np.ones(2))
     with pytest.raises(ValueError, match="the routing they were measured with"):
         ExpertTable(whole, model, skewed)
+
+
+# -- together with a cluster ----------------------------------------------------------------------
+
+
+def test_the_cost_is_that_of_all_gpus_of_all_replicas() -> None:
+    twice = summary_of("tensor-parallel", "cluster.replicas=2")["cost"]
+    assert (twice["gpus"], twice["usd_per_hour"]) == (8, 24.0)
+    groups = (
+        "cluster={router: least_outstanding, groups: [{replicas: 1}, "
+        "{replicas: 2, hardware: {gpu: b200, tensor_parallel: 2}}]}"
+    )
+    mixed = summary_of("tensor-parallel", groups)["cost"]
+    assert (mixed["gpus"], mixed["usd_per_hour"]) == (8, pytest.approx(4 * 3.0 + 4 * 5.0))
+
+
+def test_pipelines_stand_behind_round_robin_and_no_other_router() -> None:
+    both = summary_of("pipeline-parallel", "cluster.replicas=2", "workload.max_concurrency=null")
+    assert both["completed"] == FEW["pipeline-parallel"]
+    assert both["cost"]["gpus"] == 8
+    with pytest.raises(InputError, match="pipeline_parallel needs a plain cluster"):
+        summary_of("pipeline-parallel", "cluster={replicas: 2, router: least_kv}")
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        "{gpu: h100-sxm, pipeline_parallel: 2}",
+        "{gpu: h100-sxm, sequence_parallel: {kind: ring, degree: 2}}",
+    ],
+)
+def test_speculation_over_other_ranks_than_tensor_parallel_ones_is_refused(spread: str) -> None:
+    scenario, origin = load_scenario("speculation-eagle", [f"hardware={spread}"])
+    with pytest.raises(InputError, match="it is not modelled, only over tensor_parallel"):
+        deploy(scenario, origin=origin)
+
+
+def test_a_dense_draft_may_speculate_for_a_mixture() -> None:
+    settings = ["model=mixtral-8x7b", "experts={routing: zipf, exponent: 0.5}"]
+    settings += ["workload.num_requests=20", "hardware.gpu=h200-sxm", "hardware.tensor_parallel=2"]
+    draft = "speculation={method: draft_model, draft_model: llama-68m, num_draft_tokens: 3, "
+    settings.append(draft + "acceptance: {rate: 0.7}}")
+    scenario, origin = load_scenario("speculation-eagle", settings)
+    assert forecast(scenario, origin=origin).summary["completed"] == 20

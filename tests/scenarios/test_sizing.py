@@ -135,9 +135,7 @@ def test_a_law_fitted_to_runs_beside_the_file_comes_with_intervals(tmp_path: Pat
     low, high = summary["law"]["optimum_intervals"]["parameters"]
     assert low <= summary["optimum"]["parameters"] * 1.001
     assert high >= summary["optimum"]["parameters"] * 0.999
-    assert summary["optimum"]["parameters"] == pytest.approx(
-        law.optimum(1e22).parameters, rel=0.02
-    )
+    assert summary["optimum"]["parameters"] == pytest.approx(law.optimum(1e22).parameters, rel=0.02)
 
 
 def test_coefficients_of_ones_own_are_a_law() -> None:
