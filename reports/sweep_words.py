@@ -32,6 +32,8 @@ _NAMES = {
     "kv_useful": ("KV memory in use that holds a token", "%"),
     "mean_running": ("Running requests, mean", ""),
     "mean_waiting": ("Waiting requests, mean", ""),
+    "cost.usd_per_million_output_tokens": ("Cost", "$/million output tokens"),
+    "cost.usd_per_hour": ("Cost", "$/hour"),
     "slo_attainment.all": ("Requests within the SLO", "%"),
 }
 

@@ -95,7 +95,10 @@ def _one_type(values: list[Any]) -> list[Any]:
 
 
 _HIGHER = ("throughput", "goodput", "attainment", "completed", "kv_useful", "slo_met")
-_LOWER = ("_ms", "preemptions", "rejected", "duration", "busy_s", "waiting", "fragmentation")
+_LOWER = (
+    *("_ms", "preemptions", "rejected", "duration", "busy_s", "waiting", "fragmentation"),
+    *("usd_per_million_output_tokens", "usd_per_hour"),
+)
 
 
 def better(metric: str) -> int:
