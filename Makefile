@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml
 
 $(TESTED): $(INSTALLED)
 ifneq ($(KERNELS),)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kernels,tables]'
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,kernels,tables]'
 endif
 	@touch $@
 

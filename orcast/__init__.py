@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
 
+    from orcast.planned import Planned
     from reports.size_notebook import SizeStudy
     from scenarios.forecast import Forecast
 
@@ -114,6 +115,18 @@ def sweep_figure(
     from reports.sweep_frame import figure_of_frame
 
     return figure_of_frame(frame, metric, x, y)
+
+
+def plan(scenario: str, overrides: Mapping[str, Any] | None = None, *, jobs: int = 1) -> Planned:
+    """Find the cheapest deployment for a load: `.chosen`, `.table`, `.figure`, `.answer`.
+
+    Several `jobs` start fresh interpreters: a script that asks for them needs an
+    ``if __name__ == "__main__"``. Raises `scenarios.errors.InputError` for a question that cannot
+    be asked; a service level that nothing meets is an answer.
+    """
+    from orcast.planned import plan as planned
+
+    return planned(scenario, overrides, jobs=jobs)
 
 
 def _settings(overrides: Mapping[str, Any] | None) -> list[str]:

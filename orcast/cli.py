@@ -16,6 +16,7 @@ import typer
 from orcast.calibrate_cli import app as calibrate_app
 from orcast.calibrate_cli import compose
 from orcast.export_cli import export
+from orcast.plan_cli import plan
 from orcast.size_cli import size
 from orcast.sweep_cli import sweep, with_ray_address
 from orcast.ui_cli import ui
@@ -36,6 +37,7 @@ app.command()(ui)
 app.command()(export)
 app.command()(size)
 app.command()(sweep)
+app.command()(plan)
 
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
@@ -97,7 +99,7 @@ def run(
 @app.command()
 def report(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of a run, a sweep or a sizing.")
+        Path, typer.Argument(metavar="DIR", help="Folder of a run, sweep, plan or sizing.")
     ],
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:

@@ -30,7 +30,7 @@ FILES = {MARKER, "report.html", "measured", "forecast", "table"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
     """A scenario, its deployment (without a latency model), and the model to serve."""
 
     scenario: Scenario
@@ -77,13 +77,13 @@ def validate(
     from reports.validation_report import validation_report
     from reports.writer import fresh_folder, write_run
 
-    question = _question(scenario, set_ or [], device=device, dtype=dtype)
+    question = question_of(scenario, set_ or [], device=device, dtype=dtype)
     name = question.scenario.name
     folder = out or Path("runs") / f"{name}-validation"
     with fresh_folder(folder, marker=MARKER, files=FILES) as partial:
         tables = _table_for(question, table, earlier=folder, into=partial, budget=budget)
-        model = _load(question)
-        served, validation, measured, forecast = _both_runs(question, model, tables, eos=eos)
+        model = load_model_of(question)
+        served, validation, measured, forecast = ask_engine(question, model, tables, eos=eos)
         for part, run in (("measured", measured), ("forecast", forecast)):
             (partial / part).mkdir()
             write_run(partial / part, run.records, scenario=run.scenario, summary=run.summary)
@@ -119,7 +119,10 @@ def validate(
     print(f"Report: {folder / 'report.html'}")
 
 
-def _question(name: str, overrides: list[str], *, device: str | None, dtype: str) -> _Question:
+def question_of(
+    name: str, overrides: list[str], *, device: str | None = None, dtype: str = "bfloat16"
+) -> Question:
+    """A scenario by file or name, ready to be served. Raises InputError where it cannot be."""
     from calibrate.checkpoint import has_weights
     from scenarios import library
     from scenarios.deployment import deploy
@@ -153,12 +156,13 @@ def _question(name: str, overrides: list[str], *, device: str | None, dtype: str
     checkpoint = path.parent if has_weights(path.parent) else None
     if device is None:
         device = "cpu" if scenario.hardware.gpu == "cpu" else "cuda"
-    return _Question(
+    return Question(
         scenario, origin, deployment, library.model_config(path), checkpoint, device, dtype
     )
 
 
-def _load(question: _Question) -> Transformer:
+def load_model_of(question: Question) -> Transformer:
+    """The model on its device, as the question wants it."""
     from calibrate.checkpoint import load_model
     from calibrate.environment import CalibrationError
 
@@ -174,7 +178,7 @@ def _load(question: _Question) -> Transformer:
 
 
 def _table_for(
-    question: _Question, given: Path | None, *, earlier: Path, into: Path, budget: str | None
+    question: Question, given: Path | None, *, earlier: Path, into: Path, budget: str | None
 ) -> Path:
     """The latency table to forecast with: given, the scenario's, an earlier one, or a new one."""
     from scenarios import library
@@ -196,7 +200,7 @@ def _table_for(
     return table
 
 
-def _fits(table: Path, question: _Question) -> bool:
+def _fits(table: Path, question: Question) -> bool:
     """Whether an earlier validation left a table of this model on this device."""
     from calibrate.environment import device_name
     from sim.latency.table_folder import TableError, read_table
@@ -216,7 +220,7 @@ def _fits(table: Path, question: _Question) -> bool:
     return same_model and all(meta.get(key) == value for key, value in wanted.items())
 
 
-def _calibrate(question: _Question, table: Path, budget: str) -> None:
+def _calibrate(question: Question, table: Path, budget: str) -> None:
     """Measure the latency table of the question's model on its device."""
     from calibrate.calibration import budget_seconds, calibrate
     from calibrate.environment import CalibrationError
@@ -239,8 +243,8 @@ def _calibrate(question: _Question, table: Path, budget: str) -> None:
         raise InputError(str(error)) from None
 
 
-def _both_runs(
-    question: _Question, model: Transformer, table: Path, *, eos: bool
+def ask_engine(
+    question: Question, model: Transformer, table: Path, *, eos: bool
 ) -> tuple[Served, Validation, EngineRun, Forecast]:
     """Both runs of the scenario, and one held against the other."""
     from calibrate.comparison import compare
@@ -300,12 +304,14 @@ def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
             line: dict[str, Any] = {"request": request, "tokens": tokens}
             if checkpoint is not None and (text := decode(checkpoint, tokens)) is not None:
                 line["text"] = text
+            if request in served.samples:
+                line["samples"] = served.samples[request]
             if request in served.errors:
                 line["error"] = served.errors[request]
             file.write(json.dumps(line) + "\n")
 
 
-def _engine(question: _Question, model: Transformer, table: LatencyTable, *, eos: bool) -> Engine:
+def _engine(question: Question, model: Transformer, table: LatencyTable, *, eos: bool) -> Engine:
     from calibrate.checkpoint import eos_token
     from calibrate.engine import engine
 
@@ -330,6 +336,8 @@ def _engine(question: _Question, model: Transformer, table: LatencyTable, *, eos
             seed=scenario.workload.seed,
             progress=_progress(len(deployment.workload)),
         )
+    except ValueError as error:
+        raise InputError(f"{question.origin or 'scenario'}: {error}") from None
     except MemoryError as error:
         raise InputError(
             f"{error}; lower engine.num_gpu_blocks_override or engine.gpu_memory_utilization"

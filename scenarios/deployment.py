@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from sim.metrics import Slo
 from sim.model_spec import ModelSpec
 from sim.parallelism import Parallelism
 from sim.workload import Workload, arrivals, lengths, read_trace
+from sim.workload.labels import drawn_labels
 from sim.workload.sessions import shared_prefixes
 
 GIB = 2**30
@@ -478,16 +479,18 @@ def draw_workload(
     Arrivals, prompts and outputs have random streams of their own, so that changing one of them
     leaves the others as they were (common random numbers).
     """
-    streams = np.random.SeedSequence(workload.seed).spawn(5)
-    arrival_rng, prompt_rng, output_rng, prefix_rng, sample_rng = map(
+    streams = np.random.SeedSequence(workload.seed).spawn(6)
+    arrival_rng, prompt_rng, output_rng, prefix_rng, sample_rng, class_rng = map(
         np.random.default_rng, streams
     )
+    labels = None
     if workload.trace is not None:
         found = library.find_file(workload.trace, beside=beside)
         drawn = read_trace(
             workload.trace if found is None else found,
             format=workload.format,
             content=engine.enable_prefix_caching,
+            label=workload.class_column,
         )
         if workload.start or workload.stop is not None:
             drawn = drawn.slice(workload.start, workload.stop)
@@ -495,11 +498,18 @@ def draw_workload(
         if workload.arrivals is not None:
             columns["arrival_s"] = _arrivals(workload.arrivals, len(drawn), arrival_rng)
         prompts, outputs, content = drawn.prompt_tokens, drawn.output_tokens, drawn.content
+        labels = drawn.labels
     else:
-        assert workload.lengths and workload.arrivals and workload.num_requests
+        assert workload.arrivals and workload.num_requests
         count, pair = workload.num_requests, workload.lengths
-        prompts = _lengths("prompt", pair, count, prompt_rng)
-        outputs = _lengths("output", pair, count, output_rng)
+        if pair is not None:
+            prompts = _lengths("prompt", pair, count, prompt_rng)
+            outputs = _lengths("output", pair, count, output_rng)
+        else:
+            assert workload.classes
+            shares = {name: each.share for name, each in workload.classes.items()}
+            labels = drawn_labels(class_rng, count, shares)
+            prompts, outputs = _mixed_lengths(workload.classes, labels, prompt_rng, output_rng)
         content, drawn = None, None
         given = workload.arrivals
         if workload.sessions is not None:
@@ -538,6 +548,7 @@ def draw_workload(
         content=content,
         max_concurrency=workload.max_concurrency,
         request_ids=None if drawn is None else drawn.request_ids,
+        labels=labels,
         name="synthetic" if drawn is None else drawn.name,
         notes=() if drawn is None else drawn.notes,
         samples=samples,
@@ -590,6 +601,29 @@ def _lengths(
     if pair.in_order:
         return np.resize(np.array(given.values, dtype=np.int64), count)
     return lengths.empirical(rng, count, given.values)
+
+
+def _mixed_lengths(
+    classes: Mapping[str, schema.RequestClass],
+    labels: list[str],
+    prompt_rng: np.random.Generator,
+    output_rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and output tokens of requests of several classes.
+
+    Every class draws for all requests, from streams of its own: another share or another length
+    leaves the requests of the other classes as they were.
+    """
+    count, of = len(labels), np.array(labels)
+    prompts, outputs = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    prompt_rngs, output_rngs = (rng.spawn(len(classes)) for rng in (prompt_rng, output_rng))
+    for (name, each), of_prompts, of_outputs in zip(
+        classes.items(), prompt_rngs, output_rngs, strict=True
+    ):
+        mine = of == name
+        prompts[mine] = _lengths("prompt", each.lengths, count, of_prompts)[mine]
+        outputs[mine] = _lengths("output", each.lengths, count, of_outputs)[mine]
+    return prompts, outputs
 
 
 # -- what has no effect -----------------------------------------------------------------------

@@ -81,6 +81,9 @@ def forecast(
             [name.encode("utf-8", "replace").decode("utf-8") for name in workload.request_ids]
         )
         records.requests["request_id"] = ids[records.requests["request"]]
+    if workload.labels is not None:
+        classes = np.array([name.encode("utf-8", "replace").decode() for name in workload.labels])
+        records.requests["request_class"] = classes[records.requests["request"]]
     summary = summarize(records, deployment.slo)
     wall_s = time.perf_counter() - started_s
     summary |= {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -153,13 +153,21 @@ def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
 
 
 def _section(location: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    """The section that a location lies in, through lists and mappings of sections."""
     section = schema
     for key in location:
-        if isinstance(key, str):
-            for candidate in _alternatives(section.model_fields[key].annotation):
-                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                    section = candidate
+        # A key that is no field names an entry of a mapping, whose section was found before.
+        if isinstance(key, str) and key in section.model_fields:
+            section = next(_sections(section.model_fields[key].annotation), section)
     return section
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value so annotated may hold, itself or as items."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for option in get_args(annotation):
+        yield from _sections(option)
 
 
 def _literals(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:

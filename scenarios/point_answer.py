@@ -92,8 +92,8 @@ def _shared_tables(compose: Composer) -> Composer:
     tables: dict[str, LatencyTable] = {}
 
     def composed(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable:
-        parts = scenario.model_dump(mode="json", include={"model", "hardware", "latency"})
-        key = json.dumps([parts, scenario.engine.kv_cache_dtype])
+        parts = scenario.model_dump(mode="json", include={"hardware", "latency"})
+        key = json.dumps([parts, scenario.engine.kv_cache_dtype, repr(model), gpu.name])
         if key not in tables:
             tables[key] = compose(scenario, model, gpu)
         return tables[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -25,14 +25,10 @@ def point_key(scenario: Scenario, *, beside: Path | None) -> str:
     """
     known = {
         "scenario": scenario.model_dump(mode="json", exclude={"name", "description"}),
-        "named": {
-            path: _content(path, value, beside)
-            for path, value in _texts(scenario)
-            if path != "name"
-        },
+        "named": {path: _content(path, value, beside) for path, value in _texts(scenario)},
         "answers": forecast_version(),
     }
-    if scenario.latency.source == "aiconfigurator":
+    if '"aiconfigurator"' in json.dumps(known["scenario"]):  # the engine's, or one of a cluster's
         known["aiconfigurator"] = _version("aiconfigurator-core")
     text = json.dumps(known, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -41,9 +37,8 @@ def point_key(scenario: Scenario, *, beside: Path | None) -> str:
 @lru_cache(maxsize=1)
 def forecast_version() -> str:
     """A hash of the code a forecast runs through, so that a stored answer is never an old one."""
-    folders = [library.ROOT.parent / name for name in ("sim", "calibrate")]
+    folders = [library.ROOT.parent / name for name in ("sim", "scenarios", "calibrate")]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    files += [library.ROOT / name for name in ("deployment.py", "forecast.py", "schema.py")]
     digest = hashlib.sha256(f"numpy {np.__version__}".encode())
     for path in files:
         digest.update(path.relative_to(library.ROOT.parent).as_posix().encode() + b"\0")
@@ -55,10 +50,25 @@ def _texts(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Path and value of every free text: it may name a file. One of several choices cannot."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _texts(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and _may_be_any_text(field.annotation):
-            yield f"{prefix}{name}", value
+        if isinstance(value, str):
+            if _may_be_any_text(field.annotation):
+                yield f"{prefix}{name}", value
+        else:
+            yield from _inside(value, f"{prefix}{name}")
+
+
+def _inside(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The free texts in a section, a list or a mapping."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        yield from _texts(value, f"{path}.")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _inside(inner, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _inside(inner, f"{path}[{number}]")
 
 
 def _may_be_any_text(annotation: Any) -> bool:
@@ -67,16 +77,16 @@ def _may_be_any_text(annotation: Any) -> bool:
 
 def _content(path: str, value: str, beside: Path | None) -> str | None:
     """What lies behind a name, hashed; None where it is no more than a text."""
-    if path == "description":
+    if path in ("name", "description"):
         return None
-    if path == "hardware.gpu":
+    if path.endswith(".gpu"):
         return _digest(json.dumps(_gpus(_stamp(library.GPUS_FILE)).get(value)).encode())
-    if path == "model" and value in library.model_names():
-        return _file_digest(library.ROOT / "models" / f"{value}.json")
+    if path.endswith("model") and value in library.model_names():
+        return _file_digest(library.model_path(value))
     found = library.find_file(value, beside=beside) if value else None
     if found is None:
         return None
-    if found.is_dir() and path == "model":
+    if found.is_dir() and path.endswith("model"):
         found = found / "config.json"
     if found.is_dir():
         inside = [one for one in sorted(found.rglob("*")) if one.is_file()]

@@ -56,7 +56,7 @@ def _in_pools(tasks: Sequence[Task], processes: int) -> Answers:
             while (todo or running) and not suspects:
                 while todo and len(running) < _AHEAD * processes:
                     task = todo.pop()
-                    running[pool.submit(answer, task)] = task
+                    running[_submit(pool, task)] = task
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     task = running.pop(future)
@@ -75,7 +75,7 @@ def _alone(task: Task) -> str:
     """The answer from a process of its own, which may die without taking others along."""
     with _pool(1) as pool:
         try:
-            return pool.submit(answer, task).result()
+            return _submit(pool, task).result()
         except BrokenProcessPool:
             return failure(_DIED)
 
@@ -92,17 +92,22 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         initializer=_begin,
         initargs=(os.getpid(),),
     )
+    whole = False
+    try:
+        yield pool
+        whole = True
+    finally:
+        if not whole:  # interrupted: nobody waits for answers that nobody wants
+            for child in set(multiprocessing.active_children()) - before:
+                child.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[str]:
+    """Hand a task to a pool, which forks its processes at the first one."""
     with warnings.catch_warnings():  # of forking beside threads: the children use none of theirs
         warnings.simplefilter("ignore", DeprecationWarning)
-        whole = False
-        try:
-            yield pool
-            whole = True
-        finally:
-            if not whole:  # interrupted: nobody waits for answers that nobody wants
-                for child in set(multiprocessing.active_children()) - before:
-                    child.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+        return pool.submit(answer, task)
 
 
 def _begin(parent: int) -> None:

@@ -133,10 +133,9 @@ def fit_law(
     chosen = _form(form, initial_loss)
     source = f"fitted to {len(runs)} runs (form {form})"
     _check(runs, len(chosen.bounds))
-    best = min(
-        (_descend(chosen, runs, start) for start in _best_starts(chosen, runs)),
-        key=lambda theta: _objective(theta, chosen, runs)[0],
-    )
+    found = [_descend(chosen, runs, start) for start in _best_starts(chosen, runs)]
+    best = min(found, key=lambda theta: _objective(theta, chosen, runs)[0])
+    best = _descend(chosen, runs, best)  # a restart forgets a poor estimate of the curvature
     law = chosen.law(chosen.uncentred(best, runs), name, source)
     rng = np.random.default_rng(seed)
     resampled = []
@@ -269,22 +268,16 @@ def _best_starts(form: _Form, runs: Runs) -> list[Floats]:
 def _descend(form: _Form, runs: Runs, start: Floats) -> Floats:
     from scipy.optimize import minimize
 
-    theta = start
-    for _ in range(3):  # a restart forgets a poor estimate of the curvature
-        found = minimize(
-            _objective,
-            theta,
-            args=(form, runs),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=form.bounds,
-            options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-14, "gtol": 1e-9},
-        )
-        moved = np.abs(found.x - theta).max()
-        theta = found.x
-        if moved < 1e-6:
-            break
-    return theta
+    found = minimize(
+        _objective,
+        start,
+        args=(form, runs),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=form.bounds,
+        options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-14, "gtol": 1e-9},
+    )
+    return np.asarray(found.x)
 
 
 def _check(runs: Runs, num_coefficients: int) -> None:

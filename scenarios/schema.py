@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from scenarios.plan_schema import Plan
+from scenarios.section import (
+    Count,
+    Efficiency,
+    Fraction,
+    Milliseconds,
+    NotNegative,
+    Percentile,
+    Positive,
+    Section,
+    Tokens,
+)
 from scenarios.sharing_schema import BeamSearch, ParallelSampling, Sessions
 from scenarios.speculation_schema import Speculation
 from scenarios.sweep_section import Sweep
-
-# Upper bounds lie far beyond any deployment: what is above them is a slip, and would otherwise end
-# in an overflow or in all of this machine's memory.
-Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
-Milliseconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Efficiency = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=10**8)]
-Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
-
-
-class Section(BaseModel):
-    """Unknown keys are refused; numbers are not guessed from text."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
 class Link(Section):
@@ -104,7 +100,7 @@ class Engine(Section):
     kv_offloading_size_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
-    preferred_batch_sizes: list[Count] = []
+    preferred_batch_sizes: list[Count] = Field(default_factory=list)
     # batches are padded up to these ([]: to none); by default to those of the latency table
     cudagraph_capture_sizes: list[Count] | None = None
     max_queue_delay_ms: NotNegative = 0.0
@@ -282,6 +278,13 @@ class LengthPair(Section):
     in_order: bool = False  # empirical values one by one instead of drawn
 
 
+class RequestClass(Section):
+    """One kind of request in a mixture: its part of the load and its lengths."""
+
+    share: Positive  # in proportion to the other classes' shares
+    lengths: LengthPair
+
+
 class SharedPrefixes(Section):
     """Each synthetic prompt begins with one of `num_prefixes` system prompts of `tokens` tokens."""
 
@@ -301,6 +304,8 @@ class Workload(Section):
     stop: Count | None = None  # and the one to stop before
     arrivals: Arrivals | None = None
     lengths: LengthPair | None = None
+    classes: Annotated[dict[str, RequestClass], Field(min_length=1)] | None = None
+    class_column: str | None = None  # of a trace: the column or key that names a request's class
     num_requests: Count | None = None
     max_tokens: Tokens | None = None  # the limit clients ask for; default: the true output length
     max_concurrency: Count | None = None
@@ -312,19 +317,25 @@ class Workload(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if self.trace is None and self.lengths is None:
+        if self.lengths is not None and self.classes is not None:
+            raise ValueError("lengths and classes are both given: keep one of them")
+        lengths, named = self.lengths, "lengths"
+        if self.classes is not None:
+            lengths, named = next(iter(self.classes.values())).lengths, "classes"
+        if self.trace is None and lengths is None:
             raise ValueError(
                 "no requests: name a trace file (--set workload.trace=FILE) "
                 "or give arrivals, lengths and num_requests"
             )
-        if self.trace is not None and self.lengths is not None:
-            raise ValueError("trace and lengths are both given: keep one of them")
-        if self.lengths is not None:
+        if self.trace is not None and lengths is not None:
+            raise ValueError(f"trace and {named} are both given: keep one of them")
+        if lengths is not None:
             if self.arrivals is None:
-                raise ValueError("lengths need arrivals, e.g. {process: poisson, request_rate: 5}")
+                example = "{process: poisson, request_rate: 5}"
+                raise ValueError(f"{named} need arrivals, e.g. {example}")
             if self.num_requests is None:
-                raise ValueError("lengths need num_requests")
-            for name in ("start", "stop", "format"):
+                raise ValueError(f"{named} need num_requests")
+            for name in ("start", "stop", "format", "class_column"):
                 # Its default may be written out: a resolved scenario is a scenario again.
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no meaning without a trace")
@@ -352,9 +363,9 @@ class ReplicaGroup(Section):
     name: str = ""
     replicas: Annotated[int, Field(ge=1, le=1024)]
     role: Literal["both", "prefill", "decode"] = "both"
-    hardware: dict[str, Any] = {}
-    engine: dict[str, Any] = {}
-    latency: dict[str, Any] = {}
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    engine: dict[str, Any] = Field(default_factory=dict)
+    latency: dict[str, Any] = Field(default_factory=dict)
 
 
 class KvLink(Section):
@@ -389,7 +400,9 @@ class Cluster(Section):
     """How many engines, and which request goes where."""
 
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
-    groups: list[ReplicaGroup] = []  # instead of `replicas`, where they differ
+    groups: list[ReplicaGroup] = Field(
+        default_factory=list
+    )  # instead of `replicas`, where they differ
     router: Literal[
         "round_robin",
         "random",
@@ -400,7 +413,7 @@ class Cluster(Section):
     ] = "round_robin"
     kv_link: KvLink | None = None
     autoscaling: Autoscaling | None = None
-    failures: list[Failure] = []
+    failures: list[Failure] = Field(default_factory=list)
 
     @property
     def num_replicas(self) -> int:
@@ -458,7 +471,7 @@ class Slo(Section):
     ttft_ms: Positive | None = None
     tpot_ms: Positive | None = None
     e2el_ms: Positive | None = None
-    percentile: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 99.0
+    percentile: Percentile = 99.0
 
 
 class Scenario(Section):
@@ -476,6 +489,7 @@ class Scenario(Section):
     slo: Slo = Slo()
     speculation: Speculation | None = None
     sweep: Sweep | None = Field(default=None, exclude=True)  # many runs; a single one ignores it
+    plan: Plan | None = None  # what `orcast plan` is asked; other commands leave it aside
 
     @model_validator(mode="after")
     def _samples_can_be_served(self) -> Self:

@@ -152,7 +152,7 @@ class OffloadingScheduler(IterationScheduler):
     allocator: TieredAllocator
 
     def schedule(self, now_s: float) -> Batch | None:
-        batch: Batch | None = super().schedule(now_s)  # type: ignore[safe-super]
+        batch: Batch | None = super().schedule(now_s)  # type: ignore[misc, safe-super]
         if batch is not None:
             batch.offloaded, batch.loaded = self.allocator.host.drain()
             batch.swap_out_blocks += len(batch.offloaded)

@@ -136,9 +136,9 @@ class SamplingScheduler(IterationScheduler):
     def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
         finished = super().complete(batch, now_s, iterations)
         step = self.pool.decodes.step
-        for group in self._beams:
-            if batch.num_decodes and 0 <= group.samples[0].joined_step < step:
-                self._next_hypotheses(group)
+        for beam in self._beams:
+            if batch.num_decodes and 0 <= beam.samples[0].joined_step < step:
+                self._next_hypotheses(beam)
         for chunk in batch.prefills:
             group = chunk.request.group
             if group is not None and group.pending:

@@ -27,6 +27,7 @@ class Workload:
         in flight; None for an open loop.
     samples: for requests that ask for several answers; output_tokens is then their longest one's.
     request_ids: names from a trace, n of them.
+    labels: the class of each request, n of them.
     name: where the requests come from.
     notes: what a reader of the results should know, e.g. rows that were left out.
 
@@ -41,6 +42,7 @@ class Workload:
     content: PromptContent | None = None
     max_concurrency: int | None = None
     request_ids: list[str] | None = None
+    labels: list[str] | None = None
     name: str = "workload"
     notes: tuple[str, ...] = ()
     samples: Samples | None = None
@@ -64,6 +66,7 @@ class Workload:
             "content": n if self.content is None else len(self.content),
             "samples": n if self.samples is None else len(self.samples.counts),
             "request_ids": n if self.request_ids is None else len(self.request_ids),
+            "labels": n if self.labels is None else len(self.labels),
         }
         for column, length in lengths.items():
             if length != n:
@@ -137,6 +140,7 @@ class Workload:
             content=None if self.content is None else self.content.slice(first, last),
             samples=None if self.samples is None else self.samples.slice(first, last),
             request_ids=None if self.request_ids is None else self.request_ids[part],
+            labels=None if self.labels is None else self.labels[part],
         )
 
 

@@ -10,6 +10,9 @@ ends, so that an interrupted session leaves what it had:
 - ``tables``: latency tables of ``--models`` → ``tables/GPU/MODEL/``; parts are shared between them
 - ``repeat``: a second table of the first of ``--models`` against the first → ``repeat.json``
 - ``end_to_end``: random iterations, run against what the tables say → ``end_to_end.csv``
+- ``engine``: how fast the engine serves, decode steps by batch size → ``engine.json``
+- ``validate``: forecast against engine over nine scenarios → ``validation.json`` (this stage needs
+  the core dependencies, simpy, pydantic and plotly, and llama-3.1-8b's table in ``--known``)
 
 A machine lent for ten minutes at a time runs them so, with the tables brought back in between put
 where ``--known`` finds them (``calibrate/tables/GPU``):
@@ -20,6 +23,7 @@ where ``--known`` finds them (``calibrate/tables/GPU``):
     … OUT --stages tables --models qwen3-8b,qwen3-0.6b --budget 8m
     … OUT --stages tables --models qwen3-30b-a3b --budget 8m
     … OUT --stages repeat,end_to_end --models llama-3.1-8b --budget 8m
+    … OUT --stages engine,validate
 
 ``--budget`` is for all tables of a run, ``--limit`` ends a run before its machine does: no stage
 begins after it. ``meta.json`` holds GPU, driver, torch and Triton versions, measured ceilings and
@@ -235,6 +239,33 @@ def numerics(run: Run) -> dict[str, object]:
     return {"rows": len(found)}
 
 
+def engine(run: Run) -> dict[str, object]:
+    """The engine's speed."""
+    return _benchmark("engine", "--out", str(run.folder / "engine.json"))
+
+
+def validate(run: Run) -> dict[str, object]:
+    """Forecast against engine."""
+    if run.known is None:
+        return {"error": "--known: the tables to forecast with"}
+    table = run.known / "llama-3.1-8b"
+    return _benchmark(
+        "validation", "--table", str(table), "--out", str(run.folder / "validation.json")
+    )
+
+
+def _benchmark(name: str, *arguments: str) -> dict[str, object]:
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments]
+    ran = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    print(ran.stdout[-6000:])
+    if ran.returncode:
+        return {"returncode": ran.returncode, "error": ran.stderr[-2000:]}
+    return {"returncode": 0}
+
+
 STAGES: dict[str, Callable[[Run], dict[str, object]]] = {
     "check": check,
     "benchmark": time_kernels,
@@ -243,6 +274,8 @@ STAGES: dict[str, Callable[[Run], dict[str, object]]] = {
     "tables": tables,
     "repeat": repeat,
     "end_to_end": check_end_to_end,
+    "engine": engine,
+    "validate": validate,
 }
 
 

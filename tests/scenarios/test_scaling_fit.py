@@ -46,19 +46,20 @@ def test_one_bad_run_does_not_bend_the_law() -> None:
     assert fitted.law.optimum(1e22).parameters == pytest.approx(7.43e9, rel=0.01)
 
 
-def test_intervals_hold_the_truth_and_shrink_with_more_runs() -> None:
+def test_intervals_hold_the_truth_and_widen_with_noise() -> None:
     truth = LAWS["chinchilla"]
     widths = []
-    for points in (6, 14):
-        fitted = fit_law(runs_of(truth, noise=0.005, points=points), bootstrap=40, seed=1)
+    for noise in (0.001, 0.02):
+        fitted = fit_law(runs_of(truth, noise=noise), bootstrap=40, seed=1)
         for key, value in truth.coefficients().items():
             low, high = fitted.intervals()[key]
-            assert 0.7 * low <= value <= 1.4 * high, key
+            assert low < high, key
+            assert low / 2 < value < 2 * high, key
         low, high = fitted.optimum_intervals(1e22)["parameters"]
         assert low < fitted.law.optimum(1e22).parameters < high
-        assert 0.8 * low < truth.optimum(1e22).parameters < 1.25 * high
+        assert low < truth.optimum(1e22).parameters < high
         widths.append(np.log(high / low))
-    assert widths[1] < widths[0]
+    assert widths[1] > 5 * widths[0]
 
 
 def test_the_same_seed_gives_the_same_intervals() -> None:

@@ -53,7 +53,7 @@ REFUSED = {
     "tokens=1e12": "tokens belong to a model",
     "serving={gpus: [h900]}": "serving.gpus: unknown GPU 'h900'",
     "serving={tensor_parallel: [0]}": "serving.tensor_parallel[0]: 0: expected greater",
-    "training.gradient_dtype=int8": "'int8' is not known; did you mean",
+    "training.gradient_dtype=int8": "'int8' is not known; allowed: bfloat16, float16, float32",
     "serving={lifetime_tokens: -1}": "serving.lifetime_tokens: -1",
     "serving={lengths: {prompt: {distribution: fixed}}}": "serving.lengths",
 }

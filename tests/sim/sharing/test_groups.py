@@ -1,4 +1,4 @@
-"""A request for several answers is one request: admitted, preempted and finished as a whole."""
+"""A request for several answers is queued, admitted, preempted and finished as a whole."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,160 @@
+"""`orcast size`: what it prints, what it writes, and that its model goes on to be served."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import orcast
+from scenarios.sizing_load import load_sizing
+from tests.orcast.command_line import orcast as run
+from tests.orcast.command_line import refusal
+
+LIGHT = (
+    *("--set", "serving.gpus=[l40s]", "--set", "serving.tensor_parallel=[1]"),
+    *("--set", "over_training.sizes=[0.4]"),
+)
+
+
+def test_without_a_file_the_library_sizing_is_answered() -> None:
+    outcome = run("size", *LIGHT, "--json")
+    assert outcome.status == 0
+    figures = json.loads(outcome.stdout)
+    assert figures["name"] == "budget-1e22"
+    assert figures["budget"]["flops"] == 1e22
+    assert len(figures["candidates"]) == 2
+    assert "orcast: note: serving times are analytic" in outcome.stderr
+
+
+def test_a_library_models_figures_are_printed() -> None:
+    outcome = run("size", "--set", "model=llama-3.1-8b")
+    assert outcome.status == 0
+    assert "8,030,261,248" in outcome.stdout
+    assert "What llama-3.1-8b takes" in outcome.stdout
+    assert "128 KiB" in outcome.stdout.replace("\u00a0", " "), "its KV cache a token"
+    figures = json.loads(run("size", "--set", "model=deepseek-v3", "--json").stdout)
+    assert figures["model"]["parameters"]["total"] == 671_026_419_200
+
+
+def test_gophers_budget_gives_the_published_optima() -> None:
+    """Both forms of the law in one answer: 48.0B as courses write it, 40.3B unrounded."""
+    outcome = run("size", "--set", "budget.flops=5.76e23", "--set", "serving=null", "--json")
+    laws = {one["law"]: one for one in json.loads(outcome.stdout)["laws"]}
+    assert laws["chinchilla"]["parameters"] == pytest.approx(48.0e9, rel=0.01)
+    assert laws["chinchilla-unrounded"]["parameters"] == pytest.approx(40e9, rel=0.01)
+    assert laws["chinchilla-unrounded"]["tokens"] == pytest.approx(2.4e12, rel=0.01)
+
+
+def test_the_tables_show_the_answer_and_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    outcome = run("size", *LIGHT)
+    assert outcome.status == 0
+    for text in (
+        "Train 3B parameters on 798B tokens, not 7.43B on 224B",
+        "The best use of 1e22 training FLOPs, by law",
+        "Models of the same loss, 2.0788",
+        "Optimizer states",
+        "1 x l40s",
+    ):
+        assert text in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 120
+
+
+def test_the_folder_holds_the_report_and_a_model_that_can_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run("size", *LIGHT, "--out", "sized-for-me")
+    assert outcome.status == 0
+    folder = tmp_path / "sized-for-me"
+    assert {path.name for path in folder.iterdir()} == {
+        "sizing.yaml", "sizing.json", "candidates.parquet", "config.json", "report.html",
+    }  # fmt: skip
+    served = run(
+        *("run", "quickstart", "--set", "model=sized-for-me", "--set", "hardware.gpu=l40s"),
+        *("--set", "workload.num_requests=20", "--json"),
+    )
+    assert served.status == 0, served.stderr
+    assert json.loads(served.stdout)["completed"] == 20
+    again = run("size", str(folder / "sizing.yaml"), "--json")
+    figures = json.loads((folder / "sizing.json").read_text())
+    assert json.loads(again.stdout) == figures, "a resolved sizing gives the same answer"
+
+
+def test_report_rebuilds_the_page(tmp_path: Path) -> None:
+    run("size", "--set", "model=qwen3-0.6b", "--out", tmp_path / "out")
+    page = tmp_path / "out/report.html"
+    before = page.read_bytes()
+    page.unlink()
+    outcome = run("report", tmp_path / "out")
+    assert outcome.status == 0
+    assert page.read_bytes() == before
+    (tmp_path / "out/sizing.json").write_text("{}")
+    assert "not a sizing's figures" in refusal("report", tmp_path / "out")
+    (tmp_path / "out/sizing.json").write_text("{")
+    assert "not JSON" in refusal("report", tmp_path / "out")
+
+
+def test_the_same_sizing_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run("size", *LIGHT, "--out", tmp_path / name)
+    for file in sorted((tmp_path / "a").iterdir()):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    line = refusal("size", "--set", "model=qwen3-0.6b", "--out", tmp_path)
+    assert "not empty and not a sizing's folder" in line
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_nonsense_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    assert "too few for any model" in refusal("size", "--set", "budget.flops=1e9")
+    assert "greater than 0" in refusal("size", "--set", "budget.flops=-1")
+    assert "did you mean 'chinchilla'" in refusal("size", "--set", "law=chinchila")
+    assert "did you mean 'budget'" in refusal("size", "--set", "budgte.flops=1e22")
+    target = tmp_path / "out"
+    refusal("size", "--set", "budget.flops=1e9", "--out", target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_gets_a_tidy_table_and_a_figure() -> None:
+    settings = {"serving.gpus": ["l40s"], "over_training.sizes": [0.4]}
+    table, figure, summary = orcast.size(overrides=settings)
+    assert list(table["model"]) == ["sized-7.43b", "sized-3b"]
+    assert table["lifetime_usd"].is_monotonic_decreasing
+    assert [trace.name for trace in figure.data] == ["Training", "Serving"]
+    assert float(figure.data[0].y[1]) == pytest.approx(table["training_usd"][0], rel=1e-5)
+    assert summary["answer"]["model"] == "sized-3b"
+    alone = orcast.size(overrides={"serving": None, "over_training.sizes": [0.5]})
+    assert alone.figure.layout.xaxis.type == "log", "isoFLOP curves where nothing is served"
+    known = orcast.size(overrides={"model": "llama-2-7b"})
+    assert known.table["parameters"].tolist() == [6_738_415_616]
+    assert len(known.figure.data) == 4
+
+
+def test_the_library_sizing_is_valid_and_says_what_it_asks() -> None:
+    sizing, origin = load_sizing(None)
+    assert origin is not None
+    assert origin.stem == sizing.name
+    assert sizing.description
+
+
+def test_neither_pandas_nor_plotly_is_loaded_to_answer() -> None:
+    program = (
+        "import sys; sys.argv=['orcast','size','--set','model=qwen3-8b','--json']\n"
+        "from orcast.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'pandas','plotly.graph_objects','torch'} & sys.modules.keys()\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n{program}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
