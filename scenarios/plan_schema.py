@@ -87,7 +87,7 @@ class Plan(Section):
     headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     n_plus: Annotated[int, Field(ge=0, le=64)] = 0  # replicas that may fail: N + n_plus
     confidence: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
-    seeds: Annotated[int, Field(ge=2, le=64)] = 8  # independent runs of every load tried
+    seeds: Annotated[int, Field(ge=3, le=64)] = 8  # independent runs of every load tried
     requests: Annotated[int, Field(ge=100, le=10**6)] = 1000  # in each of them, at least
     tolerance: Annotated[float, Field(ge=1e-3, le=0.5, allow_inf_nan=False)] = 0.02
     prices: str | None = None  # YAML file {gpu: USD per hour}; default: the library's prices

@@ -32,9 +32,9 @@ SMALL: dict[str, Any] = {
     },
     "slo": {"ttft_ms": 200, "tpot_ms": 25, "percentile": 90},
     "plan": {
-        "load": {"request_rate": 60},
+        "load": {"request_rate": 40},
         "candidates": {"gpus": ["h100-sxm"]},
-        "seeds": 3,
+        "seeds": 6,
         "requests": 300,
         "tolerance": 0.05,
     },

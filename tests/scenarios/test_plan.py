@@ -21,7 +21,7 @@ from tests.scenarios.planning import small
 
 GRID = (
     "plan.candidates={gpus: [a100-80gb, h100-sxm], "
-    "layouts: [{tensor_parallel: 1}, {tensor_parallel: 2}], engine: {max_num_seqs: [8, 32]}}"
+    "layouts: [{tensor_parallel: 1}, {tensor_parallel: 2}]}"
 )
 
 
@@ -41,7 +41,7 @@ def only(*settings: str) -> dict[str, Any]:
 
 def exhaustive(scenario: Scenario) -> dict[str, tuple[float, int, float]]:
     """By candidate: goodput by trying every load in steps of 2 %, and for the load asked for the
-    replicas needed by simulating ever larger fleets, and their cost."""
+    replicas needed by simulating ever larger fleets, and their cost. Longer runs than a plan's."""
     assert scenario.plan is not None
     assert scenario.plan.load is not None
     assert scenario.plan.load.request_rate is not None
@@ -57,7 +57,7 @@ def exhaustive(scenario: Scenario) -> dict[str, tuple[float, int, float]]:
             samples = [
                 run_sample(
                     deployment,
-                    runs.at_unit_rate(seed, asked.requests * replicas).scaled(1 / rate_per_s),
+                    runs.at_unit_rate(seed, 1000 * replicas).scaled(1 / rate_per_s),
                     objectives,
                     replicas=replicas,
                 )
@@ -66,7 +66,7 @@ def exhaustive(scenario: Scenario) -> dict[str, tuple[float, int, float]]:
             return pooled(rate_per_s, samples, objectives).kept
 
         full_per_s = sum(
-            run_saturated(deployment, runs.at_unit_rate(seed, asked.requests)).rate_per_s
+            run_saturated(deployment, runs.at_unit_rate(seed, 1000)).rate_per_s
             for seed in range(asked.seeds)
         ) / (asked.seeds)
         rate_per_s = full_per_s
@@ -84,20 +84,24 @@ def exhaustive(scenario: Scenario) -> dict[str, tuple[float, int, float]]:
 )
 def test_the_plan_agrees_with_exhaustive_search_on_a_small_grid(slo: str) -> None:
     scenario = small(
-        GRID, f"slo={slo}", "plan.load.request_rate=120", "plan.requests=500", "plan.seeds=8"
+        GRID, f"slo={slo}", "plan.load.request_rate=120", "plan.requests=500", "plan.seeds=5"
     )
     answer = plan(scenario)
     rows, known = by_label(answer), exhaustive(scenario)
     assert rows.keys() == known.keys()
-    for label, (goodput, replicas, _) in known.items():
+    for label, (goodput, enough, _) in known.items():
         row = rows[label]
-        assert row["goodput_low"] * 0.97 <= goodput <= row["goodput_high"] * 1.03, label
-        assert row["goodput"] == pytest.approx(goodput, rel=0.08), label
-        # The plan promises what is sure; a fleet that just happens to be enough is one smaller.
-        assert replicas <= row["replicas"] <= replicas + 1, label
-    cheapest = min(cost for _, _, cost in known.values())
-    chosen = answer["chosen"]
-    assert known[chosen][2] == cheapest, "the exhaustive answer, or as cheap"
+        assert row["goodput_low"] * 0.98 <= goodput <= row["goodput_high"] * 1.02, label
+        assert row["goodput"] == pytest.approx(goodput, rel=0.06), label
+        # Each replica is promised the load that is sure; dealt out in turn, requests come more
+        # evenly, so that a fleet of fewer may just be enough.
+        assert enough <= row["replicas"], label
+        assert -(-120 // goodput) <= row["replicas"], label
+    price = {label: row["usd_per_hour"] / row["replicas"] for label, row in rows.items()}
+    costs = {label: -(-120 // each) * price[label] for label, (each, _, _) in known.items()}
+    assert answer["chosen"] == min(costs, key=lambda label: costs[label])
+    # Simulating whole fleets finds the same one, or one as cheap.
+    assert known[answer["chosen"]][2] == min(cost for _, _, cost in known.values())
     # Fronts, by comparing everyone with everyone.
     for name, signs in {
         "cost_and_speed": {"usd_per_million_output_tokens": -1, "tokens_per_s_per_user": 1},
@@ -347,7 +351,7 @@ def test_prices_come_from_a_file_of_the_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     {
-        "plan.seeds=0": r"plan\.seeds: 0: expected greater than or equal to 2",
+        "plan.seeds=0": r"plan\.seeds: 0: expected greater than or equal to 3",
         "plan.confidence=1": r"plan\.confidence: 1: expected less than 1",
         "plan.headroom=1.2": r"plan\.headroom: 1\.2: expected less than 1",
         "plan.load={}": "give either request_rate or a trace",
