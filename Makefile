@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	$(RUN)/orcast run scenarios/quickstart.yaml --out runs/quickstart
 
 test: $(TESTED)
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(RUN)/ruff check .
