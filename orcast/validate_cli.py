@@ -125,31 +125,22 @@ def question_of(
     """A scenario by file or name, ready to be served. Raises InputError where it cannot be."""
     from calibrate.checkpoint import has_weights
     from scenarios import library
-    from scenarios.deployment import deploy
+    from scenarios.deployment import deploy, parallelism_of
     from scenarios.load import load_scenario
     from scenarios.schema import Latency
 
     scenario, origin = load_scenario(name, overrides)
-    if scenario.cluster.replicas > 1 or scenario.hardware.tensor_parallel > 1:
-        raise InputError(
-            f"{origin or 'scenario'}: the engine serves with one GPU: cluster.replicas and "
-            "hardware.tensor_parallel must be 1"
-        )
-    if scenario.speculation is not None:
-        raise InputError(
-            f"{origin or 'scenario'}: speculation: the engine decodes one token at a time; "
-            "--set speculation=null"
-        )
-    for key, asked in {
-        "workload.samples": scenario.workload.samples,
-        "workload.beam_search": scenario.workload.beam_search,
-        "engine.kv_offloading_size_gib": scenario.engine.kv_offloading_size_gib,
-    }.items():
-        if asked:
-            raise InputError(
-                f"{origin or 'scenario'}: {key}: the engine generates one answer a request and "
-                "offloads no idle KV blocks"
-            )
+    for path, refused, why in (
+        ("cluster", not scenario.cluster.is_plain or scenario.cluster.replicas > 1, "one replica"),
+        ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
+        ("speculation", scenario.speculation is not None, "one token at a time"),
+        ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
+        ("engine.kv_offloading_size_gib", scenario.engine.kv_offloading_size_gib, "one KV cache"),
+        ("engine.weight_dtype", scenario.engine.weight_dtype, "the type given as --dtype"),
+        ("engine.kv_cache_dtype", scenario.engine.kv_cache_dtype == "fp8", "16-bit caches"),
+    ):
+        if refused:
+            raise InputError(f"{origin or 'scenario'}: {path}: the engine serves with {why}")
     unmeasured = scenario.model_copy(update={"latency": Latency()})
     deployment = deploy(unmeasured, origin=origin)
     path = library.model_path(scenario.model, beside=None if origin is None else origin.parent)

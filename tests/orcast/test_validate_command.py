@@ -89,7 +89,7 @@ def test_the_page_is_drawn_and_quiet(first: Outcome, folder: Path, tmp_path: Pat
     ("arguments", "words"),
     [
         (["quickstart"], "no CUDA GPU"),
-        ([SCENARIO, "--set", "cluster.replicas=2"], "the engine serves with one GPU"),
+        ([SCENARIO, "--set", "cluster.replicas=2"], "the engine serves with one replica"),
         ([SCENARIO, "--table", "nowhere"], "nowhere"),
         ([SCENARIO, "--eos"], "--eos needs a checkpoint"),
         (
