@@ -44,7 +44,7 @@ def plan(
     if prices is not None:
         settings.append(f"plan.prices={json.dumps(str(prices))}")
     loaded, origin = load_scenario(scenario, settings)
-    folder = out or Path("runs") / (re.sub(r"[^\w.-]+", "-", loaded.name).strip("-.") or "plan")
+    folder = out or Path("runs") / _folder_name(loaded.name)
     with fresh_folder(folder, marker=MARKER, files=FILES) as partial, _Progress() as progress:
         answer = plan_scenario(
             loaded,
@@ -55,6 +55,12 @@ def plan(
         )
         write_plan(partial, answer)
     _show(answer, folder, as_json=as_json)
+
+
+def _folder_name(name: str) -> str:
+    """``plan-NAME``, beside the folder of the scenario's run."""
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return plain if plain.startswith("plan") else f"plan-{plain}".strip("-")
 
 
 def _show(answer: dict[str, Any], folder: Path, *, as_json: bool) -> None:

@@ -47,7 +47,7 @@ def cost_bars(answer: Answer) -> Figure | None:
         "textposition": "outside",
         "cliponaxis": False,
     }
-    figure.layout["xaxis"]["range"][1] *= 1.05
+    figure.layout["xaxis"]["range"][1] *= 1.14  # room for the figures
     return figure
 
 

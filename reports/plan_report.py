@@ -83,11 +83,9 @@ def _cards(answer: Answer) -> Iterator[Card]:
         "good",
     )
     yield Card(
-        "A user gets",
-        f"{plain(chosen['tokens_per_s_per_user'])} tokens/s",
-        "median, at the breaking point",
+        "Tokens/s for a user", plain(chosen["tokens_per_s_per_user"]), "median, where it breaks"
     )
-    yield Card("A GPU gives", f"{plain(chosen['tokens_per_s_per_gpu'])} tokens/s", "at that point")
+    yield Card("Tokens/s from a GPU", plain(chosen["tokens_per_s_per_gpu"]), "where it breaks")
 
 
 def _sections(answer: Answer) -> Iterator[Section]:

@@ -14,6 +14,7 @@ STATUS = {
     "meets": "meets the SLO",
     "refused": "refused",
     "memory": "does not fit",
+    "unmeasured": "no latency data",
     "idle": "too slow",
     "ceiling": "too slow for the load",
     "no_load": "misses the SLO",

@@ -54,6 +54,7 @@ class Exploration:
     """What is known of a candidate. Rates are requests per second of one replica.
 
     `status`: ``meets``, or why no number of replicas can: ``refused`` by the schema, ``memory``,
+    ``unmeasured`` (the scenario's latency source has no times for it),
     ``idle`` (too slow even alone), ``ceiling`` (the roofline is below the load), ``no_load``
     (every load tried broke an objective). `miss` is how many times too much it is, for those that
     can be compared; `reason` says it in words.
@@ -90,10 +91,11 @@ def explore(task: Task) -> Exploration:
     except InputError as error:
         words = str(error).removeprefix(f"{task.origin or 'scenario'}: ")
         where, _, words = words.partition(": ")
-        # A model that is too large is an answer; a missing file is not.
-        if where != "hardware":
+        # A model that is too large is an answer, and so are times that nobody measured for this
+        # deployment; a model that is not there is no answer.
+        if where not in ("hardware", "latency"):
             raise
-        return Exploration("memory", words)
+        return Exploration("memory" if where == "hardware" else "unmeasured", words)
     sample = task.replications.at_unit_rate(0, SURVEYED)
     bounds = ceiling(deployment, sample, task.objectives)
     known: dict[str, Any] = {

@@ -55,6 +55,8 @@ def plan(
         Task(each, asked, objectives, target, replications, origin, compose) for each in candidates
     ]
     explored = run_tasks(explore, tasks, jobs=jobs, progress=progress)
+    if all(one.status == "unmeasured" for one in explored):
+        raise InputError(f"{origin or 'scenario'}: latency: {explored[0].reason}")
     outcomes = [
         _outcome(candidate, found, asked, target)
         for candidate, found in zip(candidates, explored, strict=True)

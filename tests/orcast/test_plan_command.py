@@ -34,9 +34,9 @@ def test_a_plan_is_printed_and_written() -> None:
     assert "Cheapest: 1 replica of h100-sxm (1 GPU), $3.00 an hour" in outcome.stdout
     assert "It breaks at " in outcome.stdout
     assert "First to break: " in outcome.stdout
-    assert outcome.stdout.endswith(f"Report: {Path('runs/small/report.html')}\n")
-    assert sorted(path.name for path in Path("runs/small").iterdir()) == FILES
-    resolved = yaml.safe_load(Path("runs/small/scenario.yaml").read_text())
+    assert outcome.stdout.endswith(f"Report: {Path('runs/plan-small/report.html')}\n")
+    assert sorted(path.name for path in Path("runs/plan-small").iterdir()) == FILES
+    resolved = yaml.safe_load(Path("runs/plan-small/scenario.yaml").read_text())
     assert resolved["plan"]["confidence"] == 0.95, "defaults are written out"
 
 
@@ -69,7 +69,7 @@ def test_an_slo_that_no_deployment_meets_is_an_answer() -> None:
         "No deployment of the 1 meets the objectives. Nearest: h100-sxm: TPOT p90 is at best"
         in (" ".join(outcome.stdout.split()))
     )
-    assert Path("runs/small/report.html").is_file()
+    assert Path("runs/plan-small/report.html").is_file()
 
 
 def test_prices_can_be_given_on_the_command_line() -> None:
@@ -80,15 +80,17 @@ def test_prices_can_be_given_on_the_command_line() -> None:
 
 def test_a_report_is_rebuilt_from_its_folder() -> None:
     orcast("plan", "small.yaml", "--jobs", "1")
-    page = Path("runs/small/report.html")
+    page = Path("runs/plan-small/report.html")
     before = page.read_bytes()
     page.unlink()
-    assert orcast("report", "runs/small").status == 0
+    assert orcast("report", "runs/plan-small").status == 0
     assert page.read_bytes() == before
-    Path("runs/small/plan.json").write_text("{}")
-    assert refusal("report", "runs/small") == f"{Path('runs/small/plan.json')}: not a plan"
-    Path("runs/small/plan.json").write_text("{")
-    assert "not JSON" in refusal("report", "runs/small")
+    Path("runs/plan-small/plan.json").write_text("{}")
+    assert (
+        refusal("report", "runs/plan-small") == f"{Path('runs/plan-small/plan.json')}: not a plan"
+    )
+    Path("runs/plan-small/plan.json").write_text("{")
+    assert "not JSON" in refusal("report", "runs/plan-small")
 
 
 def test_what_is_not_a_plans_folder_is_left_alone() -> None:

@@ -18,6 +18,7 @@ from scenarios.probe import pooled, run_sample, run_saturated
 from scenarios.replications import Replications
 from scenarios.schema import Scenario
 from tests.scenarios.planning import small
+from tests.sim.latency.tables import small_table_folder
 
 GRID = (
     "plan.candidates={gpus: [a100-80gb, h100-sxm], "
@@ -225,6 +226,18 @@ def test_what_does_not_fit_is_not_simulated() -> None:
     assert row["reason"].startswith("llama-3.1-70b does not fit on 1 x h100-sxm")
     assert answer["chosen"] == "8x h100-sxm tp8"
     assert answer["simulated"] == 1
+
+
+def test_times_that_nobody_measured_are_a_reason_to_lose(tmp_path: Path) -> None:
+    table = small_table_folder(tmp_path / "table")
+    measured = f"latency={{table: {table}}}"
+    answer = plan(small(measured, "plan.candidates.layouts=[{}, {tensor_parallel: 2}]"))
+    rows = by_label(answer)
+    assert rows["h100-sxm"]["measured"]
+    assert rows["2x h100-sxm tp2"]["status"] == "unmeasured"
+    assert "tensor_parallel" in rows["2x h100-sxm tp2"]["reason"]
+    with pytest.raises(InputError, match=r"^scenario: latency: "):
+        plan(small(measured, "plan.candidates.layouts=[{tensor_parallel: 2}]"))
 
 
 def test_what_the_schema_refuses_is_a_loser_with_its_reason() -> None:
