@@ -133,4 +133,5 @@ def _panel(one: Table) -> str:
          *row[1:]]
         for index, row in enumerate(one.rows)
     ]  # fmt: skip
-    return panel(table(one.head, rows, caption=one.title))
+    head = [name.replace("\n", " ") for name in one.head]
+    return panel(table(head, rows, caption=one.title))

@@ -19,7 +19,7 @@ from reports.size_text import (
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A titled table of texts; ``wide`` columns hold sentences."""
+    """A titled table of texts; a line break in a column's name is where it may be broken."""
 
     title: str
     head: tuple[str, ...]
@@ -104,8 +104,8 @@ def _candidates(figures: Figures) -> Table:
     return Table(
         f"Models of the same loss, {figures['candidates'][0]['loss']:.4f}",
         (
-            *("active", "layers x width", "tokens", "loss at budget", "training", "served on"),
-            *("$/M tokens", "serving", "life"),
+            *("active", "layers\nx width", "tokens", "loss at\nbudget", "training", "served on"),
+            *("$/M\ntokens", "serving", "life"),
         ),
         tuple(rows),
         marked=marked,

@@ -29,10 +29,10 @@ def power(value: float | None) -> str:
 
 
 def usd(value: float | None) -> str:
-    """Money: $0.0271, $1,240, $1.3M."""
+    """Money: $0.0271, $1,240, $121k, $1.30M."""
     if value is None:
         return MISSING
-    if value >= 1e6:
+    if value >= 1e5:
         return f"${short(value)}"
     return f"${value:,.0f}" if value >= 100 else f"${plain(value)}"
 
@@ -70,6 +70,12 @@ def shape(model: Figures) -> str:
     return text + f"MLP {model['intermediate_size']:,}"
 
 
+def count_of(candidate: Figures) -> str:
+    """A candidate's parameters: 7.43B, or 17.2B (3.67B active)."""
+    total, active = candidate["parameters"], candidate["activated_parameters"]
+    return short(total) if active == total else f"{short(total)} ({short(active)} active)"
+
+
 def title(figures: Figures) -> str:
     """The answer in a heading."""
     answer = figures["answer"]
@@ -77,12 +83,12 @@ def title(figures: Figures) -> str:
         return f"What {answer['model']} takes"
     if answer["compute_optimal"]:
         return (
-            f"{power(figures['budget']['flops'])} FLOPs buy {short(answer['parameters'])} "
+            f"{power(figures['budget']['flops'])} FLOPs buy {count_of(answer)} "
             f"parameters on {short(answer['tokens'])} tokens"
         )
     return (
-        f"Train {short(answer['parameters'])} parameters on {short(answer['tokens'])} tokens, "
-        f"not {short(figures['candidates'][0]['parameters'])} on "
+        f"Train {count_of(answer)} parameters on {short(answer['tokens'])} tokens, "
+        f"not {count_of(figures['candidates'][0])} on "
         f"{short(figures['candidates'][0]['tokens'])}"
     )
 
@@ -105,7 +111,7 @@ def headline(figures: Figures) -> str:
     first = figures["candidates"][0]
     text = (
         f"Spent on training alone, {power(figures['budget']['flops'])} FLOPs "
-        f"({usd(figures['budget']['usd'])}) are best spent on {short(first['parameters'])} "
+        f"({usd(figures['budget']['usd'])}) are best spent on {count_of(first)} "
         f"parameters and {short(first['tokens'])} tokens: a loss of {first['loss']:.4f}."
     )
     if answer["compute_optimal"]:
@@ -116,7 +122,7 @@ def headline(figures: Figures) -> str:
             )
         return text
     text += (
-        f" A model of {short(answer['parameters'])} reaches the same loss on "
+        f" A model of {count_of(answer)} reaches the same loss on "
         f"{short(answer['tokens'])} tokens. Training it costs {usd(answer['training_usd'])}, but "
         f"with {short(figures['lifetime_optimum']['served_tokens'])} tokens served it costs "
         f"{usd(answer['lifetime_usd'])} over its life"

@@ -46,6 +46,11 @@ class Runs:
     def __len__(self) -> int:
         return len(self.loss)
 
+    def logs(self) -> tuple[Floats, Floats, Floats]:
+        """Logarithms of N and D, from the centre, and of the loss."""
+        log_n, log_d = self.centre
+        return np.log(self.parameters) - log_n, np.log(self.tokens) - log_d, np.log(self.loss)
+
     def take(self, rows: np.ndarray) -> Runs:
         return Runs(self.parameters[rows], self.tokens[rows], self.loss[rows], self.centre)
 
@@ -134,7 +139,7 @@ def fit_law(
     source = f"fitted to {len(runs)} runs (form {form})"
     _check(runs, len(chosen.bounds))
     found = [_descend(chosen, runs, start) for start in _best_starts(chosen, runs)]
-    best = min(found, key=lambda theta: _objective(theta, chosen, runs)[0])
+    best = min(found, key=lambda theta: _objective(theta, chosen, *runs.logs())[0])
     best = _descend(chosen, runs, best)  # a restart forgets a poor estimate of the curvature
     law = chosen.law(chosen.uncentred(best, runs), name, source)
     rng = np.random.default_rng(seed)
@@ -210,13 +215,14 @@ def _form(form: str, initial_loss: float | None) -> _Form:
 def _additive(theta: Floats, log_n: Floats, log_d: Floats) -> tuple[Floats, Floats]:
     """theta: [..., 5]; log of the sum [..., runs] and its gradient [..., runs, 5]."""
     a, alpha, b, beta, e = (theta[..., i, None] for i in range(5))
-    terms = np.stack(np.broadcast_arrays(a - alpha * log_n, b - beta * log_d, e + 0 * log_n))
-    top = terms.max(axis=0)
-    parts = np.exp(terms - top)
-    total = parts.sum(axis=0)
-    size, data, floor = parts / total
-    gradient = np.stack([size, -size * log_n, data, -data * log_d, floor], axis=-1)
-    return top + np.log(total), gradient
+    log_sum = np.logaddexp(np.logaddexp(a - alpha * log_n, b - beta * log_d), e)
+    gradient = np.empty((*log_sum.shape, 5))
+    np.exp(a - alpha * log_n - log_sum, out=gradient[..., 0])
+    np.exp(b - beta * log_d - log_sum, out=gradient[..., 2])
+    np.exp(e - log_sum, out=gradient[..., 4])
+    np.multiply(gradient[..., 0], -log_n, out=gradient[..., 1])
+    np.multiply(gradient[..., 2], -log_d, out=gradient[..., 3])
+    return log_sum, gradient
 
 
 def _kaplan(theta: Floats, log_n: Floats, log_d: Floats) -> tuple[Floats, Floats]:
@@ -246,32 +252,46 @@ def _additive_law(theta: Floats, name: str, source: str) -> ScalingLaw:
     return AdditiveLaw(name, source, *_plain(theta))
 
 
-def _objective(theta: Floats, form: _Form, runs: Runs) -> tuple[Floats, Floats]:
+def _objective(
+    theta: Floats, form: _Form, log_n: Floats, log_d: Floats, log_loss: Floats
+) -> tuple[Floats, Floats]:
     """Mean Huber loss of the residuals, in units of delta, and its gradient."""
-    log_n, log_d = runs.centre
-    predicted, gradient = form.predict(
-        theta, np.log(runs.parameters) - log_n, np.log(runs.tokens) - log_d
-    )
-    residual = (predicted - np.log(runs.loss)) / HUBER_DELTA
-    size = np.abs(residual)
-    huber = np.where(size <= 1, 0.5 * residual**2, size - 0.5).mean(axis=-1)
-    slope = np.clip(residual, -1, 1) / HUBER_DELTA / len(runs)
-    return huber, np.einsum("...r,...rk->...k", slope, gradient)
+    predicted, gradient = form.predict(theta, log_n, log_d)
+    residual = (predicted - log_loss) / HUBER_DELTA
+    slope = np.clip(residual, -1, 1)  # of the Huber loss, which is slope (residual - slope / 2)
+    huber = (slope * (residual - 0.5 * slope)).mean(axis=-1)
+    each = slope / (HUBER_DELTA * residual.shape[-1])
+    return huber, (each[..., None, :] @ gradient)[..., 0, :]
 
 
 def _best_starts(form: _Form, runs: Runs) -> list[Floats]:
     grid = np.array(list(itertools.product(*form.grid.values())))
-    values = np.concatenate([_objective(part, form, runs)[0] for part in np.array_split(grid, 16)])
+    values = np.concatenate(
+        [_objective(part, form, *runs.logs())[0] for part in np.array_split(grid, 16)]
+    )
     return list(grid[np.argsort(values, kind="stable")[:STARTS]])
 
 
 def _descend(form: _Form, runs: Runs, start: Floats) -> Floats:
-    from scipy.optimize import minimize
+    """Gauss-Newton steps go most of the way in a tenth of the evaluations, L-BFGS the rest."""
+    from scipy.optimize import least_squares, minimize
 
+    log_n, log_d, log_loss = runs.logs()
+    low, high = np.array(form.bounds).T
+    near = least_squares(
+        lambda theta: form.predict(theta, log_n, log_d)[0] - log_loss,
+        np.clip(start, low, high),
+        jac=lambda theta: form.predict(theta, log_n, log_d)[1],
+        bounds=(low, high),
+        loss="huber",
+        f_scale=HUBER_DELTA,
+        x_scale="jac",
+        max_nfev=100,
+    )
     found = minimize(
         _objective,
-        start,
-        args=(form, runs),
+        near.x,
+        args=(form, log_n, log_d, log_loss),
         jac=True,
         method="L-BFGS-B",
         bounds=form.bounds,
