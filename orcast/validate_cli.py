@@ -130,7 +130,7 @@ def question_of(
     from scenarios.schema import Latency
 
     scenario, origin = load_scenario(name, overrides)
-    for path, refused, why in (
+    for key, refused, why in (
         ("cluster", not scenario.cluster.is_plain or scenario.cluster.replicas > 1, "one replica"),
         ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
         ("speculation", scenario.speculation is not None, "one token at a time"),
@@ -140,7 +140,7 @@ def question_of(
         ("engine.kv_cache_dtype", scenario.engine.kv_cache_dtype == "fp8", "16-bit caches"),
     ):
         if refused:
-            raise InputError(f"{origin or 'scenario'}: {path}: the engine serves with {why}")
+            raise InputError(f"{origin or 'scenario'}: {key}: the engine serves with {why}")
     unmeasured = scenario.model_copy(update={"latency": Latency()})
     deployment = deploy(unmeasured, origin=origin)
     path = library.model_path(scenario.model, beside=None if origin is None else origin.parent)

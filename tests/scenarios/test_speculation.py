@@ -365,4 +365,4 @@ def test_the_real_engine_says_that_it_does_not_speculate(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = refusal("validate", "speculation-eagle")
-    assert "speculation: the engine decodes one token at a time; --set speculation=null" in line
+    assert "speculation: the engine serves with one token at a time" in line
