@@ -20,7 +20,8 @@ def size_tables(figures: Figures) -> "Iterator[RenderableType]":
     yield Text(headline(figures))
     for one in tables(figures):
         shown = Table(
-            title=Text(one.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+            title=Text(one.title), title_justify="left", title_style="bold",
+            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
             show_header=any(one.head), pad_edge=False,
         )  # fmt: skip
         for column, name in enumerate(one.head):
