@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	$(RUN)/orcast run scenarios/quickstart.yaml --out runs/quickstart
 
 test: $(TESTED)
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(RUN)/ruff check .
@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml
 
 $(TESTED): $(INSTALLED)
 ifneq ($(KERNELS),)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kernels,tables]'
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,kernels,tables]'
 endif
 	@touch $@
 

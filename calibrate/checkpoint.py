@@ -7,7 +7,6 @@ in memory.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +15,11 @@ from typing import Any
 
 import torch
 
+from calibrate.environment import require_device
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 
+CPU_THREADS = 1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -116,22 +117,20 @@ def load_model(
 ) -> Transformer:
     """A model ready to serve, on ``cuda`` with our kernels or on ``cpu`` with plain PyTorch.
 
+    On the CPU one thread computes from now on, as when latency tables are measured there.
+
     Args:
         config: its Hugging Face config.
         folder: a checkpoint; random weights without one, which timing cannot tell from real ones.
         dtype: of weights and cache; by default the config's.
         seed: of random weights.
 
-    Raises: ValueError for what the kernels do not cover, a missing GPU or a broken checkpoint;
-    MemoryError when the weights do not fit.
+    Raises: ValueError for what the kernels do not cover or a broken checkpoint, CalibrationError
+    for a missing GPU, MemoryError when the weights do not fit.
     """
-    if device not in ("cuda", "cpu"):
-        raise ValueError(f"device: must be cuda or cpu, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device cuda: PyTorch finds no CUDA GPU here; use --device cpu, or run this where the "
-            "GPU and a CUDA build of torch are"
-        )
+    require_device(device)
+    if device == "cpu":
+        torch.set_num_threads(CPU_THREADS)
     wanted = dtype or str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
     if wanted not in DTYPES:
         raise ValueError(f"dtype: must be one of {', '.join(DTYPES)}, got {wanted!r}")
@@ -152,10 +151,3 @@ def load_model(
         raise MemoryError(
             f"the model's weights do not fit on {device}: {str(error).splitlines()[0]}"
         ) from None
-
-
-def device_name(device: str) -> str:
-    """A device in words."""
-    if device == "cuda":
-        return str(torch.cuda.get_device_name())
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -31,8 +31,9 @@ from sim.kv_cache import BlockAllocator
 from sim.records import IterationLog, Records
 from sim.request import Request
 from sim.request_pool import RequestPool
-from sim.run_log import collect, note_iteration
-from sim.schedulers import SCHEDULERS, Scheduler
+from sim.run_log import check_iteration, collect, note_iteration
+from sim.schedulers import Scheduler, scheduler_class
+from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
@@ -71,13 +72,15 @@ class Served:
     """What a run leaves behind.
 
     ``records.iterations`` has the host's and the device's share of each duration besides:
-    schedule_s, prepare_s, forward_s, sample_s. ``outputs`` are token ids by request number.
+    schedule_s, prepare_s, forward_s, sample_s. ``outputs`` are token ids by request number, those
+    of the first sample where a request has several; ``samples`` has all of them.
     ``errors`` says in words why a request got no whole answer.
     """
 
     records: Records
     outputs: Mapping[int, list[int]]
     errors: Mapping[int, str]
+    samples: Mapping[int, list[list[int]]]
 
 
 class Engine:
@@ -88,6 +91,7 @@ class Engine:
         executor: computes the batches; its cache has the allocator's blocks.
         source: the requests, in order of arrival.
         prompts: their token ids.
+        samples: how many answers each asks for; None: one.
         eos_token: ends a sequence early; None: every output has the workload's length.
         progress: is told the number of requests that have ended, every iteration.
     """
@@ -99,6 +103,7 @@ class Engine:
         source: RequestSource,
         prompts: TokenIds,
         *,
+        samples: Samples | None = None,
         eos_token: int | None = None,
         clock: Clock | None = None,
         check: bool = False,
@@ -109,12 +114,14 @@ class Engine:
         self.log = IterationLog()
         self._source = source
         self._prompts = prompts
+        self._asked = samples
         self._eos_token = eos_token
         self._clock = clock
         self._check = check
         self._progress = progress
         self._present: dict[int, Request] = {}
         self._outputs: dict[int, list[int]] = {}
+        self._samples: dict[int, list[list[int]]] = {}
         self._errors: dict[int, str] = {}
         self._cancelled: deque[int] = deque()  # appended to by other threads
         self._phases = {name: array("d") for name in PHASES}
@@ -143,7 +150,9 @@ class Engine:
         records = collect([self])
         for name, values in self._phases.items():
             records.iterations[name] = np.array(values)
-        return Served(records, self._outputs, self._errors)
+        if self._asked is not None:
+            records.requests.update(self._asked.columns(records.requests["request"]))
+        return Served(records, self._outputs, self._errors, self._samples)
 
     # -- one iteration ------------------------------------------------------------------------
 
@@ -201,7 +210,7 @@ class Engine:
                 scheduler.allocator.forget(request.block_table)
                 self._abort(request, _NOT_FINITE, end_s)
         if self._check:
-            scheduler.allocator.check(request.block_table for request in scheduler.pool.running)
+            check_iteration(scheduler, batch)
         if self._progress is not None:
             self._progress(scheduler.pool.num_finished + scheduler.pool.num_rejected)
         return end_s
@@ -222,8 +231,7 @@ class Engine:
                 source.release(1, request.arrival_s)
                 continue
             self._present[request.index] = request
-            prompt = self._prompts.prompt(request.index, request.prompt_tokens)
-            self.executor.add(request, prompt)
+            self.executor.add(request, *self._prompts.of(request))
 
     # -- what can go wrong --------------------------------------------------------------------
 
@@ -285,7 +293,10 @@ class Engine:
 
     def _leave(self, request: Request) -> None:
         if self._present.pop(request.index, None) is not None:
-            self._outputs[request.index] = self.executor.drop(request)
+            answers = self.executor.drop(request)
+            self._outputs[request.index] = answers[0] if answers else []
+            if len(answers) > 1:
+                self._samples[request.index] = answers
 
 
 def engine(
@@ -306,15 +317,25 @@ def engine(
     """An engine that will serve `workload` under a policy by name, as `sim.simulate` would.
 
     `seed` draws the token ids of prompts whose content is not known; the rest is as for `Engine`
-    and `TransformerExecutor`. Raises MemoryError when the KV cache does not fit.
+    and `TransformerExecutor`. Raises MemoryError when the KV cache does not fit, ValueError for
+    what only the simulator can do.
     """
     pool = RequestPool(config.block_size)
     allocator = BlockAllocator(
         num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
     )
-    policy: Scheduler = SCHEDULERS[scheduler](pool, allocator, config)
+    samples = workload.samples
+    if config.speculation is not None or config.offload_blocks:
+        raise ValueError("the engine neither speculates nor offloads: turn that off to validate")
+    if samples is not None and samples.beam is not None:
+        raise ValueError("the engine samples, it does not search: workload.beam_search cannot run")
+    policy: Scheduler = scheduler_class(scheduler, config, samples=samples is not None)(
+        pool, allocator, config
+    )
     # Rows of a request-level batch go on until its longest output ends.
     longest = int(workload.prompt_tokens.max() + workload.output_tokens.max())
+    if samples is not None:
+        longest = int(workload.prompt_tokens.max() + samples.output_tokens.max())
     swaps = scheduler == "paged" and config.preemption == "swap"
     executor = TransformerExecutor(
         model,
@@ -333,6 +354,7 @@ def engine(
             workload, block_size=config.block_size, prefix_caching=config.enable_prefix_caching
         ),
         TokenIds(workload, model.config.vocab_size, seed=seed),
+        samples=samples,
         eos_token=eos_token,
         clock=clock,
         check=check,

@@ -17,6 +17,7 @@ import torch
 
 from calibrate.decode_rows import DecodeRows
 from calibrate.host_blocks import HostBlocks
+from kernels.copy_blocks import copy_blocks
 from kernels.logits_and_sample import sample
 from kernels.transformer import ForwardBatch, Transformer
 from sim.batch import Batch, PrefillChunk
@@ -49,14 +50,17 @@ class Outcome:
 class Executor(Protocol):
     """Whatever computes batches for an engine."""
 
-    def add(self, request: Request, prompt: np.ndarray) -> None:
-        """Take in a request with its prompt's token ids, [prompt_tokens] int64."""
+    def add(self, request: Request, prompt: np.ndarray, answer: np.ndarray) -> None:
+        """Take in a request: token ids of its prompt, and of its answer as far as it is known.
+
+        Known tokens go in whatever is sampled: later prompts may repeat them.
+        """
 
     def run(self, batch: Batch, decoding: Collection[Request]) -> Outcome:
         """Compute `batch`, whose decodes are `decoding`. Raises torch.OutOfMemoryError."""
 
-    def drop(self, request: Request) -> list[int]:
-        """Forget a request; returns the tokens it generated."""
+    def drop(self, request: Request) -> list[list[int]]:
+        """Forget a request; returns the tokens that each of its sequences generated."""
 
 
 class TransformerExecutor:
@@ -100,7 +104,10 @@ class TransformerExecutor:
                 f"{swap_blocks} blocks on the host: {str(error).splitlines()[0]}"
             ) from None
         self._rows = DecodeRows(max_num_seqs, max_blocks, self.device)
-        self._tokens: dict[Request, list[int]] = {}
+        self._tokens: dict[Request, list[int]] = {}  # what went in, or will
+        self._sampled: dict[Request, list[int]] = {}
+        self._known: dict[Request, list[int]] = {}  # answers that are in the trace
+        self._sequences: dict[Request, list[Request]] = {}  # samples of a request that has split
         self._generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._hidden: dict[int, torch.Tensor] = {}
@@ -112,13 +119,25 @@ class TransformerExecutor:
 
     # -- sequences ----------------------------------------------------------------------------
 
-    def add(self, request: Request, prompt: np.ndarray) -> None:
+    def add(self, request: Request, prompt: np.ndarray, answer: np.ndarray) -> None:
         self._tokens[request] = prompt.tolist()
+        self._sampled[request] = []
+        if len(answer):
+            self._known[request] = answer.tolist()
 
-    def drop(self, request: Request) -> list[int]:
+    def drop(self, request: Request) -> list[list[int]]:
         self._host.release(request)
-        first = request.prompt_tokens
-        return self._tokens.pop(request)[first : first + request.num_generated_tokens]
+        sequences = self._sequences.pop(request, [request])
+        answers = [self._sampled[one][: one.num_generated_tokens] for one in sequences]
+        if request.group is not None:
+            # Samples of a single token end as they begin, and never decode.
+            seen = len(sequences) if sequences != [request] else 0
+            answers = answers[:seen] + [[token] for token in self._sampled[request][seen:]]
+        for one in {request, *sequences}:
+            self._tokens.pop(one, None)
+            self._sampled.pop(one, None)
+            self._known.pop(one, None)
+        return answers
 
     # -- one iteration ------------------------------------------------------------------------
 
@@ -129,14 +148,18 @@ class TransformerExecutor:
             self._host.swap_out(request, blocks)
         for request in batch.swapped_in:
             self._host.swap_in(request)
+        if batch.copies:
+            pairs = torch.tensor(batch.copies, dtype=torch.int64)
+            copy_blocks(self.kv_cache, self._to_device(pairs), backend=self.model.backend)
         rows = self._rows
         rows.keep_only(decoding)
         count = batch.num_decodes  # all or none: some policies compute prompts alone
         if count:
             for request in decoding:
                 if request not in rows:
-                    rows.add(request, self._tokens[request][request.num_computed_tokens])
-        rows.refresh(batch.swapped_in)
+                    rows.add(request, self._tokens_of(request)[request.num_computed_tokens])
+        # A copy replaces a block in the middle of a table.
+        rows.refresh(list(rows.requests) if batch.copies else batch.swapped_in)
         graph_size = 0 if batch.prefills else self._graph_size(count)
         if graph_size:
             self._stage(graph_size)
@@ -156,10 +179,11 @@ class TransformerExecutor:
         marks.append(self._mark())
         sampled = tokens.tolist()  # waits for the device
         emitting = rows.requests[:count]
-        emitting += [chunk.request for chunk in batch.prefills if _emits(chunk)]
-        self._note(emitting, sampled, finite.tolist(), outcome)
+        for chunk in batch.prefills:
+            emitting += [chunk.request] * _emitted(chunk)
+        fed = self._note(emitting, sampled, finite.tolist(), outcome)
         if count:
-            rows.advance(np.array(sampled[:count]))
+            rows.advance(np.array(fed[:count]))
         outcome.prepare_s = prepared_s - started_s
         if self._on_gpu:
             outcome.forward_s = marks[0].elapsed_time(marks[1]) / 1e3  # type: ignore[union-attr]
@@ -171,16 +195,41 @@ class TransformerExecutor:
 
     def _note(
         self, emitting: list[Request], sampled: list[int], finite: list[bool], outcome: Outcome
-    ) -> None:
-        """Hand every emitting sequence its token: first the decodes, then prompts that ended."""
-        for request, token in zip(emitting, sampled, strict=True):
-            if request in self._tokens:  # not so for a dropped row of a request-level batch
-                self._tokens[request].append(token)
+    ) -> list[int]:
+        """Hand every emitting sequence its token: first the decodes, then prompts that ended.
+
+        Returns the tokens that go in next: the sampled ones, unless the trace knows better.
+        """
+        fed = list(sampled)
+        for place, (request, token) in enumerate(zip(emitting, sampled, strict=True)):
+            answer = self._sampled.get(request)
+            if answer is None:  # a dropped row of a request-level batch
+                continue
+            known = self._known.get(request)
+            if known is not None and len(answer) < len(known):
+                fed[place] = known[len(answer)]
+            answer.append(token)
+            self._tokens[request].append(fed[place])
         outcome.tokens = dict(zip(emitting, sampled, strict=True))
         if not all(finite):
             outcome.not_finite = [
                 request for request, good in zip(emitting, finite, strict=True) if not good
             ]
+        return fed
+
+    def _tokens_of(self, sequence: Request) -> list[int]:
+        """A sequence's tokens; a new sample has its prompt's and the first of its own."""
+        tokens = self._tokens.get(sequence)
+        if tokens is not None:
+            return tokens
+        assert sequence.group is not None
+        request = sequence.group.request
+        siblings = self._sequences.setdefault(request, [])
+        first = self._sampled[request][len(siblings)]
+        siblings.append(sequence)
+        self._sampled[sequence] = [first]
+        self._tokens[sequence] = [*self._tokens[request][: request.prompt_tokens], first]
+        return self._tokens[sequence]
 
     # -- inputs -------------------------------------------------------------------------------
 
@@ -205,7 +254,7 @@ class TransformerExecutor:
             request, start = chunk.request, chunk.cached_tokens
             stop = start + chunk.new_tokens
             position = np.arange(start, stop)
-            known = self._tokens[request][start:stop]
+            known = self._tokens_of(request)[start:stop]
             # Padding of request-level batches: computed and never read.
             known += [0] * (chunk.new_tokens - len(known))
             tokens.append(np.array(known, dtype=np.int64))
@@ -259,8 +308,8 @@ class TransformerExecutor:
         at = list(range(count))
         start = count
         for chunk in batch.prefills:
-            if _emits(chunk):
-                at.append(start + chunk.request.num_tokens - chunk.cached_tokens - 1)
+            last = start + chunk.request.num_tokens - chunk.cached_tokens - 1
+            at += [last] * _emitted(chunk)
             start += chunk.new_tokens
         return hidden.index_select(0, self._to_device(torch.tensor(at, dtype=torch.int64)))
 
@@ -326,6 +375,10 @@ class TransformerExecutor:
         )
 
 
-def _emits(chunk: PrefillChunk) -> bool:
-    """Whether a chunk reaches the end of its prompt, and so gives a token."""
-    return chunk.cached_tokens + chunk.new_tokens >= chunk.request.num_tokens
+def _emitted(chunk: PrefillChunk) -> int:
+    """Tokens that a chunk gives: none before its prompt's end, then one for every sample."""
+    request = chunk.request
+    if chunk.cached_tokens + chunk.new_tokens < request.num_tokens:
+        return 0
+    group = request.group
+    return len(group.output_tokens) if group is not None and request is group.request else 1

@@ -26,6 +26,14 @@ def errors_along(table: LatencyTable, name: str, part: Part, axis: str) -> list[
 
     `part` is that of this `name` or one operation of it.
     """
+    by_value = errors_by_value(table, name, part, axis)
+    return [error for errors in by_value.values() for error in errors]
+
+
+def errors_by_value(
+    table: LatencyTable, name: str, part: Part, axis: str
+) -> dict[int, list[float]]:
+    """The same by the value that was left out."""
     judged = [
         (point, time_s)
         for points in lines_along(part, axis)
@@ -39,12 +47,12 @@ def errors_along(table: LatencyTable, name: str, part: Part, axis: str) -> list[
     by_value: dict[int, list[tuple[Point, float]]] = {}
     for point, time_s in judged:
         by_value.setdefault(point[axis], []).append((point, time_s))
-    errors = []
+    errors = {}
     for value, points in by_value.items():
         kept = part.coordinates[axis] != value
         coordinates = {key: column[kept] for key, column in part.coordinates.items()}
         look_up = _look_up(table, name, Part(coordinates, part.time_s[kept]), axis)
-        errors += [abs(look_up(point) / time_s - 1) for point, time_s in points]
+        errors[value] = [abs(look_up(point) / time_s - 1) for point, time_s in points]
     return errors
 
 

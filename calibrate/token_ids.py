@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.request import Request
 from sim.workload.workload import Workload
 
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
@@ -25,7 +26,16 @@ class TokenIds:
         self._vocab_size = np.uint64(vocab_size)
         self._seed = np.uint64(seed)
 
-    def prompt(self, request: int, num_tokens: int) -> NDArray[np.int64]:
+    def of(self, request: Request) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids of a prompt, and of the answer as far as its content is known."""
+        prompt, known = request.prompt_tokens, request.prompt_tokens
+        if self._content is not None and request.group is None:
+            answered = int(self._content.known_tokens[request.index])
+            known = max(known, min(answered, prompt + request.output_tokens))
+        tokens = self._first(request.index, known)
+        return tokens[:prompt], tokens[prompt:]
+
+    def _first(self, request: int, num_tokens: int) -> NDArray[np.int64]:
         """The first `num_tokens` token ids of request number `request`: [num_tokens] int64."""
         tokens = self._drawn(np.full(num_tokens, _OWN | np.uint64(request)), np.arange(num_tokens))
         content = self._content

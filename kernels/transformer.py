@@ -361,6 +361,28 @@ class Transformer:
             update_k=reads_packed,
             backend=backend,
         )
+        attended = self.attend(q, k, v, batch, layer_cache)
+        return self._linear(attended.flatten(1), layer.output)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: ForwardBatch,
+        layer_cache: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attention of one layer, new keys and values already written and rotated.
+
+        Args:
+            q: [T, num_heads, head_dim]; k, v: [T, num_kv_heads, head_dim], of the same tokens.
+            layer_cache: [2, num_blocks, block_size, num_kv_heads, head_dim].
+
+        Returns: [T, num_heads, head_dim], contiguous.
+        """
+        config, backend = self.config, self.backend
+        reads_packed = batch.cu_seqlens is not None and not batch.has_past
+        k_cache, v_cache = layer_cache[0], layer_cache[1]
         decodes, decode_tokens = batch.num_decodes, batch.num_decodes * batch.query_len
         parts = []
         if decodes:
@@ -392,5 +414,4 @@ class Transformer:
                     backend=backend,
                 )
             )
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return self._linear(attended.flatten(1), layer.output)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -4,14 +4,23 @@ import orcast
 run = orcast.simulate("quickstart", {"engine.max_num_seqs": 64})
 run.summary["p99_ttft_ms"]
 table, figure, summary = orcast.size(overrides={"budget.usd": 50_000})
+
+table = orcast.sweep("quickstart", {"engine.max_num_seqs": "8..256:x2"})
+orcast.sweep_figure(table, "p99_ttft_ms")
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+    from plotly.graph_objects import Figure
+
+    from orcast.planned import Planned
     from reports.size_notebook import SizeStudy
     from scenarios.forecast import Forecast
 
@@ -51,13 +60,77 @@ def size(sizing: str | None = None, overrides: Mapping[str, Any] | None = None) 
     return size_study(answer(loaded, origin=origin, compose=compose))
 
 
-def _settings(overrides: Mapping[str, Any] | None) -> Iterable[str]:
-    """Overrides as the command line writes them.
+def sweep(
+    scenario: str,
+    axes: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    jobs: int | None = None,
+    ray: str | bool = False,
+    out: str | Path | None = None,
+) -> DataFrame:
+    """Forecast a scenario at every setting of its axes; a row a run, a column a figure.
 
-    JSON is YAML: a value given as a Python object reads back as itself.
+    `axes` are paths and their values, ``{"engine.max_num_seqs": "8..256:x2", "engine.block_size":
+    [8, 16]}``, beside those of the scenario's own section ``sweep``; `overrides` may set
+    ``sweep.seeds`` and the like. Runs on `jobs` processes (all cores), or with `ray` on a cluster
+    (its address, or True for one on this machine). With a folder `out`, every answer is kept there
+    and never asked for again. Raises `scenarios.errors.InputError`.
     """
-    import json
+    from orcast.calibrate_cli import compose
+    from reports.sweep_folder import check_target, write_sweep
+    from reports.sweep_frame import frame_of
+    from scenarios.axes import axes_from_mapping
+    from scenarios.point_workers import local_workers
+    from scenarios.sweep import run_sweep
+    from scenarios.sweep_points import load_study
 
+    given = {
+        path: values if isinstance(values, str) else [_plain(value) for value in values]
+        for path, values in (axes or {}).items()
+    }
+    study = load_study(scenario, _settings(overrides), axes_from_mapping(given, source="axes"))
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_target(folder)
+    workers = local_workers(jobs)
+    if ray:
+        from scenarios.ray_workers import ray_workers
+
+        workers = ray_workers(ray if isinstance(ray, str) else None)
+    result = run_sweep(study, workers, folder=folder, compose=compose)
+    if folder is not None:
+        write_sweep(folder, result)
+    return frame_of(result.table)
+
+
+def sweep_figure(
+    frame: DataFrame, metric: str | None = None, x: str | None = None, y: str | None = None
+) -> Figure:
+    """A figure of what `sweep` returned: a heat map over paths `x` and `y`, or lines along `x`.
+
+    Without a metric it is the first one of the sweep; without paths its first two axes. Give `x`
+    alone for lines. Raises ValueError for what the table does not have.
+    """
+    from reports.sweep_frame import figure_of_frame
+
+    return figure_of_frame(frame, metric, x, y)
+
+
+def plan(scenario: str, overrides: Mapping[str, Any] | None = None, *, jobs: int = 1) -> Planned:
+    """Find the cheapest deployment for a load: `.chosen`, `.table`, `.figure`, `.answer`.
+
+    Several `jobs` start fresh interpreters: a script that asks for them needs an
+    ``if __name__ == "__main__"``. Raises `scenarios.errors.InputError` for a question that cannot
+    be asked; a service level that nothing meets is an answer.
+    """
+    from orcast.planned import plan as planned
+
+    return planned(scenario, overrides, jobs=jobs)
+
+
+def _settings(overrides: Mapping[str, Any] | None) -> list[str]:
+    """``PATH=VALUE`` for each; JSON is YAML, so that a Python value reads back as itself."""
     return [
         f"{path}={json.dumps(value, ensure_ascii=False, default=_plain)}"
         for path, value in (overrides or {}).items()
@@ -65,5 +138,9 @@ def _settings(overrides: Mapping[str, Any] | None) -> Iterable[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A numpy scalar as a number, a path as text."""
+    """A numpy scalar as a number, a path as text; what YAML knows as it is."""
+    if isinstance(value, str | int | float | bool | list | dict | None):
+        return value
+    if isinstance(value, tuple):
+        return list(value)
     return value.item() if hasattr(value, "item") else str(value)

@@ -1,17 +1,21 @@
-"""`orcast calibrate`: latency tables from other people's measurements, and how good they are."""
+"""`orcast calibrate`: measure latency tables, import other people's, tell how good they are."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from scenarios.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from calibrate.calibration import Progress
     from scenarios.schema import Scenario
     from sim.hardware import Gpu
     from sim.latency.table_data import LatencyTable
@@ -20,6 +24,124 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make latency tables and check them.", no_args_is_help=True)
 
 FORMATS = ("llmservingsim", "aiconfigurator", "vidur")
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Option("--model", help="Library name or config.json.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The table's folder.")],
+    device: Annotated[str, typer.Option("--device", help="cuda or cpu.")] = "cuda",
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Such as 8m or 90s; 8m on a GPU, 1m on a CPU.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16 or float16.")] = "bfloat16",
+    block_size: Annotated[int, typer.Option("--block-size", min=8, max=128)] = 16,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="The GPU's library name, for the record.")
+    ] = None,
+    linear: Annotated[
+        str | None, typer.Option("--linear", help="Dense products: triton, best or fastest.")
+    ] = None,
+    share: Annotated[
+        Path | None,
+        typer.Option("--share", metavar="DIR", help="Tables to take fitting parts over from."),
+    ] = None,
+) -> None:
+    """Measure a model's latency table on this machine's GPU (or CPU)."""
+    from scenarios import library
+
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("calibrating needs PyTorch: pip install 'orcast[gpu]'")
+    if gpu is not None:
+        library.gpu(gpu)
+    allowed = ("triton", "best", "fastest")
+    if linear is not None and linear not in allowed:
+        raise InputError(f"unknown --linear {linear!r}; {did_you_mean(linear, allowed)}")
+    path = library.model_path(model)
+    name, config = library.model_name(path), library.model_config(path)
+    from calibrate.calibration import budget_seconds, calibrate, partial_folder
+    from calibrate.environment import CalibrationError
+    from reports.calibration_report import write_calibration_report
+
+    try:
+        budget_s = budget_seconds(budget or ("1m" if device == "cpu" else "8m"))
+        with progress_bar(budget_s) as tell:
+            calibrate(
+                config,
+                name=name,
+                out=out,
+                device=device,
+                budget_s=budget_s,
+                dtype=dtype,
+                block_size=block_size,
+                gpu=gpu,
+                linear_backend=cast(Any, linear),
+                share=share,
+                progress=tell,
+            )
+        write_calibration_report(out)
+    except (CalibrationError, ValueError) as error:
+        raise InputError(str(error)) from None
+    except KeyboardInterrupt:
+        kept = partial_folder(out)
+        print(f"stopped; what was measured is in {kept}: the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    print(_summary(out))
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(metavar="TABLE_DIR")]) -> None:
+    """(Re)build report.html of a table that `orcast calibrate run` measured."""
+    from reports.calibration_report import write_calibration_report
+
+    try:
+        print(write_calibration_report(directory))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+@contextmanager
+def progress_bar(budget_s: float) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on the terminal with the time left; nothing where there is none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description:18}"),
+        BarColumn(),
+        TextColumn("{task.fields[points]} points, {task.fields[left]} left"),
+    )
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Bar(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("starting", total=budget_s, points=0, left="")
+
+        def tell(state: Progress) -> None:
+            left = f"{int(state.left_s) // 60}:{int(state.left_s) % 60:02d}"
+            done_s = min(state.elapsed_s, budget_s)
+            bar.update(
+                task, completed=done_s, description=state.part, points=state.points, left=left
+            )
+
+        yield tell
+
+
+def _summary(out: Path) -> str:
+    """What a calibration came to, in a few lines."""
+    from sim.latency.table_folder import read_table
+
+    meta = read_table(out).meta
+    lines = [f"Table of {meta['source']}", f"  {meta['duration_s']:.0f} s, written to {out}"]
+    held_out = meta["whole_iterations"]["held_out"]
+    if held_out:
+        lines.append(
+            f"  {held_out['count']} whole iterations held out: median error "
+            f"{held_out['median']:.1%}, p95 {held_out['p95']:.1%}, bias {held_out['bias']:+.1%}"
+        )
+    lines += [f"  warning: {text}" for text in meta["warnings"]]
+    lines.append(f"Check it with: orcast calibrate check {out}; see {out / 'report.html'}")
+    return "\n".join(lines)
 
 
 @app.command("import")

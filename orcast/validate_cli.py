@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from scenarios.deployment import Deployment
     from scenarios.forecast import Forecast
     from scenarios.schema import Scenario
+    from sim.latency.table_data import LatencyTable
 
 MARKER = "validation.json"
 FILES = {MARKER, "report.html", "measured", "forecast", "table"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
     """A scenario, its deployment (without a latency model), and the model to serve."""
 
     scenario: Scenario
@@ -37,7 +39,7 @@ class _Question:
     config: dict[str, Any]
     checkpoint: Path | None
     device: str
-    dtype: str | None
+    dtype: str
 
 
 def validate(
@@ -56,33 +58,32 @@ def validate(
         str | None,
         typer.Option(help="cuda or cpu (default: cpu for hardware.gpu cpu, else cuda)."),
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of weights and cache (default: the model's own).")
-    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of weights and cache.")] = "bfloat16",
     table: Annotated[
         Path | None,
         typer.Option("--table", metavar="DIR", help="Latency table (default: the scenario's)."),
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="Time for the calibration, where no table fits.")
-    ] = "8m",
+        str | None,
+        typer.Option(help="Time to calibrate, where no table fits: 8m on a GPU, 60s on a CPU."),
+    ] = None,
     eos: Annotated[
         bool, typer.Option("--eos", help="A checkpoint's end-of-sequence token ends an output.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the engine on a scenario's requests, simulate the same, and compare."""
-    from calibrate.checkpoint import device_name
+    from calibrate.environment import device_name
     from reports.validation_report import validation_report
     from reports.writer import fresh_folder, write_run
 
-    question = _question(scenario, set_ or [], device=device, dtype=dtype)
+    question = question_of(scenario, set_ or [], device=device, dtype=dtype)
     name = question.scenario.name
     folder = out or Path("runs") / f"{name}-validation"
     with fresh_folder(folder, marker=MARKER, files=FILES) as partial:
-        model = _load(question)
-        tables = _table_for(question, table, model, earlier=folder, into=partial, budget=budget)
-        served, validation, measured, forecast = _both_runs(question, model, tables, eos=eos)
+        tables = _table_for(question, table, earlier=folder, into=partial, budget=budget)
+        model = load_model_of(question)
+        served, validation, measured, forecast = ask_engine(question, model, tables, eos=eos)
         for part, run in (("measured", measured), ("forecast", forecast)):
             (partial / part).mkdir()
             write_run(partial / part, run.records, scenario=run.scenario, summary=run.summary)
@@ -118,34 +119,43 @@ def validate(
     print(f"Report: {folder / 'report.html'}")
 
 
-def _question(
-    name: str, overrides: list[str], *, device: str | None, dtype: str | None
-) -> _Question:
+def question_of(
+    name: str, overrides: list[str], *, device: str | None = None, dtype: str = "bfloat16"
+) -> Question:
+    """A scenario by file or name, ready to be served. Raises InputError where it cannot be."""
     from calibrate.checkpoint import has_weights
     from scenarios import library
-    from scenarios.deployment import deploy
+    from scenarios.deployment import deploy, parallelism_of
     from scenarios.load import load_scenario
     from scenarios.schema import Latency
 
     scenario, origin = load_scenario(name, overrides)
-    if scenario.cluster.replicas > 1 or scenario.hardware.tensor_parallel > 1:
-        raise InputError(
-            f"{origin or 'scenario'}: the engine serves with one GPU: cluster.replicas and "
-            "hardware.tensor_parallel must be 1"
-        )
+    for key, refused, why in (
+        ("cluster", not scenario.cluster.is_plain or scenario.cluster.replicas > 1, "one replica"),
+        ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
+        ("speculation", scenario.speculation is not None, "one token at a time"),
+        ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
+        ("engine.kv_offloading_size_gib", scenario.engine.kv_offloading_size_gib, "one KV cache"),
+        ("engine.weight_dtype", scenario.engine.weight_dtype, "the type given as --dtype"),
+        ("engine.kv_cache_dtype", scenario.engine.kv_cache_dtype == "fp8", "16-bit caches"),
+    ):
+        if refused:
+            raise InputError(f"{origin or 'scenario'}: {key}: the engine serves with {why}")
     unmeasured = scenario.model_copy(update={"latency": Latency()})
     deployment = deploy(unmeasured, origin=origin)
     path = library.model_path(scenario.model, beside=None if origin is None else origin.parent)
     checkpoint = path.parent if has_weights(path.parent) else None
     if device is None:
         device = "cpu" if scenario.hardware.gpu == "cpu" else "cuda"
-    return _Question(
+    return Question(
         scenario, origin, deployment, library.model_config(path), checkpoint, device, dtype
     )
 
 
-def _load(question: _Question) -> Transformer:
+def load_model_of(question: Question) -> Transformer:
+    """The model on its device, as the question wants it."""
     from calibrate.checkpoint import load_model
+    from calibrate.environment import CalibrationError
 
     try:
         return load_model(
@@ -154,18 +164,12 @@ def _load(question: _Question) -> Transformer:
             device=question.device,
             dtype=question.dtype,
         )
-    except (ValueError, MemoryError) as error:
+    except (CalibrationError, ValueError, MemoryError) as error:
         raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
 
 
 def _table_for(
-    question: _Question,
-    given: Path | None,
-    model: Transformer,
-    *,
-    earlier: Path,
-    into: Path,
-    budget: str,
+    question: Question, given: Path | None, *, earlier: Path, into: Path, budget: str | None
 ) -> Path:
     """The latency table to forecast with: given, the scenario's, an earlier one, or a new one."""
     from scenarios import library
@@ -179,28 +183,78 @@ def _table_for(
         if found is None:
             raise InputError(f"{question.origin or 'scenario'}: latency.table: no folder {named}")
         return found
-    raise InputError(
-        f"{question.origin or 'scenario'}: no latency table to forecast with: give --table DIR"
-    )
+    table = into / "table"
+    if _fits(earlier / "table", question):
+        shutil.copytree(earlier / "table", table)
+    else:
+        _calibrate(question, table, budget or ("60s" if question.device == "cpu" else "8m"))
+    return table
 
 
-def _both_runs(
-    question: _Question, model: Transformer, table: Path, *, eos: bool
+def _fits(table: Path, question: Question) -> bool:
+    """Whether an earlier validation left a table of this model on this device."""
+    from calibrate.environment import device_name
+    from sim.latency.table_folder import TableError, read_table
+
+    if not (table / "meta.yaml").is_file():
+        return False
+    try:
+        meta = read_table(table).meta
+    except TableError:
+        return False
+    wanted = {
+        "gpu": device_name(question.device),
+        "dtype": question.dtype,
+        "block_size": question.scenario.engine.block_size,
+    }
+    same_model = meta["model"].get("name") == question.deployment.model.name
+    return same_model and all(meta.get(key) == value for key, value in wanted.items())
+
+
+def _calibrate(question: Question, table: Path, budget: str) -> None:
+    """Measure the latency table of the question's model on its device."""
+    from calibrate.calibration import budget_seconds, calibrate
+    from calibrate.environment import CalibrationError
+    from orcast.calibrate_cli import progress_bar
+
+    try:
+        budget_s = budget_seconds(budget)
+        with progress_bar(budget_s) as tell:
+            calibrate(
+                question.config,
+                name=question.deployment.model.name,
+                out=table,
+                device=question.device,
+                budget_s=budget_s,
+                dtype=question.dtype,
+                block_size=question.scenario.engine.block_size,
+                progress=tell,
+            )
+    except (CalibrationError, ValueError) as error:
+        raise InputError(str(error)) from None
+
+
+def ask_engine(
+    question: Question, model: Transformer, table: Path, *, eos: bool
 ) -> tuple[Served, Validation, EngineRun, Forecast]:
     """Both runs of the scenario, and one held against the other."""
-    from calibrate.checkpoint import device_name
     from calibrate.comparison import compare
+    from calibrate.environment import device_name
     from calibrate.measurement import simulated
     from calibrate.replay import replay
     from calibrate.validation import EngineRun, Validation
     from scenarios.forecast import forecast
     from scenarios.schema import Latency
+    from sim.latency.table_folder import read_table
 
     scenario, deployment = question.scenario, question.deployment
-    latency = scenario.latency.model_copy(update={"source": "table", "table": str(table)})
-    measurable = scenario.model_copy(update={"latency": Latency(**_given(latency))})
+    settings: dict[str, Any] = scenario.latency.model_dump(exclude_none=True)
+    settings |= {"source": "table", "table": str(table)}
+    if question.device == "cuda":
+        settings.setdefault("launch", "eager")  # as the engine does with all but decodes
+    measurable = scenario.model_copy(update={"latency": Latency(**settings)})
     predicted = forecast(measurable, origin=question.origin)
-    engine = _engine(question, model, eos=eos)
+    engine = _engine(question, model, read_table(table), eos=eos)
     with _stoppable(engine):
         served = engine.run()
     run = EngineRun.of(
@@ -241,18 +295,14 @@ def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
             line: dict[str, Any] = {"request": request, "tokens": tokens}
             if checkpoint is not None and (text := decode(checkpoint, tokens)) is not None:
                 line["text"] = text
+            if request in served.samples:
+                line["samples"] = served.samples[request]
             if request in served.errors:
                 line["error"] = served.errors[request]
             file.write(json.dumps(line) + "\n")
 
 
-def _given(latency: Any) -> dict[str, Any]:
-    """A latency section's values that were given, as its schema takes them."""
-    found: dict[str, Any] = latency.model_dump(exclude_none=True)
-    return found
-
-
-def _engine(question: _Question, model: Transformer, *, eos: bool) -> Engine:
+def _engine(question: Question, model: Transformer, table: LatencyTable, *, eos: bool) -> Engine:
     from calibrate.checkpoint import eos_token
     from calibrate.engine import engine
 
@@ -262,6 +312,9 @@ def _engine(question: _Question, model: Transformer, *, eos: bool) -> Engine:
         if token is None:
             raise InputError("--eos needs a checkpoint whose config names its eos_token_id")
     scenario, deployment = question.scenario, question.deployment
+    sizes = scenario.engine.cudagraph_capture_sizes
+    if sizes is None:  # those that the table was measured for
+        sizes = table.meta.get("cudagraph_capture_sizes") or []
     try:
         return engine(
             deployment.workload,
@@ -269,11 +322,13 @@ def _engine(question: _Question, model: Transformer, *, eos: bool) -> Engine:
             model,
             scheduler=scenario.engine.scheduler,
             num_blocks=deployment.memory.num_gpu_blocks,
-            capture_sizes=tuple(scenario.engine.cudagraph_capture_sizes),
+            capture_sizes=tuple(sizes),
             eos_token=token,
             seed=scenario.workload.seed,
             progress=_progress(len(deployment.workload)),
         )
+    except ValueError as error:
+        raise InputError(f"{question.origin or 'scenario'}: {error}") from None
     except MemoryError as error:
         raise InputError(
             f"{error}; lower engine.num_gpu_blocks_override or engine.gpu_memory_utilization"

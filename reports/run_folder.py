@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reports.plan_folder import is_plan_folder, write_plan_report
 from reports.records import Columns
 from reports.run_report import run_report
 
@@ -73,11 +74,13 @@ def load_run(directory: Path | str) -> tuple[FolderRecords, dict[str, Any], dict
 
 
 def write_report(directory: Path | str) -> Path:
-    """(Re)build report.html of a run folder and return its path.
+    """(Re)build report.html of a run's or a plan's folder and return its path.
 
     The page is written beside its final name and renamed, so that a reader never sees half of it.
     Raises ValueError as `load_run` does, OSError where the folder cannot be written to.
     """
+    if is_plan_folder(directory):
+        return write_plan_report(directory)
     records, scenario, summary = load_run(directory)
     target = Path(directory) / "report.html"
     partial = target.with_name(".report.html.partial")

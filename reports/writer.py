@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from sim.records import Records
 
 MARKER = "summary.json"  # what makes a folder one of ours, to be replaced without asking
-KINDS = {MARKER: "a run folder", "sizing.json": "a sizing's folder"}
+# What a folder with such a marker is, in words.
+KINDS = {
+    MARKER: "a run folder",
+    "meta.yaml": "a latency table",
+    "plan.json": "a plan's folder",
+    "sizing.json": "a sizing's folder",
+}
 FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions")}
 FILES |= {MARKER, "scenario.yaml", "report.html", "compare.html"}
 FILES |= {"trace.json.gz", "bench.json", "csv", "png", "svg"}  # exports
@@ -69,7 +75,7 @@ def _check_target(target: Path, marker: str, files: Collection[str]) -> None:
         return
     found = {entry.name for entry in target.iterdir() if not entry.name.startswith(".")}
     if found and marker not in found:
-        what = KINDS.get(marker, "a latency table")
+        what = KINDS.get(marker, "one of Orcast's")
         raise InputError(f"--out {target}: not empty and not {what}; name another one")
     if strangers := sorted(found - set(files)):
         raise InputError(
@@ -90,7 +96,7 @@ def write_run(
     def write(name: str) -> None:
         # Dictionaries cost more time than they save space on columns that hardly repeat.
         pq.write_table(
-            _table(getattr(records, name)),
+            arrow_table(getattr(records, name)),
             folder / f"{name}.parquet",
             compression="lz4",
             use_dictionary=False,
@@ -109,7 +115,7 @@ def write_run(
             done.result()
 
 
-def _table(columns: Mapping[str, np.ndarray]) -> pa.Table:
+def arrow_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
     """Columns as an Arrow table, numbers without a copy.
 
     `pyarrow.array` would import pandas to ask whether it was given a Series: half a second.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,26 @@ import numpy as np
 
 from scenarios import library, schema
 from scenarios.errors import InputError
+from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
+from scenarios.sharing import draw_conversations, draw_samples, host_blocks, with_block_moves
+from scenarios.speculation import speculator
+from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
+from sim.expert_routing import ExpertRouting
 from sim.hardware import Gpu, Interconnect
+from sim.latency.pipeline_latency import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
-from sim.latency.roofline import HOST_LINK_EFFICIENCY, RooflineLatency
+from sim.latency.roofline import HOST_LINK_EFFICIENCY
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import read_table
 from sim.memory import MemoryBudget, memory_budget
 from sim.metrics import Slo
 from sim.model_spec import ModelSpec
+from sim.parallelism import Parallelism
 from sim.workload import Workload, arrivals, lengths, read_trace
+from sim.workload.labels import drawn_labels
 from sim.workload.sessions import shared_prefixes
 
 GIB = 2**30
@@ -38,50 +46,171 @@ class Deployment:
     scenario: Scenario
     model: ModelSpec
     gpu: Gpu
+    parallelism: Parallelism
+    routing: ExpertRouting | None  # of a mixture of experts
     memory: MemoryBudget
     config: EngineConfig
     latency: LatencyModel
     workload: Workload
     slo: Slo
     notes: tuple[str, ...]
+    groups: tuple[ReplicaGroup, ...] = ()  # of the cluster; none: equal replicas, in turn
 
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
+Drawer = Callable[[schema.Workload, schema.Engine, Path | None], Workload]
 
 
 def deploy(
-    scenario: Scenario, *, origin: Path | None = None, compose: Composer | None = None
+    scenario: Scenario,
+    *,
+    origin: Path | None = None,
+    compose: Composer | None = None,
+    draw: Drawer | None = None,
 ) -> Deployment:
     """Resolve names and files, draw the workload, divide the memory.
 
     Relative paths are looked up in the current folder, then beside `origin`. `compose` makes a
-    latency table from other people's measurements (source ``aiconfigurator``). Raises InputError.
+    latency table from other people's measurements (source ``aiconfigurator``); `draw` stands in
+    for `draw_workload` where many runs share their requests. Raises InputError.
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
-    with _at(source, "model"):
-        model = library.model(scenario.model, beside=beside)
-    with _at(source, "hardware.gpu"):
-        gpu = library.gpu(scenario.hardware.gpu)
-    with _at(source, "hardware"):
-        memory = _memory(scenario, model, gpu)
+    engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
-        workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
-    config = _engine_config(scenario.engine, model, memory)
-    with _at(source, "latency"):
-        latency = _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
-    notes = (
-        *workload.notes,
-        *_unused_knobs(scenario),
-        *_other_than_measured(latency, gpu, scenario),
-    )
+        workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
         e2el_s=_ms(scenario.slo.e2el_ms),
         percentile=scenario.slo.percentile,
     )
-    return Deployment(scenario, model, gpu, memory, config, latency, workload, slo, notes)
+    cluster = scenario.cluster
+    groups: tuple[ReplicaGroup, ...] = ()
+    if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
+        groups = tuple(_groups(scenario, source, beside=beside, compose=compose))
+    return Deployment(
+        scenario=scenario,
+        model=engine.model,
+        gpu=engine.gpu,
+        parallelism=parallelism_of(scenario.hardware),
+        routing=engine.routing,
+        memory=engine.memory,
+        config=engine.config,
+        latency=engine.latency,
+        workload=workload,
+        slo=slo,
+        notes=(*workload.notes, *engine.notes),
+        groups=groups,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """One engine: what it runs on, its limits, its latencies."""
+
+    model: ModelSpec
+    gpu: Gpu
+    routing: ExpertRouting | None  # of a mixture of experts
+    memory: MemoryBudget
+    config: EngineConfig
+    latency: LatencyModel
+    notes: tuple[str, ...]
+
+
+def _engine(
+    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+) -> _Engine:
+    """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
+    with _at(source, "model"):
+        model = _model(scenario, beside=beside)
+    with _at(source, "hardware.gpu"):
+        gpu = library.gpu(scenario.hardware.gpu)
+    with _at(source, "hardware"):
+        memory = _memory(scenario, model, gpu)
+    with _at(source, "speculation"):
+        speculating = speculator(scenario, model, beside=beside)
+        spread = parallelism_of(scenario.hardware)
+        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
+            raise ValueError(
+                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
+            )
+        if speculating is not None:
+            memory = speculating.memory(memory, scenario, model)
+    with _at(source, "engine"):
+        config = _engine_config(scenario.engine, model, memory)
+    if speculating is not None:
+        config = replace(config, speculation=speculating.technique)
+
+    with _at(source, "experts"):
+        routing = expert_routing(scenario.experts, model, beside=beside)
+
+    def latency_of(model: ModelSpec, scenario: Scenario) -> LatencyModel:
+        return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
+
+    with _at(source, "latency"):
+        wide = scenario if speculating is None else speculating.widened(scenario)
+        latency = latency_of(model, wide)
+        measured_elsewhere = _other_than_measured(latency, gpu, scenario)
+    if speculating is not None:
+        with _at(source, "speculation"):
+            latency = speculating.latency(latency, wide, model, gpu, latency_of)
+    latency = with_block_moves(latency, scenario, memory, gpu)
+    notes = (
+        *(speculating.notes(scenario) if speculating is not None else ()),
+        *_unused_knobs(scenario),
+        *_without_effect_on_time(scenario),
+        *measured_elsewhere,
+    )
+    return _Engine(model, gpu, routing, memory, config, latency, notes)
+
+
+def _groups(
+    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+) -> Iterator[ReplicaGroup]:
+    """The cluster's groups; values that a group does not give are the scenario's."""
+    from scenarios.load import parse_scenario
+
+    cluster = scenario.cluster
+    given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
+    for number, group in enumerate(given):
+        content = scenario.model_dump(exclude_defaults=True)
+        content["cluster"] = {}
+        for section in ("hardware", "engine", "latency"):
+            own = getattr(group, section)
+            if own:
+                content[section] = content.get(section, {}) | own
+        where = f"{source}: cluster.groups[{number}]" if cluster.groups else source
+        mine = parse_scenario(content, origin=where)
+        scheduler = mine.engine.scheduler
+        if group.role != "both":
+            if scheduler in ("static", "dynamic"):
+                raise InputError(
+                    f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
+                    "split into prefill and decode"
+                )
+            if mine.speculation is not None:
+                raise InputError(
+                    f"{where}.role: speculation across prefill and decode pools is not modelled"
+                )
+        engine = _engine(mine, where, beside=beside, compose=compose)
+        if isinstance(engine.latency, PipelineLatency):
+            raise InputError(
+                f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin)"
+            )
+        parallelism = parallelism_of(mine.hardware)
+        yield ReplicaGroup(
+            group.replicas,
+            engine.config,
+            engine.latency,
+            scheduler,
+            engine.memory.num_gpu_blocks,
+            role=group.role,
+            name=group.name or f"group {number}",
+            kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
+            gpus=parallelism.num_gpus,
+            usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
+        )
 
 
 @contextmanager
@@ -97,12 +226,19 @@ def _ms(value: float | None) -> float | None:
     return None if value is None else value / 1e3
 
 
+def _model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
+    """The scenario's model, its matrices in the type they are served in."""
+    model = library.model(scenario.model, beside=beside)
+    weight_dtype = scenario.engine.weight_dtype
+    return model if weight_dtype == "auto" else model.quantised(weight_dtype)
+
+
 def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
     engine = scenario.engine
     return memory_budget(
         model,
         gpu,
-        tensor_parallel=scenario.hardware.tensor_parallel,
+        parallelism=parallelism_of(scenario.hardware),
         gpu_memory_utilization=engine.gpu_memory_utilization,
         block_size=engine.block_size,
         kv_cache_dtype=engine.kv_cache_dtype,
@@ -112,7 +248,21 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
     )
 
 
+def parallelism_of(hardware: schema.Hardware) -> Parallelism:
+    """All the degrees of one engine."""
+    sequence = hardware.sequence_parallel
+    return Parallelism(
+        tensor_parallel=hardware.tensor_parallel,
+        pipeline_parallel=hardware.pipeline_parallel,
+        expert_parallel=hardware.expert_parallel,
+        sequence_parallel=1 if sequence is None else sequence.degree,
+        sequence_kind="ulysses" if sequence is None else sequence.kind,
+        gpus_per_node=hardware.gpus_per_node,
+    )
+
+
 def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
+    swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -121,7 +271,8 @@ def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget
         enable_prefix_caching=engine.enable_prefix_caching,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         preemption=engine.preemption,
-        swap_blocks=int(engine.swap_space_gib * GIB) // memory.bytes_per_block,
+        swap_blocks=swap_blocks,
+        offload_blocks=offload_blocks,
         watermark=engine.watermark,
         reservation=engine.reservation,
         preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
@@ -139,19 +290,26 @@ def _latency(
     compose: Composer | None,
 ) -> LatencyModel:
     latency, engine, hardware = scenario.latency, scenario.engine, scenario.hardware
+    parallelism = parallelism_of(hardware)
     if latency.source == "fixed":
         assert latency.iteration_ms is not None
+        if hardware.pipeline_parallel > 1:
+            return PipelineLatency.fixed(latency.iteration_ms / 1e3, hardware.pipeline_parallel)
         return FixedLatency(latency.iteration_ms / 1e3)
+    # A dense draft model beside a mixture of experts has no routing.
+    given_experts = None if model.moe is None else scenario.experts
+    routing = expert_routing(given_experts, model, beside=beside)
     host = latency.host_overhead
     if latency.source == "roofline":
         given: dict[str, Any] = dict(latency.efficiencies)
         if host is not None:
             given["host_per_iteration_s"] = host.per_iteration_us / 1e6
             given["host_per_sequence_s"] = host.per_sequence_us / 1e6
-        return RooflineLatency(
+        return roofline_latency(
             model,
             gpu,
-            tensor_parallel=hardware.tensor_parallel,
+            parallelism=parallelism,
+            routing=routing,
             interconnect=_interconnect(hardware, gpu),
             kv_cache_dtype=engine.kv_cache_dtype,
             block_size=engine.block_size,
@@ -159,6 +317,7 @@ def _latency(
             max_num_seqs=engine.max_num_seqs,
             **given,
         )
+    _refuse_what_no_table_measured(parallelism, latency.source)
     if latency.source == "table":
         assert latency.table is not None
         folder = library.find_file(latency.table, beside=beside)
@@ -169,20 +328,65 @@ def _latency(
         )
     else:
         table = compose(scenario, model, gpu)
+    _refuse_other_weights(table, model, engine)
     skew = latency.skew
     return TableLatency(
         table,
         model,
         tensor_parallel=hardware.tensor_parallel,
+        ranks_per_node=parallelism.tensor_per_node,
+        routing=None if routing is None or routing.is_uniform else routing,
         interconnect=_interconnect(hardware, gpu),
         link_measured=hardware.link is not None,
         host=_host_overhead(host, table),
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         swapped_block_s=memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY),
-        capture_sizes=tuple(sorted(engine.cudagraph_capture_sizes)),
+        block_size=engine.block_size,
+        capture_sizes=_capture_sizes(engine, table),
+        launch_s=_launch_s(latency, table),
         skew=table.corrects_skew if skew is None else skew,
     )
+
+
+def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
+    """Tables hold whole models on the ranks of one tensor-parallel group, and no more."""
+    whole = Parallelism(parallelism.tensor_parallel, gpus_per_node=parallelism.gpus_per_node)
+    if parallelism.num_gpus > whole.num_gpus:
+        raise ValueError(
+            f"source {source} measured tensor parallelism at most, hardware asks for "
+            f"{parallelism.words}; source roofline can (unmeasured)"
+        )
+
+
+def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: schema.Engine) -> None:
+    """Times of 16-bit products say nothing of quantised ones, nor the other way round."""
+    measured = str(table.meta["dtype"])
+    kind = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}.get(measured, measured)
+    same = kind == model.weight_dtype or {kind, model.weight_dtype} == {"bfloat16", "float16"}
+    if engine.weight_dtype != "auto" and not same:
+        raise ValueError(
+            f"the table was measured with weights in {measured}, engine.weight_dtype is "
+            f"{engine.weight_dtype}: measure that, or take source roofline (unmeasured)"
+        )
+
+
+def _without_effect_on_time(scenario: Scenario) -> list[str]:
+    """A fixed duration knows neither GPUs nor weights: they only divide the memory."""
+    if scenario.latency.source != "fixed":
+        return []
+    parallelism = parallelism_of(scenario.hardware)
+    notes = []
+    if parallelism.gpus_per_stage > 1:
+        notes.append(
+            f"hardware: {parallelism.words} has no effect on a fixed latency but for its stages; "
+            "it divides the memory"
+        )
+    if scenario.engine.weight_dtype != "auto":
+        notes.append("engine.weight_dtype has no effect on a fixed latency, only on memory")
+    if scenario.experts is not None:
+        notes.append("experts has no effect on a fixed latency")
+    return notes
 
 
 def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
@@ -194,6 +398,14 @@ def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) ->
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))
     if ours not in theirs and theirs not in ours:
         notes.append(f"the latency table was measured on {measured_on}, hardware.gpu is {gpu.name}")
+    hardware = scenario.hardware
+    if "communication" in latency.table.parts and (
+        hardware.tensor_parallel > hardware.gpus_per_node
+    ):
+        notes.append(
+            "the latency table's all-reduce is taken as it was measured, whether or not its ranks "
+            "shared a node"
+        )
     cached = str(meta.get("kv_cache_dtype", "auto"))
     if cached.startswith("fp8") != (scenario.engine.kv_cache_dtype == "fp8"):
         notes.append(
@@ -203,12 +415,32 @@ def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) ->
     return notes
 
 
-def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead:
-    """The scenario's value, else the measured one; never silently zero."""
+def _capture_sizes(engine: schema.Engine, table: LatencyTable) -> tuple[int, ...]:
+    """The scenario's, else those of the engine the table was measured for."""
+    sizes = engine.cudagraph_capture_sizes
+    if sizes is None:
+        sizes = table.meta.get("cudagraph_capture_sizes") or []
+    return tuple(sorted(sizes))
+
+
+def _launch_s(latency: schema.Latency, table: LatencyTable) -> float:
+    """What launching a batch kernel by kernel takes; zero where that is not asked for."""
+    if latency.launch != "eager" or table.meta.get("launch") == "eager":
+        return 0.0  # eager times have their launches in them
+    launch_us = table.meta.get("eager_launch_us")
+    if not isinstance(launch_us, int | float) or not launch_us > 0:
+        raise ValueError("launch: eager needs a table that measured it (eager_launch_us)")
+    return float(launch_us) / 1e6
+
+
+def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead | None:
+    """The scenario's value, else the measured one (None: a part); never silently zero."""
     if given is not None:
         return HostOverhead(
             given.per_iteration_us / 1e6, given.per_sequence_us / 1e6, "given in the scenario"
         )
+    if "host" in table.parts:
+        return None
     measured = table.meta.get("host_overhead_us")
     if measured is None:
         raise ValueError(
@@ -221,35 +453,44 @@ def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> Ho
 
 
 def _interconnect(hardware: schema.Hardware, gpu: Gpu) -> Interconnect:
-    if hardware.link is None:
-        return gpu.interconnect
-    return Interconnect(
-        bytes_per_s=hardware.link.bandwidth_gb_per_s * 1e9,
-        latency_s=hardware.link.latency_us / 1e6,
-        inter_node_bytes_per_s=gpu.interconnect.inter_node_bytes_per_s,
-        inter_node_latency_s=gpu.interconnect.inter_node_latency_s,
-    )
+    links = gpu.interconnect
+    near, far = hardware.link, hardware.inter_node_link
+    if near is not None:
+        links = replace(
+            links, bytes_per_s=near.bandwidth_gb_per_s * 1e9, latency_s=near.latency_us / 1e6
+        )
+    if far is not None:
+        links = replace(
+            links,
+            inter_node_bytes_per_s=far.bandwidth_gb_per_s * 1e9,
+            inter_node_latency_s=far.latency_us / 1e6,
+        )
+    return links
 
 
 # -- workload ---------------------------------------------------------------------------------
 
 
 def draw_workload(
-    workload: schema.Workload, engine: schema.Engine, *, beside: Path | None = None
+    workload: schema.Workload, engine: schema.Engine, beside: Path | None = None
 ) -> Workload:
     """The requests of a scenario: read from its trace, or drawn with its seed.
 
     Arrivals, prompts and outputs have random streams of their own, so that changing one of them
     leaves the others as they were (common random numbers).
     """
-    streams = np.random.SeedSequence(workload.seed).spawn(4)
-    arrival_rng, prompt_rng, output_rng, prefix_rng = map(np.random.default_rng, streams)
+    streams = np.random.SeedSequence(workload.seed).spawn(6)
+    arrival_rng, prompt_rng, output_rng, prefix_rng, sample_rng, class_rng = map(
+        np.random.default_rng, streams
+    )
+    labels = None
     if workload.trace is not None:
         found = library.find_file(workload.trace, beside=beside)
         drawn = read_trace(
             workload.trace if found is None else found,
             format=workload.format,
             content=engine.enable_prefix_caching,
+            label=workload.class_column,
         )
         if workload.start or workload.stop is not None:
             drawn = drawn.slice(workload.start, workload.stop)
@@ -257,20 +498,40 @@ def draw_workload(
         if workload.arrivals is not None:
             columns["arrival_s"] = _arrivals(workload.arrivals, len(drawn), arrival_rng)
         prompts, outputs, content = drawn.prompt_tokens, drawn.output_tokens, drawn.content
+        labels = drawn.labels
     else:
-        assert workload.lengths and workload.arrivals and workload.num_requests
+        assert workload.arrivals and workload.num_requests
         count, pair = workload.num_requests, workload.lengths
-        columns = {"arrival_s": _arrivals(workload.arrivals, count, arrival_rng)}
-        prompts = _lengths("prompt", pair, count, prompt_rng)
-        outputs = _lengths("output", pair, count, output_rng)
+        if pair is not None:
+            prompts = _lengths("prompt", pair, count, prompt_rng)
+            outputs = _lengths("output", pair, count, output_rng)
+        else:
+            assert workload.classes
+            shares = {name: each.share for name, each in workload.classes.items()}
+            labels = drawn_labels(class_rng, count, shares)
+            prompts, outputs = _mixed_lengths(workload.classes, labels, prompt_rng, output_rng)
         content, drawn = None, None
-        if workload.shared_prefixes is not None:
+        given = workload.arrivals
+        if workload.sessions is not None:
+            turns = draw_conversations(
+                workload, lambda n: _arrivals(given, n, arrival_rng), prompts, outputs, prefix_rng
+            )
+            columns = {"arrival_s": turns.arrival_s}
+            prompts, outputs, content = turns.prompt_tokens, turns.output_tokens, turns.content
+        else:
+            columns = {"arrival_s": _arrivals(given, count, arrival_rng)}
+        if workload.shared_prefixes is not None and workload.sessions is None:
             content = shared_prefixes(
                 prefix_rng,
                 prompts,
                 num_prefixes=workload.shared_prefixes.num_prefixes,
                 shared_prefix_tokens=workload.shared_prefixes.tokens,
             )
+    samples = draw_samples(
+        workload, outputs, lambda n: _further_lengths(workload, outputs, n, sample_rng), sample_rng
+    )
+    if samples is not None:
+        outputs = samples.longest
     limits = outputs if workload.max_tokens is None else np.maximum(outputs, workload.max_tokens)
     with np.errstate(over="ignore"):
         arrival_s = columns["arrival_s"] * workload.time_scale
@@ -287,8 +548,10 @@ def draw_workload(
         content=content,
         max_concurrency=workload.max_concurrency,
         request_ids=None if drawn is None else drawn.request_ids,
+        labels=labels,
         name="synthetic" if drawn is None else drawn.name,
         notes=() if drawn is None else drawn.notes,
+        samples=samples,
     )
 
 
@@ -302,6 +565,15 @@ def _arrivals(given: schema.Arrivals, count: int, rng: np.random.Generator) -> n
         return arrivals.poisson(rng, count, rate_per_s=given.request_rate)
     assert given.burstiness is not None
     return arrivals.gamma(rng, count, rate_per_s=given.request_rate, burstiness=given.burstiness)
+
+
+def _further_lengths(
+    workload: schema.Workload, outputs: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Lengths of further samples: of the outputs' distribution, or of the trace's outputs."""
+    if workload.lengths is None or workload.lengths.in_order:
+        return rng.choice(outputs, size=count)
+    return _lengths("output", workload.lengths, count, rng)
 
 
 def _lengths(
@@ -329,6 +601,29 @@ def _lengths(
     if pair.in_order:
         return np.resize(np.array(given.values, dtype=np.int64), count)
     return lengths.empirical(rng, count, given.values)
+
+
+def _mixed_lengths(
+    classes: Mapping[str, schema.RequestClass],
+    labels: list[str],
+    prompt_rng: np.random.Generator,
+    output_rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and output tokens of requests of several classes.
+
+    Every class draws for all requests, from streams of its own: another share or another length
+    leaves the requests of the other classes as they were.
+    """
+    count, of = len(labels), np.array(labels)
+    prompts, outputs = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    prompt_rngs, output_rngs = (rng.spawn(len(classes)) for rng in (prompt_rng, output_rng))
+    for (name, each), of_prompts, of_outputs in zip(
+        classes.items(), prompt_rngs, output_rngs, strict=True
+    ):
+        mine = of == name
+        prompts[mine] = _lengths("prompt", each.lengths, count, of_prompts)[mine]
+        outputs[mine] = _lengths("output", each.lengths, count, of_outputs)[mine]
+    return prompts, outputs
 
 
 # -- what has no effect -----------------------------------------------------------------------

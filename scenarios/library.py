@@ -93,10 +93,9 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
     A relative path is looked up in the current folder, then in `beside`.
     """
     path = model_path(name, beside=beside)
-    label = path.parent.name if path.name == "config.json" else path.stem
     config = model_config(path)
     try:
-        return ModelSpec.from_config(config, name=label or path.stem)
+        return ModelSpec.from_config(config, name=model_name(path))
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -115,6 +114,12 @@ def model_path(name: str, *, beside: Path | None = None) -> Path:
             "or the path of a Hugging Face config.json"
         )
     return path
+
+
+def model_name(path: Path) -> str:
+    """What to call the model that `path` describes: its file, or the folder of a config.json."""
+    label = path.parent.name if path.name == "config.json" else path.stem
+    return label or path.stem
 
 
 def model_config(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from scenarios.errors import InputError, did_you_mean
 from scenarios.library import Loader, read_yaml, scenario_path
 from scenarios.schema import Scenario
+from scenarios.sweep_section import Sweep
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -48,20 +49,23 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
             value = yaml.load(text, Loader)
         except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01
             raise InputError(f"--set {override}: the value is not valid YAML") from None
-        section = content
-        for position, key in enumerate(keys[:-1]):
-            inner = section.setdefault(key, {})
-            if inner is None:
-                inner = section[key] = {}
-            if not isinstance(inner, dict):
-                here = ".".join(keys[: position + 1])
-                raise InputError(
-                    f"--set {override}: {here} is {_SHORT.repr(inner)}, not a section with keys"
-                )
-            section = inner
-        section[keys[-1]] = value
+        set_value(content, keys, value, source=f"--set {override}")
         paths.add(".".join(keys))
     return paths
+
+
+def set_value(content: dict[str, Any], keys: Sequence[str], value: Any, *, source: str) -> None:
+    """Set what lies at the path `keys`; InputError, naming `source`, where no section is."""
+    section = content
+    for position, key in enumerate(keys[:-1]):
+        inner = section.setdefault(key, {})
+        if inner is None:
+            inner = section[key] = {}
+        if not isinstance(inner, dict):
+            here = ".".join(keys[: position + 1])
+            raise InputError(f"{source}: {here} is {_SHORT.repr(inner)}, not a section with keys")
+        section = inner
+    section[keys[-1]] = value
 
 
 def parse_scenario(
@@ -78,13 +82,32 @@ def parse_as(
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        details = error.errors()
-        first = details[0]
-        path = _yaml_path(first)
-        source = _blamed(path, origin, overridden)
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        where = f"{source}: {path}" if path else source
-        raise InputError(f"{where}: {_explain(first, schema)}{more}") from None
+        raise _refused(error.errors(), origin, overridden, schema) from None
+
+
+def parse_sweep(content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()) -> Sweep:
+    """Validate the sweep section of `content` alone: the rest may be whole only with its axes."""
+    try:
+        return Scenario.model_validate(content).sweep or Sweep()
+    except ValidationError as error:
+        details = [one for one in error.errors() if one["loc"][:1] == ("sweep",)]
+        if details:
+            raise _refused(details, origin, overridden, Scenario) from None
+        return Sweep.model_validate(content.get("sweep") or {})
+
+
+def _refused(
+    details: list[ErrorDetails],
+    origin: str,
+    overridden: Iterable[str],
+    schema: type[BaseModel],
+) -> InputError:
+    first = details[0]
+    path = _yaml_path(first)
+    source = _blamed(path, origin, overridden)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    where = f"{source}: {path}" if path else source
+    return InputError(f"{where}: {_explain(first, schema)}{more}")
 
 
 def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
@@ -120,8 +143,6 @@ def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
             return f"{given} is not known; {hint}"
         case "value_error":
             return str(context["error"])
-        case "less_than_equal" if error["loc"][-1] == "pipeline_parallel":
-            return f"{given} stages: only 1 is supported; use tensor_parallel up to 8"
         case "model_type":
             return f"{given}: expected a section with keys"
         case "finite_number":
@@ -132,13 +153,21 @@ def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
 
 
 def _section(location: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    """The section that a location lies in, through lists and mappings of sections."""
     section = schema
     for key in location:
-        if isinstance(key, str):
-            for candidate in _alternatives(section.model_fields[key].annotation):
-                if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                    section = candidate
+        # A key that is no field names an entry of a mapping, whose section was found before.
+        if isinstance(key, str) and key in section.model_fields:
+            section = next(_sections(section.model_fields[key].annotation), section)
     return section
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value so annotated may hold, itself or as items."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for option in get_args(annotation):
+        yield from _sections(option)
 
 
 def _literals(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:

@@ -46,8 +46,7 @@ def _section(model: type[BaseModel], path: str, lines: list[str], seen: set[type
     inner: list[tuple[type[BaseModel], str]] = []
     for name, field in model.model_fields.items():
         key = f"{path}.{name}" if path else name
-        for section in _sections(field.annotation):
-            inner.append((section, key))
+        inner += [(section, key) for section in _sections(field.annotation)]
         row = [f"`{name}`", _value(field), _default(field), comments.get(name, "")]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     lines.append("")

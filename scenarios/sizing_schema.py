@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scenarios.schema import Count, Engine, Fraction, Latency, LengthPair, Lengths, Section
+from scenarios.schema import Engine, Latency, LengthPair, Lengths
+from scenarios.section import Count, Fraction, Section
 
 Flops = Annotated[float, Field(gt=0, le=1e32, allow_inf_nan=False)]
 Usd = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]

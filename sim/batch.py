@@ -18,6 +18,17 @@ class PrefillChunk:
 
 
 @dataclass(slots=True)
+class Verification:
+    """What speculating sequences verify in one iteration; sums over all of them."""
+
+    query_tokens: int = 0  # computed by the target: each sequence's last token and its drafts
+    drafted: int = 0
+    accepted: int = 0  # also beyond an answer's end
+    emitted: int = 0  # handed out: accepted ones and the target's own, up to an answer's end
+    draft_s: float = 0.0  # time spent on drafting; set by the latency model
+
+
+@dataclass(slots=True)
 class Batch:
     """The work of one iteration, or of `iterations` identical decode iterations in a row.
 
@@ -36,5 +47,11 @@ class Batch:
     swap_out_blocks: int = 0
     swapped_out: Sequence[tuple[Request, list[int]]] = ()  # whose blocks go to the host first
     swapped_in: Sequence[Request] = ()  # whose blocks come back into their new tables then
+    # The prefix cache's second tier. As with swapping, all that goes out goes before all that
+    # comes in.
+    offloaded: Sequence[tuple[int, int]] = ()  # (device block, host block)
+    loaded: Sequence[tuple[int, int]] = ()  # (host block, device block)
+    copies: Sequence[tuple[int, int]] = ()  # (source, target) device blocks, after all of these
     preempted: int = 0
     extrapolated: bool = False  # set by a latency model that left its measured range
+    verification: Verification | None = None  # under speculative decoding

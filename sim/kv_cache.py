@@ -72,7 +72,7 @@ class BlockAllocator:
         if self._idle:
             for block in blocks:
                 if block in self._idle:
-                    self._forget(block)
+                    self._evict(block)
         self.num_free -= count
         if self._head > 4 * self.num_blocks + 1024:
             del self._queue[: self._head]
@@ -133,6 +133,16 @@ class BlockAllocator:
         for block in table:
             self._add_reference(block)
         return list(table)
+
+    def share(self, table: list[int], blocks: Iterable[int]) -> None:
+        """Append blocks that other tables hold."""
+        for block in blocks:
+            self._add_reference(block)
+            table.append(block)
+
+    def references(self, block: int) -> int:
+        """How many tables hold a block in use."""
+        return self._references.get(block, 1)
 
     def write(self, table: list[int], position: int) -> tuple[int, int] | None:
         """Make the block at `position` of `table` private before it is written to.
@@ -211,11 +221,20 @@ class BlockAllocator:
             blocks += self.cached(own)
         return blocks
 
+    def forget_all(self) -> None:
+        """The prefix cache is empty."""
+        for block in list(self._hash_of):
+            self._forget(block)
+
     def forget(self, table: Sequence[int]) -> None:
         """What these blocks hold is not to be found again (it turned out to be wrong)."""
         for block in table:
             if block in self._hash_of:
                 self._forget(block)
+
+    def _evict(self, block: int) -> None:
+        """A cached block is about to be handed out for something else."""
+        self._forget(block)
 
     def _forget(self, block: int) -> None:
         self._idle.discard(block)

@@ -16,7 +16,7 @@ import simpy
 from sim.batch import Batch
 from sim.latency.protocol import LatencyModel
 from sim.records import IterationLog
-from sim.run_log import note_iteration
+from sim.run_log import check_iteration, note_iteration
 from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 
@@ -84,7 +84,7 @@ class Replica:
                 self._take_arrivals(end_s)
                 source.release(len(finished), end_s)
             if self.check:
-                self._check(batch)
+                check_iteration(scheduler, batch)
             decisions += 1
             if self.progress is not None and decisions % _REPORT_EVERY == 0:
                 self.progress(scheduler.pool.num_finished + scheduler.pool.num_rejected)
@@ -110,15 +110,3 @@ class Replica:
         ends_s = self.latency.run_ends_s(batch, now_s, iterations, until_s)
         self.now_s = ends_s[-1]
         return len(ends_s), ends_s
-
-    def _check(self, batch: Batch) -> None:
-        """The conservation laws and the engine's limits, after an iteration."""
-        scheduler = self.scheduler
-        running, config = scheduler.pool.running, scheduler.config
-        scheduler.allocator.check(request.block_table for request in running)
-        assert batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs"
-        assert len(running) <= config.max_num_seqs, "more sequences than max_num_seqs"
-        if scheduler.has_token_budget:
-            assert batch.num_tokens <= max(config.max_num_batched_tokens, batch.num_decodes), (
-                "more tokens than max_num_batched_tokens"
-            )

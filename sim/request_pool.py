@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from sim.decode_set import DecodeSet
 from sim.records import RequestLog
@@ -29,6 +30,15 @@ class RequestPool:
     def num_unfinished(self) -> int:
         return len(self.waiting) + len(self.running) + len(self.swapped)
 
+    def tables(self) -> Iterator[list[int]]:
+        """All block tables in use: one a running request, or one for each of its samples."""
+        for request in self.running:
+            if request.group is None or not request.group.samples:
+                yield request.block_table
+            else:
+                for sample in request.group.samples:
+                    yield sample.block_table
+
     def start(self, request: Request, now_s: float) -> None:
         """Move a request, already taken out of its queue, to the end of ``running``."""
         self.running[request] = None
@@ -41,7 +51,7 @@ class RequestPool:
         """A prefill ended: its token goes out. Returns the gap to the token before, if any."""
         request.num_generated_tokens += 1
         gap_s = None
-        if request.num_generated_tokens == 1:
+        if request.first_token_s != request.first_token_s:  # NaN: its first ever
             request.first_token_s = now_s
         else:
             gap_s = now_s - request.last_token_s
@@ -59,6 +69,20 @@ class RequestPool:
         """The request can never be served here."""
         self.num_rejected += 1
         self.log.reject(request)
+
+    def evict(self) -> list[Request]:
+        """Take every unfinished request out, in order of arrival, set back to its beginning."""
+        lost = sorted([*self.running, *self.swapped, *self.waiting], key=lambda r: r.index)
+        for request in list(self.running):
+            if request.joined_step >= 0:
+                self.decodes.remove(request)
+        self.running.clear()
+        self.swapped.clear()
+        self.waiting.clear()
+        for request in lost:
+            self.log.close(request)
+            request.num_computed_tokens = request.num_generated_tokens = 0
+        return lost
 
     def abort(self, request: Request, now_s: float) -> None:
         """The request, already taken out of its queue or of ``running``, ends without an answer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,22 @@ class Serving(Protocol):
 
     scheduler: Scheduler
     log: IterationLog
+
+
+@runtime_checkable
+class Verifying(Protocol):
+    """A scheduler under speculative decoding, which notes down what is verified."""
+
+    def iteration_columns(self) -> Columns:
+        """Further columns of the iterations' records."""
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """An engine that requests come to, and may leave before they end."""
+
+    came_s: list[float]
+    gone_s: list[float]
 
 
 def note_iteration(
@@ -43,16 +59,21 @@ def note_iteration(
             first_end_s = end_s if ends_s is None else ends_s[0]
             scheduler.gaps += [(first_end_s - at_s, n) for at_s, n in emissions.items() if n]
             steady = 0
+    verified = batch.verification
+    decode_tokens = batch.num_decodes if verified is None else verified.query_tokens
     kv_blocks = allocator.num_used
     block_growth = scheduler.extend(iterations) if iterations > 1 else None
     rare = None
     swapped = batch.swap_in_blocks + batch.swap_out_blocks
-    if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks:
-        rare = (allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated)
+    if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks or batch.copies:
+        rare = (
+            allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated,
+            len(batch.copies), len(batch.loaded),
+        )  # fmt: skip
     log.append(
         (
             start_s, end_s, iterations, len(pool.running), len(batch.prefills),
-            batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens,
+            batch.num_tokens - decode_tokens, batch.num_decodes, batch.context_tokens,
             batch.num_tokens, batch.num_emitting, emitted, kv_blocks, stored, growth, steady,
             reserved,
         ),
@@ -62,13 +83,27 @@ def note_iteration(
     )  # fmt: skip
 
 
-def collect(engines: Sequence[Serving]) -> Records:
+def check_iteration(scheduler: Scheduler, batch: Batch) -> None:
+    """The conservation laws and an engine's limits; AssertionError where one is broken."""
+    running, config = scheduler.pool.running, scheduler.config
+    scheduler.allocator.check(scheduler.pool.tables())
+    assert batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs"
+    assert len(running) <= config.max_num_seqs, "more sequences than max_num_seqs"
+    if scheduler.has_token_budget:
+        assert batch.num_tokens <= max(config.max_num_batched_tokens, batch.num_decodes), (
+            "more tokens than max_num_batched_tokens"
+        )
+
+
+def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -> Records:
     """The records of engines that have nothing left to do.
 
-    Raises AssertionError when a request or a block was left behind.
+    `replicas` says to which replica each belongs, where a replica has several (the virtual engines
+    of a pipeline); by default each is one. Raises AssertionError when a request or a block was
+    left behind.
     """
     requests, iterations, preemptions, gaps, weights = [], [], [], [], []
-    for number, engine in enumerate(engines):
+    for number, engine in zip(replicas or range(len(engines)), engines, strict=True):
         pool, allocator = engine.scheduler.pool, engine.scheduler.allocator
         assert not pool.num_unfinished, "a request was left behind"
         assert allocator.num_free == allocator.num_blocks, "a block was left behind"
@@ -78,7 +113,12 @@ def collect(engines: Sequence[Serving]) -> Records:
             block_size=allocator.block_size,
             gaps=engine.scheduler.gaps,
         )
-        ran["waiting"] = _waiting(served, ran, pool.log.aborted_s)
+        if isinstance(engine, Passing):
+            ran["waiting"] = _queue(np.array(engine.came_s), np.array(engine.gone_s), ran)
+        else:
+            ran["waiting"] = _waiting(served, ran, pool.log.aborted_s)
+        if isinstance(engine.scheduler, Verifying):
+            ran |= engine.scheduler.iteration_columns()
         served["replica"] = np.full(len(served["request"]), number, dtype="i4")
         ran["replica"] = np.full(len(ran["start_s"]), number, dtype="i4")
         requests.append(served)
@@ -109,10 +149,15 @@ def _waiting(requests: Columns, iterations: Columns, aborted_s: dict[int, float]
             )
         ]
     )
+    return _queue(arrivals, gone_s, iterations)
+
+
+def _queue(came_s: np.ndarray, gone_s: np.ndarray, iterations: Columns) -> np.ndarray:
+    """Requests at an iteration's start that had come, were not running, nor finished, nor gone."""
     start_s = iterations["start_s"]
     finished_before = np.cumsum(iterations["finished"]) - iterations["finished"]
-    waiting: np.ndarray = np.searchsorted(arrivals, start_s, side="right") - finished_before
-    waiting -= np.searchsorted(gone_s, start_s, side="right") + iterations["running"]
+    waiting: np.ndarray = np.searchsorted(np.sort(came_s), start_s, side="right") - finished_before
+    waiting -= np.searchsorted(np.sort(gone_s), start_s, side="right") + iterations["running"]
     return waiting.astype("i4")
 
 

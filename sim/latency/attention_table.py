@@ -7,7 +7,8 @@ interpolated linearly in that count, not in tokens: exact both where time grows 
 the length (no cache) and where it grows linearly (a long cache).
 
 *Several prompts* in one iteration share one launch: they run at the utilisation of one prompt of as
-many tokens in all, scaled by the pairs they really score.
+many tokens in all, scaled by the pairs they really score. Or, where the table's measurer found that
+they take as long as one after the other (``prefills: one_by_one``), their times add up.
 
 *Uneven contexts* (skew): a batch takes no less time than its longest sequence alone does in such
 company. That bound is measured: with one long context among n - 1 short ones, a batch took a share
@@ -71,6 +72,15 @@ class PrefillAttention:
                 [mixed.coordinates[n] for n in names], mixed.time_s
             )
         self.longest = (self._axes[0][-1], self._axes[1][-1])
+
+    def most_pairs_per_s(self) -> float:
+        """Query-key pairs scored per second by the fastest prefill measured."""
+        rates = [
+            pairs(new, cached) / float(self._alone[i, j])
+            for i, new in enumerate(self._axes[0])
+            for j, cached in enumerate(self._axes[1])
+        ]
+        return max(rates)
 
     def alone(self, new_tokens: float, cached_tokens: float) -> float:
         return self._at(self._axes, self._alone, new_tokens, cached_tokens)
@@ -156,6 +166,8 @@ class AttentionTable:
         parts = table.parts
         self.decode = DecodeAttention(parts["decode_attention"])
         self.prefill = PrefillAttention(parts["prefill_attention"], parts.get("mixed_attention"))
+        self.pairs_per_s = self.prefill.most_pairs_per_s()
+        self._one_by_one = table.meta.get("prefills") == "one_by_one"
         self.skew: Skew | None = None
         if skew and "decode_skew" in parts:
             self.skew = Skew(parts["decode_skew"])
@@ -173,6 +185,10 @@ class AttentionTable:
         self, chunks: list[PrefillChunk], num_decodes: int, context_tokens: int
     ) -> float:
         """What prompts add to the decodes they run beside, all prompts in one launch."""
+        if self._one_by_one:
+            return sum(
+                self.prefill.alone(chunk.new_tokens, chunk.cached_tokens) for chunk in chunks
+            )
         new = sum(chunk.new_tokens for chunk in chunks)
         cached = sum(chunk.new_tokens * chunk.cached_tokens for chunk in chunks) / new
         scored = sum(pairs(chunk.new_tokens, chunk.cached_tokens) for chunk in chunks)

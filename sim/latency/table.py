@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from sim.batch import Batch
+from sim.expert_routing import ExpertRouting
 from sim.hardware import Interconnect
 from sim.latency.attention_table import AttentionTable
 from sim.latency.communication import all_reduce_s, ring_all_reduce_s
@@ -25,10 +26,16 @@ from sim.model_spec import ModelSpec
 class TableLatency:
     """Seconds of an iteration from a `LatencyTable`.
 
-    `host` has to be given where the table measured none. `link_measured`: the interconnect's
-    figures are an all-reduce's own α and β, not a datasheet's. `swapped_block_s` is the time to
-    move one KV block over the host link. Batches are padded to `capture_sizes`. Raises ValueError
-    when the table is of another model shape or tensor-parallel degree.
+    `host` has to be given where the table measured none; None takes the table's part ``host``.
+    `link_measured`: the interconnect's figures are an all-reduce's own α and β, not a datasheet's.
+    `swapped_block_s` is the time to move one KV block over the host link, unless the table measured
+    swapping blocks (of its own size, `block_size` scales them). Batches are padded to
+    `capture_sizes`.
+
+    `launch_s` above zero is the engine that Orcast itself runs: CUDA graphs for decodes alone, up
+    to the largest captured size; every other batch is unpadded and launched kernel by kernel, which
+    takes the host at least `launch_s`. Raises ValueError when the table is of another model shape
+    or tensor-parallel degree.
     """
 
     measured = True
@@ -39,13 +46,17 @@ class TableLatency:
         model: ModelSpec,
         *,
         tensor_parallel: int = 1,
+        ranks_per_node: int | None = None,
+        routing: ExpertRouting | None = None,
         interconnect: Interconnect,
         link_measured: bool = False,
-        host: HostOverhead,
+        host: HostOverhead | None,
         max_num_batched_tokens: int = 8192,
         max_num_seqs: int = 256,
         swapped_block_s: float = 0.0,
+        block_size: int | None = None,
         capture_sizes: tuple[int, ...] = (),
+        launch_s: float = 0.0,
         skew: bool = True,
     ) -> None:
         if table.tensor_parallel != tensor_parallel:
@@ -55,39 +66,52 @@ class TableLatency:
             )
         _check_shape(table, model)
         self.table = table
-        self.host = host
+        self.host = host or measured_host(table)
         self.label = f"table: {table.source}"
         self._model = model
         self._tensor_parallel = tensor_parallel
+        self._ranks_per_node = ranks_per_node
         self._interconnect = interconnect
         self._link_measured = link_measured
         self._swapped_block_s = swapped_block_s
+        self._swap: Line | None = None
+        self._swap_scale = 1.0
+        if "swap" in table.parts:
+            self._swap = one_line(table.parts["swap"], "blocks")
+            if block_size and table.block_size:
+                self._swap_scale = block_size / table.block_size
         self._attention = AttentionTable(table, skew=skew)
         self.uses_longest = self._attention.skew is not None
         self._linear = [
-            Line(part.coordinates["tokens"][order].tolist(), part.time_s[order].tolist())
-            for part in table.parts["linear"].operations().values()
-            for order in [np.argsort(part.coordinates["tokens"])]
+            one_line(part, "tokens") for part in table.parts["linear"].operations().values()
         ]
         self._logits = [
-            Line(part.coordinates["sequences"][order].tolist(), part.time_s[order].tolist())
-            for part in table.parts["logits"].operations().values()
-            for order in [np.argsort(part.coordinates["sequences"])]
+            one_line(part, "sequences") for part in table.parts["logits"].operations().values()
         ]
         self._experts = None
         if model.moe is not None:
-            self._experts = ExpertTable(table.parts["moe"], model)
+            self._experts = ExpertTable(table.parts["moe"], model, routing)
         self._capture_sizes = capture_sizes
+        self._launch_s = launch_s
+        self._most_captured = max(capture_sizes, default=0)
         tokens = np.arange(max_num_batched_tokens + 1)
         self._tokens_s: list[float] = self._total(self._token_parts_s, tokens).tolist()
         rows = np.arange(max_num_seqs + 1)
         self._rows_s: list[float] = self._total(self._row_parts_s, rows).tolist()
         self._most_tokens = min(line.last for line in self._linear)
+        self._unpadded_s: list[float] = []
+        if launch_s > 0.0:
+            self._unpadded_s = self._total(self._unpadded_parts_s, tokens).tolist()
+        measured = None if host is not None else table.parts.get("host")
+        self._host = None if measured is None else one_line(measured, "sequences")
+        self._host_s = [self._host_time_s(seqs) for seqs in range(max_num_seqs + 1)]
 
     # -- one iteration ------------------------------------------------------------------------
 
     def iteration_s(self, batch: Batch) -> float:
         """Seconds of one iteration; marks the batch where it leaves the measured range."""
+        if self._launch_s > 0.0 and self._is_eager(batch):
+            return self._eager_s(batch)
         duration_s = self._fixed_s(batch)
         if batch.prefills:
             duration_s += self._attention.prefills_s(
@@ -106,15 +130,24 @@ class TableLatency:
         """When each of up to `iterations` decode iterations ends (see `LatencyModel`)."""
         decodes, context = batch.num_decodes, batch.context_tokens
         longest = batch.longest_tokens
-        fixed_s, decode_s = self._fixed_s(batch), self._attention.decode_s
+        decode_s = self._attention.decode_s
+        eager = self._launch_s > 0.0 and self._is_eager(batch)
+        fixed_s = 0.0 if eager else self._fixed_s(batch)
         batch.extrapolated = self._outside(batch)
         if not batch.extrapolated:
             # A run is wholly inside the measured range or wholly outside.
             inside = int(self._attention.decode.longest * decodes - context) // decodes + 1
             iterations = min(iterations, inside)
         ends_s: list[float] = []
+        if eager:
+            kernels_s, besides_s = self._eager_parts_s(batch)
         for _ in range(iterations):
-            start_s += fixed_s + decode_s(decodes, context, longest)
+            if eager:
+                start_s += self._launched(
+                    kernels_s + decode_s(decodes, context, longest), besides_s
+                )
+            else:
+                start_s += fixed_s + decode_s(decodes, context, longest)
             ends_s.append(start_s)
             if start_s >= until_s:
                 break
@@ -122,17 +155,62 @@ class TableLatency:
             longest += 1
         return ends_s
 
+    def further_queries_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
+        """Decode attention with `query_tokens` in all, beyond one for each sequence.
+
+        Tables time one query a sequence. Keys and values are read once for all of them, so more
+        cost nothing until scoring takes longer than reading: at the rate of the fastest prefill.
+        """
+        scored_s = query_tokens / num_decodes * context_tokens / self._attention.pairs_per_s
+        one_s = self._attention.decode.line(num_decodes)(context_tokens / num_decodes)
+        return max(scored_s - one_s, 0.0)
+
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Split recorded durations; attention is what the other parts leave."""
         parts = looked_up(self._token_parts_s, iterations["num_tokens"])
+        if self._launch_s > 0.0:
+            unpadded = looked_up(self._unpadded_parts_s, iterations["num_tokens"])
+            eager = iterations["prefill_seqs"] > 0
+            parts = {key: np.where(eager, unpadded[key], parts[key]) for key in parts}
         parts |= looked_up(self._row_parts_s, iterations["num_emitting"])
-        host_s = self.host.per_iteration_s + self.host.per_sequence_s * iterations["num_seqs"]
-        parts["host"] = host_s
+        seqs = iterations["num_seqs"]
+        parts["host"] = np.array([self._host_time_s(n) for n in range(seqs.max(initial=0) + 1)])[
+            seqs
+        ]
         if iterations["swap_blocks"].any():
-            parts["swap"] = self._swapped_block_s * iterations["swap_blocks"]
+            blocks = iterations["swap_blocks"]
+            swap_s = {n: self._swap_s(n) for n in np.unique(blocks).tolist()}
+            parts["swap"] = np.array([swap_s[n] for n in blocks.tolist()])
         known_s = sum(parts.values())
-        parts["attention"] = np.maximum(iterations["duration_s"] - known_s, 0.0)
+        rest_s = np.maximum(iterations["duration_s"] - known_s, 0.0)
+        if self._launch_s > 0.0:
+            besides_s = parts["host"] + parts.get("swap", 0.0)
+            waited = np.isclose(iterations["duration_s"] - besides_s, self._launch_s, rtol=1e-9)
+            parts["launch"] = np.where(waited, rest_s, 0.0)
+            rest_s = rest_s - parts["launch"]
+        parts["attention"] = rest_s
         return parts
+
+    def batch_parts_s(self, batch: Batch) -> dict[str, float]:
+        """One iteration's seconds by part, as if nothing was padded or waited for its launch."""
+        parts = self._unpadded_parts_s(np.array([batch.num_tokens]))
+        parts |= self._row_parts_s(np.array([batch.num_emitting]))
+        times_s = {key: float(values[0]) for key, values in parts.items()}
+        if batch.prefills:
+            times_s["prefill_attention"] = self._attention.prefills_s(
+                batch.prefills, batch.num_decodes, batch.context_tokens
+            )
+        if batch.num_decodes:
+            times_s["decode_attention"] = self._attention.decode_s(
+                batch.num_decodes, batch.context_tokens, batch.longest_tokens
+            )
+        return times_s
+
+    def experts_s(self, tokens: int, experts: int) -> float:
+        """The mixture of experts at so many activated experts. ValueError for a dense model."""
+        if self._experts is None:
+            raise ValueError(f"{self._model.name} has no experts")
+        return self._experts.at(tokens, experts)
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -146,10 +224,60 @@ class TableLatency:
             duration_s += self._rows_s[batch.num_emitting]
         except IndexError:
             duration_s += float(self._total(self._row_parts_s, np.array([batch.num_emitting]))[0])
-        duration_s += self.host.per_iteration_s + batch.num_seqs * self.host.per_sequence_s
+        try:
+            duration_s += self._host_s[batch.num_seqs]
+        except IndexError:
+            duration_s += self._host_time_s(batch.num_seqs)
         if batch.swap_in_blocks or batch.swap_out_blocks:
-            duration_s += self._swapped_block_s * (batch.swap_in_blocks + batch.swap_out_blocks)
+            duration_s += self._swap_s(batch.swap_in_blocks + batch.swap_out_blocks)
         return duration_s
+
+    def _host_time_s(self, num_seqs: int) -> float:
+        if self._host is not None:
+            return self._host(num_seqs)
+        return self.host.per_iteration_s + num_seqs * self.host.per_sequence_s
+
+    def _swap_s(self, blocks: int) -> float:
+        if self._swap is None or not blocks:
+            return self._swapped_block_s * blocks
+        return self._swap(blocks * self._swap_scale)
+
+    # -- kernels launched one by one --------------------------------------------------------------
+
+    def _is_eager(self, batch: Batch) -> bool:
+        return bool(batch.prefills) or batch.num_tokens > self._most_captured
+
+    def _eager_s(self, batch: Batch) -> float:
+        kernels_s, besides_s = self._eager_parts_s(batch)
+        if batch.prefills:
+            kernels_s += self._attention.prefills_s(
+                batch.prefills, batch.num_decodes, batch.context_tokens
+            )
+        if batch.num_decodes:
+            kernels_s += self._attention.decode_s(
+                batch.num_decodes, batch.context_tokens, batch.longest_tokens
+            )
+        batch.extrapolated = self._outside(batch)
+        return self._launched(kernels_s, besides_s)
+
+    def _launched(self, kernels_s: float, besides_s: float) -> float:
+        """The GPU waits for the host where launching takes longer than computing."""
+        return max(kernels_s, self._launch_s) + besides_s
+
+    def _eager_parts_s(self, batch: Batch) -> tuple[float, float]:
+        """Kernels but attention, and what comes on top of the kernels."""
+        try:
+            kernels_s = self._unpadded_s[batch.num_tokens]
+        except IndexError:
+            count = np.array([batch.num_tokens])
+            kernels_s = float(self._total(self._unpadded_parts_s, count)[0])
+        kernels_s += float(self._total(self._row_parts_s, np.array([batch.num_emitting]))[0])
+        besides_s = self._host_time_s(batch.num_seqs)
+        if batch.swap_in_blocks or batch.swap_out_blocks:
+            besides_s += self._swap_s(batch.swap_in_blocks + batch.swap_out_blocks)
+        return kernels_s, besides_s
+
+    # -- by counts --------------------------------------------------------------------------------
 
     @staticmethod
     def _total(
@@ -159,7 +287,12 @@ class TableLatency:
         return total
 
     def _token_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        padded = self._padded(tokens)
+        return self._computed_parts_s(tokens, self._padded(tokens))
+
+    def _unpadded_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        return self._computed_parts_s(tokens, tokens)
+
+    def _computed_parts_s(self, tokens: np.ndarray, padded: np.ndarray) -> dict[str, np.ndarray]:
         computed = tokens > 0
         parts = {"linear": sum(line.many(padded) for line in self._linear) * computed}
         if self._experts is not None:
@@ -191,10 +324,10 @@ class TableLatency:
                 part.coordinates["bytes"][rows][order].tolist(),
                 part.time_s[rows][order].tolist(),
             ).many(size)
-        elif self._link_measured:
+        elif self._link_measured and ranks <= (self._ranks_per_node or ranks):
             one = ring_all_reduce_s(size, ranks, self._interconnect)
         else:
-            one = all_reduce_s(size, ranks, self._interconnect)
+            one = all_reduce_s(size, ranks, self._interconnect, ranks_per_node=self._ranks_per_node)
         return 2 * self._model.num_layers * one
 
     def _outside(self, batch: Batch) -> bool:
@@ -215,15 +348,22 @@ class TableLatency:
 
 
 class ExpertTable:
-    """Seconds of a mixture of experts by tokens, at the experts that uniform routing activates.
+    """Seconds of a mixture of experts by tokens, at the experts that these activate on average.
 
-    Of E experts with k chosen a token, t tokens activate ``E (1 - (1 - k/E)^t)`` on average.
+    Raises ValueError where routing is not uniform and the table has one number of experts only:
+    its times then have the routing of the measurement in them.
     """
 
-    def __init__(self, part: Part, model: ModelSpec) -> None:
+    def __init__(self, part: Part, model: ModelSpec, routing: ExpertRouting | None = None) -> None:
         assert model.moe is not None
-        self._experts = model.moe.num_experts
-        self._chosen = model.moe.experts_per_token
+        chosen = model.moe.num_experts, model.moe.experts_per_token
+        self._routing = ExpertRouting.uniform(*chosen) if routing is None else routing
+        if routing is not None and len(np.unique(part.coordinates["experts"])) < 2:
+            raise ValueError(
+                "the table's expert times are of the routing they were measured with: experts may "
+                "be set where several numbers of activated experts were measured, or with source "
+                "roofline"
+            )
         self._axes, self._grid = filled_grid(
             [part.coordinates["tokens"], part.coordinates["experts"]], part.time_s
         )
@@ -233,10 +373,31 @@ class ExpertTable:
         return np.array([self._one(int(count)) for count in tokens.tolist()])
 
     def _one(self, tokens: int) -> float:
-        activated = self._experts * (1.0 - (1.0 - self._chosen / self._experts) ** tokens)
+        return self.at(tokens, float(self._routing.activated(np.array([tokens]))[0]))
+
+    def at(self, tokens: int, activated: float) -> float:
+        """Seconds at a number of activated experts."""
         low, high, share = bracket(self._axes[1], activated)
         column = self._grid[:, low] + share * (self._grid[:, high] - self._grid[:, low])
         return Line(self._axes[0], column.tolist())(tokens)
+
+
+def one_line(part: Part, axis: str) -> Line:
+    """A part of a single axis, in ascending order."""
+    order = np.argsort(part.coordinates[axis])
+    return Line(part.coordinates[axis][order].tolist(), part.time_s[order].tolist())
+
+
+def measured_host(table: LatencyTable) -> HostOverhead:
+    """The table's host time as a straight line over sequences. ValueError where it has none."""
+    if "host" not in table.parts:
+        raise ValueError("the table has no host overhead measured")
+    part = table.parts["host"]
+    seqs, times_s = part.coordinates["sequences"], part.time_s
+    slope, start = 0.0, float(times_s.mean())
+    if len(np.unique(seqs)) > 1:
+        slope, start = (float(value) for value in np.polyfit(seqs, times_s, 1))
+    return HostOverhead(max(0.0, start), max(0.0, slope), "measured, in the table")
 
 
 def _check_shape(table: LatencyTable, model: ModelSpec) -> None:

@@ -23,7 +23,8 @@ PART_COLUMNS: dict[str, tuple[str, ...]] = {
     "moe": ("tokens", "experts"),
     "communication": ("operation", "ranks", "bytes"),
     "host": ("sequences",),
-    "swap": ("blocks",),
+    "swap": ("blocks",),  # over the host link
+    "copy": ("blocks",),  # on the device, for copy-on-write; not priced by the simulator
 }
 REQUIRED_PARTS = ("linear", "logits", "prefill_attention", "decode_attention")
 # Further times of one measurement: the same batch with equal contexts.

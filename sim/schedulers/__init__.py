@@ -1,5 +1,6 @@
 """Scheduling policies, one a file, all on the same request pool and block allocator."""
 
+from sim.engine_config import EngineConfig
 from sim.schedulers.chunked import ChunkedScheduler
 from sim.schedulers.dynamic import DynamicScheduler
 from sim.schedulers.orca import OrcaScheduler
@@ -15,4 +16,27 @@ SCHEDULERS: dict[str, type] = {
     "chunked": ChunkedScheduler,
 }
 
-__all__ = ["SCHEDULERS", "Scheduler"]
+
+def scheduler_class(name: str, config: EngineConfig, *, samples: bool = False) -> type:
+    """The policy of that name, with what the engine adds to it. Raises ValueError where it cannot.
+
+    It speculates and offloads where `config` says so; `samples`: for requests of several sequences.
+    """
+    policy = SCHEDULERS[name]
+    # Only those who need these load them.
+    if config.speculation is not None:
+        from sim.speculation.schedulers import speculating
+
+        policy = speculating(policy)
+    if samples:
+        from sim.sharing.schedulers import sampling
+
+        policy = sampling(policy)
+    if config.offload_blocks:
+        from sim.kv_offload import offloading
+
+        policy = offloading(policy)
+    return policy
+
+
+__all__ = ["SCHEDULERS", "Scheduler", "scheduler_class"]

@@ -36,7 +36,9 @@ class ChunkedScheduler(IterationScheduler):
     def _schedule_running(self, batch: Batch, now_s: float) -> int:
         """Serve those already running; returns what is left of the budget."""
         decodes = self.pool.decodes
-        budget = self.config.max_num_batched_tokens - decodes.num_seqs
+        budget = self.config.max_num_batched_tokens - decodes.query_tokens
+        if budget < 0:
+            return self._schedule_in_order(batch, now_s)
         crossing = decodes.needing_block()
         if not self.prefilling:
             if len(crossing) > self.allocator.num_free:
@@ -70,7 +72,10 @@ class ChunkedScheduler(IterationScheduler):
                 if decoding:
                     self._hold_back(request)
                 continue
-            tokens = 1 if decoding else self._chunk_tokens(request, budget)
+            if decoding:
+                tokens = pool.decodes.limit(request, budget)
+            else:
+                tokens = self._chunk_tokens(request, budget)
             blocks = (
                 int(pool.decodes.needs_block(request))
                 if decoding
@@ -104,32 +109,30 @@ class ChunkedScheduler(IterationScheduler):
             self._held_back.remove(request)
         super().abort(request, now_s)
 
+    def evict(self, now_s: float) -> list[Request]:
+        self._held_back.clear()
+        return super().evict(now_s)
+
     def horizon(self, batch: Batch) -> int:
         return 1 if self._held_back else super().horizon(batch)
 
     def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator
         while pool.waiting and budget > 0:
-            if len(pool.running) >= self.config.max_num_seqs:
+            request = pool.waiting[0]
+            if not self._has_seats(request):
                 self._blocked = True
                 return
-            request = pool.waiting[0]
-            hits = allocator.cached_prefix(request)
+            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
+            hits = [] if received else allocator.cached_prefix(request)
             # The whole sequence has to fit, not merely its first chunk.
-            blocks = allocator.blocks_for(request.num_tokens) - len(hits)
+            blocks = self._blocks_to_start(request) - len(hits)
             if hits:
                 blocks += allocator.num_idle(hits)
             if blocks > allocator.num_free:
                 self._blocked = True
                 return
-            pool.waiting.popleft()
-            pool.start(request, now_s)
-            if hits:
-                allocator.reuse(request.block_table, hits)
-                request.num_computed_tokens = len(hits) * allocator.block_size
-                self._prefill_stored_tokens += request.num_computed_tokens
-                if not request.preemptions:
-                    request.cached_tokens = request.num_computed_tokens
+            request = self._start(request, hits, now_s)
             tokens = self._chunk_tokens(request, budget)
             self._prefill(batch, request, tokens)
             budget -= tokens

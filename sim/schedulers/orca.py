@@ -34,7 +34,9 @@ class OrcaScheduler(IterationScheduler):
             request = pool.waiting.popleft()
             pool.start(request, now_s)
             allocator.allocate(request.block_table, blocks)
-            self._prefill(batch, request, request.prompt_tokens)
+            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
+            self._prefill_stored_tokens += received
+            self._prefill(batch, request, request.num_tokens - received)
         self._add_decodes(batch)
         return batch if batch.num_tokens else None
 
@@ -42,4 +44,4 @@ class OrcaScheduler(IterationScheduler):
         tokens = self.config.reserved_tokens(
             request.prompt_tokens, request.max_tokens, request.output_tokens
         )
-        return self.allocator.blocks_for(max(tokens, request.final_tokens))
+        return self.allocator.blocks_for(max(tokens, self._final_slots(request)))

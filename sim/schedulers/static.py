@@ -34,9 +34,12 @@ class StaticScheduler:
     admits_arrivals = False
     has_token_budget = False
 
-    def add(self, request: Request) -> None:
+    def servable(self, request: Request) -> bool:
         fits = request.prompt_tokens + request.output_tokens <= self.config.max_model_len
-        if fits and self._row_blocks([request]) <= self.allocator.num_blocks:
+        return fits and self._row_blocks([request]) <= self.allocator.num_blocks
+
+    def add(self, request: Request) -> None:
+        if self.servable(request):
             self.pool.waiting.append(request)
         else:
             self.pool.reject(request)
@@ -63,6 +66,16 @@ class StaticScheduler:
 
     def extend(self, iterations: int) -> list[tuple[int, int, int]]:
         return []  # every row has its blocks since the batch began
+
+    def growth(self, iterations: int) -> int:
+        return 0
+
+    def evict(self, now_s: float) -> list[Request]:
+        lost = [request for request in self.pool.evict() if request not in self._aborted]
+        for request in [*lost, *self._aborted]:
+            self.allocator.free(request.block_table)
+        self._aborted.clear()
+        return lost
 
     def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
         pool = self.pool

@@ -24,6 +24,7 @@ class TraceFile:
 
     path: Path
     text: str
+    labels: Sequence[str] | None = None  # the class of each row, where one is asked for
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> TraceFile:
@@ -120,6 +121,7 @@ class TraceRows:
             self.output_tokens[order],
             content=content,
             request_ids=None if names is None else [names[row] for row in order],
+            labels=None if file.labels is None else [file.labels[row] for row in order],
             name=file.path.stem,
             notes=notes,
         )

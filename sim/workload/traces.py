@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
+from sim.workload.labels import trace_labels
 from sim.workload.trace_csv import (
     AZURE_COLUMNS,
     BURSTGPT_COLUMNS,
@@ -44,6 +46,7 @@ def read_trace(
     format: str = "auto",
     content: bool = False,
     output_content: bool = False,
+    label: str | None = None,
 ) -> Workload:
     """Read a trace: requests in order of arrival, the first at time 0.
 
@@ -53,6 +56,7 @@ def read_trace(
     output_content: let sharegpt's recorded answers be content too. Off by default: an engine that
         replays recorded lengths generates tokens of its own, so a later prompt that quotes the
         recorded answer does not match what that engine has in its cache.
+    label: the column or key whose text names each request's class.
 
     Requests that failed (no output token) are left out and counted in the workload's notes. Rows
     out of order are sorted, equal times keeping the file's order.
@@ -62,6 +66,10 @@ def read_trace(
     file = TraceFile.read(path)
     if format == "auto":
         format = _detected(file)
+    if label is not None:
+        if format == "vllm-bench":
+            raise TraceError(f"{file.path}: a vllm-bench result has no rows to take {label!r} from")
+        file = replace(file, labels=trace_labels(file, label))
     match format:
         case "azure":
             return read_azure(file)

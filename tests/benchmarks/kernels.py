@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from calibrate.environment import environment
+from calibrate.timer import Call, Ceilings, Timer, measure_ceilings
 from kernels import linear as linear_module
 from kernels import prefill_attention as prefill_module
 from kernels import swiglu_mlp as swiglu_module
@@ -37,12 +39,8 @@ from kernels.rotary import rotary_table
 from kernels.standard_attention import standard_attention
 from kernels.swiglu_mlp import gate_up, swiglu_mlp
 from tests.kernels.timing import (
-    Call,
-    Ceilings,
     Row,
     compare,
-    environment,
-    measure_ceilings,
     normal,
     write_csv,
 )
@@ -351,7 +349,7 @@ def run_sections(
     names: list[str], *, tune: bool = False, reference: Path | None = None
 ) -> tuple[Ceilings, list[Row]]:
     """Measure the sections, printing each row as it comes."""
-    ceilings = measure_ceilings()
+    ceilings = measure_ceilings(Timer("cuda"))
     print(f"copy {ceilings.copy_bytes_per_s / 1e12:.2f} TB/s read plus written, ", end="")
     print(f"8192 cubed product {ceilings.matrix_flops_per_s / 1e12:.0f} TFLOP/s")
     rows: list[Row] = []
@@ -379,7 +377,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no CUDA GPU: the kernels are timed on one only", file=sys.stderr)
         return 1
-    for name, value in environment().items():
+    for name, value in environment("cuda").items():
         print(f"{name}: {value}")
     _, rows = run_sections(names, tune=options.tune, reference=options.reference)
     if options.out is not None:

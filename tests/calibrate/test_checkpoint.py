@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="needs triton (extra gpu)")
 safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors (extra gpu)")
 
 from calibrate.checkpoint import Checkpoint, decode, eos_token, has_weights, load_model  # noqa: E402
+from calibrate.environment import CalibrationError  # noqa: E402
 from tests.calibrate.tiny_model import greedy_reference  # noqa: E402
 
 CONFIG = {
@@ -98,7 +99,7 @@ def test_a_broken_file_is_named(folder: Path) -> None:
 def test_a_gpu_that_is_not_there_is_said_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(ValueError, match="no CUDA GPU here; use --device cpu"):
+    with pytest.raises(CalibrationError, match=r"no CUDA GPU .* --device cpu"):
         load_model(CONFIG, device="cuda")
 
 

@@ -16,6 +16,7 @@ from calibrate.replay import replay  # noqa: E402
 from sim.batch import Batch  # noqa: E402
 from sim.engine_config import EngineConfig  # noqa: E402
 from sim.request import Request  # noqa: E402
+from sim.workload.samples import Samples  # noqa: E402
 from sim.workload.workload import Workload  # noqa: E402
 from tests.calibrate.tiny_model import (  # noqa: E402
     drawn_workload,
@@ -254,3 +255,38 @@ def test_sampling_is_drawn_from_its_seed() -> None:
 
     assert outputs(1) == outputs(1)
     assert outputs(1) != outputs(2)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "num_blocks", "settings"),
+    [
+        ("chunked", 60, {}),
+        ("chunked", 34, {}),
+        ("paged", 60, {}),
+        ("paged", 34, {"preemption": "swap", "swap_blocks": 60}),
+    ],
+)
+def test_samples_share_blocks_and_copy_what_they_write(
+    scheduler: str, num_blocks: int, settings: dict[str, object], reference: dict[int, list[int]]
+) -> None:
+    rng = np.random.default_rng(4)
+    counts = rng.integers(1, 4, 16)
+    lengths = [np.minimum(rng.integers(1, 14, n), 13).tolist() for n in counts.tolist()]
+    samples = Samples(counts, np.concatenate(lengths).astype(np.int64))
+    longest = np.array([max(each) for each in lengths])
+    workload = replace(WORKLOAD, output_tokens=longest, max_tokens=None, samples=samples)
+    engine = tiny_engine(workload, MODEL, scheduler=scheduler, num_blocks=num_blocks, **settings)
+    served = engine.run()
+    assert served.errors == {}
+    for request, each in enumerate(lengths):
+        expected = greedy_reference(MODEL, prompt(WORKLOAD, request), max(each))
+        answers = served.samples.get(request, [served.outputs[request]])
+        assert sorted(answers) == sorted(expected[:tokens] for tokens in each)
+    again = replay(
+        served.records,
+        workload,
+        engine.scheduler.config,
+        scheduler=scheduler,
+        num_blocks=num_blocks,
+    )
+    assert again.differences == []

@@ -1,20 +1,16 @@
-"""Timing kernels on a GPU: graph replays over rotating inputs, ceilings, rows of a table."""
+"""Timing kernels on a GPU against torch's: rows of a table of ratios."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import statistics
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-import triton
 
-Call = Callable[[], object]
+from calibrate.timer import Call, Ceilings, graph_timing, rotations
 
 
 @dataclass(slots=True)
@@ -46,60 +42,15 @@ class Row:
         return f"{head} {ratio:26} {share:14} {other} {self.note}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """What the device was measured to do: bytes read plus written a second, operations a second."""
-
-    copy_bytes_per_s: float
-    matrix_flops_per_s: float
-
-
 def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
     """Random bf16 data on the GPU; zeros would run faster."""
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16) * scale
 
 
-def rotations(bytes_per_call: int) -> int:
-    """Input sets that together exceed three L2 caches, at most 64."""
-    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-    return min(64, max(1, -(-3 * l2_bytes // max(1, bytes_per_call))))
-
-
 def time_us(calls: list[Call], *, replays: int = 15) -> tuple[float, float]:
     """Median time of one call and its spread; the calls are captured in one graph, ten at least."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in calls[:2]:
-            call()
-    torch.cuda.synchronize()
-    repeated = calls * -(-10 // len(calls))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for call in repeated:
-            call()
-    times_us = []
-    for replay in range(replays + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if replay >= 3:
-            times_us.append(start.elapsed_time(end) * 1000 / len(repeated))
-    median = statistics.median(times_us)
-    tenths = statistics.quantiles(times_us, n=10)
-    return median, (tenths[-1] - tenths[0]) / median
-
-
-def measure_ceilings() -> Ceilings:
-    """A 2 GiB device-to-device copy, and an 8192³ bf16 product of random data."""
-    source, target = normal(1 << 30), normal(1 << 30)
-    copy_us, _ = time_us([partial(target.copy_, source)])
-    moved_bytes = 2 * source.numel() * source.element_size()
-    a, b = normal(8192, 8192), normal(8192, 8192)
-    product_us, _ = time_us([partial(torch.matmul, a, b)])
-    return Ceilings(moved_bytes / copy_us * 1e6, 2 * 8192**3 / product_us * 1e6)
+    timing = graph_timing(calls, replays=replays, least_calls=10)
+    return timing.time_us, timing.spread
 
 
 def compare(
@@ -138,25 +89,6 @@ def compare(
         row.share = moved_bytes / ours_us * 1e6 / ceilings.copy_bytes_per_s
         row.share_of = "copy"
     return row
-
-
-def environment() -> dict[str, str]:
-    """GPU, driver, clocks and versions, for the head of a table."""
-    query = "driver_version,clocks.sm,clocks.max.sm,power.limit"
-    answer = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    lines = answer.stdout.strip().splitlines() if answer.returncode == 0 else []
-    driver, *clocks = [value.strip() for value in lines[0].split(",")] if lines else ["unknown"]
-    return {
-        "gpu": torch.cuda.get_device_name(0),
-        "driver": driver,
-        "sm clock, max, power limit": ", ".join(clocks),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cuda": str(torch.version.cuda),
-    }
 
 
 def write_csv(rows: list[Row], path: Path) -> None:

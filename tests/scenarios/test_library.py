@@ -103,7 +103,8 @@ def test_a_folder_by_a_scenarios_name_does_not_hide_it(
 @pytest.mark.parametrize("name", library.model_names())
 def test_every_model_fits_on_enough_of_the_largest_gpus(name: str) -> None:
     model = library.model(name)
-    gpus = min(8, model.num_attention_heads)
+    heads = model.num_attention_heads
+    gpus = next(count for count in (8, 4, 2, 1) if heads % count == 0)
     budget = memory_budget(model, library.gpu("mi300x"), tensor_parallel=gpus)
     assert budget.slots > 10_000
     assert model.name == name
@@ -154,3 +155,28 @@ def test_a_table_of_another_gpu_is_remarked_upon(tmp_path: Path) -> None:
     assert simulate("quickstart", settings).summary["warnings"] == []
     warnings = simulate("quickstart", {**settings, "hardware.gpu": "b200"}).summary["warnings"]
     assert warnings == ["the latency table was measured on H200-SXM, hardware.gpu is b200"]
+
+
+CLASSES = (
+    "{chat: {share: 1, lengths: {prompt: {distribution: uniform, min: 10, max: 20}, "
+    "output: {distribution: fixed, tokens: 5}}}, report: {share: SHARE, lengths: {prompt: "
+    "{distribution: fixed, tokens: 900}, output: {distribution: fixed, tokens: 50}}}}"
+)
+
+
+def test_a_mixture_of_classes_has_each_ones_lengths_and_says_which_is_which() -> None:
+    settings = ["workload.lengths=null", "workload.num_requests=400"]
+    few, many = (
+        load_scenario("quickstart", [*settings, f"workload.classes={CLASSES}".replace("SHARE", n)])
+        for n in ("1", "3")
+    )
+    requests = forecast(few[0], origin=few[1]).records.requests
+    reports = requests["request_class"] == "report"
+    assert 150 < reports.sum() < 250
+    assert (requests["prompt_tokens"][reports] == 900).all()
+    assert (requests["prompt_tokens"][~reports] <= 20).all()
+    # Another share leaves the lengths of those that stay as they were.
+    others = forecast(many[0], origin=many[1]).records.requests
+    stay = (others["request_class"] == "chat") & ~reports
+    assert stay.sum() > 50
+    assert (others["prompt_tokens"][stay] == requests["prompt_tokens"][stay]).all()

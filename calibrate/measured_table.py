@@ -1,0 +1,306 @@
+"""A journal of measurements -> a latency table: CSV files with spread and work, and meta.yaml."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibrate.batches import Lengths
+from calibrate.environment import CalibrationError
+from calibrate.journal import Journal, Points
+from calibrate.parts import Bench, Limits
+from calibrate.whole_iterations import Errors, Whole, fitted_factors, latency_of, parts_us
+from calibrate.work import WorkOf
+from kernels.model_config import ModelConfig
+from sim.batch import Batch
+from sim.latency.table import measured_host
+from sim.latency.table_data import EXTRA_TIMES, PART_COLUMNS, REQUIRED_PARTS, LatencyTable
+from sim.latency.table_folder import SCHEMA_VERSION, table_of
+from sim.model_spec import ModelSpec
+
+OPERATIONS = {"linear": "pass without attention", "logits": "projection and sampling"}
+COLUMNS = ("time_us", "isolated_us", "spread_us", "takes", "repeats", "flops", "bytes")
+Rows = list[tuple[Any, ...]]
+
+
+@dataclass(slots=True)
+class MeasuredTable:
+    """Everything a calibration found, ready to be written."""
+
+    journal: Journal
+    benches: Sequence[Bench]
+    config: ModelConfig
+    meta: dict[str, Any]
+    factors: dict[str, float] = field(default_factory=dict)
+    fitted: list[Whole] = field(default_factory=list)
+    held_out: list[Whole] = field(default_factory=list)
+    part_errors: dict[str, list[tuple[tuple[int, ...], float, float]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        journal: Journal,
+        benches: Sequence[Bench],
+        *,
+        rig_config: ModelConfig,
+        given: Mapping[str, Any],
+        spec: ModelSpec | None = None,
+        limits: Limits | None = None,
+    ) -> MeasuredTable:
+        """With `spec` and `limits` whole iterations are taken into account as well.
+
+        Raises CalibrationError where a part that every table needs has no points.
+        """
+        table = cls(journal, benches, rig_config, dict(given))
+        if spec is not None and limits is not None:
+            for name in REQUIRED_PARTS:
+                if len(journal.of(name).takes) < 2:
+                    raise CalibrationError(f"{name}: too little memory to measure any of it")
+            table._judge(spec, limits)
+            table._tell()
+        return table
+
+    def rows(self, bench: Bench, factor: float | None = None) -> Rows:
+        """Points, times in µs of the whole model; the factor is that of company by default."""
+        points = self.journal.of(bench.name)
+        factor = self.factors.get(bench.name, 1.0) if factor is None else factor
+        operation = () if bench.name not in OPERATIONS else (OPERATIONS[bench.name],)
+        extra = len(EXTRA_TIMES.get(bench.name, ()))
+        return [
+            (
+                *operation,
+                *point,
+                *(points.time_us(point, i) * bench.scale * factor for i in range(1 + extra)),
+            )
+            for point in sorted(points.takes)
+        ]
+
+    def table(self, *, isolated: bool = False) -> LatencyTable:
+        """As the simulator reads it; `isolated` leaves the factors of company out."""
+        parts = {
+            bench.name: self.rows(bench, 1.0 if isolated else None)
+            for bench in self.benches
+            if self.journal.of(bench.name).takes
+        }
+        return table_of(self.meta, parts)
+
+    def write_part(self, folder: Path, name: str) -> None:
+        """The part's CSV."""
+        bench = next(bench for bench in self.benches if bench.name == name)
+        points = self.journal.of(name)
+        if not points.takes:
+            return
+        work_of = WorkOf(self.config, block_size=int(self.meta["block_size"]))
+        factor = self.factors.get(name, 1.0)
+        header = (*PART_COLUMNS[name], *COLUMNS, *EXTRA_TIMES.get(name, ()))
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            for point, row in zip(sorted(points.takes), self.rows(bench), strict=True):
+                at = len(PART_COLUMNS[name])
+                takes, work = points.takes[point], work_of(name, point)
+                cells = (
+                    *row[: at + 1], row[at] / factor, row[at] * points.spread(point), len(takes),
+                    sum(take.repeats for take in takes), work.flops, work.bytes, *row[at + 1 :],
+                )  # fmt: skip
+                writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in cells])
+
+    # -- how good it is ---------------------------------------------------------------------------
+
+    def _judge(self, spec: ModelSpec, limits: Limits) -> None:
+        """Fit what parts cost in company, and hold the result against batches held out."""
+        given = self._wholes()
+        self.meta["prefills"] = self._how_prompts_add_up(given, spec, limits)
+        latency = latency_of(self.table(isolated=True), spec, limits)
+        alone = [
+            Whole(lengths, measured_us, parts_us(latency, lengths.features()))
+            for lengths, measured_us, held_out in given
+            if not held_out
+        ]
+        self.factors = fitted_factors(alone)
+        self._part_errors(spec, limits)
+        latency = latency_of(self.table(), spec, limits)
+        for lengths, measured_us, held_out in given:
+            whole = Whole(lengths, measured_us, parts_us(latency, lengths.features()))
+            (self.held_out if held_out else self.fitted).append(whole)
+        before = Errors.of([whole.error for whole in alone])
+        self.meta["whole_iterations"] = {
+            "sum_of_parts_alone": None if before is None else before.as_dict(),
+            "fitted": _errors(self.fitted),
+            "held_out": _errors(self.held_out),
+        }
+
+    def _wholes(self) -> list[tuple[Lengths, float, bool]]:
+        """Whole iterations measured: lengths, µs, whether held out."""
+        takes: dict[int, list[dict[str, Any]]] = {}
+        for line in self.journal.records.get("whole", []):
+            if "time_us" in line:
+                takes.setdefault(line["index"], []).append(line)
+        of_takes = min if self.journal.fastest else statistics.median
+        return [
+            (
+                Lengths(tuple(lines[0]["decodes"]), tuple((n, c) for n, c in lines[0]["prefills"])),
+                float(of_takes([line["time_us"] for line in lines])),
+                bool(lines[0]["held_out"]),
+            )
+            for lines in takes.values()
+        ]
+
+    def _how_prompts_add_up(
+        self, given: Sequence[tuple[Lengths, float, bool]], spec: ModelSpec, limits: Limits
+    ) -> str:
+        """Several prompts in one iteration: like one launch, or one after the other?
+
+        Whichever is nearer to the whole iterations that are not held out.
+        """
+        several = [
+            (lengths, measured_us)
+            for lengths, measured_us, held_out in given
+            if len(lengths.prefills) > 1 and not held_out
+        ]
+        found = {}
+        for how in ("together", "one_by_one"):
+            self.meta["prefills"] = how
+            latency = latency_of(self.table(isolated=True), spec, limits)
+            errors = [
+                sum(parts_us(latency, lengths.features()).values()) / measured_us - 1.0
+                for lengths, measured_us in several
+            ]
+            found[how] = float(np.median(np.abs(errors))) if errors else 0.0
+        # Without such a batch: a plain loop over sequences on a CPU, one launch on a GPU.
+        if not several:
+            return "one_by_one" if self.meta.get("launch") == "eager" else "together"
+        return min(found, key=lambda how: found[how])
+
+    def _part_errors(self, spec: ModelSpec, limits: Limits) -> None:
+        """Held-out points of each part against its look-up, both as measured in isolation."""
+        latency = latency_of(self.table(isolated=True), spec, limits)
+        for line in self.journal.records.get("held_out", []):
+            name, point = line["part"], tuple(line["point"])
+            predicted_us = self._look_up_us(latency, name, point)
+            self.part_errors.setdefault(name, []).append(
+                (point, float(line["time_us"]), predicted_us)
+            )
+
+    def _look_up_us(self, latency: Any, name: str, point: tuple[int, ...]) -> float:
+        if name == "moe":
+            return float(latency.experts_s(*point)) * 1e6
+        lengths = {
+            "linear": lambda: Batch(num_tokens=point[0]),
+            "logits": lambda: Batch(num_emitting=point[0]),
+            "prefill_attention": lambda: Lengths(prefills=((point[0], point[1]),)).features(),
+            "decode_attention": lambda: Lengths(decodes=(point[1],) * point[0]).features(),
+        }[name]()
+        return float(parts_us(latency, lengths)[name])
+
+    # -- what meta.yaml says ----------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        records = self.journal.records
+        ceilings = records["ceilings"][0]
+        self.meta["ceilings"] = {
+            "copy_tb_per_s": round(ceilings["copy_bytes_per_s"] / 1e12, 5),
+            "matrix_tflop_per_s": round(ceilings["matrix_flops_per_s"] / 1e12, 4),
+        }
+        self.meta["parts"] = {
+            bench.name: self._part_facts(bench)
+            for bench in self.benches
+            if self.journal.of(bench.name).takes
+        }
+        if "host" in self.meta["parts"]:
+            host = measured_host(self.table())
+            self.meta["host_overhead_us"] = {
+                "per_iteration": round(host.per_iteration_s * 1e6, 3),
+                "per_sequence": round(host.per_sequence_s * 1e6, 4),
+            }
+        launch = records.get("eager_launch")
+        if launch and launch[0]["eager_us"] > 1.1 * launch[0]["graph_us"]:
+            self.meta["eager_launch_us"] = round(launch[0]["eager_us"], 1)
+        if "operator_classes" in records:
+            self.meta["operator_classes"] = records["operator_classes"][0]
+        self.meta["flash_against_standard"] = records.get("flash", [])
+        self.meta["block_sizes"] = records.get("block_sizes", [])
+        self.meta["taken_over"] = [line["text"] for line in records.get("taken_over", [])]
+        self.meta["warnings"] = [
+            line["text"] for kind in ("throttled", "skipped") for line in records.get(kind, [])
+        ]
+
+    def _part_facts(self, bench: Bench) -> dict[str, Any]:
+        points: Points = self.journal.of(bench.name)
+        spreads = [points.spread(point) for point in points.takes]
+        errors = Errors.of([p / m - 1.0 for _, m, p in self.part_errors.get(bench.name, [])])
+        facts: dict[str, Any] = {
+            "points": len(points.takes),
+            "takes": sum(len(takes) for takes in points.takes.values()),
+            "duration_s": round(points.spent_s, 1),
+            "spread_median": round(float(np.median(spreads)), 4),
+            "held_out": None if errors is None else errors.as_dict(),
+            "in_company": round(self.factors.get(bench.name, 1.0), 4),
+            "scale": bench.scale,
+            "key": list(bench.key),
+        }
+        if source := points.taken_over_from():
+            facts["taken_over_from"] = source
+        if points.skipped:
+            facts["out_of_memory"] = len(points.skipped)
+        return facts
+
+
+def _errors(wholes: Sequence[Whole]) -> dict[str, float] | None:
+    errors = Errors.of([whole.error for whole in wholes])
+    return None if errors is None else errors.as_dict()
+
+
+def write_measured(folder: Path, table: MeasuredTable) -> None:
+    """All files of the table; meta.yaml, which makes it one, comes last."""
+    import yaml
+
+    for bench in table.benches:
+        table.write_part(folder, bench.name)
+    names = sorted({name for whole in table.held_out + table.fitted for name in whole.parts_us})
+    with (folder / "whole.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        head = ("held_out", "decodes", "context_tokens", "prefills", "prefill_tokens")
+        writer.writerow([*head, "measured_us", "predicted_us", *(f"{name}_us" for name in names)])
+        for held_out, wholes in ((1, table.held_out), (0, table.fitted)):
+            for whole in wholes:
+                lengths = whole.lengths
+                prefilled = sum(new for new, _ in lengths.prefills)
+                shape = (
+                    len(lengths.decodes),
+                    sum(lengths.decodes),
+                    len(lengths.prefills),
+                    prefilled,
+                )
+                times = (
+                    whole.measured_us, whole.predicted_us,
+                    *(whole.parts_us.get(name, 0.0) for name in names),
+                )  # fmt: skip
+                writer.writerow([held_out, *shape, *(f"{time_us:.6g}" for time_us in times)])
+    with (folder / "held_out.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["part", "point", "measured_us", "predicted_us"])
+        for name, errors in table.part_errors.items():
+            for point, measured_us, predicted_us in errors:
+                shape_text = " x ".join(map(str, point))
+                writer.writerow([name, shape_text, f"{measured_us:.6g}", f"{predicted_us:.6g}"])
+    meta = {"schema_version": SCHEMA_VERSION, **table.meta}
+    text = yaml.safe_dump(_plain(meta), sort_keys=False, allow_unicode=True)
+    (folder / "meta.yaml").write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, texts, lists and mappings only, as YAML's safe dumper wants them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value

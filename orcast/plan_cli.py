@@ -1,0 +1,122 @@
+"""`orcast plan`: the cheapest deployment that serves a load within its service level."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+
+from orcast.calibrate_cli import compose
+
+
+def plan(
+    scenario: Annotated[
+        str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="YAML {gpu: USD per hour}.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder (default: runs/NAME).")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Find the cheapest deployment for a load, what breaks it first, and why the others lost."""
+    from reports.plan_folder import FILES, MARKER, write_plan
+    from reports.writer import fresh_folder
+    from scenarios.load import load_scenario
+    from scenarios.plan import plan as plan_scenario
+
+    settings = list(set_ or [])
+    if prices is not None:
+        settings.append(f"plan.prices={json.dumps(str(prices))}")
+    loaded, origin = load_scenario(scenario, settings)
+    folder = out or Path("runs") / _folder_name(loaded.name)
+    with fresh_folder(folder, marker=MARKER, files=FILES) as partial, _Progress() as progress:
+        answer = plan_scenario(
+            loaded,
+            origin=origin,
+            compose=compose,
+            jobs=jobs or available_cores(),
+            progress=progress.show,
+        )
+        write_plan(partial, answer)
+    _show(answer, folder, as_json=as_json)
+
+
+def _folder_name(name: str) -> str:
+    """``plan-NAME``, beside the folder of the scenario's run."""
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return plain if plain.startswith("plan") else f"plan-{plain}".strip("-")
+
+
+def _show(answer: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        for warning in answer["warnings"]:
+            print(f"orcast: warning: {warning}", file=sys.stderr)
+        print(json.dumps(answer | {"plan_folder": str(folder)}))
+        return
+    from rich.console import Console
+
+    from reports.plan_table import plan_table
+
+    console = Console(highlight=False)
+    # A table of figures and reasons needs room; a pipe has all it wants.
+    console.width = max(console.width, 100) if console.is_terminal else 160
+    console.print(plan_table(answer))
+    print(f"Report: {folder / 'report.html'}")
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Progress:
+    """A progress bar on the terminal: deployments explored, and the time that is left."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            self._bar = Progress(
+                "exploring deployments", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("deployments", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """`done` of `total` deployments are explored."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)

@@ -1,0 +1,388 @@
+"""Several engines behind a router: groups, pools, failures, autoscaling, on one SimPy clock.
+
+A *group* is a number of equal replicas. With roles ``prefill`` and ``decode`` (DistServe, Zhong et
+al., OSDI 2024; Splitwise, Patel et al., ISCA 2024) a request is first computed by a prefill replica
+up to its first token, then its KV cache crosses a link, one transfer of a replica after the other,
+and a decode replica goes on. A replica that fails loses what it has; its requests begin anew
+elsewhere. The autoscaler starts and drains replicas by the number of unfinished requests.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from heapq import heappush
+from math import ceil, inf
+
+import numpy as np
+import simpy
+
+from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
+from sim.cluster_replica import ARRIVAL, ClusterReplica
+from sim.kv_offload import block_allocator
+from sim.records import Records
+from sim.request import Request
+from sim.request_pool import RequestPool
+from sim.routers import ROUTERS, Routing
+from sim.run_log import collect
+from sim.schedulers import scheduler_class
+from sim.workload.source import RequestSource
+from sim.workload.workload import Workload
+
+_REPORT_EVERY = 256  # endings between two calls of `progress`
+
+
+class _Clock(simpy.Environment):
+    """SimPy's event queue with absolute times: a sum of delays would not end where it should."""
+
+    def at(self, time_s: float, rank: int, call: Callable[[float], None]) -> None:
+        """Call `call(time_s)` then; of one time, by rank, then in order of asking."""
+        event = simpy.Event(self)
+        event._ok, event._value = True, None
+        assert event.callbacks is not None
+        event.callbacks.append(lambda _: call(time_s))
+        heappush(self._queue, (time_s, rank, next(self._eid), event))  # type: ignore[misc]
+
+
+class _PrefillPool(RequestPool):
+    """Requests leave it with their first token; the cluster logs those that end with it."""
+
+    def finish(self, request: Request, now_s: float) -> None:
+        del self.running[request]
+        request.finished_s = now_s
+        self.num_finished += 1
+
+
+def simulate_cluster(
+    workload: Workload,
+    groups: Sequence[ReplicaGroup],
+    *,
+    router: str = "round_robin",
+    kv_link: KvLink | None = None,
+    autoscaling: Autoscaling | None = None,
+    failures: Sequence[Failure] = (),
+    seed: int = 0,
+    leap: bool = True,
+    check: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Records, ClusterFacts]:
+    """Serve `workload` on all replicas of `groups`, numbered in order.
+
+    Leaping gives the same records as stepping, for every router. `seed` is the random router's.
+    """
+    cluster = _Cluster(
+        workload, groups, router=router, kv_link=kv_link, autoscaling=autoscaling, seed=seed,
+        leap=leap, check=check, progress=progress,
+    )  # fmt: skip
+    for failure in failures:
+        cluster.plan_failure(failure)
+    # The run makes millions of small objects and no cycles: let reference counts do the work.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        cluster.clock.run()
+    finally:
+        if collecting:
+            gc.enable()
+    return cluster.records(), cluster.facts
+
+
+class _Cluster:
+    def __init__(
+        self,
+        workload: Workload,
+        groups: Sequence[ReplicaGroup],
+        *,
+        router: str,
+        kv_link: KvLink | None,
+        autoscaling: Autoscaling | None,
+        seed: int,
+        leap: bool,
+        check: bool,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.clock = _Clock()
+        self.replicas: list[ClusterReplica] = []
+        self._groups: list[ReplicaGroup] = []  # of each replica
+        self._samples = workload.samples
+        if self._samples is not None and any(group.role != "both" for group in groups):
+            raise ValueError("requests for several samples cannot move from a pool to another")
+        for group in groups:
+            for _ in range(group.replicas):
+                self._add_replica(group, leap=leap, check=check)
+        self.facts = ClusterFacts(up_s=[0.0] * len(self.replicas))
+        self._route = ROUTERS[router]
+        rng = np.random.default_rng([seed, 0x70757465])
+        self._memory = {role: Routing(rng) for role in ("both", "prefill", "decode")}
+        self._link = kv_link
+        self._link_free_s = [0.0] * len(self.replicas)
+        self._autoscaling = autoscaling
+        self._progress = progress
+        self._total = len(workload)
+        self._ended = 0
+        # Output and limit of requests that are being prefilled.
+        self._lengths: dict[Request, tuple[int, int]] = {}
+        self._nowhere: dict[str, deque[Request]] = {"both": deque(), "decode": deque()}
+        # Replicas that take requests, and since when a replica is paid for; None: it is not.
+        self._open = [True] * len(self.replicas)
+        self._up_since_s: list[float | None] = [0.0] * len(self.replicas)
+        self._starting: set[int] = set()
+        self._failed: set[int] = set()
+        self._recoveries = 0  # still to come
+        self._changed_s = 0.0
+        if autoscaling is not None:
+            self._start_small(autoscaling)
+        self._note_replicas(0.0)
+        caching = any(group.config.enable_prefix_caching for group in groups)
+        self._source = RequestSource(
+            workload, block_size=groups[0].config.block_size, prefix_caching=caching
+        )
+        self._arrival_due = inf
+        self._expect_arrival()
+
+    def _add_replica(self, group: ReplicaGroup, *, leap: bool, check: bool) -> None:
+        config = group.config
+        pool_type = _PrefillPool if group.role == "prefill" else RequestPool
+        pool = pool_type(config.block_size, track_longest=group.latency.uses_longest)
+        allocator = block_allocator(config, group.num_blocks)
+        policy = scheduler_class(group.scheduler, config, samples=self._samples is not None)
+        scheduler = policy(pool, allocator, config)
+        self._groups.append(group)
+        self.replicas.append(
+            ClusterReplica(
+                len(self.replicas), self.clock, scheduler, group.latency, self._on_finished,
+                leap=leap, check=check,
+            )
+        )  # fmt: skip
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def _expect_arrival(self) -> None:
+        next_s = self._source.next_arrival_s
+        if next_s < inf and next_s != self._arrival_due:
+            self._arrival_due = next_s
+            self.clock.at(next_s, ARRIVAL, self._arrive)
+
+    def _arrive(self, now_s: float) -> None:
+        self._arrival_due = inf
+        source = self._source
+        while source.next_arrival_s <= now_s:
+            self._dispatch(source.take(), now_s)
+        self._expect_arrival()
+
+    def _dispatch(self, request: Request, now_s: float, role: str = "both") -> None:
+        """Send a request to a replica of its phase; with none up it waits at the door."""
+        roles = ("both", "prefill") if role == "both" else ("decode",)
+        able = [
+            replica
+            for replica in self.replicas
+            if self._open[replica.number] and self._groups[replica.number].role in roles
+        ]
+        if not able:
+            self._nowhere[role].append(request)
+            return
+        replica = self._route(request, able, now_s, self._memory[role])
+        if self._groups[replica.number].role == "prefill" and not self._shorten(request, replica):
+            replica.came_s.append(now_s)
+            replica.gone_s.append(now_s)
+            replica.scheduler.pool.reject(request)
+            self._count_ended(1, now_s)
+            return
+        replica.send(request, now_s)
+
+    def _shorten(self, request: Request, prefill: ClusterReplica) -> bool:
+        """Let a request end with its first token; False where it could not be served to its end."""
+        if not any(
+            replica.scheduler.servable(request)
+            for replica, group in zip(self.replicas, self._groups, strict=True)
+            if group.role == "decode"
+        ):
+            return False
+        self._lengths[request] = request.output_tokens, request.max_tokens
+        request.output_tokens = request.max_tokens = 1
+        if prefill.scheduler.servable(request):
+            return True
+        self._restore(request)
+        return False
+
+    def _restore(self, request: Request) -> None:
+        if request in self._lengths:
+            request.output_tokens, request.max_tokens = self._lengths.pop(request)
+
+    def _on_finished(self, replica: ClusterReplica, finished: list[Request], now_s: float) -> None:
+        if self._groups[replica.number].role != "prefill":
+            self._count_ended(len(finished), now_s)
+            self._drain(replica, now_s)
+            return
+        ended = 0
+        for request in finished:
+            self._restore(request)
+            if request.output_tokens > 1:
+                self._transfer(replica, request, now_s)
+            else:
+                replica.scheduler.pool.log.finish(request)
+                ended += 1
+        self._count_ended(ended, now_s)
+        self._drain(replica, now_s)
+
+    def _transfer(self, replica: ClusterReplica, request: Request, now_s: float) -> None:
+        """Send a prompt's KV cache; a replica's transfers share its link, one after the other."""
+        assert self._link is not None
+        size = request.prompt_tokens * self._groups[replica.number].kv_bytes_per_token
+        begins_s = max(now_s, self._link_free_s[replica.number])
+        arrives_s = begins_s + self._link.latency_s + size / self._link.bytes_per_s
+        self._link_free_s[replica.number] = arrives_s
+        request.num_computed_tokens = request.prompt_tokens
+        request.finished_s = float("nan")
+        facts = self.facts
+        facts.transfers += 1
+        facts.transferred_bytes += size
+        facts.transfer_s += arrives_s - now_s
+        self.clock.at(arrives_s, ARRIVAL, lambda at_s: self._dispatch(request, at_s, "decode"))
+
+    def _count_ended(self, count: int, now_s: float) -> None:
+        if not count:
+            return
+        before = self._ended
+        self._ended += count
+        self._source.release(count, now_s)
+        self._expect_arrival()
+        if self._progress is not None and self._ended // _REPORT_EVERY > before // _REPORT_EVERY:
+            self._progress(self._ended)
+
+    # -- replicas that come and go ------------------------------------------------------------
+
+    def plan_failure(self, failure: Failure) -> None:
+        """Let a replica fail when its time comes."""
+        number = failure.replica
+
+        def fail(now_s: float) -> None:
+            if number in self._failed or self._ended == self._total:
+                return
+            self._failed.add(number)
+            self._close(number, now_s)
+            lost = self.replicas[number].fail(now_s)
+            for request in lost:
+                self.facts.retries[request.index] = self.facts.retries.get(request.index, 0) + 1
+                self._restore(request)
+                self._dispatch(request, now_s)
+            if failure.recover_after_s < inf:
+                self._recoveries += 1
+                self.clock.at(now_s + failure.recover_after_s, ARRIVAL, recover)
+
+        def recover(now_s: float) -> None:
+            self._recoveries -= 1
+            self._failed.discard(number)
+            if self._ended < self._total:
+                self._reopen(number, now_s)
+
+        self.clock.at(failure.at_s, ARRIVAL, fail)
+
+    def _close(self, number: int, now_s: float) -> None:
+        """A replica takes no more requests, and is no longer paid for."""
+        self._open[number] = False
+        self._starting.discard(number)
+        since_s = self._up_since_s[number]
+        if since_s is not None:
+            self.facts.up_s[number] += now_s - since_s
+            self._up_since_s[number] = None
+        self._note_replicas(now_s)
+
+    def _reopen(self, number: int, now_s: float) -> None:
+        self._starting.discard(number)
+        self._open[number] = True
+        if self._up_since_s[number] is None:
+            self._up_since_s[number] = now_s
+        self._note_replicas(now_s)
+        for role, queue in self._nowhere.items():
+            for _ in range(len(queue)):
+                self._dispatch(queue.popleft(), now_s, role)
+
+    def _note_replicas(self, now_s: float) -> None:
+        self.facts.replicas_over_time.append((now_s, sum(self._open)))
+
+    # -- autoscaling --------------------------------------------------------------------------
+
+    def _start_small(self, scaling: Autoscaling) -> None:
+        for number in range(scaling.min_replicas, len(self.replicas)):
+            self._open[number] = False
+            self._up_since_s[number] = None
+        self.clock.at(scaling.check_every_s, ARRIVAL, self._scale)
+
+    def _scale(self, now_s: float) -> None:
+        scaling = self._autoscaling
+        assert scaling is not None
+        if self._ended == self._total or self._hopeless():
+            return
+        self.clock.at(now_s + scaling.check_every_s, ARRIVAL, self._scale)
+        outstanding = sum(replica.num_outstanding for replica in self.replicas)
+        outstanding += sum(map(len, self._nowhere.values()))
+        wanted = max(ceil(outstanding / scaling.target_outstanding), scaling.min_replicas)
+        there = [n for n in range(len(self.replicas)) if self._open[n] or n in self._starting]
+        if wanted > len(there):
+            idle = [
+                n for n in range(len(self.replicas)) if n not in there and n not in self._failed
+            ]
+            # One that still drains is back at once.
+            idle.sort(key=lambda n: (self._up_since_s[n] is None, n))
+            for number in idle[: wanted - len(there)]:
+                self._changed_s = now_s
+                if self._up_since_s[number] is not None:
+                    self._reopen(number, now_s)
+                    continue
+                self._starting.add(number)
+                self._up_since_s[number] = now_s
+                self.clock.at(
+                    now_s + scaling.startup_s,
+                    ARRIVAL,
+                    partial(self._started, number),
+                )
+        elif wanted < len(there) and now_s - self._changed_s >= scaling.cooldown_s:
+            self._changed_s = now_s
+            serving = [n for n in there if self._open[n]]
+            for number in reversed(serving[wanted:]):
+                self._open[number] = False
+                self._drain(self.replicas[number], now_s)
+            self._note_replicas(now_s)
+
+    def _hopeless(self) -> bool:
+        """Whether requests wait for replicas that have all failed for good."""
+        alive = set(range(len(self.replicas))) - self._failed
+        return not alive and not self._recoveries and any(self._nowhere.values())
+
+    def _started(self, number: int, now_s: float) -> None:
+        if number in self._starting:
+            self._reopen(number, now_s)
+
+    def _drain(self, replica: ClusterReplica, now_s: float) -> None:
+        """A replica that takes no more requests is given up once it has none."""
+        number = replica.number
+        closed = not self._open[number] and number not in self._starting
+        if closed and not replica.num_outstanding and self._up_since_s[number] is not None:
+            self._close(number, now_s)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def records(self) -> Records:
+        """The run's records. Raises AssertionError when a request was left behind."""
+        for queue in self._nowhere.values():
+            while queue:  # nobody ever came back to serve them
+                request = queue.popleft()
+                self.replicas[0].came_s.append(request.arrival_s)
+                self.replicas[0].gone_s.append(request.arrival_s)
+                self.replicas[0].scheduler.pool.reject(request)
+        found = collect(self.replicas)
+        ends_s = found.iterations["start_s"] + found.iterations["duration_s"]
+        end_s = float(ends_s.max(initial=0.0))
+        for number, since_s in enumerate(self._up_since_s):
+            if since_s is not None:
+                self.facts.up_s[number] += max(end_s - since_s, 0.0)
+        retries = self.facts.retries
+        found.requests["retries"] = np.array(
+            [retries.get(number, 0) for number in found.requests["request"].tolist()], dtype="i4"
+        )
+        if self._samples is not None:
+            found.requests.update(self._samples.columns(found.requests["request"]))
+        return found

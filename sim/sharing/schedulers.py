@@ -1,0 +1,23 @@
+"""Which policies serve requests of several sequences."""
+
+from __future__ import annotations
+
+from sim.schedulers.chunked import ChunkedScheduler
+from sim.schedulers.paged import PagedScheduler
+from sim.sharing.chunked import SamplingChunkedScheduler
+from sim.sharing.paged import SamplingPagedScheduler
+
+_POLICIES: dict[type, type] = {
+    ChunkedScheduler: SamplingChunkedScheduler,
+    PagedScheduler: SamplingPagedScheduler,
+}
+
+
+def sampling(policy: type) -> type:
+    """`policy` with requests of several sequences. Raises ValueError where it cannot share."""
+    if policy not in _POLICIES:
+        raise ValueError(
+            "several samples a request need a scheduler with paged blocks (paged, chunked): slots "
+            "that are reserved for one sequence cannot be shared"
+        )
+    return _POLICIES[policy]
