@@ -136,7 +136,11 @@ def question_of(
         ("speculation", scenario.speculation is not None, "one token at a time"),
         ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
         ("engine.kv_offloading_size_gib", scenario.engine.kv_offloading_size_gib, "one KV cache"),
-        ("engine.weight_dtype", scenario.engine.weight_dtype != "auto", "the type given as --dtype"),
+        (
+            "engine.weight_dtype",
+            scenario.engine.weight_dtype != "auto",
+            "the type given as --dtype",
+        ),
         ("engine.kv_cache_dtype", scenario.engine.kv_cache_dtype == "fp8", "16-bit caches"),
     ):
         if refused:

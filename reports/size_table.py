@@ -20,12 +20,11 @@ def size_tables(figures: Figures) -> "Iterator[RenderableType]":
     yield Text(headline(figures))
     for one in tables(figures):
         shown = Table(
-            title=Text(one.title), title_justify="left", title_style="bold",
-            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-            show_header=any(one.head), pad_edge=False,
+            title=Text(one.title), title_justify="left", title_style="bold", pad_edge=False,
+            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=any(one.head),
         )  # fmt: skip
         for column, name in enumerate(one.head):
-            sentence = column and any(len(row[column]) > 40 for row in one.rows)
+            sentence = column and any(len(row[column]) > 25 for row in one.rows)
             shown.add_column(
                 Text(name),
                 justify="left" if not column or sentence else "right",

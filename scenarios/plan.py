@@ -43,6 +43,11 @@ def plan(
     Raises InputError for a question that cannot be asked. A service level that no deployment
     meets is no such question: its answer has `chosen` None and the nearest miss.
     """
+    if scenario.speculation is not None:
+        raise InputError(
+            f"{origin or 'scenario'}: speculation: plans assume one token an iteration; "
+            "--set speculation=null"
+        )
     asked = _plan_of(scenario, origin)
     scenario = scenario.model_copy(update={"plan": asked})
     objectives = objectives_of(scenario, origin=str(origin or "scenario"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 from scenarios.deployment import Composer
 from scenarios.errors import InputError
 from scenarios.model_anatomy import parameter_split
-from scenarios.model_shape import Count, ShapeRules, activated, config_of, nearest_shape
+from scenarios.model_shape import (
+    TOO_LARGE,
+    Count,
+    ShapeRules,
+    activated,
+    config_of,
+    nearest_shape,
+    smallest_shape,
+)
 from scenarios.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, KaplanLaw, ScalingLaw
 from scenarios.serving_cost import RuledOut, ServingCost, cheapest, serving_cost
 from scenarios.sizing_schema import Sizing
@@ -122,11 +131,8 @@ class Maker:
         wanted = self.law.optimum(flops).parameters
         try:
             model = self._shape(wanted)
-        except ValueError as error:
-            raise InputError(
-                f"{self.origin or 'sizing'}: budget: {flops:.3g} FLOPs are too few for any model: "
-                f"under the law {self.law.name} they are best spent on {error}"
-            ) from None
+        except ValueError:
+            raise InputError(self._too_small(flops, wanted)) from None
         tokens = flops / (FLOPS_PER_PARAMETER_AND_TOKEN * counted_by(self.law)(model))
         return self.of(model, config_of(model, self._rules), tokens=tokens, size=1.0, budget=flops)
 
@@ -192,6 +198,21 @@ class Maker:
             serving=tuple(served),
             lifetime_tokens=None if sizing.serving is None else sizing.serving.lifetime_tokens,
             reason=reason,
+        )
+
+    def _too_small(self, flops: float, wanted: float) -> str:
+        least = smallest_shape(self._rules, name="smallest")
+        count = counted_by(self.law)(least)
+        low, high = math.log(flops), math.log(1e40)  # the budgets whose optimum is that model
+        for _ in range(100):
+            middle = (low + high) / 2
+            enough = self.law.optimum(math.exp(middle)).parameters * TOO_LARGE >= count
+            low, high = (low, middle) if enough else (middle, high)
+        return (
+            f"{self.origin or 'sizing'}: budget: {flops:.3g} FLOPs are too few for any model: the "
+            f"law {self.law.name} would spend them on {wanted:.3g} parameters, and the smallest "
+            f"model, {least.num_layers} layer of width {least.hidden_size} with a vocabulary of "
+            f"{least.vocab_size:,}, has {count:.3g}; {math.exp(high):.2g} FLOPs would do"
         )
 
     @property

@@ -19,7 +19,7 @@ def refusal(*settings: str, name: str | None = "budget-1e22") -> str:
 
 
 REFUSED = {
-    "budget.flops=1e10": "1e+10 FLOPs are too few for any model: under the law chinchilla they are",
+    "budget.flops=1e10": "1e+10 FLOPs are too few for any model: the law chinchilla would spend",
     "budget.flops=0": "budget.flops: 0: expected greater than 0",
     "budget.flops=-1e22": "budget.flops: -1e+22: expected greater than 0",
     "budget.flops=.inf": "budget.flops: inf",
@@ -91,6 +91,10 @@ def test_a_model_that_is_not_known_is_refused_with_the_nearest() -> None:
     assert "model: unknown model 'llama-3.1-9b'" in refusal("model=llama-3.1-9b", name=None)
 
 
-def test_a_budget_too_small_names_the_smallest_model() -> None:
+def test_a_budget_too_small_names_the_smallest_model_and_what_would_do() -> None:
     line = refusal("budget.flops=1e10")
-    assert "the smallest, 1 layer of width 128 with a vocabulary of 128,256, has 3.3e+07" in line
+    assert "the smallest model, 1 layer of width 128 with a vocabulary of 128,256, has 3.3e" in line
+    enough = float(line.split("; ")[1].split(" FLOPs would do")[0])
+    sizing, _ = load_sizing("budget-1e22", ["serving=null", f"budget.flops={1.1 * enough}"])
+    assert size(sizing).rows[0]["layers"] == 1
+    assert "too few for any model" in refusal(f"budget.flops={0.9 * enough}")
