@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = {path.stem for path in LIBRARY.glob("*.yaml")}
 FEW = ["--set", "workload.num_requests=30"]
 # Files that only a reader has: tables, recordings, traces.
-PLACEHOLDERS = re.compile(r"PROFILE|recorded/|tables?/|latency\.table|FILE|\.jsonl|\.csv|my-")
+PLACEHOLDERS = re.compile(r"PROFILE|recorded/|tables?/|latency\.table|FILE|\.jsonl|\.csv|my-|=runs/")
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -36,7 +36,8 @@ def commands(page: Path) -> Iterator[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             found = re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?orcast (.*)", line)
             if found and "…" not in line and "DIR" not in line:
-                yield shlex.split(found[1], comments=True)
+                words = shlex.split(found[1], comments=True)
+                yield words[: words.index("|")] if "|" in words else words
 
 
 ALL = [
