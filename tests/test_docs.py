@@ -24,7 +24,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = {path.stem for path in LIBRARY.glob("*.yaml")}
 FEW = ["--set", "workload.num_requests=30"]
 # Files that only a reader has: tables, recordings, traces.
-PLACEHOLDERS = re.compile(r"PROFILE|recorded/|tables?/|latency\.table|FILE|\.jsonl|\.csv|my-|=runs/")
+PLACEHOLDERS = re.compile(
+    r"PROFILE|recorded/|tables?/|latency\.table|FILE|\.jsonl|\.csv|my-|=runs/"
+)
 
 
 def commands(page: Path) -> Iterator[list[str]]:
