@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import heappush
+from heapq import heappop, heappush
 from math import ceil, inf
 from typing import Literal
 
@@ -35,6 +35,8 @@ from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
 Role = Literal["both", "prefill", "decode"]
+# What a request may ask for, and the roles of replicas that can do it.
+_PHASES = {"both": ("both", "prefill"), "decode": ("decode",)}
 _REPORT_EVERY = 256  # endings between two calls of `progress`
 
 
@@ -102,11 +104,26 @@ class _Clock(simpy.Environment):
 
     def at(self, time_s: float, rank: int, call: Callable[[float], None]) -> None:
         """Call `call(time_s)` then; of one time, by rank, then in order of asking."""
-        event = simpy.Event(self)
-        event._ok, event._value = True, None
-        assert event.callbacks is not None
-        event.callbacks.append(lambda _: call(time_s))
+        event = _Due(time_s, call)
         heappush(self._queue, (time_s, rank, next(self._eid), event))  # type: ignore[misc]
+
+    def run(self, until: object = None) -> None:
+        """Until nothing is due any more. SimPy's own loop costs as much as a scheduler's step."""
+        assert until is None
+        queue = self._queue
+        while queue:
+            self._now, _, _, event = heappop(queue)
+            callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+            for callback in callbacks or ():
+                callback(event)
+
+
+class _Due(simpy.Event):
+    """An event that is certain to happen, and has one thing to do."""
+
+    def __init__(self, time_s: float, call: Callable[[float], None]) -> None:
+        self._ok, self._value = True, None
+        self.callbacks = [lambda _: call(time_s)]
 
 
 class _PrefillPool(RequestPool):
@@ -188,6 +205,7 @@ class _Cluster:
         # Replicas that take requests, and since when a replica is paid for; None: it is not.
         self._open = [True] * len(self.replicas)
         self._up_since_s: list[float | None] = [0.0] * len(self.replicas)
+        self._able: dict[str, list[ClusterReplica]] = {}  # those by what they are asked for
         self._starting: set[int] = set()
         self._failed: set[int] = set()
         self._recoveries = 0  # still to come
@@ -235,12 +253,7 @@ class _Cluster:
 
     def _dispatch(self, request: Request, now_s: float, role: str = "both") -> None:
         """Send a request to a replica of its phase; with none up it waits at the door."""
-        roles = ("both", "prefill") if role == "both" else ("decode",)
-        able = [
-            replica
-            for replica in self.replicas
-            if self._open[replica.number] and self._groups[replica.number].role in roles
-        ]
+        able = self._able[role]
         if not able:
             self._nowhere[role].append(request)
             return
@@ -362,6 +375,13 @@ class _Cluster:
                 self._dispatch(queue.popleft(), now_s, role)
 
     def _note_replicas(self, now_s: float) -> None:
+        """Some replica takes requests that did not, or no longer does."""
+        for role, phases in _PHASES.items():
+            self._able[role] = [
+                replica
+                for replica in self.replicas
+                if self._open[replica.number] and self._groups[replica.number].role in phases
+            ]
         self.facts.replicas_over_time.append((now_s, sum(self._open)))
 
     # -- autoscaling --------------------------------------------------------------------------
