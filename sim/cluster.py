@@ -21,13 +21,12 @@ from typing import Literal
 import numpy as np
 import simpy
 
-from sim.cluster_replica import ARRIVAL, ClusterReplica
+from sim.cluster_replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.engine_config import EngineConfig
 from sim.kv_cache import BlockAllocator
 from sim.latency.protocol import LatencyModel
 from sim.records import Records
 from sim.request import Request
-from sim.request_pool import RequestPool
 from sim.routers import ROUTERS, Routing
 from sim.run_log import collect
 from sim.schedulers import SCHEDULERS
@@ -126,7 +125,7 @@ class _Due(simpy.Event):
         self.callbacks = [lambda _: call(time_s)]
 
 
-class _PrefillPool(RequestPool):
+class _PrefillPool(ReplicaPool):
     """Requests leave it with their first token; the cluster logs those that end with it."""
 
     def finish(self, request: Request, now_s: float) -> None:
@@ -222,7 +221,7 @@ class _Cluster:
 
     def _add_replica(self, group: ReplicaGroup, *, leap: bool, check: bool) -> None:
         config = group.config
-        pool_type = _PrefillPool if group.role == "prefill" else RequestPool
+        pool_type = _PrefillPool if group.role == "prefill" else ReplicaPool
         pool = pool_type(config.block_size, track_longest=group.latency.uses_longest)
         allocator = BlockAllocator(
             group.num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
@@ -231,8 +230,8 @@ class _Cluster:
         self._groups.append(group)
         self.replicas.append(
             ClusterReplica(
-                len(self.replicas), self.clock, scheduler, group.latency, self._on_finished,
-                leap=leap, check=check,
+                len(self.replicas), self.clock, scheduler, pool, group.latency,
+                self._on_finished, leap=leap, check=check,
             )
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from sim.batch import Batch
 from sim.latency.protocol import LatencyModel
 from sim.records import IterationLog
 from sim.request import Request
+from sim.request_pool import RequestPool
 from sim.run_log import check_iteration, note_iteration
 from sim.schedulers.scheduler import Scheduler
 
@@ -32,6 +33,24 @@ class Clock(Protocol):
         """Call `call(time_s)` then."""
 
 
+class ReplicaPool(RequestPool):
+    """A pool that knows how much has been asked of it and has not begun."""
+
+    queued_tokens = 0  # of prompts that wait, or wait again
+
+    def start(self, request: Request, now_s: float) -> None:
+        self.queued_tokens -= request.prompt_tokens
+        super().start(request, now_s)
+
+    def preempt(self, request: Request, now_s: float) -> None:
+        self.queued_tokens += request.prompt_tokens
+        super().preempt(request, now_s)
+
+    def evict(self) -> list[Request]:
+        self.queued_tokens = 0
+        return super().evict()
+
+
 class ClusterReplica:
     """A scheduler and its latency model, served from an inbox.
 
@@ -43,6 +62,7 @@ class ClusterReplica:
         number: int,
         clock: Clock,
         scheduler: Scheduler,
+        pool: ReplicaPool,
         latency: LatencyModel,
         finished: Callable[[ClusterReplica, list[Request], float], None],
         *,
@@ -51,6 +71,9 @@ class ClusterReplica:
     ) -> None:
         self.number = number
         self.scheduler = scheduler
+        self.pool = pool
+        self.allocator = scheduler.allocator
+        self.num_blocks = scheduler.allocator.num_blocks
         self.latency = latency
         self.log = IterationLog()
         self.num_outstanding = 0
@@ -79,6 +102,7 @@ class ClusterReplica:
             self._finished(self, [request], now_s)
             return
         self._inbox.append(request)
+        self.pool.queued_tokens += request.prompt_tokens
         self.num_outstanding += 1
         if self._batch is None:
             self._decide_at(now_s)
@@ -89,11 +113,20 @@ class ClusterReplica:
                 del self._ends_s[last + 1 :]
                 self._end_at(self._ends_s[-1])
 
-    def kv_blocks(self, now_s: float) -> int:
-        """KV blocks in use."""
-        used = self.scheduler.allocator.num_used
-        passed = bisect_left(self._ends_s, now_s) if self._batch is not None else 0
-        return used + (self.scheduler.growth(passed + 1) if passed else 0)
+    @property
+    def least_kv_share(self) -> float:
+        """A lower bound of `kv_share` that costs little: what was known when the leap began."""
+        blocks = self.num_blocks - self.allocator.num_free
+        blocks += -(-self.pool.queued_tokens // self.allocator.block_size)
+        return blocks / self.num_blocks
+
+    def kv_share(self, now_s: float) -> float:
+        """KV blocks in use and those that queued prompts will take, as a share of all blocks."""
+        blocks = self.num_blocks - self.allocator.num_free
+        blocks += -(-self.pool.queued_tokens // self.allocator.block_size)
+        if self._batch is not None and self._ends_s[0] < now_s:
+            blocks += self.scheduler.growth(bisect_left(self._ends_s, now_s) + 1)
+        return blocks / self.num_blocks
 
     def catch_up(self, now_s: float) -> None:
         """Commit the iterations that have ended before `now_s`, so that all state is that of now.
@@ -121,7 +154,7 @@ class ClusterReplica:
         lost = self.scheduler.evict(now_s)
         lost += self._inbox
         self._inbox.clear()
-        self.num_outstanding = 0
+        self.num_outstanding = self.pool.queued_tokens = 0
         self.gone_s += [now_s] * len(lost)
         return lost
 

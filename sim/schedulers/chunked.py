@@ -129,13 +129,16 @@ class ChunkedScheduler(IterationScheduler):
                 return
             pool.waiting.popleft()
             pool.start(request, now_s)
+            if received:
+                self._join(request, request.num_tokens)
+                budget -= 1
+                continue
             if hits:
                 allocator.reuse(request.block_table, hits)
                 request.num_computed_tokens = len(hits) * allocator.block_size
                 self._prefill_stored_tokens += request.num_computed_tokens
                 if not request.preemptions:
                     request.cached_tokens = request.num_computed_tokens
-            self._prefill_stored_tokens += received
             tokens = self._chunk_tokens(request, budget)
             self._prefill(batch, request, tokens)
             budget -= tokens

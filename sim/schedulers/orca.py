@@ -34,9 +34,10 @@ class OrcaScheduler(IterationScheduler):
             request = pool.waiting.popleft()
             pool.start(request, now_s)
             allocator.allocate(request.block_table, blocks)
-            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
-            self._prefill_stored_tokens += received
-            self._prefill(batch, request, request.num_tokens - received)
+            if request.num_computed_tokens:  # computed elsewhere, its cache sent here
+                self._join(request, 0)
+            else:
+                self._prefill(batch, request, request.prompt_tokens)
         self._add_decodes(batch)
         return batch if batch.num_tokens else None
 

@@ -61,9 +61,10 @@ class PagedScheduler(IterationScheduler):
                 return
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
             hits = [] if received else allocator.cached_prefix(request)
-            computed = received or len(hits) * allocator.block_size
+            computed = len(hits) * allocator.block_size
             tokens = request.num_tokens - computed
-            if tokens > budget and batch.prefills:  # only a batch's first prompt may be split
+            # Only a batch's first prompt may be split.
+            if tokens > budget and batch.prefills and not received:
                 return
             blocks = allocator.blocks_for(request.num_tokens) - len(hits)
             if hits:
@@ -73,13 +74,15 @@ class PagedScheduler(IterationScheduler):
                 return
             pool.waiting.popleft()
             pool.start(request, now_s)
+            if received:
+                self._join(request, received)  # where it writes next is a decode's to allocate
+                continue
             if hits:
                 allocator.reuse(request.block_table, hits)
                 request.num_computed_tokens = computed
                 self._prefill_stored_tokens += computed
                 if not request.preemptions:
                     request.cached_tokens = computed
-            self._prefill_stored_tokens += received
             # The whole sequence is allocated at once, also when it is computed in pieces.
             allocator.allocate(
                 request.block_table,
