@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import linear as product
 from torch.nn.functional import silu
 
+from calibrate.batches import Lengths, forward_batch
 from calibrate.parts import Rig
 from calibrate.timer import Call
 from kernels.kv_cache_write import kv_cache_write
@@ -29,6 +31,7 @@ from kernels.swiglu_mlp import swiglu_mlp
 
 CONTRACTION, NORMALISATION, ELEMENTWISE = "contractions", "normalisation", "element-wise"
 CLASSES = (CONTRACTION, NORMALISATION, ELEMENTWISE)
+BLOCK_SIZES = (8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,43 @@ def flash_against_standard(rig: Rig, lengths: list[int]) -> list[dict[str, Any]]
             row |= {"flash_bytes": _needed(flash), "standard_bytes": _needed(standard)}
         else:
             row["scores_bytes"] = heads * tokens * tokens * 4  # float32 on a CPU
+        rows.append(row)
+    return rows
+
+
+def by_block_size(rig: Rig) -> list[dict[str, Any]]:
+    """One layer's decode and prefill attention with the same cache in blocks of 8 to 128 tokens."""
+    limits, rows = rig.limits, []
+    context = min(1024, limits.max_context)
+    seqs = min(64, limits.max_seqs, limits.cache_tokens // context // 2)
+    new = min(512, limits.max_tokens, context // 2)
+    lengths = {
+        "decode_us": Lengths(decodes=(context,) * seqs),
+        "prefill_us": Lengths(prefills=((new, context - new),)),
+    }
+    layers, slots = rig.config.num_layers, rig.num_blocks * rig.block_size
+    for block_size in BLOCK_SIZES:
+        blocks = slots // block_size
+        cache = rig.kv_cache.flatten(2, 3)[:, :, : blocks * block_size]
+        cache = cache.unflatten(2, (blocks, block_size))
+        order = np.random.default_rng(block_size).permutation(blocks)
+        row: dict[str, Any] = {"block_size": block_size, "decodes": f"{seqs} x {context}"}
+        row["prefill"] = f"{new} behind {context - new}"
+        for name, given in lengths.items():
+            batch = forward_batch(
+                given,
+                block_order=order,
+                block_size=block_size,
+                vocab_size=rig.config.vocab_size,
+                device=rig.device,
+            )
+            heads, kv_heads = rig.config.num_heads, rig.config.num_kv_heads
+            packed = rig.normal(given.num_tokens, heads + 2 * kv_heads, rig.config.head_dim)
+            q, k, v = packed.split([heads, kv_heads, kv_heads], dim=1)
+            calls: list[Call] = [
+                partial(rig.model.attend, q, k, v, batch, cache[layer]) for layer in range(layers)
+            ]
+            row[name] = round(rig.timer.measure(calls).time_us, 2)
         rows.append(row)
     return rows
 

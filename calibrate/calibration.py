@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import json
 import re
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibrate.breakdown import flash_against_standard, operator_classes
+from calibrate.breakdown import by_block_size, flash_against_standard, operator_classes
 from calibrate.clocks import ClockLog
 from calibrate.environment import (
     CalibrationError,
@@ -40,7 +41,7 @@ from calibrate.import_llmservingsim import model_shape
 from calibrate.journal import Journal, Point, writing
 from calibrate.measured_table import MeasuredTable, write_measured
 from calibrate.measuring import TARGET, Measuring, failed
-from calibrate.parts import Bench, Limits, Rig, benches
+from calibrate.parts import Bench, Limits, LinearBackend, Rig, benches
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer, measure_ceilings
 from calibrate.whole_iterations import Lengths, random_lengths
@@ -100,6 +101,7 @@ def calibrate(
     gpu: str | None = None,
     limits: Limits | None = None,
     threads: int = 1,
+    linear_backend: LinearBackend | None = None,
     share: Path | None = None,
     target: float = TARGET,
     seed: int = 0,
@@ -116,6 +118,7 @@ def calibrate(
         limits: how far to measure; by default what the memory holds.
         threads: of a CPU's operations. More than one wait for each other, for tens of ms where
             other processes want the processor too.
+        linear_backend: of the dense products; ``fastest`` chooses between cuBLAS and our kernel.
         share: a folder of tables whose parts are taken over where device and shapes coincide.
         target: leave-one-out error that is good enough, relative.
         progress: called after every measurement.
@@ -133,6 +136,7 @@ def calibrate(
         block_size=block_size,
         gpu=gpu,
         limits=limits,
+        linear_backend=linear_backend,
         share=share,
         target=target,
         seed=seed,
@@ -144,6 +148,9 @@ def calibrate(
         return _Calibration(setting, progress or (lambda state: None)).finish()
     finally:
         torch.set_num_threads(before)
+        if device == "cuda":
+            gc.collect()  # the next model needs the memory
+            torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +166,7 @@ class _Setting:
     block_size: int
     gpu: str | None
     limits: Limits | None
+    linear_backend: LinearBackend | None
     share: Path | None
     target: float
     seed: int
@@ -184,7 +192,7 @@ class _Calibration:
         self.timer = Timer(require_device(given.device))
         self.environment = environment(self.timer.device)
         self.limits = given.limits or self._limits()
-        self.clocks = ClockLog(device_id(self.timer.device)) if self.timer.on_gpu else ClockLog("-")
+        self.clocks = ClockLog(device_id(self.timer.device), wanted=self.timer.on_gpu)
         self.captured = ()
         if self.timer.on_gpu:
             self.captured = tuple(capture_sizes(self.limits.max_seqs))
@@ -243,6 +251,7 @@ class _Calibration:
             "model": model_shape(self.spec),
             "dtype": given.dtype,
             "block_size": given.block_size,
+            "linear_backend": given.linear_backend,
             "limits": dataclasses.asdict(self.limits),
             "seed": given.seed,
             **versions,
@@ -271,6 +280,7 @@ class _Calibration:
                 block_size=self.given.block_size,
                 dtype=DTYPES[self.given.dtype],
                 seed=self.given.seed,
+                linear_backend=self.given.linear_backend,
             )
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
@@ -341,6 +351,9 @@ class _Calibration:
                     lengths = [size for size in lengths if size <= 512]
                 for row in flash_against_standard(rig, lengths):
                     self.journal.record("flash", row)
+            if "block_sizes" not in records:
+                for row in by_block_size(rig):
+                    self.journal.record("block_sizes", row)
             if self.timer.on_gpu and "eager_launch" not in records:
                 call = rig.iteration(Lengths((16,), ((16, 0),)))
                 eager = self.timer.measure([call], mode="eager").time_us
@@ -374,6 +387,7 @@ class _Calibration:
             "kv_cache_dtype": "auto",
             "tensor_parallel": 1,
             "block_size": given.block_size,
+            "linear_backend": given.linear_backend or ("triton" if self.timer.on_gpu else "torch"),
             "launch": "graph" if self.timer.on_gpu else "eager",
             "cudagraph_capture_sizes": list(self.captured),
             "environment": self.environment,
@@ -540,6 +554,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", default="8m", help="such as 8m or 90s")
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(DTYPES))
     parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--linear", choices=("triton", "best", "fastest"), help="dense products")
     parser.add_argument("--gpu", help="the GPU's name in the library, for the record")
     parser.add_argument("--share", type=Path, help="a folder of tables to take parts over from")
     options = parser.parse_args(arguments)
@@ -561,6 +576,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dtype=options.dtype,
             block_size=options.block_size,
             gpu=options.gpu,
+            linear_backend=options.linear,
             share=options.share,
             progress=tell,
         )

@@ -221,6 +221,9 @@ def _check_axis(table: LatencyTable, name: str, axis: str) -> AxisCheck:
     smallest, largest = int(values[0]), int(values[-1])
     if name in SCATTERED:
         return AxisCheck(axis, smallest, largest, len(values), None, 0, 0, ())
+    # Where the table says how far repeats of this part lay apart, less is no fall.
+    told = table.meta.get("parts", {}).get(name, {})
+    noise = max(NOISE, float(told.get("spread_median", 0.0)))
     falls = compared = 0
     errors: list[float] = []
     for operation, one in part.operations().items():
@@ -229,7 +232,7 @@ def _check_axis(table: LatencyTable, name: str, axis: str) -> AxisCheck:
         for points in lines_along(one, axis):
             times = np.array([time_s for _, time_s in points])
             compared += len(times) - 1
-            falls += int((times[1:] < times[:-1] * (1 - NOISE)).sum())
+            falls += int((times[1:] < times[:-1] * (1 - noise)).sum())
         errors += errors_along(table, name, one, axis)
     gaps = tuple(
         (low, high)

@@ -44,13 +44,14 @@ class ClockLog:
     """Samples taken at most every ``interval_s``; without nvidia-smi it stays empty."""
 
     gpu: str | None = None  # a UUID or index for nvidia-smi; the first GPU by default
+    wanted: bool = True  # False for a device that has no clocks to ask for
     interval_s: float = 2.0
     samples: list[Clocks] = field(default_factory=list)
     _query: str | None = field(default=None, repr=False)
     _last_s: float = field(default=float("-inf"), repr=False)
 
     def __post_init__(self) -> None:
-        if shutil.which("nvidia-smi") is None:
+        if not self.wanted or shutil.which("nvidia-smi") is None:
             return
         for reasons in REASONS:  # a driver knows one of the two names
             query = ",".join((*FIELDS, reasons))

@@ -52,6 +52,9 @@ def end_to_end(
     spec = ModelSpec.from_config(config, name=name)
     limits = Limits(**table.meta["limits"])
     latency = latency_of(table, spec, limits)
+    before = torch.get_num_threads()
+    if device.type == "cpu":  # as the table was measured
+        torch.set_num_threads(int(table.meta["environment"]["threads"]))
     rig = Rig(
         ModelConfig.from_hugging_face(config),
         timer=Timer(device),
@@ -59,6 +62,7 @@ def end_to_end(
         block_size=table.block_size or 16,
         dtype=getattr(torch, str(table.meta["dtype"])),
         seed=seed,
+        linear_backend=table.meta.get("linear_backend"),
     )
     drawn = random_lengths(np.random.default_rng([seed, 3]), limits, rig.block_size)
     checked = []
@@ -73,6 +77,7 @@ def end_to_end(
                 rig.timer.measure([call], mode="eager").time_us,
             )
         )
+    torch.set_num_threads(before)
     errors = Errors.of([one.error for one in checked])
     assert errors is not None
     return checked, errors

@@ -226,6 +226,7 @@ class MeasuredTable:
         if "operator_classes" in records:
             self.meta["operator_classes"] = records["operator_classes"][0]
         self.meta["flash_against_standard"] = records.get("flash", [])
+        self.meta["block_sizes"] = records.get("block_sizes", [])
         self.meta["taken_over"] = [line["text"] for line in records.get("taken_over", [])]
         self.meta["warnings"] = [
             line["text"] for kind in ("throttled", "skipped") for line in records.get(kind, [])

@@ -6,6 +6,7 @@ often than it should; values of the axis that leave-one-out finds worst.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from calibrate.clocks import ClockLog
 from calibrate.environment import CalibrationError
 from calibrate.grids import refinement
 from calibrate.journal import Journal, Point, Points, Take
+from calibrate.leave_one_out import lines_along
 from calibrate.parts import Bench
 from calibrate.timer import Timer
 from sim.latency.table_data import PART_COLUMNS, Part
@@ -29,6 +31,18 @@ TARGET = 0.02  # median leave-one-out error at a value of an axis that needs no 
 MUST = 4  # points that every part gets, whatever the budget
 THROTTLED_TAKES = 3  # before a throttled clock is put up with
 COOLING_S = 3.0
+
+FALL = 0.05
+GROWING = {  # axes along which no time can fall
+    "linear": ("tokens",),
+    "logits": ("sequences",),
+    "prefill_attention": ("new_tokens", "cached_tokens"),
+    "decode_attention": ("sequences", "context_tokens"),
+    "moe": ("tokens",),
+    "copy": ("blocks",),
+    "swap": ("blocks",),
+    "host": ("sequences",),
+}
 
 Axes = dict[str, set[int]]
 
@@ -131,6 +145,9 @@ class Measuring:
         ]
         if doubtful:
             return min(doubtful, key=lambda p: len(own[p]))
+        falling = [p for p in self._before_falls(bench, points) if p in own]
+        if falling:
+            return min(falling, key=lambda p: len(own[p]))
         rare = [p for p, takes in own.items() if len(takes) < enough]
         if rare:
             return min(rare, key=lambda p: len(own[p]))
@@ -138,6 +155,18 @@ class Measuring:
             missing = self._missing(bench, points)
             return missing[0] if missing else None
         return None
+
+    def _before_falls(self, bench: Bench, points: Points) -> list[Point]:
+        """Points that took longer than one with more work: disturbed, and worth another look."""
+        found = []
+        for axis in GROWING.get(bench.name, ()):
+            for line in lines_along(part_of(bench.name, points), axis):
+                for (less, less_s), (_, more_s) in itertools.pairwise(line):
+                    point = tuple(less.values())
+                    tries = len(points.takes[point])
+                    if more_s < less_s * (1 - FALL) and tries < MOST_TAKES + 3:
+                        found.append(point)
+        return found
 
     def _refine(self, bench: Bench, points: Points) -> bool:
         """Add values to the axis that needs them most; whether any were added."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from kernels.swap_blocks import swap_blocks
 from kernels.transformer import ForwardBatch, LayerWeights, Transformer
 
 Point = tuple[int, ...]
+LinearBackend = Backend | Literal["fastest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class Rig:
         block_size: int = 16,
         dtype: torch.dtype = torch.bfloat16,
         seed: int = 0,
+        linear_backend: LinearBackend | None = None,
     ) -> None:
         device = timer.device
         generator = torch.Generator(device).manual_seed(seed)
@@ -152,7 +154,12 @@ class Rig:
         self.timer, self.limits, self.block_size = timer, limits, block_size
         self.config, self.dtype, self.device = config, dtype, device
         self.model = Transformer.random(
-            config, generator=generator, dtype=dtype, device=device, backend=backend
+            config,
+            generator=generator,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            linear_backend=linear_backend,
         )
         self.bare = WithoutAttention(self.model, limits.max_tokens)
         self.timed = TimedAttention(self.model, timer.clock)
@@ -242,8 +249,8 @@ def _linear(rig: Rig, captured: tuple[int, ...]) -> Bench:
         lambda point: point[0] <= min(last, rig.limits.cache_tokens),
         calls,
         key=(
-            config.hidden_size, config.num_layers, config.num_heads, config.num_kv_heads,
-            config.head_dim, config.intermediate_size, config.qk_norm, config.num_experts,
+            str(rig.model.linear_backend), config.hidden_size, config.num_layers,
+            config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, config.qk_norm, config.num_experts,
         ),
     )  # fmt: skip
 
@@ -283,7 +290,8 @@ def _prefill(rig: Rig) -> Bench:
     longest = min(limits.max_context, limits.cache_tokens)
     new = (1, *grids.doubling(16, min(limits.max_tokens, longest)))
     # Behind a past attention reads pages: a step at the first cached block.
-    cached = (0, rig.block_size, *grids.doubling(128, max(128, longest - 1)))
+    last = max(128, longest - min(new[-1], longest // 2))
+    cached = (0, rig.block_size, *grids.doubling(128, last))
     return Bench(
         "prefill_attention",
         (new, cached),
@@ -367,7 +375,7 @@ def _logits(rig: Rig) -> Bench:
         (tuple(grids.doubling(1, rig.limits.max_seqs)),),
         lambda point: True,
         calls,
-        key=(config.hidden_size, config.vocab_size),
+        key=(str(rig.model.linear_backend), config.hidden_size, config.vocab_size),
     )
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -39,6 +39,9 @@ def run(
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="The GPU's library name, for the record.")
     ] = None,
+    linear: Annotated[
+        str | None, typer.Option("--linear", help="Dense products: triton, best or fastest.")
+    ] = None,
     share: Annotated[
         Path | None,
         typer.Option("--share", metavar="DIR", help="Tables to take fitting parts over from."),
@@ -51,6 +54,9 @@ def run(
         raise InputError("calibrating needs PyTorch: pip install 'orcast[gpu]'")
     if gpu is not None:
         library.gpu(gpu)
+    allowed = ("triton", "best", "fastest")
+    if linear is not None and linear not in allowed:
+        raise InputError(f"unknown --linear {linear!r}; {did_you_mean(linear, allowed)}")
     path = library.model_path(model)
     name, config = library.model_name(path), library.model_config(path)
     from calibrate.calibration import budget_seconds, calibrate, partial_folder
@@ -69,6 +75,7 @@ def run(
                 dtype=dtype,
                 block_size=block_size,
                 gpu=gpu,
+                linear_backend=cast(Any, linear),
                 share=share,
                 progress=tell,
             )

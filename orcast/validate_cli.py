@@ -132,6 +132,11 @@ def _question(name: str, overrides: list[str], *, device: str | None, dtype: str
             f"{origin or 'scenario'}: the engine serves with one GPU: cluster.replicas and "
             "hardware.tensor_parallel must be 1"
         )
+    if scenario.speculation is not None:
+        raise InputError(
+            f"{origin or 'scenario'}: speculation: the engine decodes one token at a time; "
+            "--set speculation=null"
+        )
     unmeasured = scenario.model_copy(update={"latency": Latency()})
     deployment = deploy(unmeasured, origin=origin)
     path = library.model_path(scenario.model, beside=None if origin is None else origin.parent)

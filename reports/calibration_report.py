@@ -254,6 +254,8 @@ def _fusion_section(meta: Mapping[str, Any]) -> list[Section]:
         shown.append(Row(tuple(charts)))
     if rows:
         shown.append(panel(_flash_table(rows)))
+    if meta.get("block_sizes"):
+        shown.append(panel(_block_table(meta["block_sizes"])))
     return [Section("fusion", "What fusion buys", shown, link="Fusion")] if shown else []
 
 
@@ -274,6 +276,12 @@ def _flash_table(rows: Sequence[Mapping[str, Any]]) -> str:
         body.append(cells)
     caption = "Memory as measured" if measured else "Memory of the scores, computed"
     return table(head, body, caption=caption)
+
+
+def _block_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ("Block size", f"Decode {rows[0]['decodes']} (µs)", f"Prefill {rows[0]['prefill']} (µs)")
+    body = [[count(r["block_size"]), plain(r["decode_us"]), plain(r["prefill_us"])] for r in rows]
+    return table(head, body, caption="One layer's attention by block size of the cache")
 
 
 def _setting_section(meta: Mapping[str, Any]) -> Section:

@@ -143,6 +143,7 @@ def _cards(
             within = f"{percent(judgement.within)} within {milliseconds(judgement.limit_ms)}"
             tone = "good" if judgement.met else "bad"
             yield Card(f"{short}, p99", value, note, within, tone)
+    yield from _speculation(_part(summary, "speculation"))
     useful = number.get("kv_useful")
     yield Card(
         "KV utilisation",
@@ -153,6 +154,18 @@ def _cards(
     if preempted is None:
         preempted = float(np.sum(records.requests["preemptions"]))
     yield Card("Preemptions", count(preempted))
+
+
+def _speculation(figures: Mapping[str, Any]) -> Iterator[Card]:
+    """What speculative decoding brought, where there was any."""
+    if not figures:
+        return
+    yield Card(
+        "Tokens per step",
+        plain(figure_of(figures, "tokens_per_step")),
+        f"{plain(figure_of(figures, 'expected_tokens_per_step'))} expected",
+        f"{percent(figure_of(figures, 'draft_share'))} of the time is drafting",
+    )
 
 
 def _rate(value: float | None) -> str:

@@ -83,6 +83,7 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         value = figure_of(summary, key)
         style = "yellow" if value and key == "rejected" else ""
         lines.append((_line(label, MISSING if value is None else f"{value:.0f}"), style))
+    lines += _speculation(summary)
     speed = figure_of(summary, "simulated_requests_per_s")
     if speed is not None:
         lines.append((_line("Simulated requests per second:", f"{speed:.0f}"), ""))
@@ -96,6 +97,23 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         if len(text) <= WIDTH:
             text = _line("Latency source:", _printable(source))
         lines.append((text, "" if measured else "yellow"))
+    return lines
+
+
+def _speculation(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    figures = summary.get("speculation")
+    if not isinstance(figures, Mapping):
+        return []
+    lines = []
+    for label, key, scale in (
+        ("Tokens per step:", "tokens_per_step", 1),
+        ("Acceptance length, expected:", "expected_tokens_per_step", 1),
+        ("Acceptance length, achieved:", "acceptance_length", 1),
+        ("Draft acceptance rate (%):", "draft_acceptance_rate", 100),
+        ("Time spent drafting (%):", "draft_share", 100),
+    ):
+        value = figure_of(figures, key)
+        lines.append((_line(label, MISSING if value is None else f"{scale * value:.2f}"), ""))
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
+from scenarios.speculation import speculator
+from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
 from sim.hardware import Gpu, Interconnect
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
@@ -44,6 +46,7 @@ class Deployment:
     workload: Workload
     slo: Slo
     notes: tuple[str, ...]
+    groups: tuple[ReplicaGroup, ...] = ()  # of the cluster; none: equal replicas, in turn
 
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
@@ -59,29 +62,120 @@ def deploy(
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
-    with _at(source, "model"):
-        model = library.model(scenario.model, beside=beside)
-    with _at(source, "hardware.gpu"):
-        gpu = library.gpu(scenario.hardware.gpu)
-    with _at(source, "hardware"):
-        memory = _memory(scenario, model, gpu)
+    engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
         workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
-    config = _engine_config(scenario.engine, model, memory)
-    with _at(source, "latency"):
-        latency = _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
-    notes = (
-        *workload.notes,
-        *_unused_knobs(scenario),
-        *_other_than_measured(latency, gpu, scenario),
-    )
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
         e2el_s=_ms(scenario.slo.e2el_ms),
         percentile=scenario.slo.percentile,
     )
-    return Deployment(scenario, model, gpu, memory, config, latency, workload, slo, notes)
+    cluster = scenario.cluster
+    groups: tuple[ReplicaGroup, ...] = ()
+    if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
+        groups = tuple(_groups(scenario, source, beside=beside, compose=compose))
+    return Deployment(
+        scenario,
+        engine.model,
+        engine.gpu,
+        engine.memory,
+        engine.config,
+        engine.latency,
+        workload,
+        slo,
+        (*workload.notes, *engine.notes),
+        groups,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """One engine: what it runs on, its limits, its latencies."""
+
+    model: ModelSpec
+    gpu: Gpu
+    memory: MemoryBudget
+    config: EngineConfig
+    latency: LatencyModel
+    notes: tuple[str, ...]
+
+
+def _engine(
+    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+) -> _Engine:
+    """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
+    with _at(source, "model"):
+        model = library.model(scenario.model, beside=beside)
+    with _at(source, "hardware.gpu"):
+        gpu = library.gpu(scenario.hardware.gpu)
+    with _at(source, "hardware"):
+        memory = _memory(scenario, model, gpu)
+    with _at(source, "speculation"):
+        speculating = speculator(scenario, model, beside=beside)
+        if speculating is not None:
+            memory = speculating.memory(memory, scenario, model)
+    config = _engine_config(scenario.engine, model, memory)
+    if speculating is not None:
+        config = replace(config, speculation=speculating.technique)
+
+    def latency_of(model: ModelSpec, scenario: Scenario) -> LatencyModel:
+        return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
+
+    with _at(source, "latency"):
+        wide = scenario if speculating is None else speculating.widened(scenario)
+        latency = latency_of(model, wide)
+        measured_elsewhere = _other_than_measured(latency, gpu, scenario)
+    if speculating is not None:
+        with _at(source, "speculation"):
+            latency = speculating.latency(latency, wide, model, gpu, latency_of)
+    notes = (
+        *(speculating.notes(scenario) if speculating is not None else ()),
+        *_unused_knobs(scenario),
+        *measured_elsewhere,
+    )
+    return _Engine(model, gpu, memory, config, latency, notes)
+
+
+def _groups(
+    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+) -> Iterator[ReplicaGroup]:
+    """The cluster's groups; values that a group does not give are the scenario's."""
+    from scenarios.load import parse_scenario
+
+    cluster = scenario.cluster
+    given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
+    for number, group in enumerate(given):
+        content = scenario.model_dump(exclude_defaults=True)
+        content["cluster"] = {}
+        for section in ("hardware", "engine", "latency"):
+            own = getattr(group, section)
+            if own:
+                content[section] = content.get(section, {}) | own
+        where = f"{source}: cluster.groups[{number}]" if cluster.groups else source
+        mine = parse_scenario(content, origin=where)
+        scheduler = mine.engine.scheduler
+        if group.role != "both":
+            if scheduler in ("static", "dynamic"):
+                raise InputError(
+                    f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
+                    "split into prefill and decode"
+                )
+            if mine.speculation is not None:
+                raise InputError(
+                    f"{where}.role: speculation across prefill and decode pools is not modelled"
+                )
+        engine = _engine(mine, where, beside=beside, compose=compose)
+        yield ReplicaGroup(
+            group.replicas,
+            engine.config,
+            engine.latency,
+            scheduler,
+            engine.memory.num_gpu_blocks,
+            role=group.role,
+            name=group.name or f"group {number}",
+            kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
+        )
 
 
 @contextmanager

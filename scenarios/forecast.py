@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ import numpy as np
 from scenarios.deployment import Composer, Deployment, deploy
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
+from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.latency.protocol import LatencyModel
 from sim.metrics import summarize
 from sim.records import Records
 from sim.simulation import simulate
+from sim.speculation.summary import speculation_figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +53,22 @@ def forecast(
     deployment = deploy(scenario, origin=origin, compose=compose)
     workload = deployment.workload
     total = len(workload)
-    records = simulate(
-        workload,
-        deployment.config,
-        deployment.latency,
-        scheduler=scenario.engine.scheduler,
-        num_blocks=deployment.memory.num_gpu_blocks,
-        replicas=scenario.cluster.replicas,
-        leap=leap,
-        check=check,
-        progress=None if progress is None else lambda ended: progress(ended, total),
-    )
+    tell = None if progress is None else lambda ended: progress(ended, total)
+    facts: ClusterFacts | None = None
+    if deployment.groups:
+        records, facts = _simulate_cluster(deployment, leap=leap, check=check, progress=tell)
+    else:
+        records = simulate(
+            workload,
+            deployment.config,
+            deployment.latency,
+            scheduler=scenario.engine.scheduler,
+            num_blocks=deployment.memory.num_gpu_blocks,
+            replicas=scenario.cluster.replicas,
+            leap=leap,
+            check=check,
+            progress=tell,
+        )
     if records.requests["rejected"].all():
         raise InputError(_nothing_fits(deployment, origin))
     if workload.request_ids is not None:
@@ -82,14 +90,106 @@ def forecast(
             "label": deployment.latency.label,
             "host_overhead": _host_overhead(deployment.latency),
         },
-        "time_parts_s": {
-            part: float(seconds.sum())
-            for part, seconds in deployment.latency.parts_s(records.iterations).items()
-        },
+        "time_parts_s": _time_parts_s(deployment, records),
         "memory_bytes": _memory_bytes(deployment),
     }
+    if facts is not None or scenario.cluster.num_replicas > 1:
+        summary["cluster"] = _cluster_figures(deployment, records, facts)
+    speculation = deployment.config.speculation
+    if speculation is not None:
+        summary["speculation"] = speculation_figures(records.iterations, speculation)
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
+
+
+def _simulate_cluster(
+    deployment: Deployment, *, leap: bool, check: bool, progress: Callable[[int], None] | None
+) -> tuple[Records, ClusterFacts]:
+    from sim.cluster import simulate_cluster
+
+    cluster = deployment.scenario.cluster
+    link, scaling = cluster.kv_link, cluster.autoscaling
+    return simulate_cluster(
+        deployment.workload,
+        deployment.groups,
+        router=cluster.router,
+        kv_link=(
+            None if link is None else KvLink(link.bandwidth_gb_per_s * 1e9, link.latency_us / 1e6)
+        ),
+        autoscaling=None if scaling is None else Autoscaling(**scaling.model_dump()),
+        failures=[
+            Failure(failure.replica, failure.at_s, failure.recover_after_s or math.inf)
+            for failure in cluster.failures
+        ],
+        seed=deployment.scenario.workload.seed,
+        leap=leap,
+        check=check,
+        progress=progress,
+    )
+
+
+def _time_parts_s(deployment: Deployment, records: Records) -> dict[str, float]:
+    """Seconds of all iterations by part; each group's latency model splits its own."""
+    iterations = records.iterations
+    shares = [(deployment.latency, iterations)]
+    if deployment.groups:
+        last = np.cumsum([group.replicas for group in deployment.groups])
+        group_of = np.searchsorted(last, iterations["replica"], side="right")
+        shares = [
+            (group.latency, {name: values[rows] for name, values in iterations.items()})
+            for number, group in enumerate(deployment.groups)
+            if (rows := group_of == number).any()
+        ]
+    total: dict[str, float] = {}
+    for latency, own in shares:
+        for part, seconds in latency.parts_s(own).items():
+            total[part] = total.get(part, 0.0) + float(seconds.sum())
+    return total
+
+
+def _cluster_figures(
+    deployment: Deployment, records: Records, facts: ClusterFacts | None
+) -> dict[str, Any]:
+    """How the work was spread: per replica busy time, requests, tokens; what came and went."""
+    iterations, requests = records.iterations, records.requests
+    count = deployment.scenario.cluster.num_replicas
+    ends_s = iterations["start_s"] + iterations["duration_s"]
+    end_s = float(ends_s.max(initial=0.0))
+
+    def per_replica(of: np.ndarray, weights: np.ndarray | None = None) -> list[float]:
+        return [float(x) for x in np.bincount(of, weights, minlength=count)]
+
+    busy_s = per_replica(iterations["replica"], iterations["duration_s"])
+    up_s = [end_s] * count if facts is None else facts.up_s
+    shares = [busy / up if up > 0 else 0.0 for busy, up in zip(busy_s, up_s, strict=True)]
+    served = ~requests["rejected"]
+    found: dict[str, Any] = {
+        "replicas": count,
+        "router": deployment.scenario.cluster.router,
+        "busy_share": shares,
+        "requests": [int(x) for x in per_replica(requests["replica"][served])],
+        "output_tokens": [
+            int(x) for x in per_replica(iterations["replica"], iterations["emitted"])
+        ],
+        "replica_seconds": sum(up_s),
+        # The busiest replica against the mean: 1 is perfectly even.
+        "imbalance": max(busy_s) * count / sum(busy_s) if sum(busy_s) > 0 else 1.0,
+    }
+    if facts is not None:
+        found |= {
+            "retried_requests": len(facts.retries),
+            "kv_transfers": facts.transfers,
+            "kv_transferred_bytes": facts.transferred_bytes,
+            "mean_kv_transfer_ms": (
+                1e3 * facts.transfer_s / facts.transfers if facts.transfers else None
+            ),
+            "replicas_over_time": facts.replicas_over_time,
+            "groups": [
+                {"name": group.name, "role": group.role, "replicas": group.replicas}
+                for group in deployment.groups
+            ],
+        }
+    return found
 
 
 def _host_overhead(latency: LatencyModel) -> str | None:

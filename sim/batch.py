@@ -18,6 +18,17 @@ class PrefillChunk:
 
 
 @dataclass(slots=True)
+class Verification:
+    """What speculating sequences verify in one iteration; sums over all of them."""
+
+    query_tokens: int = 0  # computed by the target: each sequence's last token and its drafts
+    drafted: int = 0
+    accepted: int = 0  # also beyond an answer's end
+    emitted: int = 0  # handed out: accepted ones and the target's own, up to an answer's end
+    draft_s: float = 0.0  # time spent on drafting; set by the latency model
+
+
+@dataclass(slots=True)
 class Batch:
     """The work of one iteration, or of `iterations` identical decode iterations in a row.
 
@@ -38,3 +49,4 @@ class Batch:
     swapped_in: Sequence[Request] = ()  # whose blocks come back into their new tables then
     preempted: int = 0
     extrapolated: bool = False  # set by a latency model that left its measured range
+    verification: Verification | None = None  # under speculative decoding

@@ -12,90 +12,27 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from math import ceil, inf
-from typing import Literal
 
 import numpy as np
 import simpy
 
+from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster_replica import ARRIVAL, ClusterReplica, ReplicaPool
-from sim.engine_config import EngineConfig
 from sim.kv_cache import BlockAllocator
-from sim.latency.protocol import LatencyModel
 from sim.records import Records
 from sim.request import Request
 from sim.routers import ROUTERS, Routing
 from sim.run_log import collect
-from sim.schedulers import SCHEDULERS
+from sim.schedulers import scheduler_class
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
-Role = Literal["both", "prefill", "decode"]
 # What a request may ask for, and the roles of replicas that can do it.
 _PHASES = {"both": ("both", "prefill"), "decode": ("decode",)}
 _REPORT_EVERY = 256  # endings between two calls of `progress`
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaGroup:
-    """Equal replicas: `num_blocks` KV blocks each, at `kv_bytes_per_token` when it is sent."""
-
-    replicas: int
-    config: EngineConfig
-    latency: LatencyModel
-    scheduler: str
-    num_blocks: int
-    role: Role = "both"
-    name: str = ""
-    kv_bytes_per_token: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class KvLink:
-    """What KV caches travel over, out of one prefill replica: α + bytes / β."""
-
-    bytes_per_s: float
-    latency_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A replica loses everything at `at_s` and is back, empty, `recover_after_s` later."""
-
-    replica: int
-    at_s: float
-    recover_after_s: float = inf
-
-
-@dataclass(frozen=True, slots=True)
-class Autoscaling:
-    """Enough replicas for `target_outstanding` unfinished requests each.
-
-    Looked at every `check_every_s`; a new replica serves after `startup_s`; replicas are taken away
-    no sooner than `cooldown_s` after the last change, and serve what they have to the end. A group
-    starts with `min_replicas` of its replicas and may have all of them.
-    """
-
-    min_replicas: int
-    target_outstanding: float
-    check_every_s: float = 10.0
-    startup_s: float = 60.0
-    cooldown_s: float = 120.0
-
-
-@dataclass(slots=True)
-class ClusterFacts:
-    """What the records do not show: seconds that each replica was paid for, retries, transfers."""
-
-    up_s: list[float]
-    retries: dict[int, int] = field(default_factory=dict)
-    transferred_bytes: float = 0.0
-    transfer_s: float = 0.0
-    transfers: int = 0
-    replicas_over_time: list[tuple[float, int]] = field(default_factory=list)
 
 
 class _Clock(simpy.Environment):
@@ -226,7 +163,7 @@ class _Cluster:
         allocator = BlockAllocator(
             group.num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
         )
-        scheduler = SCHEDULERS[group.scheduler](pool, allocator, config)
+        scheduler = scheduler_class(group.scheduler, config)(pool, allocator, config)
         self._groups.append(group)
         self.replicas.append(
             ClusterReplica(

@@ -38,6 +38,15 @@ class DecodeSet:
         self.emissions: dict[float, int] = {}
 
     @property
+    def query_tokens(self) -> int:
+        """Tokens that the members compute in the next iteration: one each."""
+        return self.num_seqs
+
+    def limit(self, request: Request, tokens: int) -> int:
+        """Tokens that this member computes in the next iteration when it may have `tokens`."""
+        return 1
+
+    @property
     def context_tokens(self) -> int:
         """Sum over members of the tokens attended to in the next iteration."""
         return self._context_offset + self.step * self.num_seqs
@@ -142,7 +151,7 @@ class DecodeSet:
             if (members := self._crossing[(step + ahead) % size])
         ]
 
-    def needs_block(self, request: Request) -> bool:
+    def needs_block(self, request: Request) -> int:
         """Whether this member writes to a new block in the next iteration."""
         return request in self._crossing[self.step % self._block_size]
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sim.speculation import Speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class EngineConfig:
     pads_attention: bool = True  # whether `static` and `dynamic` attend to padding, as they compute
     preferred_batch_sizes: tuple[int, ...] = ()  # scheduler `dynamic`
     max_queue_delay_s: float = 0.0  # scheduler `dynamic`
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         if self.preemption not in ("recompute", "swap"):

@@ -3,6 +3,10 @@
 Names and definitions follow vLLM's ``bench serve``: statistics in milliseconds, E2EL from arrival
 to the last token's return, TPOT = (E2EL - TTFT) / (output tokens - 1) over requests of more than
 one token, ITL over all gaps between two tokens of a request.
+
+Under speculative decoding an iteration hands a request several tokens at once, all at its end. Like
+``bench serve``, which takes the time between two chunks of a stream, ITL then is the gap between
+two portions; TPOT and a request's own mean ITL still divide by tokens.
 """
 
 from __future__ import annotations

@@ -20,6 +20,14 @@ class Serving(Protocol):
 
 
 @runtime_checkable
+class Verifying(Protocol):
+    """A scheduler under speculative decoding, which notes down what is verified."""
+
+    def iteration_columns(self) -> Columns:
+        """Further columns of the iterations' records."""
+
+
+@runtime_checkable
 class Passing(Protocol):
     """An engine that requests come to, and may leave before they end."""
 
@@ -51,6 +59,8 @@ def note_iteration(
             first_end_s = end_s if ends_s is None else ends_s[0]
             scheduler.gaps += [(first_end_s - at_s, n) for at_s, n in emissions.items() if n]
             steady = 0
+    verified = batch.verification
+    decode_tokens = batch.num_decodes if verified is None else verified.query_tokens
     kv_blocks = allocator.num_used
     block_growth = scheduler.extend(iterations) if iterations > 1 else None
     rare = None
@@ -60,7 +70,7 @@ def note_iteration(
     log.append(
         (
             start_s, end_s, iterations, len(pool.running), len(batch.prefills),
-            batch.num_tokens - batch.num_decodes, batch.num_decodes, batch.context_tokens,
+            batch.num_tokens - decode_tokens, batch.num_decodes, batch.context_tokens,
             batch.num_tokens, batch.num_emitting, emitted, kv_blocks, stored, growth, steady,
             reserved,
         ),
@@ -102,6 +112,8 @@ def collect(engines: Sequence[Serving]) -> Records:
             ran["waiting"] = _queue(np.array(engine.came_s), np.array(engine.gone_s), ran)
         else:
             ran["waiting"] = _waiting(served, ran, pool.log.aborted_s)
+        if isinstance(engine.scheduler, Verifying):
+            ran |= engine.scheduler.iteration_columns()
         served["replica"] = np.full(len(served["request"]), number, dtype="i4")
         ran["replica"] = np.full(len(ran["start_s"]), number, dtype="i4")
         requests.append(served)

@@ -14,7 +14,7 @@ from sim.records import Records
 from sim.replica import Replica
 from sim.request_pool import RequestPool
 from sim.run_log import collect
-from sim.schedulers import SCHEDULERS
+from sim.schedulers import scheduler_class
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
@@ -61,7 +61,7 @@ def simulate(
         engines.append(
             Replica(
                 env,
-                SCHEDULERS[scheduler](pool, allocator, config),
+                scheduler_class(scheduler, config)(pool, allocator, config),
                 latency,
                 source,
                 leap=leap,

@@ -73,6 +73,15 @@ class PrefillAttention:
             )
         self.longest = (self._axes[0][-1], self._axes[1][-1])
 
+    def most_pairs_per_s(self) -> float:
+        """Query-key pairs scored per second by the fastest prefill measured."""
+        rates = [
+            pairs(new, cached) / float(self._alone[i, j])
+            for i, new in enumerate(self._axes[0])
+            for j, cached in enumerate(self._axes[1])
+        ]
+        return max(rates)
+
     def alone(self, new_tokens: float, cached_tokens: float) -> float:
         return self._at(self._axes, self._alone, new_tokens, cached_tokens)
 
@@ -157,6 +166,7 @@ class AttentionTable:
         parts = table.parts
         self.decode = DecodeAttention(parts["decode_attention"])
         self.prefill = PrefillAttention(parts["prefill_attention"], parts.get("mixed_attention"))
+        self.pairs_per_s = self.prefill.most_pairs_per_s()
         self._one_by_one = table.meta.get("prefills") == "one_by_one"
         self.skew: Skew | None = None
         if skew and "decode_skew" in parts:

@@ -69,6 +69,9 @@ class FixedLatency:
             ends_s.append(start_s)
         return ends_s
 
+    def further_queries_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
+        return 0.0
+
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"fixed": iterations["duration_s"]}
 

@@ -140,6 +140,7 @@ class RooflineLatency:
             gpu.bfloat16_flops_per_s * gemm_efficiency
         )
         self._per_context_s = max(kv_bytes / bandwidth, model.decode_attention_flops(tp) / peak)
+        self._per_scored_s = model.decode_attention_flops(tp) / peak
         self._per_decode_s = (
             model.num_layers * DECODE_PER_SEQUENCE_S * self._overheads + self._per_query_s
         )
@@ -177,6 +178,15 @@ class RooflineLatency:
                 break
             context += decodes
         return ends_s
+
+    def further_queries_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
+        """Decode attention with `query_tokens` in all, beyond one for each sequence.
+
+        Keys and values are read once for all queries of a sequence, which all are scored.
+        """
+        scored_s = query_tokens / num_decodes * self._per_scored_s
+        beyond_s = context_tokens * max(scored_s - self._per_context_s, 0.0)
+        return (query_tokens - num_decodes) * self._per_query_s + beyond_s
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Split recorded iterations' ``duration_s`` into its parts, f8[n] each, adding up to it.

@@ -151,6 +151,16 @@ class TableLatency:
             longest += 1
         return ends_s
 
+    def further_queries_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
+        """Decode attention with `query_tokens` in all, beyond one for each sequence.
+
+        Tables time one query a sequence. Keys and values are read once for all of them, so more
+        cost nothing until scoring takes longer than reading: at the rate of the fastest prefill.
+        """
+        scored_s = query_tokens / num_decodes * context_tokens / self._attention.pairs_per_s
+        one_s = self._attention.decode.line(num_decodes)(context_tokens / num_decodes)
+        return max(scored_s - one_s, 0.0)
+
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Split recorded durations; attention is what the other parts leave."""
         parts = looked_up(self._token_parts_s, iterations["num_tokens"])

@@ -36,7 +36,9 @@ class ChunkedScheduler(IterationScheduler):
     def _schedule_running(self, batch: Batch, now_s: float) -> int:
         """Serve those already running; returns what is left of the budget."""
         decodes = self.pool.decodes
-        budget = self.config.max_num_batched_tokens - decodes.num_seqs
+        budget = self.config.max_num_batched_tokens - decodes.query_tokens
+        if budget < 0:
+            return self._schedule_in_order(batch, now_s)
         crossing = decodes.needing_block()
         if not self.prefilling:
             if len(crossing) > self.allocator.num_free:
@@ -70,7 +72,10 @@ class ChunkedScheduler(IterationScheduler):
                 if decoding:
                     self._hold_back(request)
                 continue
-            tokens = 1 if decoding else self._chunk_tokens(request, budget)
+            if decoding:
+                tokens = pool.decodes.limit(request, budget)
+            else:
+                tokens = self._chunk_tokens(request, budget)
             blocks = (
                 int(pool.decodes.needs_block(request))
                 if decoding

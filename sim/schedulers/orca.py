@@ -45,4 +45,4 @@ class OrcaScheduler(IterationScheduler):
         tokens = self.config.reserved_tokens(
             request.prompt_tokens, request.max_tokens, request.output_tokens
         )
-        return self.allocator.blocks_for(max(tokens, request.final_tokens))
+        return self.allocator.blocks_for(max(tokens, self._final_slots(request)))

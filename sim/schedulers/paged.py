@@ -29,7 +29,7 @@ class PagedScheduler(IterationScheduler):
     def servable(self, request: Request) -> bool:
         # V0 wants a block to spare before every decode: a lone sequence must leave it one.
         spare = max(self._watermark_blocks, 1)
-        blocks = self.allocator.blocks_for(request.final_tokens)
+        blocks = self.allocator.blocks_for(self._final_slots(request))
         return super().servable(request) and blocks + spare <= self.allocator.num_blocks
 
     def schedule(self, now_s: float) -> Batch | None:
@@ -106,10 +106,11 @@ class PagedScheduler(IterationScheduler):
             if request not in pool.running:
                 break
             # V0 asks for one free block per sequence, whether it crosses a boundary or not.
-            while allocator.num_free < 1 and request in pool.running:
+            blocks = int(pool.decodes.needs_block(request))
+            while allocator.num_free < max(blocks, 1) and request in pool.running:
                 self._preempt(next(reversed(pool.running)), batch, now_s)
-            if request in pool.running and pool.decodes.needs_block(request):
-                allocator.allocate(request.block_table, 1)
+            if request in pool.running:
+                allocator.allocate(request.block_table, blocks)
 
     def _free_for_decoding(self) -> int:
         return self.allocator.num_free - 1
@@ -137,7 +138,7 @@ class PagedScheduler(IterationScheduler):
             request = pool.swapped[0]
             blocks = self._swapped_blocks[request]
             # One more block than it left with, for the token it is about to write.
-            needed = max(blocks, allocator.blocks_for(request.num_computed_tokens + 1))
+            needed = max(blocks, allocator.blocks_for(self._decode_slots(request)))
             full = len(pool.running) >= self.config.max_num_seqs
             if full or allocator.num_free - needed < self._watermark_blocks:
                 self._blocked = True

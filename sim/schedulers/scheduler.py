@@ -106,7 +106,15 @@ class IterationScheduler:
         """Whether the request, alone in the engine, could be served to its end."""
         if request.prompt_tokens + request.output_tokens > self.config.max_model_len:
             return False
-        return self.allocator.blocks_for(request.final_tokens) <= self.allocator.num_blocks
+        return self.allocator.blocks_for(self._final_slots(request)) <= self.allocator.num_blocks
+
+    def _final_slots(self, request: Request) -> int:
+        """KV slots that the request holds when it has the most."""
+        return request.final_tokens
+
+    def _decode_slots(self, request: Request) -> int:
+        """KV slots that the request holds while it decodes once more."""
+        return request.num_computed_tokens + 1
 
     @property
     def admits_arrivals(self) -> bool:

@@ -161,6 +161,20 @@ def test_slo_is_judged_in_words(make_batched_run):
     assert "Within SLO" not in page
 
 
+def test_speculation_has_a_card(make_batched_run):
+    run = make_batched_run([6, 8], rows=2)
+    page, _ = parsed(run)
+    assert "Tokens per step" not in page
+    run.summary["speculation"] = {
+        "tokens_per_step": 2.5,
+        "expected_tokens_per_step": 2.75,
+        "draft_share": 0.2,
+    }
+    _, checker = parsed(run)
+    text = " ".join(checker.text).replace("\u00a0", " ")
+    assert "Tokens per step 2.50 2.75 expected 20 % of the time is drafting" in text
+
+
 def test_one_request_of_one_token_has_a_page(make_batched_run):
     _, checker = parsed(make_batched_run([1], rows=1))
     names = [figure["name"] for figure in figures_of(checker)]

@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from reports.quantity import MISSING
 from reports.terminal import summary_table
 
 
@@ -58,3 +59,21 @@ def test_unmeasured_source_is_named_so(make_batched_run):
     assert "roofline (not measured)" in rendered(summary)
     summary["latency"] = {"source": "table", "measured": True, "label": "H200"}
     assert "not measured" not in rendered(summary)
+
+
+def test_speculation_says_what_was_expected_and_what_came(make_batched_run):
+    summary = make_batched_run([6], rows=1).summary
+    assert "Tokens per step" not in rendered(summary)
+    summary["speculation"] = {
+        "expected_tokens_per_step": 2.7731,
+        "acceptance_length": 2.7593,
+        "tokens_per_step": None,
+        "draft_acceptance_rate": 0.4398,
+        "draft_share": 0.18,
+    }
+    lines = rendered(summary).splitlines()
+    assert f"Tokens per step:{MISSING:>34}" in lines
+    assert f"Acceptance length, expected:{'2.77':>22}" in lines
+    assert f"Acceptance length, achieved:{'2.76':>22}" in lines
+    assert f"Draft acceptance rate (%):{'43.98':>24}" in lines
+    assert f"Time spent drafting (%):{'18.00':>26}" in lines

@@ -127,11 +127,6 @@ def test_values_that_do_not_go_together_are_refused(setting: str) -> None:
     assert COMBINATIONS[setting] in with_settings(setting)
 
 
-def test_a_closed_loop_over_replicas_is_refused() -> None:
-    line = with_settings("cluster.replicas=2", "workload.max_concurrency=8")
-    assert "workload.max_concurrency needs cluster.replicas 1" in line
-
-
 def test_blocks_beyond_what_records_can_count_are_refused() -> None:
     line = with_settings("engine.num_gpu_blocks_override=16777216", "engine.block_size=4096")
     assert "the KV cache may hold at most 2^31 - 1 tokens" in line

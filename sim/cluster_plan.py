@@ -1,0 +1,71 @@
+"""What a cluster is made of: groups of replicas, the link between pools, what comes and goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import Literal
+
+from sim.engine_config import EngineConfig
+from sim.latency.protocol import LatencyModel
+
+Role = Literal["both", "prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaGroup:
+    """Equal replicas: `num_blocks` KV blocks each, at `kv_bytes_per_token` when it is sent."""
+
+    replicas: int
+    config: EngineConfig
+    latency: LatencyModel
+    scheduler: str
+    num_blocks: int
+    role: Role = "both"
+    name: str = ""
+    kv_bytes_per_token: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class KvLink:
+    """What KV caches travel over, out of one prefill replica: α + bytes / β."""
+
+    bytes_per_s: float
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A replica loses everything at `at_s` and is back, empty, `recover_after_s` later."""
+
+    replica: int
+    at_s: float
+    recover_after_s: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """Enough replicas for `target_outstanding` unfinished requests each.
+
+    Looked at every `check_every_s`; a new replica serves after `startup_s`; replicas are taken away
+    no sooner than `cooldown_s` after the last change, and serve what they have to the end. A group
+    starts with `min_replicas` of its replicas and may have all of them.
+    """
+
+    min_replicas: int
+    target_outstanding: float
+    check_every_s: float = 10.0
+    startup_s: float = 60.0
+    cooldown_s: float = 120.0
+
+
+@dataclass(slots=True)
+class ClusterFacts:
+    """What the records do not show: seconds that each replica was paid for, retries, transfers."""
+
+    up_s: list[float]
+    retries: dict[int, int] = field(default_factory=dict)
+    transferred_bytes: float = 0.0
+    transfer_s: float = 0.0
+    transfers: int = 0
+    replicas_over_time: list[tuple[float, int]] = field(default_factory=list)

@@ -1,0 +1,118 @@
+"""The cluster scenarios: what each is there to show, and what a cluster refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scenarios.errors import InputError
+from scenarios.forecast import forecast
+from scenarios.load import load_scenario
+from tests.sim.serving import assert_same_records
+
+COLOCATED = ["cluster.groups=[]", "cluster.kv_link=null", "cluster.replicas=4"]
+
+
+def summary(name: str, *settings: str, requests: int = 1500) -> dict[str, Any]:
+    scenario, origin = load_scenario(name, [f"workload.num_requests={requests}", *settings])
+    return forecast(scenario, origin=origin).summary
+
+
+@pytest.mark.parametrize(
+    "name", ["routers", "disaggregated", "autoscaling", "replica-failure", "heterogeneous"]
+)
+def test_a_cluster_scenario_leaps_as_it_steps(name: str) -> None:
+    scenario, origin = load_scenario(name, ["workload.num_requests=250"])
+    both = [forecast(scenario, origin=origin, leap=leap, check=True) for leap in (True, False)]
+    assert_same_records(both[0].records, both[1].records)
+
+
+def test_prefix_aware_routing_keeps_up_where_turns_do_not() -> None:
+    aware, in_turn = summary("routers"), summary("routers", "cluster.router=round_robin")
+    assert aware["cached_prompt_tokens"] > 1.5 * in_turn["cached_prompt_tokens"]
+    assert aware["mean_ttft_ms"] < 0.1 * in_turn["mean_ttft_ms"]
+
+
+def test_disaggregation_serves_more_within_tight_limits() -> None:
+    apart, together = summary("disaggregated"), summary("disaggregated", *COLOCATED)
+    assert apart["cluster"]["kv_transfers"] > 0
+    assert apart["slo_attainment"]["tpot"] > together["slo_attainment"]["tpot"]
+    assert apart["request_goodput"] > 1.1 * together["request_goodput"]
+    assert apart["p99_tpot_ms"] < together["p99_tpot_ms"]
+    # What it costs: the cache's way to the decode pool comes between first and second token.
+    assert 0 < apart["cluster"]["mean_kv_transfer_ms"] < 20
+
+
+def test_kv_caches_travel_with_their_bytes() -> None:
+    found = summary("disaggregated", requests=300)
+    per_token = 131072  # 2 x 32 layers x 8 heads x 128 x 2 bytes
+    assert found["cluster"]["kv_transferred_bytes"] == pytest.approx(
+        found["total_input_tokens"] * per_token, rel=0.02
+    )  # but for requests of a single token
+
+
+def test_an_autoscaler_pays_for_less_and_is_late_for_bursts() -> None:
+    scaled = summary("autoscaling", requests=6000)
+    fixed = summary("autoscaling", "cluster.autoscaling=null", requests=6000)
+    assert scaled["cluster"]["replica_seconds"] < 0.6 * fixed["cluster"]["replica_seconds"]
+    assert scaled["slo_attainment"]["ttft"] < fixed["slo_attainment"]["ttft"]
+    assert scaled["completed"] == fixed["completed"] == 6000
+
+
+def test_a_failure_loses_no_request() -> None:
+    failing = summary("replica-failure", requests=6000)
+    sound = summary("replica-failure", "cluster.failures=[]", requests=6000)
+    assert failing["completed"] == sound["completed"] == 6000
+    assert failing["cluster"]["retried_requests"] > 0
+    assert failing["p99_tpot_ms"] > sound["p99_tpot_ms"]
+
+
+def test_unequal_replicas_want_a_router_that_looks() -> None:
+    looking = summary("heterogeneous")
+    blind = summary("heterogeneous", "cluster.router=round_robin")
+    assert looking["p99_ttft_ms"] < 0.5 * blind["p99_ttft_ms"]
+
+
+GROUP = "{name: a, role: prefill, replicas: 1}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["cluster.router=fastest"], "cluster.router: 'fastest' is not known"),
+        ([f"cluster.groups=[{GROUP}]"], "needs prefill and decode groups"),
+        (
+            [f"cluster.groups=[{GROUP}, {{role: decode, replicas: 1}}]"],
+            "need a kv_link between them",
+        ),
+        (["cluster.kv_link={bandwidth_gb_per_s: 50}"], "kv_link has no meaning"),
+        (
+            ["cluster.autoscaling={target_outstanding: 8, min_replicas: 3}"],
+            "min_replicas 3 is above",
+        ),
+        (["cluster.failures=[{replica: 4, at_s: 1}]"], "there is no replica 4"),
+        (["cluster.replicas=2", "cluster.groups=[{replicas: 2}]"], "replicas and groups are both"),
+        (
+            ["cluster.groups=[{replicas: 1, engine: {max_num_seq: 3}}]"],
+            "cluster.groups[0]: engine.max_num_seq: unknown key",
+        ),
+        (
+            ["cluster.groups=[{replicas: 1, hardware: {gpu: h900}}]"],
+            "cluster.groups[0]: hardware.gpu: unknown GPU 'h900'",
+        ),
+        (
+            [
+                "cluster.groups=[{role: prefill, replicas: 1, engine: {scheduler: static}}, "
+                "{role: decode, replicas: 1}]",
+                "cluster.kv_link={bandwidth_gb_per_s: 50}",
+            ],
+            "cannot be split into prefill and decode",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings: list[str], words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        summary("quickstart", *settings, requests=10)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
