@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from math import ceil, inf
+from typing import Any
 
 import numpy as np
 import simpy
@@ -36,30 +37,24 @@ _REPORT_EVERY = 256  # endings between two calls of `progress`
 
 
 class _Clock(simpy.Environment):
-    """SimPy's event queue with absolute times: a sum of delays would not end where it should."""
+    """SimPy's clock and queue, with plain calls at absolute times for its events.
+
+    A sum of delays would not end where it should, and an event object for every iteration of every
+    replica costs as much as the scheduler's decision.
+    """
 
     def at(self, time_s: float, rank: int, call: Callable[[float], None]) -> None:
         """Call `call(time_s)` then; of one time, by rank, then in order of asking."""
-        event = _Due(time_s, call)
-        heappush(self._queue, (time_s, rank, next(self._eid), event))  # type: ignore[misc]
+        heappush(self._queue, (time_s, rank, next(self._eid), call))  # type: ignore[misc]
 
     def run(self, until: object = None) -> None:
-        """Until nothing is due any more. SimPy's own loop costs as much as a scheduler's step."""
+        """Until nothing is due any more."""
         assert until is None
-        queue = self._queue
+        queue: list[Any] = self._queue
         while queue:
-            self._now, _, _, event = heappop(queue)
-            callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
-            for callback in callbacks or ():
-                callback(event)
-
-
-class _Due(simpy.Event):
-    """An event that is certain to happen, and has one thing to do."""
-
-    def __init__(self, time_s: float, call: Callable[[float], None]) -> None:
-        self._ok, self._value = True, None
-        self.callbacks = [lambda _: call(time_s)]
+            now_s, _, _, call = heappop(queue)
+            self._now = now_s
+            call(now_s)
 
 
 class _PrefillPool(ReplicaPool):
@@ -121,6 +116,7 @@ class _Cluster:
     ) -> None:
         self.clock = _Clock()
         self.replicas: list[ClusterReplica] = []
+        self._closed_loop = workload.max_concurrency is not None
         self._groups: list[ReplicaGroup] = []  # of each replica
         for group in groups:
             for _ in range(group.replicas):
@@ -168,7 +164,7 @@ class _Cluster:
         self.replicas.append(
             ClusterReplica(
                 len(self.replicas), self.clock, scheduler, pool, group.latency,
-                self._on_finished, leap=leap, check=check,
+                self._on_finished, leap=leap, check=check, awaits_clients=self._closed_loop,
             )
         )  # fmt: skip
 

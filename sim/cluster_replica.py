@@ -22,8 +22,8 @@ from sim.request_pool import RequestPool
 from sim.run_log import check_iteration, note_iteration
 from sim.schedulers.scheduler import Scheduler
 
-# What happens at the same time happens in this order.
-ARRIVAL, ENDING, DECISION = 0, 1, 2
+# What happens at the same time happens in this order, and in the order of the replicas' numbers.
+ARRIVAL, ENDING, DECISION = 0, 1, 1 << 20
 
 
 class Clock(Protocol):
@@ -54,7 +54,8 @@ class ReplicaPool(RequestPool):
 class ClusterReplica:
     """A scheduler and its latency model, served from an inbox.
 
-    ``finished`` is called with the requests that ended and when, before the next decision.
+    ``finished`` is called with the requests that ended and when, before the next decision. With
+    `awaits_clients` those who have their answer may send the next request before it, too.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ClusterReplica:
         *,
         leap: bool = True,
         check: bool = False,
+        awaits_clients: bool = False,
     ) -> None:
         self.number = number
         self.scheduler = scheduler
@@ -82,6 +84,7 @@ class ClusterReplica:
         self._clock = clock
         self._finished = finished
         self._leap = leap
+        self._awaits_clients = awaits_clients
         self._check = check
         self._inbox: deque[Request] = deque()
         self._deciding = False  # a decision is due at this very time
@@ -89,7 +92,7 @@ class ClusterReplica:
         self._start_s = 0.0
         self._ends_s: list[float] = []
         self._interruptible = False
-        self._plan = 0  # counts plans; an ending of an earlier one is void
+        self._ending_rank, self._decision_rank = ENDING + number, DECISION + number
 
     # -- from outside -------------------------------------------------------------------------
 
@@ -111,7 +114,7 @@ class ClusterReplica:
             last = bisect_left(self._ends_s, now_s)
             if last < len(self._ends_s) - 1:
                 del self._ends_s[last + 1 :]
-                self._end_at(self._ends_s[-1])
+                self._clock.at(self._ends_s[-1], self._ending_rank, self._end)
 
     @property
     def least_kv_share(self) -> float:
@@ -150,7 +153,6 @@ class ClusterReplica:
         """Lose everything: what is under way is void, and all requests come back as new."""
         self.catch_up(now_s)
         self._batch = None
-        self._plan += 1
         lost = self.scheduler.evict(now_s)
         lost += self._inbox
         self._inbox.clear()
@@ -163,7 +165,7 @@ class ClusterReplica:
     def _decide_at(self, now_s: float) -> None:
         if not self._deciding:
             self._deciding = True
-            self._clock.at(now_s, DECISION, self._decide)
+            self._clock.at(now_s, self._decision_rank, self._decide)
 
     def _decide(self, now_s: float) -> None:
         self._deciding = False
@@ -177,7 +179,7 @@ class ClusterReplica:
             batch = scheduler.schedule(now_s)  # everybody was preempted: admit again
         if batch is None:
             if now_s < scheduler.wake_s < inf:
-                self._clock.at(scheduler.wake_s, DECISION, self._decide)
+                self._clock.at(scheduler.wake_s, self._decision_rank, self._decide)
             return
         self._batch, self._start_s = batch, now_s
         iterations = scheduler.horizon(batch) if self._leap else 1
@@ -186,22 +188,17 @@ class ClusterReplica:
             self._ends_s = self.latency.run_ends_s(batch, now_s, iterations, inf)
         else:
             self._ends_s = [now_s + self.latency.iteration_s(batch)]
-        self._end_at(self._ends_s[-1])
+        self._clock.at(self._ends_s[-1], self._ending_rank, self._end)
 
-    def _end_at(self, end_s: float) -> None:
-        self._plan += 1
-        plan = self._plan
-        self._clock.at(end_s, ENDING, lambda now_s: self._end(now_s, plan))
-
-    def _end(self, now_s: float, plan: int) -> None:
-        if plan != self._plan:
-            return
+    def _end(self, now_s: float) -> None:
+        if self._batch is None or self._ends_s[-1] != now_s:
+            return  # that plan was cut short, or lost
         finished = self._commit(self._ends_s)
         self._batch = None
         if finished:
             self.num_outstanding -= len(finished)
             self._finished(self, finished, now_s)
-            # Their clients may have sent the next request, which counts in this decision.
+        if finished and self._awaits_clients:
             self._decide_at(now_s)
         else:
             self._decide(now_s)

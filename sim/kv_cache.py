@@ -47,6 +47,7 @@ class BlockAllocator:
         # A queue as a list and the position of its head: slices of many blocks cost one call.
         self._queue = _block_numbers(num_blocks)
         self._head = 0
+        self._compact_at = num_blocks // 4 + 1024  # soon, so that the queue stays near the CPU
         # Blocks taken out of the queue's middle leave a dead entry, counted here.
         self._dead: dict[int, int] = {}
         self._references: dict[int, int] = {}  # only of blocks in more than one table
@@ -85,7 +86,7 @@ class BlockAllocator:
                 if block in self._idle:
                     self._forget(block)
         self.num_free -= count
-        if self._head > 4 * self.num_blocks + 1024:
+        if self._head > self._compact_at:
             del self._queue[: self._head]
             self._head = 0
         return blocks

@@ -18,7 +18,7 @@ from sim.request import NEVER, Request
 Columns = dict[str, np.ndarray]
 
 _RARE = {"shared_blocks": "i4", "swap_blocks": "i4", "preempted": "i4", "extrapolated": "?"}
-_FOLD_AT = 1 << 15  # rows kept as tuples before they become columns
+_FOLD_AT = 1 << 8  # rows kept as tuples before they become columns; many replicas keep some each
 
 
 @dataclass(frozen=True, slots=True)
