@@ -60,17 +60,20 @@ def forward_batch(
     block_size: int,
     vocab_size: int,
     device: torch.device,
+    width: int = 0,
 ) -> ForwardBatch:
     """The tensors of a batch; blocks are taken from ``block_order`` [num_blocks] from its start.
 
-    Raises ValueError where they are too few.
+    Block tables are at least ``width`` wide, as an engine's are: decode kernels divide their work
+    by that width, which does not change from batch to batch. Raises ValueError where blocks are
+    too few.
     """
     needed = lengths.num_blocks(block_size)
     if needed > len(block_order):
         raise ValueError(f"{needed} blocks are needed, the cache has {len(block_order)}")
     contexts = [*lengths.decodes, *(sum(pair) for pair in lengths.prefills)]
     counts = [-(-context // block_size) for context in contexts]
-    tables = np.zeros((len(contexts), max(counts)), dtype=np.int32)
+    tables = np.zeros((len(contexts), max(width, *counts)), dtype=np.int32)
     starts = itertools.accumulate(counts, initial=0)
     for row, (start, count) in enumerate(zip(starts, counts, strict=False)):
         tables[row, :count] = block_order[start : start + count]

@@ -234,6 +234,7 @@ def by_block_size(rig: Rig) -> list[dict[str, Any]]:
                 block_size=block_size,
                 vocab_size=rig.config.vocab_size,
                 device=rig.device,
+                width=-(-limits.max_context // block_size),
             )
             heads, kv_heads = rig.config.num_heads, rig.config.num_kv_heads
             packed = rig.normal(given.num_tokens, heads + 2 * kv_heads, rig.config.head_dim)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibrate.batches import Lengths
 from calibrate.breakdown import by_block_size, flash_against_standard, operator_classes
 from calibrate.clocks import ClockLog
 from calibrate.environment import (
@@ -36,7 +37,7 @@ from calibrate.environment import (
     environment,
     require_device,
 )
-from calibrate.grids import capture_sizes
+from calibrate.executor import CAPTURE_SIZES
 from calibrate.import_llmservingsim import model_shape
 from calibrate.journal import Journal, Point, writing
 from calibrate.measured_table import MeasuredTable, write_measured
@@ -44,7 +45,7 @@ from calibrate.measuring import TARGET, Measuring, failed
 from calibrate.parts import Bench, Limits, LinearBackend, Rig, benches
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer, measure_ceilings
-from calibrate.whole_iterations import Lengths, random_lengths
+from calibrate.whole_iterations import random_lengths
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 from sim.model_spec import ModelSpec
@@ -65,7 +66,7 @@ SHARES = {
     "whole": 4.0,
     "held_out": 0.8,
 }
-LAST_SHARE = 0.06  # of the budget, for operator classes and attention's two ways
+LAST_SHARE = 0.08  # of the budget, for operator classes and attention's two ways
 WHOLES = 48  # whole iterations at most; half of them are held out
 LEAST_WHOLES = 4  # whatever the budget
 HELD_OUT = 8  # points of each part that no table holds
@@ -195,7 +196,7 @@ class _Calibration:
         self.clocks = ClockLog(device_id(self.timer.device), wanted=self.timer.on_gpu)
         self.captured = ()
         if self.timer.on_gpu:
-            self.captured = tuple(capture_sizes(self.limits.max_seqs))
+            self.captured = tuple(s for s in CAPTURE_SIZES if s <= self.limits.max_seqs)
         self.journal = Journal(
             self.partial / "journal.jsonl", self._owner(), fastest=not self.timer.on_gpu
         )

@@ -106,7 +106,8 @@ class ClockLog:
             reasons = int(cells[-1], 16)
         except ValueError:
             return None
-        return Clocks(*(_number(cell) for cell in cells[:-1]), reasons)
+        sm, most, memory, temperature, power = (_number(cell) for cell in cells[:-1])
+        return Clocks(sm, most, memory, temperature, power, reasons)
 
 
 def nvidia_smi(query: str, *, gpu: str | None = None) -> list[list[str]] | None:

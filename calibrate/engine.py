@@ -308,6 +308,10 @@ def engine(
     `seed` draws the token ids of prompts whose content is not known; the rest is as for `Engine`
     and `TransformerExecutor`. Raises MemoryError when the KV cache does not fit.
     """
+    if workload.samples is not None:
+        raise ValueError("the engine generates one answer a request: leave samples and beams out")
+    if config.offload_blocks:
+        raise ValueError("the engine offloads no idle KV blocks: leave kv_offloading_size_gib out")
     pool = RequestPool(config.block_size)
     allocator = BlockAllocator(
         num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching

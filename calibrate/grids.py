@@ -26,12 +26,6 @@ def doubling(first: int, last: int) -> list[int]:
     return sorted({*values, last})
 
 
-def capture_sizes(largest: int) -> list[int]:
-    """Batch sizes that CUDA graphs are captured for: 1, 2, 4, then steps of at most a half."""
-    sizes = {1, 2, 4, *(3 * 2**i for i in range(3, 20)), *(2**i for i in range(3, 20))}
-    return sorted({*(size for size in sizes if size <= largest), largest})
-
-
 def token_axis(last: int, *, captured: Sequence[int] = (), tiled: bool = True) -> list[int]:
     """Tokens of a pass: steps of two, graph sizes and, on a GPU, one more than a tile holds."""
     steps = set[int]()

@@ -36,6 +36,7 @@ DTYPES = {
     "bfloat16": ("bfloat16",),
     "float16": ("bfloat16",),
     "float8": ("fp8_block", "fp8"),
+    "int4": ("int4_wo",),
 }
 KV_DTYPES = {
     "auto": "bfloat16",

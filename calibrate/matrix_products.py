@@ -16,7 +16,7 @@ from bisect import bisect_right
 from calibrate.kernel_tables import KernelTables, NotMeasured, System
 
 # Bytes of a weight in the package's number formats; inputs and outputs take two.
-WEIGHT_BYTES = {"bfloat16": 2, "fp8": 1, "fp8_block": 1}
+WEIGHT_BYTES = {"bfloat16": 2, "fp8": 1, "fp8_block": 1, "int4_wo": 0.5}
 
 
 def product_us(tables: KernelTables, width: int, depth: int, dtype: str) -> list[tuple[int, float]]:

@@ -8,7 +8,7 @@
     logits             vocabulary projection and greedy sampling
     moe                one layer's experts with routing made to activate so many, times the layers
     copy, swap         blocks of all layers, on the device and over the host link
-    host               building a decode batch's tensors and reading its tokens back
+    host               what the real engine takes beside its passes and its sampling
 
 On a GPU each part runs by itself; layers take turns, so that a call finds neither weights nor keys
 of the one before in a cache. On a CPU most of the time goes into many small operations, whose cost
@@ -27,6 +27,7 @@ import torch
 
 from calibrate import grids
 from calibrate.batches import Lengths, emitting_rows, forward_batch
+from calibrate.engine import Clock, engine
 from calibrate.timer import Call, Mode, Timer
 from kernels.checks import Backend
 from kernels.copy_blocks import copy_blocks
@@ -35,6 +36,10 @@ from kernels.model_config import ModelConfig
 from kernels.moe import moe
 from kernels.swap_blocks import swap_blocks
 from kernels.transformer import ForwardBatch, LayerWeights, Transformer
+from sim.engine_config import EngineConfig
+from sim.workload.workload import Workload
+
+HOST_PROMPT, HOST_ITERATIONS = 16, 12  # tokens of the engine's runs that tell its host's time
 
 Point = tuple[int, ...]
 LinearBackend = Backend | Literal["fastest"]
@@ -177,6 +182,7 @@ class Rig:
             block_size=self.block_size,
             vocab_size=self.config.vocab_size,
             device=self.device,
+            width=-(-self.limits.max_context // self.block_size),
         )
 
     def iteration(self, lengths: Lengths) -> Call:
@@ -185,9 +191,17 @@ class Rig:
 
         def run() -> torch.Tensor:
             hidden = self.model.forward(batch, self.kv_cache)
-            return sample(self.model.logits(hidden, rows), backend=self.model.backend)
+            return self.emitted(hidden.index_select(0, rows))
 
         return run
+
+    def emitted(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Greedy tokens of these rows and whether their logits are finite, as the engine does."""
+        logits = self.model.logits(hidden)
+        tokens = sample(logits, backend=self.model.backend)
+        chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        finite = chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
+        return torch.where(finite, tokens, -1)
 
     def normal(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_()
@@ -249,8 +263,9 @@ def _linear(rig: Rig, captured: tuple[int, ...]) -> Bench:
         lambda point: point[0] <= min(last, rig.limits.cache_tokens),
         calls,
         key=(
-            str(rig.model.linear_backend), config.hidden_size, config.num_layers,
-            config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, config.qk_norm, config.num_experts,
+            str(rig.model.linear_backend),
+            config.hidden_size, config.num_layers, config.num_heads, config.num_kv_heads,
+            config.head_dim, config.intermediate_size, config.qk_norm, config.num_experts,
         ),
     )  # fmt: skip
 
@@ -289,9 +304,9 @@ def _prefill(rig: Rig) -> Bench:
 
     longest = min(limits.max_context, limits.cache_tokens)
     new = (1, *grids.doubling(16, min(limits.max_tokens, longest)))
-    # Behind a past attention reads pages: a step at the first cached block.
+    # Behind a past attention reads pages: a step at the first cached token.
     last = max(128, longest - min(new[-1], longest // 2))
-    cached = (0, rig.block_size, *grids.doubling(128, last))
+    cached = (0, 1, *grids.doubling(128, last))
     return Bench(
         "prefill_attention",
         (new, cached),
@@ -359,16 +374,10 @@ def _skew(rig: Rig) -> Bench:
 
 
 def _logits(rig: Rig) -> Bench:
-    config, model = rig.config, rig.model
+    config = rig.config
 
     def calls(point: Point) -> list[list[Call]]:
-        hidden = rig.normal(point[0], config.hidden_size)
-        rows = torch.arange(point[0], device=rig.device)
-
-        def run() -> torch.Tensor:
-            return sample(model.logits(hidden, rows), backend=model.backend)
-
-        return [[run]]
+        return [[partial(rig.emitted, rig.normal(point[0], config.hidden_size))]]
 
     return Bench(
         "logits",
@@ -497,24 +506,46 @@ def _swap(rig: Rig) -> Bench:
 
 def _host(rig: Rig) -> Bench:
     def calls(point: Point) -> list[list[Call]]:
-        context = min(512, rig.limits.max_context, rig.limits.cache_tokens // point[0])
-        lengths = Lengths(decodes=(context,) * point[0])
-        tokens = torch.zeros(point[0], dtype=torch.int64, device=rig.device)
-
-        def run() -> list[int]:
-            rig.batch(lengths)
-            emitting_rows(lengths, rig.device)
-            found: list[int] = tokens.tolist()
-            return found
-
-        return [[run]]
+        return [[partial(engine_host_s, rig, point[0])]]
 
     return Bench(
         "host",
         (tuple(grids.doubling(1, rig.limits.max_seqs)),),
-        lambda point: rig.limits.cache_tokens >= 16 * point[0],
+        lambda point: True,
         calls,
         mode="eager",
-        key=("inputs",),
+        key=("engine",),
         refine=False,
     )
+
+
+def engine_host_s(rig: Rig, num_seqs: int) -> float:
+    """Seconds of an engine's iteration that are neither its pass nor its sampling.
+
+    The real engine decodes that many sequences: what it takes to schedule, to prepare inputs, to
+    read tokens back and to keep its books, in its least disturbed iteration.
+    """
+    workload = Workload(
+        arrival_s=np.zeros(num_seqs),
+        prompt_tokens=np.full(num_seqs, HOST_PROMPT),
+        output_tokens=np.full(num_seqs, HOST_ITERATIONS),
+    )
+    config = EngineConfig(
+        max_num_seqs=num_seqs,
+        max_num_batched_tokens=num_seqs * HOST_PROMPT,
+        block_size=rig.block_size,
+    )
+    blocks = -(-(HOST_PROMPT + HOST_ITERATIONS) // rig.block_size) + 1
+    served = engine(
+        workload,
+        config,
+        rig.model,
+        scheduler="chunked",
+        num_blocks=num_seqs * blocks + 8,
+        capture_sizes=(num_seqs,) if rig.timer.on_gpu else (),
+        clock=Clock(skip_idle=True),
+    ).run()
+    found = served.records.iterations
+    decodes = (found["prefill_seqs"] == 0) & (found["decode_seqs"] == num_seqs)
+    host_s = found["duration_s"] - found["forward_s"] - found["sample_s"]
+    return float(host_s[decodes].min())

@@ -115,7 +115,7 @@ class Timer:
 
 def rotations(bytes_per_call: int) -> int:
     """Input sets that together exceed three L2 caches of the GPU, at most `ROTATIONS`."""
-    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    l2_bytes: int = torch.cuda.get_device_properties(0).L2_cache_size
     return min(ROTATIONS, max(1, -(-3 * l2_bytes // max(1, bytes_per_call))))
 
 

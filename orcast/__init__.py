@@ -3,14 +3,24 @@
 import orcast
 run = orcast.simulate("quickstart", {"engine.max_num_seqs": 64})
 run.summary["p99_ttft_ms"]
+table, figure, summary = orcast.size(overrides={"budget.usd": 50_000})
+
+table = orcast.sweep("quickstart", {"engine.max_num_seqs": "8..256:x2"})
+orcast.sweep_figure(table, "p99_ttft_ms")
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+    from plotly.graph_objects import Figure
+
+    from reports.size_notebook import SizeStudy
     from scenarios.forecast import Forecast
 
 __version__ = "0.1.0"
@@ -24,21 +34,100 @@ def simulate(
     Returns records (columns of numpy arrays), summary and resolved scenario. Raises
     `scenarios.errors.InputError` for a scenario that cannot be simulated.
     """
-    import json
-
     from orcast.calibrate_cli import compose
     from scenarios.forecast import forecast
     from scenarios.load import load_scenario
 
-    # JSON is YAML: a value given as a Python object reads back as itself.
-    settings = [
-        f"{path}={json.dumps(value, ensure_ascii=False, default=_plain)}"
-        for path, value in (overrides or {}).items()
-    ]
-    loaded, origin = load_scenario(scenario, settings)
+    loaded, origin = load_scenario(scenario, _settings(overrides))
     return forecast(loaded, origin=origin, compose=compose, leap=not step)
 
 
+def size(sizing: str | None = None, overrides: Mapping[str, Any] | None = None) -> SizeStudy:
+    """Size a model by scaling laws, as `orcast size` does, with some paths set to other values.
+
+    Returns ``(table, figure, summary)``: a tidy DataFrame with a row for each candidate model, a
+    Plotly figure of training against serving cost (or the isoFLOP curves, or the memory), and all
+    figures as plain data. Raises `scenarios.errors.InputError` for a sizing that cannot be
+    answered.
+    """
+    from orcast.calibrate_cli import compose
+    from reports.size_notebook import size_study
+    from scenarios.sizing import size as answer
+    from scenarios.sizing_load import load_sizing
+
+    loaded, origin = load_sizing(sizing, _settings(overrides))
+    return size_study(answer(loaded, origin=origin, compose=compose))
+
+
+def sweep(
+    scenario: str,
+    axes: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    jobs: int | None = None,
+    ray: str | bool = False,
+    out: str | Path | None = None,
+) -> DataFrame:
+    """Forecast a scenario at every setting of its axes; a row a run, a column a figure.
+
+    `axes` are paths and their values, ``{"engine.max_num_seqs": "8..256:x2", "engine.block_size":
+    [8, 16]}``, beside those of the scenario's own section ``sweep``; `overrides` may set
+    ``sweep.seeds`` and the like. Runs on `jobs` processes (all cores), or with `ray` on a cluster
+    (its address, or True for one on this machine). With a folder `out`, every answer is kept there
+    and never asked for again. Raises `scenarios.errors.InputError`.
+    """
+    from orcast.calibrate_cli import compose
+    from reports.sweep_folder import check_target, write_sweep
+    from reports.sweep_frame import frame_of
+    from scenarios.axes import axes_from_mapping
+    from scenarios.point_workers import local_workers
+    from scenarios.sweep import run_sweep
+    from scenarios.sweep_points import load_study
+
+    given = {
+        path: values if isinstance(values, str) else [_plain(value) for value in values]
+        for path, values in (axes or {}).items()
+    }
+    study = load_study(scenario, _settings(overrides), axes_from_mapping(given, source="axes"))
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_target(folder)
+    workers = local_workers(jobs)
+    if ray:
+        from scenarios.ray_workers import ray_workers
+
+        workers = ray_workers(ray if isinstance(ray, str) else None)
+    result = run_sweep(study, workers, folder=folder, compose=compose)
+    if folder is not None:
+        write_sweep(folder, result)
+    return frame_of(result.table)
+
+
+def sweep_figure(
+    frame: DataFrame, metric: str | None = None, x: str | None = None, y: str | None = None
+) -> Figure:
+    """A figure of what `sweep` returned: a heat map over paths `x` and `y`, or lines along `x`.
+
+    Without a metric it is the first one of the sweep; without paths its first two axes. Give `x`
+    alone for lines. Raises ValueError for what the table does not have.
+    """
+    from reports.sweep_frame import figure_of_frame
+
+    return figure_of_frame(frame, metric, x, y)
+
+
+def _settings(overrides: Mapping[str, Any] | None) -> list[str]:
+    """``PATH=VALUE`` for each; JSON is YAML, so that a Python value reads back as itself."""
+    return [
+        f"{path}={json.dumps(value, ensure_ascii=False, default=_plain)}"
+        for path, value in (overrides or {}).items()
+    ]
+
+
 def _plain(value: Any) -> Any:
-    """A numpy scalar as a number, a path as text."""
+    """A numpy scalar as a number, a path as text; what YAML knows as it is."""
+    if isinstance(value, str | int | float | bool | list | dict | None):
+        return value
+    if isinstance(value, tuple):
+        return list(value)
     return value.item() if hasattr(value, "item") else str(value)

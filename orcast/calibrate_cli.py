@@ -112,7 +112,9 @@ def progress_bar(budget_s: float) -> Iterator[Callable[[Progress], None]]:
         BarColumn(),
         TextColumn("{task.fields[points]} points, {task.fields[left]} left"),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Bar(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("starting", total=budget_s, points=0, left="")
 
         def tell(state: Progress) -> None:

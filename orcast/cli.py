@@ -16,6 +16,8 @@ import typer
 from orcast.calibrate_cli import app as calibrate_app
 from orcast.calibrate_cli import compose
 from orcast.export_cli import export
+from orcast.size_cli import size
+from orcast.sweep_cli import sweep, with_ray_address
 from orcast.ui_cli import ui
 from orcast.validate_cli import validate
 from scenarios.errors import InputError
@@ -32,6 +34,8 @@ app.add_typer(calibrate_app, name="calibrate")
 app.command()(validate)
 app.command()(ui)
 app.command()(export)
+app.command()(size)
+app.command()(sweep)
 
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
@@ -92,14 +96,23 @@ def run(
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a run, a sweep or a sizing.")
+    ],
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
-    """Rebuild report.html of a run folder from its records."""
+    """Rebuild report.html of a folder from its records."""
     from reports.run_folder import write_report
+    from reports.size_folder import is_size_folder, write_size_report
+    from reports.sweep_folder import is_sweep, write_sweep_report
 
+    write: Callable[[Path], Path] = write_report
+    if is_sweep(directory):
+        write = write_sweep_report
+    elif is_size_folder(directory):
+        write = write_size_report
     try:
-        path = write_report(directory)
+        path = write(directory)
     except ValueError as error:
         raise InputError(str(error)) from None
     print(f"Report: {path}")
@@ -208,7 +221,7 @@ def main() -> None:
     # Asked to end: unwind, so that a half-written folder is taken away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app()
+        app(args=with_ray_address(sys.argv[1:]))
     except (InputError, OSError) as error:
         sys.exit(_refuse(str(error)))
     except KeyboardInterrupt:

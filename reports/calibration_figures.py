@@ -325,4 +325,6 @@ def _shades(thing: str, index: int, lines: int) -> dict[str, Any]:
 def _some(values: Floats) -> Floats:
     if len(values) <= MOST_CURVES:
         return values
-    return values[np.unique(np.linspace(0, len(values) - 1, MOST_CURVES).round().astype(int))]
+    chosen = np.unique(np.linspace(0, len(values) - 1, MOST_CURVES).round().astype(int))
+    shown: Floats = values[chosen]
+    return shown

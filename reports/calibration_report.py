@@ -261,7 +261,7 @@ def _fusion_section(meta: Mapping[str, Any]) -> list[Section]:
 
 def _flash_table(rows: Sequence[Mapping[str, Any]]) -> str:
     measured = "standard_bytes" in rows[0]
-    head = ("Tokens", "Fused (µs)", "Standard (µs)", "Speed-up")
+    head: tuple[str, ...] = ("Tokens", "Fused (µs)", "Standard (µs)", "Speed-up")
     head += ("Fused (MiB)", "Standard (MiB)", "Memory") if measured else ("Scores (MiB)",)
     body = []
     for row in rows:

@@ -68,9 +68,9 @@ def _setting(scenario: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """Model, hardware, policy and size of the run in one line."""
     hardware, engine = _part(scenario, "hardware"), _part(scenario, "engine")
     replicas = figure_of(_part(scenario, "cluster"), "replicas") or 1
-    gpus = (figure_of(hardware, "tensor_parallel") or 1) * (
-        figure_of(hardware, "pipeline_parallel") or 1
-    )
+    gpus = figure_of(_part(hardware, "sequence_parallel"), "degree") or 1
+    for degree in ("tensor_parallel", "pipeline_parallel", "expert_parallel"):
+        gpus *= figure_of(hardware, degree) or 1
     each = f"{count(gpus)} × " * (gpus > 1) + str(hardware.get("gpu") or "")
     parts = [
         str(scenario.get("model") or ""),
@@ -150,6 +150,11 @@ def _cards(
         percent(number.get("kv_utilization")),
         "of all slots hold a token" if useful is None else f"{percent(useful)} of what is taken",
     )
+    hits, saved = number.get("prefix_cache_hit_rate"), number.get("kv_saved_by_sharing")
+    if hits:
+        yield Card("Prefix cache hits", percent(hits), "of prompt tokens were not computed")
+    if saved:
+        yield Card("KV saved by sharing", percent(saved), "of what each would hold on its own")
     preempted = number.get("preemptions")
     if preempted is None:
         preempted = float(np.sum(records.requests["preemptions"]))

@@ -76,6 +76,13 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         if share is not None:
             lines.append((_line(label, f"{100 * share:.2f}"), ""))
     for label, key in (
+        ("KV memory saved by sharing (%):", "kv_saved_by_sharing"),
+        ("Prefix cache hit rate (%):", "prefix_cache_hit_rate"),
+    ):
+        share = figure_of(summary, key)
+        if share:
+            lines.append((_line(label, f"{100 * share:.2f}"), ""))
+    for label, key in (
         ("Preemptions:", "preemptions"),
         ("Rejected requests:", "rejected"),
         ("Iterations:", "iterations"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sim.records import Records
 
 MARKER = "summary.json"  # what makes a folder one of ours, to be replaced without asking
+KINDS = {MARKER: "a run folder", "sizing.json": "a sizing's folder"}
 FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions")}
 FILES |= {MARKER, "scenario.yaml", "report.html", "compare.html"}
 FILES |= {"trace.json.gz", "bench.json", "csv", "png", "svg"}  # exports
@@ -68,7 +69,7 @@ def _check_target(target: Path, marker: str, files: Collection[str]) -> None:
         return
     found = {entry.name for entry in target.iterdir() if not entry.name.startswith(".")}
     if found and marker not in found:
-        what = "a run folder" if marker == MARKER else "a latency table"
+        what = KINDS.get(marker, "a latency table")
         raise InputError(f"--out {target}: not empty and not {what}; name another one")
     if strangers := sorted(found - set(files)):
         raise InputError(

@@ -13,19 +13,24 @@ import numpy as np
 
 from scenarios import library, schema
 from scenarios.errors import InputError
+from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
+from scenarios.sharing import draw_conversations, draw_samples, host_blocks, with_block_moves
 from scenarios.speculation import speculator
 from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
+from sim.expert_routing import ExpertRouting
 from sim.hardware import Gpu, Interconnect
+from sim.latency.pipeline_latency import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
-from sim.latency.roofline import HOST_LINK_EFFICIENCY, RooflineLatency
+from sim.latency.roofline import HOST_LINK_EFFICIENCY
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import read_table
 from sim.memory import MemoryBudget, memory_budget
 from sim.metrics import Slo
 from sim.model_spec import ModelSpec
+from sim.parallelism import Parallelism
 from sim.workload import Workload, arrivals, lengths, read_trace
 from sim.workload.sessions import shared_prefixes
 
@@ -40,6 +45,8 @@ class Deployment:
     scenario: Scenario
     model: ModelSpec
     gpu: Gpu
+    parallelism: Parallelism
+    routing: ExpertRouting | None  # of a mixture of experts
     memory: MemoryBudget
     config: EngineConfig
     latency: LatencyModel
@@ -50,21 +57,27 @@ class Deployment:
 
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
+Drawer = Callable[[schema.Workload, schema.Engine, Path | None], Workload]
 
 
 def deploy(
-    scenario: Scenario, *, origin: Path | None = None, compose: Composer | None = None
+    scenario: Scenario,
+    *,
+    origin: Path | None = None,
+    compose: Composer | None = None,
+    draw: Drawer | None = None,
 ) -> Deployment:
     """Resolve names and files, draw the workload, divide the memory.
 
     Relative paths are looked up in the current folder, then beside `origin`. `compose` makes a
-    latency table from other people's measurements (source ``aiconfigurator``). Raises InputError.
+    latency table from other people's measurements (source ``aiconfigurator``); `draw` stands in
+    for `draw_workload` where many runs share their requests. Raises InputError.
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
     engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
-        workload = draw_workload(scenario.workload, scenario.engine, beside=beside)
+        workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -76,16 +89,18 @@ def deploy(
     if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
         groups = tuple(_groups(scenario, source, beside=beside, compose=compose))
     return Deployment(
-        scenario,
-        engine.model,
-        engine.gpu,
-        engine.memory,
-        engine.config,
-        engine.latency,
-        workload,
-        slo,
-        (*workload.notes, *engine.notes),
-        groups,
+        scenario=scenario,
+        model=engine.model,
+        gpu=engine.gpu,
+        parallelism=parallelism_of(scenario.hardware),
+        routing=engine.routing,
+        memory=engine.memory,
+        config=engine.config,
+        latency=engine.latency,
+        workload=workload,
+        slo=slo,
+        notes=(*workload.notes, *engine.notes),
+        groups=groups,
     )
 
 
@@ -95,6 +110,7 @@ class _Engine:
 
     model: ModelSpec
     gpu: Gpu
+    routing: ExpertRouting | None  # of a mixture of experts
     memory: MemoryBudget
     config: EngineConfig
     latency: LatencyModel
@@ -106,18 +122,27 @@ def _engine(
 ) -> _Engine:
     """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
     with _at(source, "model"):
-        model = library.model(scenario.model, beside=beside)
+        model = _model(scenario, beside=beside)
     with _at(source, "hardware.gpu"):
         gpu = library.gpu(scenario.hardware.gpu)
     with _at(source, "hardware"):
         memory = _memory(scenario, model, gpu)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
+        spread = parallelism_of(scenario.hardware)
+        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
+            raise ValueError(
+                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
+            )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
-    config = _engine_config(scenario.engine, model, memory)
+    with _at(source, "engine"):
+        config = _engine_config(scenario.engine, model, memory)
     if speculating is not None:
         config = replace(config, speculation=speculating.technique)
+
+    with _at(source, "experts"):
+        routing = expert_routing(scenario.experts, model, beside=beside)
 
     def latency_of(model: ModelSpec, scenario: Scenario) -> LatencyModel:
         return _latency(scenario, model, gpu, memory, beside=beside, compose=compose)
@@ -129,12 +154,14 @@ def _engine(
     if speculating is not None:
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
+    latency = with_block_moves(latency, scenario, memory, gpu)
     notes = (
         *(speculating.notes(scenario) if speculating is not None else ()),
         *_unused_knobs(scenario),
+        *_without_effect_on_time(scenario),
         *measured_elsewhere,
     )
-    return _Engine(model, gpu, memory, config, latency, notes)
+    return _Engine(model, gpu, routing, memory, config, latency, notes)
 
 
 def _groups(
@@ -166,6 +193,11 @@ def _groups(
                     f"{where}.role: speculation across prefill and decode pools is not modelled"
                 )
         engine = _engine(mine, where, beside=beside, compose=compose)
+        if isinstance(engine.latency, PipelineLatency):
+            raise InputError(
+                f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin)"
+            )
+        parallelism = parallelism_of(mine.hardware)
         yield ReplicaGroup(
             group.replicas,
             engine.config,
@@ -175,6 +207,8 @@ def _groups(
             role=group.role,
             name=group.name or f"group {number}",
             kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
+            gpus=parallelism.num_gpus,
+            usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
         )
 
 
@@ -191,12 +225,19 @@ def _ms(value: float | None) -> float | None:
     return None if value is None else value / 1e3
 
 
+def _model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
+    """The scenario's model, its matrices in the type they are served in."""
+    model = library.model(scenario.model, beside=beside)
+    weight_dtype = scenario.engine.weight_dtype
+    return model if weight_dtype == "auto" else model.quantised(weight_dtype)
+
+
 def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
     engine = scenario.engine
     return memory_budget(
         model,
         gpu,
-        tensor_parallel=scenario.hardware.tensor_parallel,
+        parallelism=parallelism_of(scenario.hardware),
         gpu_memory_utilization=engine.gpu_memory_utilization,
         block_size=engine.block_size,
         kv_cache_dtype=engine.kv_cache_dtype,
@@ -206,7 +247,21 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
     )
 
 
+def parallelism_of(hardware: schema.Hardware) -> Parallelism:
+    """All the degrees of one engine."""
+    sequence = hardware.sequence_parallel
+    return Parallelism(
+        tensor_parallel=hardware.tensor_parallel,
+        pipeline_parallel=hardware.pipeline_parallel,
+        expert_parallel=hardware.expert_parallel,
+        sequence_parallel=1 if sequence is None else sequence.degree,
+        sequence_kind="ulysses" if sequence is None else sequence.kind,
+        gpus_per_node=hardware.gpus_per_node,
+    )
+
+
 def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
+    swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -215,7 +270,8 @@ def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget
         enable_prefix_caching=engine.enable_prefix_caching,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         preemption=engine.preemption,
-        swap_blocks=int(engine.swap_space_gib * GIB) // memory.bytes_per_block,
+        swap_blocks=swap_blocks,
+        offload_blocks=offload_blocks,
         watermark=engine.watermark,
         reservation=engine.reservation,
         preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
@@ -233,19 +289,26 @@ def _latency(
     compose: Composer | None,
 ) -> LatencyModel:
     latency, engine, hardware = scenario.latency, scenario.engine, scenario.hardware
+    parallelism = parallelism_of(hardware)
     if latency.source == "fixed":
         assert latency.iteration_ms is not None
+        if hardware.pipeline_parallel > 1:
+            return PipelineLatency.fixed(latency.iteration_ms / 1e3, hardware.pipeline_parallel)
         return FixedLatency(latency.iteration_ms / 1e3)
+    # A dense draft model beside a mixture of experts has no routing.
+    given_experts = None if model.moe is None else scenario.experts
+    routing = expert_routing(given_experts, model, beside=beside)
     host = latency.host_overhead
     if latency.source == "roofline":
         given: dict[str, Any] = dict(latency.efficiencies)
         if host is not None:
             given["host_per_iteration_s"] = host.per_iteration_us / 1e6
             given["host_per_sequence_s"] = host.per_sequence_us / 1e6
-        return RooflineLatency(
+        return roofline_latency(
             model,
             gpu,
-            tensor_parallel=hardware.tensor_parallel,
+            parallelism=parallelism,
+            routing=routing,
             interconnect=_interconnect(hardware, gpu),
             kv_cache_dtype=engine.kv_cache_dtype,
             block_size=engine.block_size,
@@ -253,6 +316,7 @@ def _latency(
             max_num_seqs=engine.max_num_seqs,
             **given,
         )
+    _refuse_what_no_table_measured(parallelism, latency.source)
     if latency.source == "table":
         assert latency.table is not None
         folder = library.find_file(latency.table, beside=beside)
@@ -263,11 +327,14 @@ def _latency(
         )
     else:
         table = compose(scenario, model, gpu)
+    _refuse_other_weights(table, model, engine)
     skew = latency.skew
     return TableLatency(
         table,
         model,
         tensor_parallel=hardware.tensor_parallel,
+        ranks_per_node=parallelism.tensor_per_node,
+        routing=None if routing is None or routing.is_uniform else routing,
         interconnect=_interconnect(hardware, gpu),
         link_measured=hardware.link is not None,
         host=_host_overhead(host, table),
@@ -281,6 +348,46 @@ def _latency(
     )
 
 
+def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
+    """Tables hold whole models on the ranks of one tensor-parallel group, and no more."""
+    whole = Parallelism(parallelism.tensor_parallel, gpus_per_node=parallelism.gpus_per_node)
+    if parallelism.num_gpus > whole.num_gpus:
+        raise ValueError(
+            f"source {source} measured tensor parallelism at most, hardware asks for "
+            f"{parallelism.words}; source roofline can (unmeasured)"
+        )
+
+
+def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: schema.Engine) -> None:
+    """Times of 16-bit products say nothing of quantised ones, nor the other way round."""
+    measured = str(table.meta["dtype"])
+    kind = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}.get(measured, measured)
+    same = kind == model.weight_dtype or {kind, model.weight_dtype} == {"bfloat16", "float16"}
+    if engine.weight_dtype != "auto" and not same:
+        raise ValueError(
+            f"the table was measured with weights in {measured}, engine.weight_dtype is "
+            f"{engine.weight_dtype}: measure that, or take source roofline (unmeasured)"
+        )
+
+
+def _without_effect_on_time(scenario: Scenario) -> list[str]:
+    """A fixed duration knows neither GPUs nor weights: they only divide the memory."""
+    if scenario.latency.source != "fixed":
+        return []
+    parallelism = parallelism_of(scenario.hardware)
+    notes = []
+    if parallelism.gpus_per_stage > 1:
+        notes.append(
+            f"hardware: {parallelism.words} has no effect on a fixed latency but for its stages; "
+            "it divides the memory"
+        )
+    if scenario.engine.weight_dtype != "auto":
+        notes.append("engine.weight_dtype has no effect on a fixed latency, only on memory")
+    if scenario.experts is not None:
+        notes.append("experts has no effect on a fixed latency")
+    return notes
+
+
 def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
     """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
@@ -290,6 +397,14 @@ def _other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) ->
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))
     if ours not in theirs and theirs not in ours:
         notes.append(f"the latency table was measured on {measured_on}, hardware.gpu is {gpu.name}")
+    hardware = scenario.hardware
+    if "communication" in latency.table.parts and (
+        hardware.tensor_parallel > hardware.gpus_per_node
+    ):
+        notes.append(
+            "the latency table's all-reduce is taken as it was measured, whether or not its ranks "
+            "shared a node"
+        )
     cached = str(meta.get("kv_cache_dtype", "auto"))
     if cached.startswith("fp8") != (scenario.engine.kv_cache_dtype == "fp8"):
         notes.append(
@@ -337,29 +452,36 @@ def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> Ho
 
 
 def _interconnect(hardware: schema.Hardware, gpu: Gpu) -> Interconnect:
-    if hardware.link is None:
-        return gpu.interconnect
-    return Interconnect(
-        bytes_per_s=hardware.link.bandwidth_gb_per_s * 1e9,
-        latency_s=hardware.link.latency_us / 1e6,
-        inter_node_bytes_per_s=gpu.interconnect.inter_node_bytes_per_s,
-        inter_node_latency_s=gpu.interconnect.inter_node_latency_s,
-    )
+    links = gpu.interconnect
+    near, far = hardware.link, hardware.inter_node_link
+    if near is not None:
+        links = replace(
+            links, bytes_per_s=near.bandwidth_gb_per_s * 1e9, latency_s=near.latency_us / 1e6
+        )
+    if far is not None:
+        links = replace(
+            links,
+            inter_node_bytes_per_s=far.bandwidth_gb_per_s * 1e9,
+            inter_node_latency_s=far.latency_us / 1e6,
+        )
+    return links
 
 
 # -- workload ---------------------------------------------------------------------------------
 
 
 def draw_workload(
-    workload: schema.Workload, engine: schema.Engine, *, beside: Path | None = None
+    workload: schema.Workload, engine: schema.Engine, beside: Path | None = None
 ) -> Workload:
     """The requests of a scenario: read from its trace, or drawn with its seed.
 
     Arrivals, prompts and outputs have random streams of their own, so that changing one of them
     leaves the others as they were (common random numbers).
     """
-    streams = np.random.SeedSequence(workload.seed).spawn(4)
-    arrival_rng, prompt_rng, output_rng, prefix_rng = map(np.random.default_rng, streams)
+    streams = np.random.SeedSequence(workload.seed).spawn(5)
+    arrival_rng, prompt_rng, output_rng, prefix_rng, sample_rng = map(
+        np.random.default_rng, streams
+    )
     if workload.trace is not None:
         found = library.find_file(workload.trace, beside=beside)
         drawn = read_trace(
@@ -376,17 +498,30 @@ def draw_workload(
     else:
         assert workload.lengths and workload.arrivals and workload.num_requests
         count, pair = workload.num_requests, workload.lengths
-        columns = {"arrival_s": _arrivals(workload.arrivals, count, arrival_rng)}
         prompts = _lengths("prompt", pair, count, prompt_rng)
         outputs = _lengths("output", pair, count, output_rng)
         content, drawn = None, None
-        if workload.shared_prefixes is not None:
+        given = workload.arrivals
+        if workload.sessions is not None:
+            turns = draw_conversations(
+                workload, lambda n: _arrivals(given, n, arrival_rng), prompts, outputs, prefix_rng
+            )
+            columns = {"arrival_s": turns.arrival_s}
+            prompts, outputs, content = turns.prompt_tokens, turns.output_tokens, turns.content
+        else:
+            columns = {"arrival_s": _arrivals(given, count, arrival_rng)}
+        if workload.shared_prefixes is not None and workload.sessions is None:
             content = shared_prefixes(
                 prefix_rng,
                 prompts,
                 num_prefixes=workload.shared_prefixes.num_prefixes,
                 shared_prefix_tokens=workload.shared_prefixes.tokens,
             )
+    samples = draw_samples(
+        workload, outputs, lambda n: _further_lengths(workload, outputs, n, sample_rng), sample_rng
+    )
+    if samples is not None:
+        outputs = samples.longest
     limits = outputs if workload.max_tokens is None else np.maximum(outputs, workload.max_tokens)
     with np.errstate(over="ignore"):
         arrival_s = columns["arrival_s"] * workload.time_scale
@@ -405,6 +540,7 @@ def draw_workload(
         request_ids=None if drawn is None else drawn.request_ids,
         name="synthetic" if drawn is None else drawn.name,
         notes=() if drawn is None else drawn.notes,
+        samples=samples,
     )
 
 
@@ -418,6 +554,15 @@ def _arrivals(given: schema.Arrivals, count: int, rng: np.random.Generator) -> n
         return arrivals.poisson(rng, count, rate_per_s=given.request_rate)
     assert given.burstiness is not None
     return arrivals.gamma(rng, count, rate_per_s=given.request_rate, burstiness=given.burstiness)
+
+
+def _further_lengths(
+    workload: schema.Workload, outputs: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Lengths of further samples: of the outputs' distribution, or of the trace's outputs."""
+    if workload.lengths is None or workload.lengths.in_order:
+        return rng.choice(outputs, size=count)
+    return _lengths("output", workload.lengths, count, rng)
 
 
 def _lengths(

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.deployment import Composer, Deployment, deploy
+from scenarios.deployment import Composer, Deployment, Drawer, deploy
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink
+from sim.expert_routing import ExpertRouting
 from sim.latency.protocol import LatencyModel
 from sim.metrics import summarize
 from sim.records import Records
@@ -41,16 +42,19 @@ def forecast(
     *,
     origin: Path | None = None,
     compose: Composer | None = None,
+    draw: Drawer | None = None,
     leap: bool = True,
     check: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Forecast:
     """Simulate `scenario`; `progress` is told how many of all requests have ended.
 
+    `compose` and `draw` are those of `deploy`.
+
     Raises InputError for a scenario that cannot be simulated.
     """
     started_s = time.perf_counter()
-    deployment = deploy(scenario, origin=origin, compose=compose)
+    deployment = deploy(scenario, origin=origin, compose=compose, draw=draw)
     workload = deployment.workload
     total = len(workload)
     tell = None if progress is None else lambda ended: progress(ended, total)
@@ -92,12 +96,15 @@ def forecast(
         },
         "time_parts_s": _time_parts_s(deployment, records),
         "memory_bytes": _memory_bytes(deployment),
+        "cost": _cost(deployment, summary, facts),
     }
     if facts is not None or scenario.cluster.num_replicas > 1:
         summary["cluster"] = _cluster_figures(deployment, records, facts)
     speculation = deployment.config.speculation
     if speculation is not None:
         summary["speculation"] = speculation_figures(records.iterations, speculation)
+    if deployment.routing is not None:
+        summary["experts"] = _experts(deployment, deployment.routing, records)
     summary["warnings"] = _warnings(deployment, summary)
     return Forecast(deployment, records, summary)
 
@@ -214,8 +221,55 @@ def _memory_bytes(deployment: Deployment) -> dict[str, int]:
     }
 
 
+def _experts(
+    deployment: Deployment, routing: ExpertRouting, records: Records
+) -> dict[str, float | int]:
+    """Experts a layer activates in an iteration, mean over iterations, and how uneven ranks are."""
+    spread = deployment.parallelism
+    tokens, times = np.unique(records.iterations["num_tokens"], return_counts=True)
+    on_slice = np.ceil(tokens / spread.sequence_parallel)
+    ranks = spread.expert_parallel
+    even = on_slice * routing.experts_per_token / ranks
+    slowest = routing.slowest_rank_load(on_slice, ranks) / np.maximum(even, 1e-300)
+    return {
+        "per_layer": routing.num_experts,
+        "per_token": routing.experts_per_token,
+        "mean_activated": float(np.average(routing.activated(on_slice), weights=times)),
+        "slowest_rank_over_mean": float(np.average(slowest, weights=times * tokens)),
+    }
+
+
+def _cost(
+    deployment: Deployment, summary: dict[str, Any], facts: ClusterFacts | None
+) -> dict[str, float | int | None]:
+    """What all replicas' GPUs cost at the prices in gpus.yaml, for as long as they were up."""
+    gpus = deployment.parallelism.num_gpus
+    usd_per_hour = gpus * deployment.gpu.price_usd_per_hour
+    each = [(gpus, usd_per_hour)] * deployment.scenario.cluster.num_replicas
+    if deployment.groups:
+        each = [(g.gpus, g.usd_per_hour) for g in deployment.groups for _ in range(g.replicas)]
+    up_s = [1.0] * len(each) if facts is None else facts.up_s
+    longest_s = max(up_s, default=0.0)
+    rate = sum(usd * up for (_, usd), up in zip(each, up_s, strict=True))
+    usd_per_hour = rate / longest_s if longest_s > 0 else 0.0
+    tokens_per_hour = summary["output_throughput"] * 3600.0
+    return {
+        "gpus": sum(count for count, _ in each),
+        "usd_per_hour": usd_per_hour,
+        "usd_per_million_output_tokens": (
+            usd_per_hour / tokens_per_hour * 1e6 if tokens_per_hour > 0 else None
+        ),
+    }
+
+
+def _slots(deployment: Deployment) -> int:
+    """Tokens of KV cache that one request can have: a pipeline's is shared out beforehand."""
+    memory, stages = deployment.memory, deployment.parallelism.pipeline_parallel
+    return memory.num_gpu_blocks // stages * memory.block_size
+
+
 def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
-    workload, memory, config = deployment.workload, deployment.memory, deployment.config
+    workload, config = deployment.workload, deployment.config
     smallest = int((workload.prompt_tokens + workload.output_tokens).argmin())
     lengths = (workload.prompt_tokens, workload.max_tokens, workload.output_tokens)
     prompt, limit, output = (int(column[smallest]) for column in lengths)
@@ -224,7 +278,7 @@ def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
         needs = f"has {config.reserved_tokens(prompt, limit, output)} tokens reserved"
     return (
         f"{origin or 'scenario'}: workload: no request can be served: the smallest {needs}, "
-        f"the KV cache holds {memory.slots} and max_model_len is "
+        f"the KV cache holds {_slots(deployment)} and max_model_len is "
         f"{config.max_model_len}; raise engine.gpu_memory_utilization or "
         "engine.num_gpu_blocks_override, use more GPUs, or shorten the requests"
     )
@@ -235,7 +289,7 @@ def _warnings(deployment: Deployment, summary: dict[str, Any]) -> list[str]:
     if summary["rejected"]:
         warnings.append(
             f"{summary['rejected']} requests were rejected: each is larger than the KV cache "
-            f"({deployment.memory.slots} tokens, as the policy reserves them) or than "
+            f"({_slots(deployment)} tokens, as the policy reserves them) or than "
             f"max_model_len ({deployment.config.max_model_len})"
         )
     if summary["extrapolated_share"] > 0.5:

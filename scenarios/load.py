@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,9 @@ from pydantic_core import ErrorDetails
 from scenarios.errors import InputError, did_you_mean
 from scenarios.library import Loader, read_yaml, scenario_path
 from scenarios.schema import Scenario
+from scenarios.sweep_section import Sweep
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -46,36 +49,65 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
             value = yaml.load(text, Loader)
         except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01
             raise InputError(f"--set {override}: the value is not valid YAML") from None
-        section = content
-        for position, key in enumerate(keys[:-1]):
-            inner = section.setdefault(key, {})
-            if inner is None:
-                inner = section[key] = {}
-            if not isinstance(inner, dict):
-                here = ".".join(keys[: position + 1])
-                raise InputError(
-                    f"--set {override}: {here} is {_SHORT.repr(inner)}, not a section with keys"
-                )
-            section = inner
-        section[keys[-1]] = value
+        set_value(content, keys, value, source=f"--set {override}")
         paths.add(".".join(keys))
     return paths
+
+
+def set_value(content: dict[str, Any], keys: Sequence[str], value: Any, *, source: str) -> None:
+    """Set what lies at the path `keys`; InputError, naming `source`, where no section is."""
+    section = content
+    for position, key in enumerate(keys[:-1]):
+        inner = section.setdefault(key, {})
+        if inner is None:
+            inner = section[key] = {}
+        if not isinstance(inner, dict):
+            here = ".".join(keys[: position + 1])
+            raise InputError(f"{source}: {here} is {_SHORT.repr(inner)}, not a section with keys")
+        section = inner
+    section[keys[-1]] = value
 
 
 def parse_scenario(
     content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
 ) -> Scenario:
     """Validate `content`; InputError names `origin`, or ``--set`` where an override is at fault."""
+    return parse_as(Scenario, content, origin=origin, overridden=overridden)
+
+
+def parse_as(
+    schema: type[Parsed], content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
+) -> Parsed:
+    """Validate `content` against any schema, with the same refusals."""
     try:
-        return Scenario.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
-        details = error.errors()
-        first = details[0]
-        path = _yaml_path(first)
-        source = _blamed(path, origin, overridden)
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        where = f"{source}: {path}" if path else source
-        raise InputError(f"{where}: {_explain(first)}{more}") from None
+        raise _refused(error.errors(), origin, overridden, schema) from None
+
+
+def parse_sweep(content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()) -> Sweep:
+    """Validate the sweep section of `content` alone: the rest may be whole only with its axes."""
+    try:
+        return Scenario.model_validate(content).sweep or Sweep()
+    except ValidationError as error:
+        details = [one for one in error.errors() if one["loc"][:1] == ("sweep",)]
+        if details:
+            raise _refused(details, origin, overridden, Scenario) from None
+        return Sweep.model_validate(content.get("sweep") or {})
+
+
+def _refused(
+    details: list[ErrorDetails],
+    origin: str,
+    overridden: Iterable[str],
+    schema: type[BaseModel],
+) -> InputError:
+    first = details[0]
+    path = _yaml_path(first)
+    source = _blamed(path, origin, overridden)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    where = f"{source}: {path}" if path else source
+    return InputError(f"{where}: {_explain(first, schema)}{more}")
 
 
 def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
@@ -96,23 +128,21 @@ def _yaml_path(error: ErrorDetails) -> str:
     return path
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
     # A short form: a YAML file of a few lines can hold a list of a million items.
     given, context = _SHORT.repr(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            section = _section(error["loc"][:-1])
+            section = _section(error["loc"][:-1], schema)
             return f"unknown key; {did_you_mean(error['loc'][-1], section.model_fields)}"
         case "missing":
             return "missing"
         case "literal_error":
-            names = _literals(error["loc"])
+            names = _literals(error["loc"], schema)
             hint = did_you_mean(given.strip("'"), names)
             return f"{given} is not known; {hint}"
         case "value_error":
             return str(context["error"])
-        case "less_than_equal" if error["loc"][-1] == "pipeline_parallel":
-            return f"{given} stages: only 1 is supported; use tensor_parallel up to 8"
         case "model_type":
             return f"{given}: expected a section with keys"
         case "finite_number":
@@ -122,8 +152,8 @@ def _explain(error: ErrorDetails) -> str:
     return f"{given}: {message}"
 
 
-def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = Scenario
+def _section(location: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    section = schema
     for key in location:
         if isinstance(key, str):
             for candidate in _alternatives(section.model_fields[key].annotation):
@@ -132,8 +162,8 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
     return section
 
 
-def _literals(location: tuple[int | str, ...]) -> list[str]:
-    annotation = _section(location[:-1]).model_fields[str(location[-1])].annotation
+def _literals(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
+    annotation = _section(location[:-1], schema).model_fields[str(location[-1])].annotation
     names = (get_args(option) or (option,) for option in _alternatives(annotation))
     return [str(name) for group in names for name in group if isinstance(name, str)]
 

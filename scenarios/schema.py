@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from scenarios.sharing_schema import BeamSearch, ParallelSampling, Sessions
 from scenarios.speculation_schema import Speculation
+from scenarios.sweep_section import Sweep
 
 # Upper bounds lie far beyond any deployment: what is above them is a slip, and would otherwise end
 # in an overflow or in all of this machine's memory.
@@ -26,7 +28,7 @@ class Section(BaseModel):
 
 
 class Link(Section):
-    """The link between GPUs of one node, per direction, as measured on your machine.
+    """A link between GPUs, per direction, as measured on your machine.
 
     The α and β of a ring all-reduce over p GPUs: ``2 (p - 1) latency + 2 (p - 1) / p bytes /
     bandwidth``. Without it the library's datasheet figures are taken, at an assumed efficiency.
@@ -36,13 +38,50 @@ class Link(Section):
     latency_us: NotNegative
 
 
+class SequenceParallel(Section):
+    """A prompt's tokens split over ranks: exchange heads for tokens, or pass keys and values on."""
+
+    kind: Literal["ulysses", "ring"]
+    degree: Annotated[int, Field(ge=1, le=1024)]
+
+
 class Hardware(Section):
-    """Which GPU, and how a model is split over several."""
+    """Which GPU, and how a model is spread over several; the degrees multiply.
+
+    ``link`` lies between GPUs of one node of ``gpus_per_node``, ``inter_node_link`` between nodes.
+    """
 
     gpu: str
-    tensor_parallel: Annotated[int, Field(ge=1, le=8)] = 1
-    pipeline_parallel: Annotated[int, Field(ge=1, le=1)] = 1
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    pipeline_parallel: Annotated[int, Field(ge=1, le=256)] = 1
+    expert_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    sequence_parallel: SequenceParallel | None = None
+    gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8
     link: Link | None = None
+    inter_node_link: Link | None = None
+
+
+class Experts(Section):
+    """Which experts of a mixture tokens are sent to; without it, every expert is as likely.
+
+    ``counts``: tokens each expert was sent, as a list or in a CSV with the columns expert, tokens
+    and maybe layer. ``placement`` says which experts share a rank of ``expert_parallel``.
+    """
+
+    routing: Literal["uniform", "zipf", "counts"] = "uniform"
+    exponent: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None  # zipf
+    seed: Annotated[int, Field(ge=0)] = 0  # zipf: which expert is how popular
+    counts: str | Annotated[list[NotNegative], Field(min_length=1, max_length=65536)] | None = None
+    placement: Literal["contiguous", "balanced"] = "contiguous"
+
+    @model_validator(mode="after")
+    def _has_its_keys(self) -> Self:
+        for name, routing in {"exponent": "zipf", "counts": "counts"}.items():
+            if (getattr(self, name) is not None) != (self.routing == routing):
+                raise ValueError(f"{name} belongs to routing {routing}, which needs it")
+        if self.placement == "balanced" and self.routing == "uniform":
+            raise ValueError("placement balanced has no meaning where every expert is as likely")
+        return self
 
 
 class Engine(Section):
@@ -56,10 +95,13 @@ class Engine(Section):
     num_gpu_blocks_override: Annotated[int, Field(ge=1, le=2**24)] | None = None
     max_model_len: Tokens | None = None
     enable_prefix_caching: bool = True
+    weight_dtype: Literal["auto", "bf16", "fp16", "fp8", "int4"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     preemption: Literal["recompute", "swap"] = "recompute"
     swap_space_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 4.0
+    # host memory for blocks that the prefix cache gives up, in GiB for each GPU
+    kv_offloading_size_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
     preferred_batch_sizes: list[Count] = []
@@ -78,6 +120,18 @@ class Engine(Section):
             raise ValueError(
                 f"num_gpu_blocks_override {self.num_gpu_blocks_override} of block_size "
                 f"{self.block_size}: the KV cache may hold at most 2^31 - 1 tokens"
+            )
+        if self.scheduler == "paged" and self.preemption == "swap" and not self.swap_space_gib:
+            raise ValueError("preemption swap needs swap_space_gib above 0: there is nowhere to go")
+        if self.kv_offloading_size_gib and not self.enable_prefix_caching:
+            raise ValueError(
+                "kv_offloading_size_gib needs enable_prefix_caching: what is offloaded could not "
+                "be found again"
+            )
+        if self.kv_offloading_size_gib and self.scheduler not in ("paged", "chunked"):
+            raise ValueError(
+                f"kv_offloading_size_gib needs scheduler paged or chunked: {self.scheduler} "
+                "reserves slots and has no prefix cache"
             )
         too_large = [n for n in self.preferred_batch_sizes if n > self.max_num_seqs]
         if too_large:
@@ -119,6 +173,7 @@ class Latency(Section):
     moe_efficiency: Efficiency | None = None
     link_efficiency: Efficiency | None = None
     host_overhead: HostOverhead | None = None
+    swapped_block_us: NotNegative | None = None  # of each block swapped, besides its bytes
 
     @property
     def efficiencies(self) -> dict[str, float]:
@@ -147,6 +202,7 @@ class Latency(Section):
             "version": ("aiconfigurator",),
             "iteration_ms": ("fixed",),
             "host_overhead": ("roofline", "table", "aiconfigurator"),
+            "swapped_block_us": ("roofline", "table", "aiconfigurator"),
             **dict.fromkeys(self.efficiencies, ("roofline",)),
         }
         for name, sources in belongs.items():
@@ -249,6 +305,9 @@ class Workload(Section):
     max_tokens: Tokens | None = None  # the limit clients ask for; default: the true output length
     max_concurrency: Count | None = None
     shared_prefixes: SharedPrefixes | None = None
+    sessions: Sessions | None = None
+    samples: ParallelSampling | None = None
+    beam_search: BeamSearch | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -271,8 +330,14 @@ class Workload(Section):
                     raise ValueError(f"{name} has no meaning without a trace")
         elif self.num_requests is not None:
             raise ValueError("num_requests has no meaning with a trace: use start and stop")
-        if self.trace is not None and self.shared_prefixes is not None:
-            raise ValueError("shared_prefixes has no meaning with a trace")
+        for name in ("shared_prefixes", "sessions"):
+            if self.trace is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no meaning with a trace")
+        if self.samples is not None and self.beam_search is not None:
+            raise ValueError(
+                "samples and beam_search are both given: a request samples independent answers or "
+                "searches for the best ones; keep one of them"
+            )
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"stop {self.stop} must be above start {self.start}")
         return self
@@ -403,9 +468,52 @@ class Scenario(Section):
     description: str = ""
     model: str
     hardware: Hardware
+    experts: Experts | None = None
     engine: Engine = Engine()
     latency: Latency = Latency()
     workload: Workload
     cluster: Cluster = Cluster()
     slo: Slo = Slo()
     speculation: Speculation | None = None
+    sweep: Sweep | None = Field(default=None, exclude=True)  # many runs; a single one ignores it
+
+    @model_validator(mode="after")
+    def _samples_can_be_served(self) -> Self:
+        samples, beam = self.workload.samples, self.workload.beam_search
+        if samples is not None:
+            asked, most = "samples.n", samples.most
+        elif beam is not None:
+            asked, most = "beam_search.width", beam.width
+        else:
+            return self
+        if most > self.engine.max_num_seqs:
+            raise ValueError(
+                f"workload.{asked} {most} is above engine.max_num_seqs {self.engine.max_num_seqs}: "
+                "all sequences of a request run together"
+            )
+        if self.engine.scheduler not in ("paged", "chunked"):
+            raise ValueError(
+                f"workload.{asked} needs engine.scheduler paged or chunked: slots that "
+                f"{self.engine.scheduler} reserves for one sequence cannot be shared"
+            )
+        if self.speculation is not None:
+            raise ValueError(f"workload.{asked}: speculation in several samples is not modelled")
+        if any(group.role != "both" for group in self.cluster.groups):
+            raise ValueError(
+                f"workload.{asked}: moving several samples from a prefill to a decode pool is not "
+                "modelled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_move_no_blocks(self) -> Self:
+        asked = {
+            "workload.samples": self.workload.samples,
+            "workload.beam_search": self.workload.beam_search,
+            "engine.kv_offloading_size_gib": self.engine.kv_offloading_size_gib,
+            "latency.swapped_block_us": self.latency.swapped_block_us,
+        }
+        for name, value in asked.items():
+            if value and self.hardware.pipeline_parallel > 1:
+                raise ValueError(f"{name} over pipeline stages is not modelled")
+        return self

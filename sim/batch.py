@@ -47,6 +47,11 @@ class Batch:
     swap_out_blocks: int = 0
     swapped_out: Sequence[tuple[Request, list[int]]] = ()  # whose blocks go to the host first
     swapped_in: Sequence[Request] = ()  # whose blocks come back into their new tables then
+    # The prefix cache's second tier. As with swapping, all that goes out goes before all that
+    # comes in.
+    offloaded: Sequence[tuple[int, int]] = ()  # (device block, host block)
+    loaded: Sequence[tuple[int, int]] = ()  # (host block, device block)
+    copies: Sequence[tuple[int, int]] = ()  # (source, target) device blocks, after all of these
     preempted: int = 0
     extrapolated: bool = False  # set by a latency model that left its measured range
     verification: Verification | None = None  # under speculative decoding

@@ -22,7 +22,7 @@ import simpy
 
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster_replica import ARRIVAL, ClusterReplica, ReplicaPool
-from sim.kv_cache import BlockAllocator
+from sim.kv_offload import block_allocator
 from sim.records import Records
 from sim.request import Request
 from sim.routers import ROUTERS, Routing
@@ -118,6 +118,9 @@ class _Cluster:
         self.replicas: list[ClusterReplica] = []
         self._closed_loop = workload.max_concurrency is not None
         self._groups: list[ReplicaGroup] = []  # of each replica
+        self._samples = workload.samples
+        if self._samples is not None and any(group.role != "both" for group in groups):
+            raise ValueError("requests for several samples cannot move from a pool to another")
         for group in groups:
             for _ in range(group.replicas):
                 self._add_replica(group, leap=leap, check=check)
@@ -156,10 +159,9 @@ class _Cluster:
         config = group.config
         pool_type = _PrefillPool if group.role == "prefill" else ReplicaPool
         pool = pool_type(config.block_size, track_longest=group.latency.uses_longest)
-        allocator = BlockAllocator(
-            group.num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
-        )
-        scheduler = scheduler_class(group.scheduler, config)(pool, allocator, config)
+        allocator = block_allocator(config, group.num_blocks)
+        policy = scheduler_class(group.scheduler, config, samples=self._samples is not None)
+        scheduler = policy(pool, allocator, config)
         self._groups.append(group)
         self.replicas.append(
             ClusterReplica(
@@ -396,4 +398,6 @@ class _Cluster:
         found.requests["retries"] = np.array(
             [retries.get(number, 0) for number in found.requests["request"].tolist()], dtype="i4"
         )
+        if self._samples is not None:
+            found.requests.update(self._samples.columns(found.requests["request"]))
         return found

@@ -14,7 +14,10 @@ Role = Literal["both", "prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class ReplicaGroup:
-    """Equal replicas: `num_blocks` KV blocks each, at `kv_bytes_per_token` when it is sent."""
+    """Equal replicas: `num_blocks` KV blocks each, at `kv_bytes_per_token` when it is sent.
+
+    A replica has `gpus` GPUs, which cost `usd_per_hour` together.
+    """
 
     replicas: int
     config: EngineConfig
@@ -24,6 +27,8 @@ class ReplicaGroup:
     role: Role = "both"
     name: str = ""
     kv_bytes_per_token: float = 0.0
+    gpus: int = 1
+    usd_per_hour: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class EngineConfig:
     long_prefill_token_threshold: int = 0  # 0: a prompt may fill the whole budget
     preemption: str = "recompute"  # or "swap" (scheduler `paged`)
     swap_blocks: int = 0  # blocks of host memory that preempted sequences may be swapped to
+    offload_blocks: int = 0  # blocks of host memory behind the prefix cache
     watermark: float = 0.01  # share of blocks `paged` keeps free when it admits
     reservation: str = "max_tokens"  # what `orca`, `static` and `dynamic` reserve per request
     pads_attention: bool = True  # whether `static` and `dynamic` attend to padding, as they compute
@@ -35,6 +36,8 @@ class EngineConfig:
             raise ValueError(
                 f"reservation {self.reservation!r}; allowed: {', '.join(RESERVATIONS)}"
             )
+        if self.offload_blocks and not self.enable_prefix_caching:
+            raise ValueError("offload_blocks need enable_prefix_caching: nothing is found again")
         if max(self.preferred_batch_sizes, default=0) > self.max_num_seqs:
             raise ValueError(
                 f"preferred_batch_sizes {self.preferred_batch_sizes}: none may be above "

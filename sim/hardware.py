@@ -24,6 +24,16 @@ class Interconnect:
     inter_node_bytes_per_s: float
     inter_node_latency_s: float
 
+    @property
+    def between_nodes(self) -> "Interconnect":
+        """The links as a chain of GPUs across nodes sees them: its slowest hop sets the pace."""
+        return Interconnect(
+            bytes_per_s=min(self.bytes_per_s, self.inter_node_bytes_per_s),
+            latency_s=max(self.latency_s, self.inter_node_latency_s),
+            inter_node_bytes_per_s=self.inter_node_bytes_per_s,
+            inter_node_latency_s=self.inter_node_latency_s,
+        )
+
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> "Interconnect":
         """Validate outside input; raises ``ValueError`` with one line naming ``name`` and key."""
@@ -79,7 +89,8 @@ class Gpu:
     def peak_flops_per_s(self, dtype: str) -> float:
         """Dense peak for weights of ``dtype``.
 
-        Without 8-bit tensor cores, float8 weights are unpacked and multiplied in 16 bits.
+        Without 8-bit tensor cores, float8 weights are unpacked and multiplied in 16 bits; int4
+        weights (weight-only quantisation) always are.
         """
         if dtype == "float8" and self.float8_flops_per_s is not None:
             return self.float8_flops_per_s

@@ -84,7 +84,7 @@ class BlockAllocator:
         if self._idle:
             for block in blocks:
                 if block in self._idle:
-                    self._forget(block)
+                    self._evict(block)
         self.num_free -= count
         if self._head > self._compact_at:
             del self._queue[: self._head]
@@ -145,6 +145,16 @@ class BlockAllocator:
         for block in table:
             self._add_reference(block)
         return list(table)
+
+    def share(self, table: list[int], blocks: Iterable[int]) -> None:
+        """Append blocks that other tables hold."""
+        for block in blocks:
+            self._add_reference(block)
+            table.append(block)
+
+    def references(self, block: int) -> int:
+        """How many tables hold a block in use."""
+        return self._references.get(block, 1)
 
     def write(self, table: list[int], position: int) -> tuple[int, int] | None:
         """Make the block at `position` of `table` private before it is written to.
@@ -233,6 +243,10 @@ class BlockAllocator:
         for block in table:
             if block in self._hash_of:
                 self._forget(block)
+
+    def _evict(self, block: int) -> None:
+        """A cached block is about to be handed out for something else."""
+        self._forget(block)
 
     def _forget(self, block: int) -> None:
         self._idle.discard(block)

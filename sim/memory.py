@@ -14,6 +14,10 @@ The engine may use ``gpu_memory_utilization`` of the memory the driver reports. 
 
 The rest, in whole blocks, is the KV cache.
 
+Spread over several GPUs (`sim.parallelism`), the stage of a pipeline with the least room decides;
+sequence parallelism divides a block's bytes, expert parallelism adds up the ranks' blocks, since
+each sequence lives on one of them. The budget shown is that of a GPU of the deciding stage.
+
 Check against a recorded engine (vLLM 0.19, Llama-3.1-8B, RTX 4090, 0.9, 2,048 tokens, 256
 sequences): 2,588 blocks of 16; this budget says 2,441. The difference is the CUDA-graph pool: vLLM
 before 0.21 captured its graphs outside ``gpu_memory_utilization``. With ``cuda_graph_bytes=0``
@@ -25,6 +29,7 @@ from dataclasses import dataclass
 
 from sim.hardware import Gpu
 from sim.model_spec import DTYPE_BYTES, ModelSpec
+from sim.parallelism import Parallelism
 
 # About half a GiB is gone once a process has a context, cuBLAS and its kernels loaded; the graphs
 # of the usual capture sizes share one pool of a few hundred MiB. Round assumptions, not fits.
@@ -42,6 +47,8 @@ class MemoryBudget:
 
     ``usable_bytes`` = weights + activation + reserve + ``kv_bytes`` (what is left for KV; negative
     only under ``num_gpu_blocks_override``, where the engine is said to have found the room).
+    ``num_gpu_blocks`` is the whole engine's, ``bytes_per_block`` what one of them takes of each
+    GPU (on average, where ranks hold sequences of their own).
     """
 
     usable_bytes: int
@@ -64,6 +71,7 @@ def memory_budget(
     gpu: Gpu,
     *,
     tensor_parallel: int = 1,
+    parallelism: Parallelism | None = None,
     gpu_memory_utilization: float = 0.9,
     block_size: int = 16,
     kv_cache_dtype: str = "auto",
@@ -75,10 +83,10 @@ def memory_budget(
 ) -> MemoryBudget:
     """Split one GPU's memory.
 
-    Raises ``ValueError`` where a setting is out of range, where the model cannot be split
-    ``tensor_parallel`` ways, and where weights, activations and reserve leave not even one block
-    (the message says how many such GPUs would do). With ``num_gpu_blocks_override`` only the
-    weights must fit.
+    `parallelism` has all degrees; `tensor_parallel` alone is short for that one. Raises
+    ``ValueError`` where a setting is out of range, where the model cannot be split so, and where
+    weights, activations and reserve leave not even one block (the message says how many such GPUs
+    would do). With ``num_gpu_blocks_override`` only the weights must fit.
     """
     if not 0 < gpu_memory_utilization <= 1:
         raise ValueError(
@@ -92,49 +100,75 @@ def memory_budget(
     }.items():
         if value is not None and value < 1:
             raise ValueError(f"{key} must be at least 1, not {value}")
-    model.check_tensor_parallel(tensor_parallel)
+    spread = Parallelism(tensor_parallel) if parallelism is None else parallelism
+    spread.check(model)
+    tp, ranks = spread.tensor_parallel, spread.expert_parallel
 
     usable = int(gpu.memory_bytes * gpu_memory_utilization)
-    weights = model.weight_bytes(tensor_parallel)
     reserve = cuda_context_bytes + cuda_graph_bytes
+    tokens = -(-max_num_batched_tokens // spread.sequence_parallel)
     rows = min(max_num_seqs, max_num_batched_tokens)
-    activation = activation_bytes(model, max_num_batched_tokens, rows, tensor_parallel)
-    per_block = block_size * model.kv_bytes_per_token(kv_cache_dtype, tensor_parallel)
-    left = usable - weights - activation - reserve
+    stages = model.stages(spread.pipeline_parallel)
+    budgets = []
+    for number, stage in enumerate(stages):
+        weights = stage.weight_bytes(
+            tp,
+            expert_parallel=ranks,
+            first_stage=number == 0,
+            last_stage=number == len(stages) - 1,
+        )
+        activation = activation_bytes(stage, tokens, rows, tp)
+        on_rank = block_size * stage.kv_bytes_per_token(kv_cache_dtype, tp)
+        on_rank = -(-on_rank // spread.sequence_parallel)
+        left = usable - weights - activation - reserve
+        budget = MemoryBudget(
+            usable_bytes=usable,
+            weight_bytes=weights,
+            activation_bytes=activation,
+            reserve_bytes=reserve,
+            kv_bytes=left,
+            block_size=block_size,
+            bytes_per_block=on_rank // ranks,
+            num_gpu_blocks=num_gpu_blocks_override or max(left // on_rank, 0) * ranks,
+        )
+        if weights > usable or (left < on_rank and num_gpu_blocks_override is None):
+            gpus = _enough_gpus(
+                model,
+                fewest=spread.num_gpus + 1,
+                room=usable - reserve - on_rank,
+                tokens=max_num_batched_tokens,
+                rows=rows,
+            )
+            raise ValueError(
+                f"{model.name} does not fit on {spread.num_gpus} x {gpu.name}: "
+                f"{_needs(budget, gpu_memory_utilization)}; {_remedy(gpus)}"
+            )
+        budgets.append(budget)
+    return min(budgets, key=lambda budget: (budget.num_gpu_blocks, budget.kv_bytes))
 
-    overridden = num_gpu_blocks_override is not None
-    if weights > usable or (left < per_block and not overridden):
-        enough = None
-        for gpus in range(tensor_parallel + 1, _MOST_GPUS + 1):
-            others = activation_bytes(model, max_num_batched_tokens, rows, gpus) + reserve
-            if model.weight_bytes() / gpus + others + per_block <= usable:
-                enough = gpus
-                break
-        remedy = (
-            f"{enough} GPUs of that kind would do"
-            if enough is not None
-            else "more GPUs of that kind would not help; lower max_num_batched_tokens "
-            "or max_num_seqs"
-        )
-        gib = 2**30
-        raise ValueError(
-            f"{model.name} does not fit on {tensor_parallel} x {gpu.name}: each GPU needs "
-            f"{weights / gib:.1f} GiB for weights, {activation / gib:.1f} for activations and "
-            f"{reserve / gib:.1f} in reserve, and may use {usable / gib:.1f} GiB "
-            f"(gpu_memory_utilization {gpu_memory_utilization:g}); {remedy}"
-        )
-    return MemoryBudget(
-        usable_bytes=usable,
-        weight_bytes=weights,
-        activation_bytes=activation,
-        reserve_bytes=reserve,
-        kv_bytes=left,
-        block_size=block_size,
-        bytes_per_block=per_block,
-        num_gpu_blocks=(
-            num_gpu_blocks_override if num_gpu_blocks_override is not None else left // per_block
-        ),
+
+def _needs(budget: MemoryBudget, gpu_memory_utilization: float) -> str:
+    gib = 2**30
+    return (
+        f"each GPU needs {budget.weight_bytes / gib:.1f} GiB for weights, "
+        f"{budget.activation_bytes / gib:.1f} for activations and "
+        f"{budget.reserve_bytes / gib:.1f} in reserve, and may use {budget.usable_bytes / gib:.1f} "
+        f"GiB (gpu_memory_utilization {gpu_memory_utilization:g})"
     )
+
+
+def _enough_gpus(model: ModelSpec, *, fewest: int, room: int, tokens: int, rows: int) -> int | None:
+    """How many GPUs would do, from `fewest` on, if all of them split every matrix."""
+    for gpus in range(fewest, _MOST_GPUS + 1):
+        if model.weight_bytes() / gpus + activation_bytes(model, tokens, rows, gpus) <= room:
+            return gpus
+    return None
+
+
+def _remedy(gpus: int | None) -> str:
+    if gpus is not None:
+        return f"{gpus} GPUs of that kind would do"
+    return "more GPUs of that kind would not help; lower max_num_batched_tokens or max_num_seqs"
 
 
 def activation_bytes(model: ModelSpec, tokens: int, rows: int, tensor_parallel: int = 1) -> int:

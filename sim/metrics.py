@@ -67,7 +67,8 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
         started_s = requests["arrival_s"].min()
         duration_s = float(requests["finished_s"][served].max() - started_s)
     input_tokens = int(requests["prompt_tokens"][served].sum())
-    output_tokens = int(requests["output_tokens"][served].sum())
+    generated = requests.get("sampled_tokens", requests["output_tokens"])
+    output_tokens = int(generated[served].sum())
 
     def per_s(amount: float) -> float:
         return amount / duration_s if duration_s > 0 else 0.0
@@ -87,9 +88,16 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
         summary |= _statistics(name, times[name])
     # `request_itl` is over requests, each with its mean gap; vLLM's `itl` pools all gaps.
     summary |= _statistics("itl", records.gaps_s, records.gap_weights)
+    gaps_s = records.gaps_s
+    summary["max_itl_ms"] = float(gaps_s.max()) * 1e3 if len(gaps_s) else None
     if slo is not None and slo.limits:
         summary |= _slo_figures(slo, times, per_s)
+    # Orca's and PagedAttention's measure: seconds of waiting for each token that was asked for.
+    normalized = times["e2el"] / requests["output_tokens"][served]
+    summary["mean_normalized_latency_ms"] = float(normalized.mean()) * 1e3 if completed else None
     summary |= _engine_figures(iterations, requests)
+    if records.stages is not None:
+        summary["pipeline"] = _pipeline_figures(records.stages)
     return summary
 
 
@@ -142,6 +150,31 @@ def _slo_figures(slo: Slo, times: Mapping[str, np.ndarray], per_s: Any) -> dict[
     }
 
 
+def _hit_rate(requests: Mapping[str, np.ndarray]) -> float:
+    """The share of prompt tokens, of those admitted, that the prefix cache had."""
+    served = ~requests["rejected"]
+    prompt_tokens = int(requests["prompt_tokens"][served].sum())
+    return int(requests["cached_tokens"][served].sum()) / prompt_tokens if prompt_tokens else 0.0
+
+
+def _pipeline_figures(stages: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How busy stages were while any batch was in flight; ``bubble`` is idle over busy time.
+
+    For m equal micro-batches over p equal stages the bubble is (p - 1) / m (GPipe, section 2.3).
+    """
+    busy_s, active_s = float(stages["busy_s"].sum()), float(stages["active_s"].sum())
+    shares = [
+        float(stages["busy_s"][rows].sum() / max(stages["active_s"][rows].sum(), 1e-300))
+        for stage in range(int(stages["stage"].max(initial=-1)) + 1)
+        for rows in [stages["stage"] == stage]
+    ]
+    return {
+        "stages": len(shares),
+        "stage_busy_share": shares,
+        "bubble": active_s / busy_s - 1.0 if busy_s > 0 else 0.0,
+    }
+
+
 def _engine_figures(
     iterations: Mapping[str, np.ndarray], requests: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
@@ -150,8 +183,9 @@ def _engine_figures(
     # As floats: numpy multiplies columns of unlike types an order of magnitude more slowly.
     kinds = {
         kind: float(duration_s @ iterations[f"kv_{kind}_tokens"].astype(np.float64))
-        for kind in ("used", "reserved", "fragmentation", "free")
+        for kind in ("used", "reserved", "fragmentation", "free", "shared")
     }
+    shared = kinds.pop("shared")
     slots = sum(kinds.values())
     allocated = slots - kinds["free"]
 
@@ -162,6 +196,12 @@ def _engine_figures(
     return {
         "preemptions": int(requests["preemptions"].sum()),
         "cached_prompt_tokens": int(requests["cached_tokens"].sum()),
+        "prefix_cache_hit_rate": _hit_rate(requests),
+        # Of the slots that there would be without sharing (Kwon et al., section 6.3).
+        "kv_saved_by_sharing": shared / (allocated + shared) if shared else 0.0,
+        "copied_blocks": int(iterations["copied_blocks"].sum()),
+        "swapped_blocks": int(iterations["swap_blocks"].sum()),
+        "loaded_blocks": int(iterations["loaded_blocks"].sum()),
         "iterations": len(duration_s),
         "busy_s": busy_s,
         "mean_running": mean_over_time("running"),

@@ -9,10 +9,18 @@ replicated, the vocabulary is split, norms, routers and low-rank latents are rep
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float8": 1}
+
+# What a scenario may ask the quantisable matrices to be served in, under engines' short names.
+WEIGHT_DTYPES: Mapping[str, str] = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp8": "float8",
+    "int4": "int4",
+}
 
 # What engines accept as kv_cache_dtype; "auto" is the model's own activation dtype.
 KV_CACHE_DTYPE_BYTES: Mapping[str, int] = {
@@ -27,6 +35,10 @@ KV_CACHE_DTYPE_BYTES: Mapping[str, int] = {
 # section 3.3.2).
 FLOAT8_SCALE_BLOCK = 128
 FLOAT8_SCALE_BYTES = 4
+# Weight-only int4 checkpoints keep one 16-bit scale per 128 weights of a column (GPTQ, AWQ and
+# Marlin, symmetric, group size 128): 4.125 bits a weight.
+INT4_GROUP = 128
+INT4_SCALE_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +64,13 @@ class LinearOperation:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all copies; biases take two bytes an entry, float8 carries its scales."""
-        weights = self.in_features * self.out_features * DTYPE_BYTES[self.weight_dtype]
+        """Bytes of all copies; biases take two bytes an entry, float8 and int4 carry scales."""
+        if self.weight_dtype == "int4":
+            packed = -(-self.in_features * self.out_features // 2)
+            groups = -(-self.in_features // INT4_GROUP) * self.out_features
+            weights = packed + groups * INT4_SCALE_BYTES
+        else:
+            weights = self.in_features * self.out_features * DTYPE_BYTES[self.weight_dtype]
         if self.weight_dtype == "float8":
             blocks = -(-self.in_features // FLOAT8_SCALE_BLOCK)
             blocks *= -(-self.out_features // FLOAT8_SCALE_BLOCK)
@@ -145,6 +162,42 @@ class ModelSpec:
 
         return read_config(config, name=name)
 
+    def quantised(self, weight_dtype: str) -> "ModelSpec":
+        """The same model served with its matrices in ``weight_dtype`` (a key of WEIGHT_DTYPES).
+
+        Embeddings, output head, norms and routers keep the activations' 16 bits, as engines do.
+        """
+        if weight_dtype not in WEIGHT_DTYPES:
+            allowed = ", ".join(WEIGHT_DTYPES)
+            raise ValueError(f"unknown weight_dtype {weight_dtype!r}; allowed: {allowed}")
+        return replace(self, weight_dtype=WEIGHT_DTYPES[weight_dtype])
+
+    def stages(self, count: int) -> "list[ModelSpec]":
+        """The layers dealt out to ``count`` pipeline stages, in order, as evenly as possible.
+
+        Earlier stages take one more where the layers do not divide. Layers that are dense in a
+        mixture of experts come first (DeepSeek-V3, section 4.2). Each share is a model of its
+        layers; the embedding belongs to the first, the output head to the last.
+        """
+        if count < 1:
+            raise ValueError(f"pipeline_parallel must be at least 1, not {count}")
+        if count > self.num_layers:
+            raise ValueError(
+                f"{self.name}: pipeline_parallel {count} is more stages than its "
+                f"{self.num_layers} layers"
+            )
+        shares: list[ModelSpec] = []
+        dense_left = self.num_dense_layers
+        for number in range(count):
+            layers = self.num_layers // count + (number < self.num_layers % count)
+            dense = min(layers, dense_left)
+            dense_left -= dense
+            moe = self.moe
+            if moe is not None:
+                moe = replace(moe, num_layers=layers - dense) if layers > dense else None
+            shares.append(replace(self, num_layers=layers, moe=moe))
+        return shares
+
     def check_tensor_parallel(self, tensor_parallel: int) -> None:
         """Raise ``ValueError`` where this model cannot be split over so many GPUs."""
         tp = tensor_parallel
@@ -163,6 +216,8 @@ class ModelSpec:
         widths = {"intermediate_size": self.intermediate_size}
         if self.moe is not None:
             widths["expert intermediate size"] = self.moe.intermediate_size
+            if self.moe.shared_intermediate_size:
+                widths["shared expert's width"] = self.moe.shared_intermediate_size
             if self.moe.num_layers == self.num_layers:
                 del widths["intermediate_size"]
         for what, width in widths.items():
@@ -191,13 +246,24 @@ class ModelSpec:
         idle = self.moe.num_experts - self.moe.experts_per_token
         return self.num_parameters - routed // self.moe.num_experts * idle
 
-    def weight_bytes(self, tensor_parallel: int = 1) -> int:
-        """Bytes of weights on each GPU, replicated parts whole on every one."""
+    def weight_bytes(
+        self,
+        tensor_parallel: int = 1,
+        *,
+        expert_parallel: int = 1,
+        first_stage: bool = True,
+        last_stage: bool = True,
+    ) -> int:
+        """Bytes of weights on each GPU, replicated parts whole on every one.
+
+        A pipeline's first stage holds the embedding, its last the output head and final norm.
+        """
         operations = [
             *self.linear_operations(tensor_parallel),
-            *self.expert_operations(tensor_parallel),
+            *self.expert_operations(tensor_parallel, expert_parallel),
         ]
-        other = self._other_parameters(tensor_parallel) * DTYPE_BYTES[self.dtype]
+        other = self._other_parameters(tensor_parallel, first_stage, last_stage)
+        other *= DTYPE_BYTES[self.dtype]
         return sum(op.weight_bytes for op in operations) + other
 
     def kv_bytes_per_token(self, kv_cache_dtype: str = "auto", tensor_parallel: int = 1) -> int:
@@ -236,12 +302,15 @@ class ModelSpec:
         tp = tensor_parallel
         return [*self._attention_operations(tp), *self._mlp_operations(tp)]
 
-    def expert_operations(self, tensor_parallel: int = 1) -> list[LinearOperation]:
-        """Routed experts' products; ``count`` is layers x experts, tokens see only some of them."""
+    def expert_operations(
+        self, tensor_parallel: int = 1, expert_parallel: int = 1
+    ) -> list[LinearOperation]:
+        """Routed experts' products on one GPU, which holds experts / ``expert_parallel`` of each
+        layer; ``count`` is layers x experts held, and tokens see only some of them."""
         if self.moe is None:
             return []
         hidden, width = self.hidden_size, self.moe.intermediate_size // tensor_parallel
-        count = self.moe.num_layers * self.moe.num_experts
+        count = self.moe.num_layers * (self.moe.num_experts // expert_parallel)
         dtype = self.weight_dtype
         return [
             LinearOperation("experts_gate_up", "experts_gate_up", hidden, 2 * width, count, dtype),
@@ -312,13 +381,14 @@ class ModelSpec:
                 ]
         return operations
 
-    def _other_parameters(self, tp: int) -> int:
+    def _other_parameters(self, tp: int, first_stage: bool = True, last_stage: bool = True) -> int:
         """Embeddings, output head, learned positions and norms on one GPU."""
         vocabulary = -(-self.vocab_size // tp) * self.hidden_size
-        tables = vocabulary * (1 if self.tie_word_embeddings else 2)
-        tables += self.position_rows * self.hidden_size
+        tied = self.tie_word_embeddings and first_stage
+        tables = vocabulary * (int(first_stage) + int(last_stage and not tied))
+        tables += self.position_rows * self.hidden_size * first_stage
         norm = self.hidden_size * (2 if self.layer_norm else 1)
-        norms = norm * (2 * self.num_layers + 1)
+        norms = norm * (2 * self.num_layers + last_stage)
         if self.qk_norm:
             norms += 2 * self.head_dim * self.num_layers
         if self.mla is not None:

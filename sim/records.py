@@ -17,7 +17,11 @@ from sim.request import NEVER, Request
 
 Columns = dict[str, np.ndarray]
 
-_RARE = {"shared_blocks": "i4", "swap_blocks": "i4", "preempted": "i4", "extrapolated": "?"}
+Rare = tuple[int, int, int, bool, int, int]
+_RARE = {
+    "shared_blocks": "i4", "swap_blocks": "i4", "preempted": "i4", "extrapolated": "?",
+    "copied_blocks": "i4", "loaded_blocks": "i4",
+}  # fmt: skip
 _FOLD_AT = 1 << 8  # rows kept as tuples before they become columns; many replicas keep some each
 
 
@@ -26,13 +30,19 @@ class Records:
     """The tables of a run, as columns of equal length.
 
     ``requests``: request, arrival_s, scheduled_s, first_token_s, last_token_s, finished_s (NaN
-    where rejected), prompt_tokens, output_tokens, cached_tokens, preemptions, rejected, replica.
+    where rejected), prompt_tokens, output_tokens, cached_tokens, preemptions, rejected, replica;
+    where some ask for several answers also samples and sampled_tokens (of all samples, while
+    output_tokens are the longest one's).
     ``iterations``: start_s, duration_s, the batch (running, waiting, prefill_seqs, prefill_tokens,
     decode_seqs, context_tokens, num_tokens, num_emitting, num_seqs), tokens ``emitted``, KV slots
-    by kind (used, reserved, fragmentation, free: they add up to all), swap_blocks, preempted,
-    finished, extrapolated, replica.
+    by kind (used, reserved, fragmentation, free: they add up to all), kv_shared_tokens (slots in
+    blocks that several tables hold, times the tables beyond the first: what there would be more of
+    without sharing), copied_blocks, swap_blocks (over the host link, both ways), loaded_blocks (of
+    those, what the prefix cache had in host memory), preempted, finished, extrapolated, replica.
     ``preemptions``: request, preempted_s, resumed_s.
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
+    ``stages``, of pipelines only: replica, stage, ``busy_s`` (the stage computing) and ``active_s``
+    (any batch in flight).
     """
 
     requests: Columns
@@ -40,6 +50,7 @@ class Records:
     preemptions: Columns
     gaps_s: np.ndarray
     gap_weights: np.ndarray
+    stages: Columns | None = None
 
 
 class _Table:
@@ -143,7 +154,7 @@ class IterationLog:
             steady="i4", reserved_tokens="i4",
         )  # fmt: skip
         # What most runs have none of, by run: see `_RARE`.
-        self._rare: dict[int, tuple[int, int, int, bool]] = {}
+        self._rare: dict[int, Rare] = {}
         self._finished = array("i")
         self._long: list[int] = []  # numbers of the runs of more than one iteration …
         self._ends_s = array("d")  # … and where each of their iterations ends
@@ -154,12 +165,13 @@ class IterationLog:
         row: tuple[Any, ...],
         ends_s: Sequence[float] | None,
         block_growth: Sequence[tuple[int, int, int]] | None,
-        rare: tuple[int, int, int, bool] | None = None,
+        rare: Rare | None = None,
     ) -> None:
         """One run, in the order of the columns; details where it has more than one iteration.
 
-        `rare`: shared blocks, swapped blocks, preempted requests, and whether the latency model
-        left its measured range; None where there is nothing of all that.
+        `rare`: shared blocks, swapped blocks, preempted requests, whether the latency model left
+        its measured range, copied blocks and loaded blocks; None where there is nothing of all
+        that.
         """
         if rare is not None:
             self._rare[len(self._finished)] = rare
@@ -204,7 +216,8 @@ class IterationLog:
         duration_s = end_s - start_s
 
         added = spread("growth") * ahead
-        used = spread("stored_tokens") + added - spread("shared_blocks") * np.int32(block_size)
+        shared = spread("shared_blocks") * np.int32(block_size)
+        used = spread("stored_tokens") + added - shared
         reserved = np.maximum(spread("reserved_tokens") - added, 0)
         held = (spread("kv_blocks") + self._added_blocks(first, run_of, block_size)) * np.int32(
             block_size
@@ -235,7 +248,10 @@ class IterationLog:
             "kv_reserved_tokens": reserved,
             "kv_fragmentation_tokens": held - used - reserved,
             "kv_free_tokens": num_blocks * block_size - held,
+            "kv_shared_tokens": shared,
+            "copied_blocks": at_first("copied_blocks"),
             "swap_blocks": at_first("swap_blocks"),
+            "loaded_blocks": at_first("loaded_blocks"),
             "preempted": at_first("preempted"),
             "finished": finished,
             "extrapolated": spread("extrapolated"),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sim.sharing.group import SampleGroup
 
 NEVER = float("nan")
 
@@ -22,7 +26,9 @@ class Request:
     prompt_tokens: int
     output_tokens: int  # tokens the model will really generate
     max_tokens: int  # the client's limit, all that a reserving policy can know
-    block_hashes: list[int] = field(default_factory=list)  # of the prompt's full blocks
+    # Of full blocks whose content is known: the prompt's, and the answer's where a later turn
+    # repeats it.
+    block_hashes: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_generated_tokens: int = 0
     joined_step: int = -1  # DecodeSet.step when it joined; -1 outside
@@ -33,6 +39,7 @@ class Request:
     finished_s: float = NEVER
     cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
     preemptions: int = 0
+    group: SampleGroup | None = None  # of a request for several samples, and of each of them
 
     @property
     def num_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from sim.decode_set import DecodeSet
 from sim.records import RequestLog
@@ -28,6 +29,15 @@ class RequestPool:
     @property
     def num_unfinished(self) -> int:
         return len(self.waiting) + len(self.running) + len(self.swapped)
+
+    def tables(self) -> Iterator[list[int]]:
+        """All block tables in use: one a running request, or one for each of its samples."""
+        for request in self.running:
+            if request.group is None or not request.group.samples:
+                yield request.block_table
+            else:
+                for sample in request.group.samples:
+                    yield sample.block_table
 
     def start(self, request: Request, now_s: float) -> None:
         """Move a request, already taken out of its queue, to the end of ``running``."""

@@ -65,8 +65,11 @@ def note_iteration(
     block_growth = scheduler.extend(iterations) if iterations > 1 else None
     rare = None
     swapped = batch.swap_in_blocks + batch.swap_out_blocks
-    if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks:
-        rare = (allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated)
+    if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks or batch.copies:
+        rare = (
+            allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated,
+            len(batch.copies), len(batch.loaded),
+        )  # fmt: skip
     log.append(
         (
             start_s, end_s, iterations, len(pool.running), len(batch.prefills),
@@ -83,7 +86,7 @@ def note_iteration(
 def check_iteration(scheduler: Scheduler, batch: Batch) -> None:
     """The conservation laws and an engine's limits; AssertionError where one is broken."""
     running, config = scheduler.pool.running, scheduler.config
-    scheduler.allocator.check(request.block_table for request in running)
+    scheduler.allocator.check(scheduler.pool.tables())
     assert batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs"
     assert len(running) <= config.max_num_seqs, "more sequences than max_num_seqs"
     if scheduler.has_token_budget:
@@ -92,13 +95,15 @@ def check_iteration(scheduler: Scheduler, batch: Batch) -> None:
         )
 
 
-def collect(engines: Sequence[Serving]) -> Records:
+def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -> Records:
     """The records of engines that have nothing left to do.
 
-    Raises AssertionError when a request or a block was left behind.
+    `replicas` says to which replica each belongs, where a replica has several (the virtual engines
+    of a pipeline); by default each is one. Raises AssertionError when a request or a block was
+    left behind.
     """
     requests, iterations, preemptions, gaps, weights = [], [], [], [], []
-    for number, engine in enumerate(engines):
+    for number, engine in zip(replicas or range(len(engines)), engines, strict=True):
         pool, allocator = engine.scheduler.pool, engine.scheduler.allocator
         assert not pool.num_unfinished, "a request was left behind"
         assert allocator.num_free == allocator.num_blocks, "a block was left behind"

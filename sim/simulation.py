@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 
 import simpy
 
 from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.kv_offload import block_allocator
+from sim.latency.pipeline_latency import PipelineLatency
 from sim.latency.protocol import LatencyModel
+from sim.pipeline import Pipeline, stage_columns
 from sim.records import Records
 from sim.replica import Replica
 from sim.request_pool import RequestPool
 from sim.run_log import collect
 from sim.schedulers import scheduler_class
+from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
@@ -36,21 +40,28 @@ def simulate(
     `num_blocks` is each engine's KV cache in blocks. `leap` jumps from decision to decision;
     without it every iteration is one event. Both give the same records. `check` verifies the
     conservation laws after every decision. `progress` is called now and then with the number of
-    requests that have ended.
+    requests that have ended. With a `PipelineLatency` each engine keeps as many batches in flight
+    as it has stages, and always steps.
     """
+    policy = scheduler_class(scheduler, config, samples=workload.samples is not None)
     env = simpy.Environment()
     engines: list[Replica] = []
+    pipelines: list[Pipeline] = []
+    schedulers: list[Scheduler] = []
 
     def ended(_: int) -> None:
         assert progress is not None
-        pools = [engine.scheduler.pool for engine in engines]
+        pools = [each.pool for each in schedulers]
         progress(sum(pool.num_finished + pool.num_rejected for pool in pools))
 
-    for number in range(replicas):
+    def new_scheduler(blocks: int) -> Scheduler:
         pool = RequestPool(config.block_size, track_longest=latency.uses_longest)
-        allocator = BlockAllocator(
-            num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
-        )
+        allocator = block_allocator(config, blocks)
+        schedulers.append(policy(pool, allocator, config))
+        return schedulers[-1]
+
+    report = None if progress is None else ended
+    for number in range(replicas):
         source = RequestSource(
             workload,
             block_size=config.block_size,
@@ -58,17 +69,17 @@ def simulate(
             first=number,
             stride=replicas,
         )
-        engines.append(
-            Replica(
-                env,
-                scheduler_class(scheduler, config)(pool, allocator, config),
-                latency,
-                source,
-                leap=leap,
-                check=check,
-                progress=None if progress is None else ended,
-            )
-        )
+        if isinstance(latency, PipelineLatency):
+            stages = len(latency.stages)
+            shares = [new_scheduler(num_blocks // stages) for _ in range(stages)]
+            pipelines.append(Pipeline(env, shares, latency, source, check=check, progress=report))
+        else:
+            engines.append(
+                Replica(
+                    env, new_scheduler(num_blocks), latency, source,
+                    leap=leap, check=check, progress=report,
+                )
+            )  # fmt: skip
     # The run makes millions of small objects and no cycles: let reference counts do the work.
     collecting = gc.isenabled()
     gc.disable()
@@ -77,4 +88,12 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    return collect(engines)
+    if not pipelines:
+        records = collect(engines)
+    else:
+        virtual = [(n, each) for n, pipeline in enumerate(pipelines) for each in pipeline.engines]
+        records = collect([engine for _, engine in virtual], replicas=[n for n, _ in virtual])
+        records = replace(records, stages=stage_columns(pipelines))
+    if workload.samples is not None:
+        records.requests.update(workload.samples.columns(records.requests["request"]))
+    return records

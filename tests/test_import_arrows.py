@@ -35,7 +35,12 @@ FORBIDDEN = {
     "sim": {"torch", "triton", "yaml", "plotly", "pydantic", "typer", "rich", "pandas", "pyarrow"},
     "kernels": {"simpy", "pydantic", "plotly"},
 }
-CLOCKS = {"sim/replica.py", "sim/cluster.py", "sim/simulation.py"}  # these alone know SimPy
+CLOCKS = {
+    "sim/replica.py",
+    "sim/pipeline.py",
+    "sim/cluster.py",
+    "sim/simulation.py",
+}  # these alone know SimPy
 TABLES = {"sim/latency/table_folder.py"}  # a latency table's meta.yaml is read and written here
 # The GPU machine has none of these: what measures there must start without them.
 NOT_ON_THE_GPU_MACHINE = {"simpy", "pydantic", "plotly"}

@@ -1,12 +1,23 @@
-"""Collectives among the GPUs of one node: latency plus bytes over bandwidth (alpha-beta).
+"""Collectives among GPUs: latency plus bytes over bandwidth (alpha-beta).
 
 Closed forms for n ranks and a message of B bytes (Thakur, Rabenseifner and Gropp, 2005):
 
     ring all-reduce      launch + 2 (n - 1) hop + 2 (n - 1) / n x B / bandwidth
     one-shot all-reduce  launch + hop + (n - 1) B / bandwidth     every rank reads all the others
     all-gather           launch + (n - 1) hop + (n - 1) / n x B / bandwidth    B: the whole result
+    all-to-all           launch + hop + (n - 1) / n x B / bandwidth    B: what one rank holds
+    send                 launch + hop + B / bandwidth
 
-A library takes the faster all-reduce, so does ``all_reduce_s``.
+A library takes the faster all-reduce, so does ``all_reduce_s``. An all-to-all's messages leave at
+once, each over the switch to its own peer.
+
+Groups that span nodes (``ranks_per_node`` g of n ranks, m nodes) work in two levels, as NCCL does
+with an adapter for every GPU: within nodes as above, then each rank with its m - 1 counterparts
+over the slower link between nodes. The bytes add up to those of one level:
+
+    all-reduce           + 2 (m - 1) inter hops + 2 (m - 1) / m x B / g / inter bandwidth
+    all-gather           + (m - 1) inter hops + (m - 1) / m x B / g / inter bandwidth
+    all-to-all           (n - g) / n x B leave the node, (g - 1) / n x B stay in it, at once
 """
 
 import numpy as np
@@ -35,6 +46,7 @@ def all_reduce_s(
     ranks: int,
     interconnect: Interconnect,
     *,
+    ranks_per_node: int | None = None,
     link_efficiency: float = LINK_EFFICIENCY,
     launch_s: float = LAUNCH_S,
 ) -> np.ndarray:
@@ -42,6 +54,19 @@ def all_reduce_s(
     size = np.asarray(message_bytes, dtype=np.float64)
     if ranks == 1:
         return np.zeros_like(size)
+    if ranks_per_node is not None and ranks_per_node < ranks:
+        inside = all_reduce_s(
+            size, ranks_per_node, interconnect, link_efficiency=link_efficiency, launch_s=launch_s
+        )
+        across = _across_nodes_s(
+            size,
+            interconnect,
+            nodes=-(-ranks // ranks_per_node),
+            ranks_per_node=ranks_per_node,
+            link_efficiency=link_efficiency,
+            launch_s=launch_s / 2,
+        )
+        return np.asarray(inside + 2 * across)
     bytes_per_s = interconnect.bytes_per_s * link_efficiency
     hop_s = interconnect.latency_s
     ring = launch_s + 2 * (ranks - 1) * hop_s + all_reduce_bytes(1.0, ranks) * size / bytes_per_s
@@ -66,6 +91,7 @@ def all_gather_s(
     ranks: int,
     interconnect: Interconnect,
     *,
+    ranks_per_node: int | None = None,
     link_efficiency: float = LINK_EFFICIENCY,
     launch_s: float = LAUNCH_S,
 ) -> np.ndarray:
@@ -73,6 +99,78 @@ def all_gather_s(
     size = np.asarray(result_bytes, dtype=np.float64)
     if ranks == 1:
         return np.zeros_like(size)
+    if ranks_per_node is not None and ranks_per_node < ranks:
+        inside = all_gather_s(
+            size, ranks_per_node, interconnect, link_efficiency=link_efficiency, launch_s=launch_s
+        )
+        across = _across_nodes_s(
+            size,
+            interconnect,
+            nodes=-(-ranks // ranks_per_node),
+            ranks_per_node=ranks_per_node,
+            link_efficiency=link_efficiency,
+            launch_s=launch_s,
+        )
+        return np.asarray(inside + across)
     bytes_per_s = interconnect.bytes_per_s * link_efficiency
     steps_s = launch_s + (ranks - 1) * interconnect.latency_s
     return np.where(size > 0, steps_s + all_gather_bytes(1.0, ranks) * size / bytes_per_s, 0.0)
+
+
+def all_to_all_bytes(held_bytes: float, ranks: int) -> float:
+    """Bytes each rank sends of the `held_bytes` it holds: all but the share it keeps."""
+    return (ranks - 1) / ranks * held_bytes
+
+
+def ring_pass_bytes(block_bytes: float, ranks: int) -> float:
+    """Bytes each rank sends until every rank has seen every rank's block once."""
+    return (ranks - 1) * block_bytes
+
+
+def all_to_all_s(
+    held_bytes: np.ndarray,
+    ranks: int,
+    interconnect: Interconnect,
+    *,
+    ranks_per_node: int | None = None,
+    link_efficiency: float = LINK_EFFICIENCY,
+    launch_s: float = LAUNCH_S,
+) -> np.ndarray:
+    """Seconds until everybody's share is with everybody; zeros for one rank or nothing to send."""
+    held = np.asarray(held_bytes, dtype=np.float64)
+    near = min(ranks, ranks_per_node or ranks)
+    how = {"link_efficiency": link_efficiency, "launch_s": launch_s}
+    inside = send_s((near - 1) / ranks * held, interconnect, **how)
+    if near == ranks:
+        return inside
+    outside = send_s((ranks - near) / ranks * held, interconnect.between_nodes, **how)
+    return np.asarray(np.maximum(inside, outside))
+
+
+def send_s(
+    message_bytes: np.ndarray,
+    interconnect: Interconnect,
+    *,
+    link_efficiency: float = LINK_EFFICIENCY,
+    launch_s: float = LAUNCH_S,
+) -> np.ndarray:
+    """Seconds from one GPU to another, or to several at once; zeros for an empty message."""
+    size = np.asarray(message_bytes, dtype=np.float64)
+    wire_s = size / (interconnect.bytes_per_s * link_efficiency)
+    return np.where(size > 0, launch_s + interconnect.latency_s + wire_s, 0.0)
+
+
+def _across_nodes_s(
+    size: np.ndarray,
+    interconnect: Interconnect,
+    *,
+    nodes: int,
+    ranks_per_node: int,
+    link_efficiency: float,
+    launch_s: float,
+) -> np.ndarray:
+    """Gather (or scatter) of each rank's share with its counterparts on the other nodes."""
+    share = all_gather_bytes(1.0, nodes) * size / ranks_per_node
+    between = interconnect.between_nodes
+    wire_s = share / (between.bytes_per_s * link_efficiency)
+    return np.where(size > 0, launch_s + (nodes - 1) * between.latency_s + wire_s, 0.0)

@@ -16,19 +16,25 @@ One iteration is the sum of
     host       per iteration and per sequence
     swap       bytes over the host link
 
+One pipeline stage's share of a model is a model here (``ModelSpec.stages``); ranks that share out
+tokens are `sim.latency.spread_roofline`, stages in a row `sim.latency.pipeline_latency`.
+
 Whatever depends on one count is tabulated in the constructor, so that ``iteration_s`` is a few
 additions; beyond the tables the same formulas are evaluated.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from sim.batch import Batch
+from sim.expert_routing import ExpertRouting
 from sim.hardware import Gpu, Interconnect
 from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.model_spec import DTYPE_BYTES, LinearOperation, ModelSpec
+from sim.parallelism import Parallelism
 
 # Published H200 timings, bf16, that the defaults below round:
 GEMM_EFFICIENCY = 0.80  # cuBLAS 715-830 TFLOP/s of 989 from 2,048 rows
@@ -41,6 +47,11 @@ ELEMENTWISE_OVERHEAD_S = 2.0e-6  # norm, rotary, activation on a handful of toke
 MOE_OVERHEAD_S = 2.0e-5  # routing, sorting and two grouped products: 33-40 us with one token
 ATTENTION_OVERHEAD_S = 9.0e-6  # a in a + b x sequences + context / bandwidth, a layer: 9-11 us
 DECODE_PER_SEQUENCE_S = 1.6e-7  # b, a layer: 0.15-0.18 us
+# Weight-only int4 against bf16 products of one shape (A100, TensorRT-LLM 1.0, published in the
+# package aiconfigurator-core): 0.92-0.99 of bf16's rate from 256 rows, where unpacking is paid for
+# and nothing gained, and 12-19 us a product more than its bytes take at 0.8 of the bandwidth.
+INT4_COMPUTE_SHARE = 0.95
+INT4_OVERHEAD_S = 1.2e-5
 HOST_LINK_EFFICIENCY = 0.8  # pinned copies reach about 25 of 31.5 GB/s on PCIe 4.0 x16
 
 # Host time between iterations: published engines spend 0.1 to 2 ms a step plus microseconds a
@@ -58,8 +69,11 @@ _SAMPLING_KERNELS = 4
 class RooflineLatency:
     """Seconds of one iteration of ``model`` on ``tensor_parallel`` GPUs, from datasheet figures.
 
-    Raises ``ValueError`` where the model cannot be split so, for an unknown ``kv_cache_dtype``,
-    and for an efficiency outside (0, 1] or a negative time.
+    ``parallelism`` has all degrees (``tensor_parallel`` alone is short for that one) and
+    ``routing`` how tokens choose experts, uniform by default. ``first_stage`` and ``last_stage``
+    say whether this share of a model has the embedding and the output head. Raises ``ValueError``
+    where the model cannot be split so, for an unknown ``kv_cache_dtype``, and for an efficiency
+    outside (0, 1] or a negative time.
     """
 
     measured = False
@@ -71,6 +85,10 @@ class RooflineLatency:
         gpu: Gpu,
         *,
         tensor_parallel: int = 1,
+        parallelism: Parallelism | None = None,
+        routing: ExpertRouting | None = None,
+        first_stage: bool = True,
+        last_stage: bool = True,
         interconnect: Interconnect | None = None,
         kv_cache_dtype: str = "auto",
         block_size: int = 16,
@@ -102,16 +120,27 @@ class RooflineLatency:
         }.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{key} must be a finite number of seconds >= 0, not {value}")
-        model.check_tensor_parallel(tensor_parallel)
+        self.parallelism = Parallelism(tensor_parallel) if parallelism is None else parallelism
+        tp = self.parallelism.tensor_parallel
+        model.check_tensor_parallel(tp)
 
-        tp = tensor_parallel
-        suffix = f" x {tp}" if tp > 1 else ""
+        gpus = self.parallelism.num_gpus
+        suffix = f" x {gpus}" if gpus > 1 else ""
         self.label = f"roofline (analytic, unmeasured): {model.name} on {gpu.name}{suffix}"
         self.model = model
         self.gpu = gpu
         self.tensor_parallel = tp
+        self._first_stage = first_stage
+        self._last_stage = last_stage
+        if model.moe is not None:
+            chosen = model.moe.num_experts, model.moe.experts_per_token
+            self.routing = ExpertRouting.uniform(*chosen) if routing is None else routing
         self._interconnect = gpu.interconnect if interconnect is None else interconnect
         self._link_efficiency = link_efficiency
+        self._tensor_group: dict[str, Any] = {
+            "ranks_per_node": self.parallelism.tensor_per_node,
+            "link_efficiency": link_efficiency,
+        }
         self._gemm_efficiency = gemm_efficiency
         self._moe_efficiency = moe_efficiency
         self._bytes_per_s = gpu.memory_bytes_per_s * memory_efficiency
@@ -193,7 +222,12 @@ class RooflineLatency:
 
         Records do not keep each prefill's context, so attention is what the other parts leave.
         """
-        duration_s = iterations["duration_s"]
+        parts = self.known_parts_s(iterations)
+        parts["attention"] = np.maximum(iterations["duration_s"] - sum(parts.values()), 0.0)
+        return {key: parts[key] for key in _PART_KEYS if key in parts}
+
+    def known_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The parts that follow from recorded counts: all but attention."""
         parts = looked_up(self._token_parts_s, iterations["num_tokens"])
         rows = looked_up(self._row_parts_s, iterations["num_emitting"])
         parts["logits"] = rows["logits"]
@@ -201,8 +235,7 @@ class RooflineLatency:
         parts["host"] = self._host_s + self._host_per_sequence_s * iterations["num_seqs"]
         if iterations["swap_blocks"].any():
             parts["swap"] = self._per_swapped_block_s * iterations["swap_blocks"]
-        parts["attention"] = np.maximum(duration_s - sum(parts.values()), 0.0)
-        return {key: parts[key] for key in _PART_KEYS if key in parts}
+        return parts
 
     def _fixed_s(self, batch: Batch) -> float:
         """All of an iteration but its decodes' attention, which comes last (and varies)."""
@@ -262,14 +295,14 @@ class RooflineLatency:
             parts["moe"] = np.where(t > 0, self._experts_s(t), 0.0)
         message = t * model.hidden_size * DTYPE_BYTES[model.dtype]
         # Megatron-LM's two per layer, and one after the vocabulary-parallel embedding.
-        parts["communication"] = (2 * model.num_layers + 1) * all_reduce_s(
-            message, tp, self._interconnect, link_efficiency=self._link_efficiency
+        parts["communication"] = (2 * model.num_layers + self._first_stage) * all_reduce_s(
+            message, tp, self._interconnect, **self._tensor_group
         )
         return parts
 
     def _row_parts_s(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Seconds by part [len(rows)] of the vocabulary projection, its gather and sampling."""
-        r = rows.astype(np.float64)
+        r = rows.astype(np.float64) * self._last_stage
         model, tp = self.model, self.tensor_parallel
         sampling = r * model.vocab_size * _SAMPLING_BYTES_PER_LOGIT / self._bytes_per_s
         sampling += _SAMPLING_KERNELS * ELEMENTWISE_OVERHEAD_S * self._overheads
@@ -277,32 +310,32 @@ class RooflineLatency:
         gathered = r * model.vocab_size * DTYPE_BYTES[model.dtype]
         return {
             "logits": np.where(r > 0, logits, 0.0),
-            "communication": all_gather_s(
-                gathered, tp, self._interconnect, link_efficiency=self._link_efficiency
-            ),
+            "communication": all_gather_s(gathered, tp, self._interconnect, **self._tensor_group),
         }
 
     def _linear_s(self, op: LinearOperation, tokens: np.ndarray) -> np.ndarray:
         """All copies of one product, each with ``tokens`` rows."""
-        peak = self.gpu.peak_flops_per_s(op.weight_dtype) * self._gemm_efficiency
-        compute = op.flops(1) * tokens / peak
+        compute = op.flops(1) * tokens / self._peak(op, self._gemm_efficiency)
         memory = (op.weight_bytes + tokens * (op.bytes_moved(1) - op.weight_bytes)) / (
             self._bytes_per_s
         )
-        return op.count * GEMM_OVERHEAD_S * self._overheads + np.maximum(compute, memory)
+        launch_s = INT4_OVERHEAD_S if op.weight_dtype == "int4" else GEMM_OVERHEAD_S
+        return op.count * launch_s * self._overheads + np.maximum(compute, memory)
+
+    def _peak(self, op: LinearOperation, efficiency: float) -> float:
+        """FLOPs per second of products with these weights."""
+        peak = self.gpu.peak_flops_per_s(op.weight_dtype) * efficiency
+        return peak * INT4_COMPUTE_SHARE if op.weight_dtype == "int4" else peak
 
     def _experts_s(self, tokens: np.ndarray) -> np.ndarray:
-        """Routed experts: every chosen expert's FLOPs, the weights of those chosen by anyone.
-
-        Tokens choosing k of E experts independently touch E (1 - (1 - k/E)^tokens) of them.
-        """
+        """Routed experts: every chosen expert's FLOPs, the weights of those chosen by anyone."""
         moe = self.model.moe
         assert moe is not None
         share = moe.experts_per_token / moe.num_experts
-        touched = -np.expm1(tokens * np.log1p(-share)) if share < 1 else np.ones_like(tokens)
+        touched = self.routing.activated(tokens) / moe.num_experts
         compute, memory = np.zeros_like(tokens), np.zeros_like(tokens)
         for op in self.model.expert_operations(self.tensor_parallel):
-            peak = self.gpu.peak_flops_per_s(op.weight_dtype) * self._moe_efficiency
+            peak = self._peak(op, self._moe_efficiency)
             rows_bytes = op.bytes_moved(1) - op.weight_bytes
             compute += op.flops(1) * share * tokens / peak
             memory += (op.weight_bytes * touched + rows_bytes * share * tokens) / self._bytes_per_s
@@ -312,13 +345,14 @@ class RooflineLatency:
     def _elementwise_s(self, tokens: np.ndarray) -> np.ndarray:
         """Norms with residual, rotary with the KV write, MLP activation, embedding: bytes only."""
         model, tp = self.model, self.tensor_parallel
-        numbers = model.num_layers * 2 * 4 * model.hidden_size + 2 * model.hidden_size
+        numbers = model.num_layers * 2 * 4 * model.hidden_size
+        numbers += 2 * model.hidden_size * self._first_stage
         for op in model.linear_operations(tp):
             if op.kind == "qkv":
                 numbers += 2 * op.out_features * op.count
             elif op.kind in ("gate_up", "shared_gate_up"):
                 numbers += (op.out_features + op.out_features // 2) * op.count
-        kernels = model.num_layers * _ELEMENTWISE_KERNELS_PER_LAYER + 1
+        kernels = model.num_layers * _ELEMENTWISE_KERNELS_PER_LAYER + self._first_stage
         moved = tokens * numbers * DTYPE_BYTES[model.dtype]
         return kernels * ELEMENTWISE_OVERHEAD_S * self._overheads + moved / self._bytes_per_s
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from sim.batch import Batch
+from sim.expert_routing import ExpertRouting
 from sim.hardware import Interconnect
 from sim.latency.attention_table import AttentionTable
 from sim.latency.communication import all_reduce_s, ring_all_reduce_s
@@ -45,6 +46,8 @@ class TableLatency:
         model: ModelSpec,
         *,
         tensor_parallel: int = 1,
+        ranks_per_node: int | None = None,
+        routing: ExpertRouting | None = None,
         interconnect: Interconnect,
         link_measured: bool = False,
         host: HostOverhead | None,
@@ -67,6 +70,7 @@ class TableLatency:
         self.label = f"table: {table.source}"
         self._model = model
         self._tensor_parallel = tensor_parallel
+        self._ranks_per_node = ranks_per_node
         self._interconnect = interconnect
         self._link_measured = link_measured
         self._swapped_block_s = swapped_block_s
@@ -86,7 +90,7 @@ class TableLatency:
         ]
         self._experts = None
         if model.moe is not None:
-            self._experts = ExpertTable(table.parts["moe"], model)
+            self._experts = ExpertTable(table.parts["moe"], model, routing)
         self._capture_sizes = capture_sizes
         self._launch_s = launch_s
         self._most_captured = max(capture_sizes, default=0)
@@ -320,10 +324,10 @@ class TableLatency:
                 part.coordinates["bytes"][rows][order].tolist(),
                 part.time_s[rows][order].tolist(),
             ).many(size)
-        elif self._link_measured:
+        elif self._link_measured and ranks <= (self._ranks_per_node or ranks):
             one = ring_all_reduce_s(size, ranks, self._interconnect)
         else:
-            one = all_reduce_s(size, ranks, self._interconnect)
+            one = all_reduce_s(size, ranks, self._interconnect, ranks_per_node=self._ranks_per_node)
         return 2 * self._model.num_layers * one
 
     def _outside(self, batch: Batch) -> bool:
@@ -344,15 +348,22 @@ class TableLatency:
 
 
 class ExpertTable:
-    """Seconds of a mixture of experts by tokens, at the experts that uniform routing activates.
+    """Seconds of a mixture of experts by tokens, at the experts that these activate on average.
 
-    Of E experts with k chosen a token, t tokens activate ``E (1 - (1 - k/E)^t)`` on average.
+    Raises ValueError where routing is not uniform and the table has one number of experts only:
+    its times then have the routing of the measurement in them.
     """
 
-    def __init__(self, part: Part, model: ModelSpec) -> None:
+    def __init__(self, part: Part, model: ModelSpec, routing: ExpertRouting | None = None) -> None:
         assert model.moe is not None
-        self._experts = model.moe.num_experts
-        self._chosen = model.moe.experts_per_token
+        chosen = model.moe.num_experts, model.moe.experts_per_token
+        self._routing = ExpertRouting.uniform(*chosen) if routing is None else routing
+        if routing is not None and len(np.unique(part.coordinates["experts"])) < 2:
+            raise ValueError(
+                "the table's expert times are of the routing they were measured with: experts may "
+                "be set where several numbers of activated experts were measured, or with source "
+                "roofline"
+            )
         self._axes, self._grid = filled_grid(
             [part.coordinates["tokens"], part.coordinates["experts"]], part.time_s
         )
@@ -362,9 +373,7 @@ class ExpertTable:
         return np.array([self._one(int(count)) for count in tokens.tolist()])
 
     def _one(self, tokens: int) -> float:
-        return self.at(
-            tokens, self._experts * (1.0 - (1.0 - self._chosen / self._experts) ** tokens)
-        )
+        return self.at(tokens, float(self._routing.activated(np.array([tokens]))[0]))
 
     def at(self, tokens: int, activated: float) -> float:
         """Seconds at a number of activated experts."""

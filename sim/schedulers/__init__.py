@@ -17,14 +17,26 @@ SCHEDULERS: dict[str, type] = {
 }
 
 
-def scheduler_class(name: str, config: EngineConfig) -> type:
-    """The policy of that name, made to speculate where the engine does. Raises ValueError."""
-    policy = SCHEDULERS[name]
-    if config.speculation is None:
-        return policy
-    from sim.speculation.schedulers import speculating  # only those who speculate load it
+def scheduler_class(name: str, config: EngineConfig, *, samples: bool = False) -> type:
+    """The policy of that name, with what the engine adds to it. Raises ValueError where it cannot.
 
-    return speculating(policy)
+    It speculates and offloads where `config` says so; `samples`: for requests of several sequences.
+    """
+    policy = SCHEDULERS[name]
+    # Only those who need these load them.
+    if config.speculation is not None:
+        from sim.speculation.schedulers import speculating
+
+        policy = speculating(policy)
+    if samples:
+        from sim.sharing.schedulers import sampling
+
+        policy = sampling(policy)
+    if config.offload_blocks:
+        from sim.kv_offload import offloading
+
+        policy = offloading(policy)
+    return policy
 
 
 __all__ = ["SCHEDULERS", "Scheduler", "scheduler_class"]

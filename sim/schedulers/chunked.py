@@ -119,31 +119,24 @@ class ChunkedScheduler(IterationScheduler):
     def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator
         while pool.waiting and budget > 0:
-            if len(pool.running) >= self.config.max_num_seqs:
+            request = pool.waiting[0]
+            if not self._has_seats(request):
                 self._blocked = True
                 return
-            request = pool.waiting[0]
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
             hits = [] if received else allocator.cached_prefix(request)
             # The whole sequence has to fit, not merely its first chunk.
-            blocks = allocator.blocks_for(request.num_tokens) - len(hits)
+            blocks = self._blocks_to_start(request) - len(hits)
             if hits:
                 blocks += allocator.num_idle(hits)
             if blocks > allocator.num_free:
                 self._blocked = True
                 return
-            pool.waiting.popleft()
-            pool.start(request, now_s)
             if received:
-                self._join(request, request.num_tokens)
+                self._join(request, request.num_tokens, now_s)
                 budget -= 1
                 continue
-            if hits:
-                allocator.reuse(request.block_table, hits)
-                request.num_computed_tokens = len(hits) * allocator.block_size
-                self._prefill_stored_tokens += request.num_computed_tokens
-                if not request.preemptions:
-                    request.cached_tokens = request.num_computed_tokens
+            request = self._start(request, hits, now_s)
             tokens = self._chunk_tokens(request, budget)
             self._prefill(batch, request, tokens)
             budget -= tokens

@@ -23,14 +23,10 @@ class PagedScheduler(IterationScheduler):
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
         super().__init__(pool, allocator, config)
         self._watermark_blocks = int(config.watermark * allocator.num_blocks)
+        # V0 wants a block to spare before every decode: a lone sequence must leave it one.
+        self.spare_blocks = max(self._watermark_blocks, 1)
         self._free_swap_blocks = config.swap_blocks if config.preemption == "swap" else 0
         self._swapped_blocks: dict[Request, int] = {}
-
-    def servable(self, request: Request) -> bool:
-        # V0 wants a block to spare before every decode: a lone sequence must leave it one.
-        spare = max(self._watermark_blocks, 1)
-        blocks = self.allocator.blocks_for(self._final_slots(request))
-        return super().servable(request) and blocks + spare <= self.allocator.num_blocks
 
     def schedule(self, now_s: float) -> Batch | None:
         batch = Batch()
@@ -52,43 +48,38 @@ class PagedScheduler(IterationScheduler):
         budget = self.config.max_num_batched_tokens
         for request in self.prefilling:  # a prompt longer than one budget goes on
             tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            if not tokens:
+                return
             self._prefill(batch, request, tokens)
             budget -= tokens
         while pool.waiting:
             request = pool.waiting[0]
-            if len(pool.running) >= self.config.max_num_seqs:
+            if not self._has_seats(request):
                 self._blocked = True
                 return
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
             hits = [] if received else allocator.cached_prefix(request)
-            computed = len(hits) * allocator.block_size
-            tokens = request.num_tokens - computed
+            tokens = request.num_tokens - len(hits) * allocator.block_size
             # Only a batch's first prompt may be split.
             if tokens > budget and batch.prefills and not received:
                 return
-            blocks = allocator.blocks_for(request.num_tokens) - len(hits)
+            blocks = self._blocks_to_start(request) - len(hits)
             if hits:
                 blocks += allocator.num_idle(hits)
             if allocator.num_free - blocks < self._watermark_blocks:
                 self._blocked = True
                 return
-            pool.waiting.popleft()
-            pool.start(request, now_s)
             if received:
-                self._join(request, received)  # where it writes next is a decode's to allocate
+                # Where it writes next is its first decode's to allocate.
+                self._join(request, received, now_s)
                 continue
-            if hits:
-                allocator.reuse(request.block_table, hits)
-                request.num_computed_tokens = computed
-                self._prefill_stored_tokens += computed
-                if not request.preemptions:
-                    request.cached_tokens = computed
+            request = self._start(request, hits, now_s)
             # The whole sequence is allocated at once, also when it is computed in pieces.
             allocator.allocate(
                 request.block_table,
                 allocator.blocks_for(request.num_tokens) - len(request.block_table),
             )
-            tokens = min(tokens, budget)
+            tokens = min(request.num_tokens - request.num_computed_tokens, budget)
             self._prefill(batch, request, tokens)
             budget -= tokens
             if budget <= 0:
@@ -118,37 +109,50 @@ class PagedScheduler(IterationScheduler):
     # -- preemption -------------------------------------------------------------------------
 
     def _preempt(self, request: Request, batch: Batch, now_s: float) -> None:
-        blocks = len(request.block_table)
+        held = self._blocks_held(request)
         # With the host's swap space full the victim is recomputed; V0 gave up there.
-        if self.config.preemption == "recompute" or blocks > self._free_swap_blocks:
+        if self.config.preemption == "recompute" or len(held) > self._free_swap_blocks:
             self._preempt_by_recompute(request, batch, now_s)
             return
-        self.pool.preempt(request, now_s)
-        batch.swapped_out = [*batch.swapped_out, (request, list(request.block_table))]
-        self.allocator.free(request.block_table)
-        self._free_swap_blocks -= blocks
-        self._swapped_blocks[request] = blocks
+        self._leave(request, now_s)
+        batch.swapped_out = [*batch.swapped_out, (request, held)]
+        self._free_swap_blocks -= len(held)
+        self._swapped_blocks[request] = len(held)
         self.pool.swapped.appendleft(request)
-        batch.swap_out_blocks += blocks
+        batch.swap_out_blocks += len(held)
         batch.preempted += 1
+
+    def _blocks_held(self, request: Request) -> list[int]:
+        return list(request.block_table)
+
+    def _leave(self, request: Request, now_s: float) -> None:
+        """Swapped out: its blocks are free for others."""
+        self.pool.preempt(request, now_s)
+        self.allocator.free(request.block_table)
+
+    def _blocks_to_return(self, request: Request) -> int:
+        # One more block than it left with, where the token it is about to write needs one.
+        needed = self.allocator.blocks_for(self._decode_slots(request))
+        return max(self._swapped_blocks[request], needed)
+
+    def _return(self, request: Request, batch: Batch) -> None:
+        """Swapped in, to blocks that are there."""
+        self.allocator.allocate(request.block_table, self._blocks_to_return(request))
+        self.pool.decodes.add(request, request.last_token_s)
 
     def _swap_in(self, batch: Batch, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator
         while pool.swapped:
             request = pool.swapped[0]
-            blocks = self._swapped_blocks[request]
-            # One more block than it left with, for the token it is about to write.
-            needed = max(blocks, allocator.blocks_for(self._decode_slots(request)))
-            full = len(pool.running) >= self.config.max_num_seqs
-            if full or allocator.num_free - needed < self._watermark_blocks:
+            left = allocator.num_free - self._blocks_to_return(request)
+            if not self._has_seats(request) or left < self._watermark_blocks:
                 self._blocked = True
                 return
             pool.swapped.popleft()
-            del self._swapped_blocks[request]
-            self._free_swap_blocks += blocks
             pool.start(request, now_s)
-            allocator.allocate(request.block_table, needed)
-            pool.decodes.add(request, request.last_token_s)
+            self._return(request, batch)
+            blocks = self._swapped_blocks.pop(request)
+            self._free_swap_blocks += blocks
             batch.swapped_in = [*batch.swapped_in, request]
             batch.swap_in_blocks += blocks
 

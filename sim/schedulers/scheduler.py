@@ -12,7 +12,7 @@ latest decision would hold (`horizon`) and can allocate for all of them at once 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from math import inf
 from typing import Protocol
 
@@ -83,6 +83,7 @@ class IterationScheduler:
 
     has_token_budget = True
     reserves = False  # whether admission sets all of a request's blocks aside
+    spare_blocks = 0  # that must be left beside a lone request
 
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
         self.pool = pool
@@ -106,7 +107,8 @@ class IterationScheduler:
         """Whether the request, alone in the engine, could be served to its end."""
         if request.prompt_tokens + request.output_tokens > self.config.max_model_len:
             return False
-        return self.allocator.blocks_for(self._final_slots(request)) <= self.allocator.num_blocks
+        blocks = self.allocator.blocks_for(self._final_slots(request))
+        return blocks + self.spare_blocks <= self.allocator.num_blocks
 
     def _final_slots(self, request: Request) -> int:
         """KV slots that the request holds when it has the most."""
@@ -119,6 +121,29 @@ class IterationScheduler:
     @property
     def admits_arrivals(self) -> bool:
         return not self.pool.waiting and len(self.pool.running) < self.config.max_num_seqs
+
+    # -- admission --------------------------------------------------------------------------
+
+    def _has_seats(self, request: Request) -> bool:
+        """Whether `request` may be served beside those that are running."""
+        return len(self.pool.running) < self.config.max_num_seqs
+
+    def _blocks_to_start(self, request: Request) -> int:
+        """Blocks that have to be there for `request` to be admitted, cached ones included."""
+        return self.allocator.blocks_for(request.num_tokens)
+
+    def _start(self, request: Request, hits: list[int], now_s: float) -> Request:
+        """Admit the head of the queue with its cached blocks; returns the sequence to prefill."""
+        pool, allocator = self.pool, self.allocator
+        pool.waiting.popleft()
+        pool.start(request, now_s)
+        if hits:
+            allocator.reuse(request.block_table, hits)
+            request.num_computed_tokens = len(hits) * allocator.block_size
+            if not request.preemptions:
+                request.cached_tokens = request.num_computed_tokens
+        self._prefill_stored_tokens += request.num_computed_tokens
+        return request
 
     # -- leaping ----------------------------------------------------------------------------
 
@@ -193,9 +218,11 @@ class IterationScheduler:
             batch.num_emitting += 1
         self._prefill_stored_tokens += new_tokens
 
-    def _join(self, request: Request, tokens: int) -> None:
-        """Let a sequence decode whose prompt was computed elsewhere, with blocks for `tokens`."""
+    def _join(self, request: Request, tokens: int, now_s: float) -> None:
+        """Admit the head of the queue, computed elsewhere: it decodes, with blocks for `tokens`."""
         allocator = self.allocator
+        self.pool.waiting.popleft()
+        self.pool.start(request, now_s)
         allocator.allocate(request.block_table, allocator.blocks_for(tokens))
         self.pool.decodes.add(request, request.last_token_s)
 
@@ -246,22 +273,37 @@ class IterationScheduler:
                 continue
             self.prefilling.pop(request, None)
             self._prefill_stored_tokens -= request.num_computed_tokens
-            gap_s = pool.emit_first(request, now_s)
-            if gap_s is not None:
-                self.gaps.append((gap_s, 1))
-            if request.num_generated_tokens == request.output_tokens:
-                finished.append(request)
-            else:
-                pool.decodes.add(request, now_s)
+            finished += self._end_prefill(request, now_s)
         if len(finished) > 1 and self.config.long_prefill_token_threshold:
             # A long prompt in chunks ends its prefill after later ones: back to admission order,
             # which is the order in which blocks become reusable.
             order = {request: number for number, request in enumerate(pool.running)}
-            finished.sort(key=order.__getitem__)
-        for request in finished:
-            self.allocator.free(request.block_table)
-            pool.finish(request, now_s)
-        return finished
+            finished.sort(key=lambda one: order[one.group.request if one.group else one])
+        return self._finish(finished, now_s) if finished else finished
+
+    def _end_prefill(self, request: Request, now_s: float) -> Sequence[Request]:
+        """The sequence has caught up and emits a token; returns it where that was its last."""
+        pool = self.pool
+        gap_s = pool.emit_first(request, now_s)
+        if gap_s is not None:
+            self.gaps.append((gap_s, 1))
+        if request.num_generated_tokens == request.output_tokens:
+            return (request,)
+        pool.decodes.add(request, now_s)
+        return ()
+
+    def _finish(self, ended: list[Request], now_s: float) -> list[Request]:
+        """Sequences have emitted their last token; returns the requests that are answered."""
+        for request in ended:
+            self._leave_cache(request)
+            self.pool.finish(request, now_s)
+        return ended
+
+    def _leave_cache(self, request: Request) -> None:
+        """Give an ended sequence's blocks back; what a later turn repeats can be found again."""
+        if request.block_hashes and self.config.enable_prefix_caching:
+            self.allocator.cache_prompt(request, request.prompt_tokens, request.num_computed_tokens)
+        self.allocator.free(request.block_table)
 
     def decoding(self) -> Collection[Request]:
         return self.pool.decodes.members()

@@ -1,6 +1,8 @@
-"""Shared system prompts for synthetic requests, so that the prefix cache has something to find."""
+"""System prompts and conversations, so that the prefix cache has something to find."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +33,97 @@ def shared_prefixes(
         known_tokens=np.minimum(prompt_tokens, unit_tokens).astype(np.int64),
         unit_tokens=unit_tokens,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversations:
+    """Turns of many conversations, in order of arrival; every array is [n]."""
+
+    arrival_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    content: PromptContent
+
+
+def turns_of_sessions(
+    rng: np.random.Generator, num_turns: int, *, mean: float, geometric: bool
+) -> NDArray[np.int64]:
+    """Turns of one conversation after the other, num_turns in all; the last may be cut short."""
+    sessions = num_turns if geometric else -(-num_turns // int(mean))
+    turns = rng.geometric(1 / mean, sessions) if geometric else np.full(sessions, int(mean))
+    before = np.cumsum(turns) - turns
+    turns = turns[before < num_turns]
+    turns[-1] = num_turns - before[len(turns) - 1]
+    counts: NDArray[np.int64] = turns.astype(np.int64)
+    return counts
+
+
+def conversations(
+    *,
+    session_arrival_s: NDArray[np.float64],
+    turns: NDArray[np.int64],
+    gaps_s: NDArray[np.float64],
+    user_tokens: NDArray[np.int64],
+    reply_tokens: NDArray[np.int64],
+    max_context_tokens: int | None = None,
+    prefixes: NDArray[np.int64] | None = None,
+    prefix_tokens: int = 0,
+) -> Conversations:
+    """Put conversations together: a turn's prompt is all that was said before, and the user's part.
+
+    session_arrival_s, turns: [sessions]. gaps_s (from a turn to the next), user_tokens,
+    reply_tokens: [turns.sum()], session after session. A conversation whose next turn would exceed
+    max_context_tokens begins anew. prefixes: [sessions], the system prompt each begins with, whose
+    prefix_tokens tokens are the first of its first prompt.
+    """
+    n = len(user_tokens)
+    prompt_tokens = np.empty(n, np.int64)
+    topic = np.empty(n, np.int64)  # conversations, counted again where one begins anew
+    first = np.cumsum(turns) - turns
+    said = user_tokens.tolist(), reply_tokens.tolist()
+    limit = max_context_tokens or np.inf
+    topics = 0
+    for start, count in zip(first.tolist(), turns.tolist(), strict=True):
+        context = 0
+        for turn in range(start, start + count):
+            user, reply = said[0][turn], said[1][turn]
+            if context + user + reply > limit:
+                context = 0
+                topics += turn > start
+            prompt_tokens[turn] = context + user
+            topic[turn] = topics
+            context += user + reply
+        topics += 1
+    waited_s = np.cumsum(gaps_s)
+    session = np.repeat(np.arange(len(turns)), turns)
+    arrival_s = session_arrival_s[session] + waited_s - waited_s[first][session]
+    order = np.argsort(arrival_s, kind="stable")
+    known = prompt_tokens + reply_tokens
+    return Conversations(
+        arrival_s=arrival_s[order],
+        prompt_tokens=prompt_tokens[order],
+        output_tokens=reply_tokens[order],
+        content=_content(
+            topic[order],
+            known[order],
+            None if prefixes is None else prefixes[session][order],
+            prefix_tokens,
+        ),
+    )
+
+
+def _content(
+    topic: NDArray[np.int64],
+    known_tokens: NDArray[np.int64],
+    prefix: NDArray[np.int64] | None,
+    prefix_tokens: int,
+) -> PromptContent:
+    """A token's content is its place in its conversation, so one id stands for all of that."""
+    n = len(topic)
+    if prefix is None:
+        return PromptContent(topic, np.arange(n + 1), known_tokens, int(known_tokens.max()))
+    counts = -(-known_tokens // prefix_tokens)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    ids = np.repeat(topic + int(prefix.max()) + 1, counts)
+    ids[offsets[:-1]] = prefix
+    return PromptContent(ids, offsets, known_tokens, prefix_tokens)

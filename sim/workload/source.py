@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from sim.request import Request
+from sim.sharing.group import SampleGroup
 from sim.workload.workload import Workload
 
 
@@ -31,6 +32,8 @@ class RequestSource:
         self._prompt_tokens = workload.prompt_tokens[mine].tolist()
         self._output_tokens = workload.output_tokens[mine].tolist()
         self._max_tokens = workload.max_tokens[mine].tolist()
+        self._samples = workload.samples
+        self._sample_offsets = [] if self._samples is None else self._samples.offsets.tolist()
         self._content = workload.content if prefix_caching else None
         self._block_size = block_size
         self._next = 0
@@ -70,7 +73,13 @@ class RequestSource:
             number, arrival_s, prompt_tokens, self._output_tokens[index], self._max_tokens[index]
         )
         if self._content is not None:
+            # Where the answer's content is known, too, a later turn of the conversation repeats it.
             request.block_hashes = self._content.block_hashes(
-                number, self._block_size, prompt_tokens
+                number, self._block_size, prompt_tokens + request.output_tokens
             )
+        if self._samples is not None:
+            first, stop = self._sample_offsets[number : number + 2]
+            if stop - first > 1:
+                lengths = self._samples.output_tokens[first:stop].tolist()
+                request.group = SampleGroup(request, lengths, self._samples.beam)
         return request

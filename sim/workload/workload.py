@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sim.workload.content import PromptContent
+from sim.workload.samples import Samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +25,7 @@ class Workload:
     content: what the prefix cache sees of the prompts; None when nothing is known to be shared.
     max_concurrency: closed loop: a request enters once it has arrived and fewer than this many are
         in flight; None for an open loop.
+    samples: for requests that ask for several answers; output_tokens is then their longest one's.
     request_ids: names from a trace, n of them.
     name: where the requests come from.
     notes: what a reader of the results should know, e.g. rows that were left out.
@@ -41,6 +43,7 @@ class Workload:
     request_ids: list[str] | None = None
     name: str = "workload"
     notes: tuple[str, ...] = ()
+    samples: Samples | None = None
 
     def __post_init__(self) -> None:
         arrival_s = _column("arrival_s", self.arrival_s, np.dtype(np.float64))
@@ -59,6 +62,7 @@ class Workload:
             "output_tokens": len(output_tokens),
             "max_tokens": len(max_tokens),
             "content": n if self.content is None else len(self.content),
+            "samples": n if self.samples is None else len(self.samples.counts),
             "request_ids": n if self.request_ids is None else len(self.request_ids),
         }
         for column, length in lengths.items():
@@ -72,6 +76,9 @@ class Workload:
         _refuse("prompt_tokens", prompt_tokens, prompt_tokens < 1, "at least 1")
         _refuse("output_tokens", output_tokens, output_tokens < 1, "at least 1")
         _refuse("max_tokens", max_tokens, max_tokens < output_tokens, "at least output_tokens")
+        if self.samples is not None:
+            _refuse("output_tokens", output_tokens, output_tokens != self.samples.longest,
+                    "as many as the longest sample")  # fmt: skip
         if self.max_concurrency is not None:
             whole_number("max_concurrency", self.max_concurrency)
         object.__setattr__(self, "arrival_s", arrival_s)
@@ -128,6 +135,7 @@ class Workload:
             output_tokens=self.output_tokens[part],
             max_tokens=self.max_tokens[part],
             content=None if self.content is None else self.content.slice(first, last),
+            samples=None if self.samples is None else self.samples.slice(first, last),
             request_ids=None if self.request_ids is None else self.request_ids[part],
         )
 

@@ -452,3 +452,20 @@ def test_experts_and_tensor_parallelism_compose_too(gpu: str) -> None:
         table_of(meta, parts), model, tensor_parallel=2, interconnect=LINK, host=NO_HOST
     )
     assert 1e-3 < decode_us(latency, 16, 1024) / 1e6 < 0.1
+
+
+@needs_package
+def test_four_bit_products_are_measured_where_the_package_has_them() -> None:
+    model = library.model("llama-3.1-8b").quantised("int4")
+    meta, parts = import_aiconfigurator("a100-80gb", model, backend="trtllm", version="1.0.0")
+    assert (meta["dtype"], meta["kernel_dtype"]) == ("int4", "int4_wo")
+    sixteen = import_aiconfigurator(
+        "a100-80gb", library.model("llama-3.1-8b"), backend="trtllm", version="1.0.0"
+    )
+    four_us, sixteen_us = (
+        sum(us for name, rows, us in each["linear"] if rows == 1 and "estimated" not in name)
+        for each in (parts, sixteen[1])
+    )
+    assert 1.5 < sixteen_us / four_us < 3.9
+    with pytest.raises(TableError):
+        import_aiconfigurator("h200-sxm", model)

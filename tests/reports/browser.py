@@ -90,7 +90,9 @@ class Browser:
                 return result
 
     def open(self, url: str) -> None:
+        """Go there and wait until the page and all it asks for has come."""
         self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def resize(self, width: int, height: int) -> None:
         self.call(

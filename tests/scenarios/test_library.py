@@ -50,7 +50,9 @@ def test_a_shipped_scenario_deploys(name: str) -> None:
     assert (workload.prompt_tokens + workload.output_tokens).max() <= memory.slots
 
 
-@pytest.mark.parametrize("path", sorted(library.ROOT.glob("*/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(library.ROOT.glob("validation/*.yaml")), ids=lambda path: path.stem
+)
 def test_a_scenario_of_a_subfolder_is_valid_once_its_files_are_named(path: Path) -> None:
     settings = ["model=llama-3.1-8b", "hardware.gpu=rtx-4090", "latency.table=some-table"]
     if "lengths" not in library.read_yaml(path)["workload"]:

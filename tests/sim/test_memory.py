@@ -10,6 +10,7 @@ import yaml
 from sim.hardware import Gpu
 from sim.memory import MemoryBudget, activation_bytes, memory_budget
 from sim.model_spec import ModelSpec
+from sim.parallelism import Parallelism
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 GPUS = yaml.safe_load((SCENARIOS / "gpus.yaml").read_text())
@@ -115,3 +116,55 @@ def test_activation_peak_is_one_layer_for_many_tokens_and_logits_for_many_rows()
 def test_bad_setting_is_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         budget("llama-3.1-8b", "h200-sxm", **settings)
+
+
+# -- spread over several GPUs -----------------------------------------------------------------
+
+
+def spread(model_name: str, **degrees: Any) -> MemoryBudget:
+    return budget(model_name, "h200-sxm", parallelism=Parallelism(**degrees))
+
+
+def test_stages_hold_the_cache_of_their_layers() -> None:
+    whole, staged = spread("llama-3.1-8b"), spread("llama-3.1-8b", pipeline_parallel=4)
+    assert staged.bytes_per_block == whole.bytes_per_block // 4
+    assert staged.slots > 4 * whole.slots, "a quarter of the weights, too"
+
+
+def test_the_stage_with_least_room_decides() -> None:
+    staged = spread("llama-3.1-8b", pipeline_parallel=5)  # 7, 7, 6, 6, 6 layers
+    assert staged.bytes_per_block == 16 * 131_072 * 7 // 32
+    first = model("llama-3.1-8b").stages(5)[0]
+    assert staged.weight_bytes == first.weight_bytes(first_stage=True, last_stage=False)
+
+
+@pytest.mark.parametrize("kind", ["ulysses", "ring"])
+def test_ranks_of_a_sequence_share_its_cache_and_not_the_weights(kind: str) -> None:
+    whole = spread("llama-3.1-8b")
+    split = spread("llama-3.1-8b", sequence_parallel=8, sequence_kind=kind)
+    assert split.weight_bytes == whole.weight_bytes
+    assert split.bytes_per_block == whole.bytes_per_block // 8
+    assert split.slots >= 8 * whole.slots
+
+
+def test_ranks_of_experts_add_up_their_blocks() -> None:
+    dealt = spread("deepseek-v3", expert_parallel=8)
+    held = dealt.num_gpu_blocks * dealt.bytes_per_block
+    assert dealt.kv_bytes - 16 * 61 * 576 * 2 < held <= dealt.kv_bytes
+    moved = spread("deepseek-v3", expert_parallel=32)
+    assert moved.weight_bytes < 0.5 * dealt.weight_bytes
+
+
+def test_four_bits_leave_room_for_more_cache() -> None:
+    gpu = Gpu.from_mapping(GPUS["h100-sxm"], name="h100-sxm")
+    sixteen, eight, four = (
+        memory_budget(model("llama-3.1-8b").quantised(kind), gpu)
+        for kind in ("bf16", "fp8", "int4")
+    )
+    assert sixteen.weight_bytes - four.weight_bytes == four.kv_bytes - sixteen.kv_bytes
+    assert sixteen.slots < eight.slots < four.slots
+
+
+def test_what_does_not_fit_on_many_gpus_says_how_many_there_are() -> None:
+    with pytest.raises(ValueError, match=r"deepseek-v3 does not fit on 4 x h200-sxm: each GPU"):
+        spread("deepseek-v3", pipeline_parallel=2, expert_parallel=2)

@@ -229,3 +229,30 @@ def test_error_lists_every_model_type() -> None:
     with pytest.raises(ValueError, match="unknown model_type") as error:
         load("llama-3.1-8b", model_type="lama")
     assert all(model_type in str(error.value) for model_type in MODEL_TYPES)
+
+
+# -- quantised weights ----------------------------------------------------------------------------
+
+
+def test_int4_weights_take_four_bits_and_a_scale_a_group() -> None:
+    operation = load("llama-3.1-8b").quantised("int4").linear_operations()[0]
+    weights = 4096 * 6144
+    assert operation.weight_bytes == 32 * (weights // 2 + weights // 128 * 2)
+    assert operation.weight_bytes / 32 / weights == 4.125 / 8
+
+
+def test_embeddings_head_and_routers_keep_sixteen_bits() -> None:
+    model = load("qwen3-30b-a3b").quantised("int4")
+    kinds = {op.name: op.weight_dtype for op in model.linear_operations()}
+    assert kinds["router"] == model.logits_operation().weight_dtype == "bfloat16"
+    assert kinds["qkv_proj"] == model.expert_operations()[0].weight_dtype == "int4"
+
+
+def test_an_eight_bit_checkpoint_can_be_served_in_sixteen() -> None:
+    model = load("deepseek-v3").quantised("bf16")
+    assert model.weight_bytes() == 2 * model.num_parameters
+
+
+def test_an_unknown_weight_type_is_refused_with_the_allowed_ones() -> None:
+    with pytest.raises(ValueError, match=r"'int3'; allowed: bf16, fp16, fp8, int4"):
+        load("llama-3.1-8b").quantised("int3")

@@ -1,5 +1,7 @@
 """Closed forms of the collectives, and their distance from published timings."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,10 @@ from sim.latency.communication import (
     all_gather_s,
     all_reduce_bytes,
     all_reduce_s,
+    all_to_all_bytes,
+    all_to_all_s,
+    ring_pass_bytes,
+    send_s,
 )
 
 NVLINK4 = Interconnect(
@@ -63,3 +69,44 @@ def test_defaults_are_near_published_h200_timings(
     ranks: int, size: int, published_s: float
 ) -> None:
     assert all_reduce_s(np.array([size]), ranks, NVLINK4)[0] == pytest.approx(published_s, rel=0.2)
+
+
+# -- all-to-all, sends, several nodes ---------------------------------------------------------
+
+
+def slope(seconds: Any, ranks: int, **settings: Any) -> float:
+    """Seconds a byte, for large messages."""
+    sizes = np.array([2.0**33, 2.0**34])
+    low, high = seconds(sizes, ranks, NVLINK4, link_efficiency=1.0, **settings)
+    return float((high - low) / 2.0**33)
+
+
+def test_all_to_all_sends_all_but_a_ranks_own_share() -> None:
+    assert all_to_all_bytes(1000, 8) == 875
+    assert ring_pass_bytes(1000, 8) == 7000
+    assert slope(all_to_all_s, 8) * 450e9 == pytest.approx(0.875)
+    assert all_to_all_s(np.array([0.0, 5.0]), 1, NVLINK4).tolist() == [0.0, 0.0]
+    assert send_s(np.array([0.0]), NVLINK4).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("ranks", "near"), [(16, 8), (32, 8), (8, 1), (6, 2)])
+def test_across_nodes_only_a_share_takes_the_slower_link(ranks: int, near: int) -> None:
+    nodes = ranks // near
+    inside, across = (near - 1) / near / 450e9, (nodes - 1) / nodes / near / 50e9
+    assert slope(all_reduce_s, ranks, ranks_per_node=near) == pytest.approx(2 * (inside + across))
+    assert slope(all_gather_s, ranks, ranks_per_node=near) == pytest.approx(inside + across)
+    leaving = (ranks - near) / ranks / 50e9
+    assert slope(all_to_all_s, ranks, ranks_per_node=near) == pytest.approx(leaving)
+
+
+def test_two_levels_send_as_many_bytes_as_one() -> None:
+    ranks, near = 16, 8
+    inside, across = all_reduce_bytes(1.0, near), all_reduce_bytes(1.0, ranks // near) / near
+    assert inside + across == pytest.approx(all_reduce_bytes(1.0, ranks))
+
+
+def test_a_group_in_one_node_is_as_before() -> None:
+    size = np.geomspace(1, 1e9, 20)
+    for collective in (all_reduce_s, all_gather_s, all_to_all_s):
+        whole = collective(size, 8, NVLINK4, ranks_per_node=8)
+        np.testing.assert_array_equal(whole, collective(size, 8, NVLINK4))

@@ -14,9 +14,11 @@ from sim.latency.grid import Line, filled_grid
 from sim.latency.protocol import HostOverhead
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
+from sim.latency.table_folder import table_of
 from sim.request import Request
 from sim.simulation import simulate
-from tests.sim.latency.tables import decode_us, linear_us, prefill_us, small_table
+from sim.workload import Workload
+from tests.sim.latency.tables import META, decode_us, linear_us, prefill_us, rows, small_table
 from tests.sim.serving import assert_same_records, workloads
 
 MODEL = library.model("llama-3.1-8b")
@@ -142,6 +144,117 @@ def test_batches_are_padded_to_captured_sizes_and_no_further() -> None:
     padded_us = (model.iteration_s(decodes(9, 256)) - plain.iteration_s(decodes(9, 256))) * 1e6
     assert padded_us == pytest.approx(linear_us(16) - linear_us(9))
     assert model.iteration_s(decodes(17, 256)) == plain.iteration_s(decodes(17, 256))
+
+
+def with_parts(parts: dict[str, list[tuple[float, ...]]], **meta: object) -> LatencyTable:
+    return table_of({**META, **meta}, rows() | parts)
+
+
+def test_host_times_that_were_measured_are_used_point_by_point() -> None:
+    table = with_parts({"host": [(1, 50.0), (8, 120.0), (64, 400.0)]})
+    measured = TableLatency(table, MODEL, interconnect=LINK, host=None, skew=False)
+    without = TableLatency(
+        table, MODEL, interconnect=LINK, host=HostOverhead(0.0, 0.0, "test"), skew=False
+    )
+    for count, host_us in ((1, 50.0), (8, 120.0), (36, 260.0), (64, 400.0)):
+        batch = decodes(count, 256)
+        added_us = (measured.iteration_s(batch) - without.iteration_s(batch)) * 1e6
+        assert added_us == pytest.approx(host_us)
+    assert measured.host.source == "measured, in the table"
+
+
+def test_a_host_given_by_the_scenario_comes_before_the_measured_one() -> None:
+    table = with_parts({"host": [(1, 50.0), (64, 400.0)]})
+    plain = small_table()
+    batch = decodes(8, 256)
+    assert model_of(table).iteration_s(batch) == model_of(plain).iteration_s(batch)
+
+
+def test_no_host_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="no host overhead measured"):
+        TableLatency(small_table(), MODEL, interconnect=LINK, host=None)
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_measured_swaps_count_and_scale_with_the_block(block_size: int) -> None:
+    table = with_parts({"swap": [(1, 100.0), (4, 300.0), (64, 4000.0)]}, block_size=16)
+    model = model_of(table, block_size=block_size, swapped_block_s=7.0)
+    batch, still = decodes(4, 256), decodes(4, 256)
+    batch.swap_in_blocks, batch.swap_out_blocks = 1, 3
+    added_us = (model.iteration_s(batch) - model.iteration_s(still)) * 1e6
+    assert added_us == pytest.approx({16: 300.0, 32: 300.0 + 4 * 3700 / 60}[block_size])
+
+
+def test_prompts_one_by_one_take_the_sum_of_their_times() -> None:
+    table = with_parts({}, prefills="one_by_one")
+    chunks = ((64, 0), (128, 512))
+    whole = model_of(table).iteration_s(prefill(*chunks)) * 1e6
+    attention_us = sum(prefill_us(*chunk) for chunk in chunks)
+    assert whole == pytest.approx(attention_us + rest_us(prefill(*chunks)))
+
+
+LAUNCH_S = 30e-3
+
+
+def test_a_pass_launched_kernel_by_kernel_is_unpadded_and_takes_its_launches() -> None:
+    model = model_of(capture_sizes=(1, 8, 16), launch_s=LAUNCH_S, skew=False)
+    graph = model_of(capture_sizes=(1, 8, 16), skew=False)
+    plain = model_of(skew=False)
+    assert model.iteration_s(decodes(9, 256)) == graph.iteration_s(decodes(9, 256))
+    assert model.iteration_s(prefill((16, 0))) == pytest.approx(LAUNCH_S + 102e-6)
+    long = prefill((2048, 4096), (2048, 4096))
+    assert plain.iteration_s(long) > LAUNCH_S
+    assert model.iteration_s(long) == pytest.approx(plain.iteration_s(long))
+    beyond = decodes(17, 256)
+    assert model.iteration_s(beyond) == pytest.approx(LAUNCH_S + 134e-6)
+    iterations = {
+        "num_tokens": np.array([9, 16]),
+        "num_emitting": np.array([9, 1]),
+        "num_seqs": np.array([9, 1]),
+        "swap_blocks": np.zeros(2, dtype=int),
+        "prefill_seqs": np.array([0, 1]),
+        "duration_s": np.array(
+            [model.iteration_s(decodes(9, 256)), model.iteration_s(prefill((16, 0)))]
+        ),
+    }
+    parts = model.parts_s(iterations)
+    assert sum(parts.values()) == pytest.approx(iterations["duration_s"])
+    assert parts["linear"] * 1e6 == pytest.approx([linear_us(16), linear_us(16)])
+    assert parts["launch"][0] == 0.0 and parts["launch"][1] > 0.02
+
+
+def test_parts_of_a_batch_add_up_to_its_iteration() -> None:
+    model = model_of(skew=False)
+    batch = prefill((64, 512), beside=decodes(8, 256))
+    parts_s = model.batch_parts_s(batch)
+    assert sum(parts_s.values()) + 118e-6 == pytest.approx(model.iteration_s(batch))
+    assert set(parts_s) == {"linear", "logits", "prefill_attention", "decode_attention"}
+
+
+@pytest.mark.parametrize("launch_s", [0.0, 9e-3])
+@settings(max_examples=25, deadline=None)
+@given(workload=workloads())
+def test_leaping_steps_with_measured_host_swaps_and_launches(
+    launch_s: float, workload: Workload
+) -> None:
+    table = with_parts({"host": [(1, 50.0), (64, 400.0)], "swap": [(1, 90.0), (64, 4e3)]})
+    model = TableLatency(
+        table,
+        MODEL,
+        interconnect=LINK,
+        host=None,
+        capture_sizes=(1, 2),
+        launch_s=launch_s,
+        max_num_seqs=4,
+    )
+    config = EngineConfig(
+        max_num_seqs=6, max_num_batched_tokens=64, block_size=4, preemption="swap", swap_blocks=50
+    )
+    both = [
+        simulate(workload, config, model, scheduler="paged", num_blocks=40, leap=leap)
+        for leap in (True, False)
+    ]
+    assert_same_records(*both)
 
 
 @settings(max_examples=60, deadline=None)

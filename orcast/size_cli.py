@@ -1,0 +1,92 @@
+"""`orcast size`: what a training budget buys, and what serving it will cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orcast.calibrate_cli import compose
+from scenarios.errors import InputError
+
+
+def size(
+    sizing: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SIZING.yaml",
+            help="A sizing file, or a name from the library (default: budget-1e22).",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Override one value, e.g. budget.usd=50000, model=llama-3.1-8b; repeatable.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the report, tables and the model."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Size a model and its cluster by scaling laws; say what training and serving cost."""
+    from contextlib import nullcontext
+
+    from reports.size_folder import fresh_size_folder, write_size
+    from scenarios.sizing import size as answer
+    from scenarios.sizing_load import load_sizing
+
+    loaded, origin = load_sizing(sizing, set_ or [])
+    with nullcontext() if out is None else fresh_size_folder(out) as partial, _Status() as status:
+        try:
+            result = answer(loaded, origin=origin, compose=compose, progress=status.show)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{origin or 'sizing'}: {error}") from None
+        if partial is not None:
+            write_size(partial, result)
+    if as_json:
+        for note in result.summary["notes"]:
+            print(f"orcast: note: {note}", file=sys.stderr)
+        folder = {} if out is None else {"folder": str(out)}
+        print(json.dumps(result.summary | folder))
+        return
+    from rich.console import Console
+
+    from reports.size_table import size_tables
+
+    console = Console(highlight=False)
+    for part in size_tables(result.summary):
+        console.print(part)
+    if out is not None:
+        print(f"Report: {out / 'report.html'}")
+        print(f"Model:  {out / 'config.json'} (--set model={out} in a scenario)")
+
+
+class _Status:
+    """On a terminal, what is being looked at; it takes some seconds."""
+
+    def __enter__(self) -> _Status:
+        self._shown: object | None = None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._shown is not None:
+            self._shown.stop()  # type: ignore[attr-defined]
+
+    def show(self, model: str) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._shown is None:
+            from rich.console import Console
+
+            self._shown = Console(stderr=True).status("sizing")
+            self._shown.start()
+        self._shown.update(f"sized and served: {model}")  # type: ignore[attr-defined]

@@ -1,0 +1,173 @@
+"""`orcast sweep`: many runs of one scenario, over any of its paths."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orcast.calibrate_cli import compose
+
+if TYPE_CHECKING:
+    from scenarios.sweep import SweepResult
+
+HERE = "this machine"  # --ray without an address
+_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d+")
+
+
+def sweep(
+    scenario: Annotated[
+        str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
+    ],
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--axis",
+            metavar="PATH=VALUES",
+            help="What varies: engine.max_num_seqs=1,2,4 or 1..64:+8 or 1..256:x2; linked paths "
+            "a+b=1:2,3:4. May be repeated; takes the place of the scenario's own axis.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder (default: sweeps/NAME).")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes (default: all cores)."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Run on the Ray cluster at this address; without one, on a local one.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Simulate a scenario at every setting of its axes; what was simulated before is kept."""
+    from orcast.cli import _file_name
+    from reports.sweep_folder import check_target, write_sweep
+    from scenarios.axes import axis_from_text
+    from scenarios.errors import InputError
+    from scenarios.sweep import run_sweep
+    from scenarios.sweep_points import load_study
+
+    if ray is not None and jobs is not None:
+        raise InputError("--jobs and --ray: a cluster says itself how many run at once; keep one")
+    started_s = time.perf_counter()
+    axes = [axis_from_text(text) for text in axis or []]
+    study = load_study(scenario, set_ or [], axes)
+    folder = out or Path("sweeps") / _file_name(study.name)
+    check_target(folder)
+    try:
+        with _Progress() as progress:
+            result = run_sweep(
+                study, _workers(jobs, ray), folder=folder, compose=compose, progress=progress.show
+            )
+    except KeyboardInterrupt:
+        kept = f"orcast: interrupted; the same command goes on from what is in {folder}"
+        print(kept, file=sys.stderr)
+        sys.exit(130)
+    summary = write_sweep(folder, result)
+    wall_s = time.perf_counter() - started_s
+    if as_json:
+        for warning in result.warnings:
+            print(f"orcast: warning: {warning}", file=sys.stderr)
+        own = {"computed": result.computed, "reused": result.reused, "wall_s": wall_s}
+        print(json.dumps(summary | own | {"sweep_folder": str(folder)}))
+    else:
+        _show(result, folder, wall_s)
+    if summary["failed"] == summary["runs"]:
+        sys.exit(1)
+
+
+def _workers(jobs: int | None, ray: str | None) -> Any:
+    from scenarios.point_workers import local_workers
+
+    if ray is None:
+        return local_workers(jobs)
+    from scenarios.ray_workers import ray_workers
+
+    return ray_workers(None if ray == HERE else ray)
+
+
+def _show(result: SweepResult, folder: Path, wall_s: float) -> None:
+    from rich.console import Console
+
+    from reports.sweep_terminal import sweep_table
+
+    Console(highlight=False).print(sweep_table(result.table, result.warnings))
+    before = f", {result.reused} were there before" if result.reused else ""
+    rate = f" ({result.computed / wall_s:.1f} points/s)" if result.computed else ""
+    print(f"{result.computed} points simulated in {wall_s:.1f} s{rate}{before}.")
+    print(f"Table: {folder / 'sweep.parquet'}")
+    print(f"Report: {folder / 'report.html'}")
+
+
+def with_ray_address(arguments: list[str]) -> list[str]:
+    """``--ray`` may stand alone: then the cluster is one on this machine."""
+    given = list(arguments)
+    for at, argument in enumerate(given):
+        if argument == "--ray" and not _ADDRESS.fullmatch(" ".join(given[at + 1 : at + 2])):
+            given[at] = f"--ray={HERE}"
+    return given
+
+
+class _Progress:
+    """A bar on the terminal with points per second and time left."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, computed: int, to_compute: int, reused: int) -> None:
+        """`computed` points of `to_compute` are done; `reused` needed no work."""
+        if not sys.stderr.isatty() or not to_compute:
+            return
+        if computed and self._bar is None:  # not before the workers have been forked
+            self._start(to_compute, reused)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=computed)
+
+    def _start(self, to_compute: int, reused: int) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed:.1f} points/s" if task.speed else "")
+
+        before = f" ({reused} were there)" if reused else ""
+        self._bar = Progress(
+            f"simulating points{before}", BarColumn(), MofNCompleteColumn(), Rate(),
+            TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("points", total=to_compute)
+        self._bar.start()

@@ -1,0 +1,44 @@
+"""Answers of points on disk: a file each, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+FOLDER = "points"
+
+
+class PointStore:
+    """The answers under a folder by the key of their point."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / FOLDER
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """The answer of a point; None where it has none yet, or one that cannot be read."""
+        try:
+            answer = json.loads(self._path(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return answer if isinstance(answer, dict) else None
+
+    def write(self, key: str, text: str) -> None:
+        """Keep an answer. A reader, or whoever comes after a kill, sees all of it or nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{key}.{secrets.token_hex(4)}.partial"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self._path(key))
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def clear_partial(self) -> None:
+        """Take away what a killed sweep left half-written."""
+        for partial in self.folder.glob(".*.partial"):
+            partial.unlink(missing_ok=True)

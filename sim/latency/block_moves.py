@@ -1,0 +1,55 @@
+"""What moving KV blocks adds to an iteration: copy-on-write, and a cost per swapped block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sim.batch import Batch
+from sim.latency.protocol import HostOverhead, LatencyModel
+
+
+class BlockMoves:
+    """A latency model, plus `copied_block_s` for every block copied on the device.
+
+    `swapped_block_s` comes on top of the bytes of every block that crosses the host link: an engine
+    that copies it layer by layer pays for as many launches (why swapping small blocks is slow in
+    Kwon et al., section 7.3). A run of alike iterations moves no blocks.
+    """
+
+    def __init__(
+        self, latency: LatencyModel, *, copied_block_s: float = 0.0, swapped_block_s: float = 0.0
+    ) -> None:
+        self._latency = latency
+        self._copied_block_s = copied_block_s
+        self._swapped_block_s = swapped_block_s
+        self.label = latency.label
+        self.measured = latency.measured
+        self.uses_longest = latency.uses_longest
+        self.host: HostOverhead | None = getattr(latency, "host", None)
+
+    def iteration_s(self, batch: Batch) -> float:
+        duration_s = self._latency.iteration_s(batch)
+        if batch.copies:
+            duration_s += len(batch.copies) * self._copied_block_s
+        swapped = batch.swap_in_blocks + batch.swap_out_blocks
+        if swapped:
+            duration_s += swapped * self._swapped_block_s
+        return duration_s
+
+    def run_ends_s(
+        self, batch: Batch, start_s: float, iterations: int, until_s: float
+    ) -> list[float]:
+        return self._latency.run_ends_s(batch, start_s, iterations, until_s)
+
+    def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        copied_s = self._copied_block_s * iterations["copied_blocks"]
+        swapped_s = self._swapped_block_s * iterations["swap_blocks"]
+        rest_s = iterations["duration_s"] - copied_s - swapped_s
+        parts = self._latency.parts_s({**iterations, "duration_s": rest_s})
+        if copied_s.any():
+            parts["copy"] = copied_s
+        if swapped_s.any():
+            parts["swap"] = parts.get("swap", 0.0) + swapped_s
+        return parts

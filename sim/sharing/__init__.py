@@ -1,0 +1,1 @@
+"""Requests of several sequences that share KV blocks: parallel sampling and beam search."""

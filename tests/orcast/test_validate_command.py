@@ -1,0 +1,123 @@
+"""`orcast validate`: the whole loop on this machine's processor, from calibration to page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs torch (extra gpu)")
+pytest.importorskip("triton", reason="needs triton (extra gpu)")
+
+from tests.orcast.command_line import Outcome, orcast
+from tests.reports.browser import CHROMIUM, Browser
+
+SCENARIO = "scenarios/validation/tiny-cpu.yaml"
+FEW = ["--set", "workload.num_requests=25"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("validation") / "tiny"
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> Outcome:
+    return orcast("validate", SCENARIO, *FEW, "--budget", "8s", "--out", folder)
+
+
+def test_it_prints_an_error_table(first: Outcome) -> None:
+    assert first.status == 0, first.stderr
+    for words in ("Mean TTFT", "p99 E2E", "Iterations:", "Engine time: schedule"):
+        assert words in first.stdout
+    assert "the simulator makes the same schedule" in " ".join(first.stdout.split())
+
+
+def test_both_runs_are_run_folders(first: Outcome, folder: Path) -> None:
+    assert first.status == 0
+    compared = orcast("compare", folder / "forecast", folder / "measured", "--json")
+    assert compared.status == 0, compared.stderr
+    figures = json.loads((folder / "validation.json").read_text())
+    assert json.loads(compared.stdout)["metrics"] == figures["metrics"]
+    assert orcast("report", folder / "measured").status == 0
+    assert orcast("export", folder / "measured", "trace").status == 0
+    lines = (folder / "measured" / "outputs.jsonl").read_text().splitlines()
+    assert len(lines) == 25
+    measured = json.loads((folder / "measured" / "summary.json").read_text())
+    assert sum(len(json.loads(line)["tokens"]) for line in lines) == measured["total_output_tokens"]
+
+
+def test_what_only_an_engine_can_tell_is_written_down(first: Outcome, folder: Path) -> None:
+    assert first.status == 0
+    figures = json.loads((folder / "validation.json").read_text())
+    assert figures["schedule_identity"] == {"checked": True, "differences": []}
+    assert figures["request_errors"] == {}
+    own = figures["iterations"]
+    assert own["median_error_pct"] > 0
+    assert sum(own["phase_shares"].values()) == pytest.approx(1.0)
+    assert len(own["worst"]) == 12
+    assert all(worst["reason"] for worst in own["worst"])
+
+
+def test_a_second_validation_takes_the_table_of_the_first(first: Outcome, folder: Path) -> None:
+    assert first.status == 0
+    before = (folder / "table" / "meta.yaml").read_text()
+    again = orcast("validate", SCENARIO, *FEW, "--out", folder, "--json")
+    assert again.status == 0, again.stderr
+    assert json.loads(again.stdout)["table"] == str(folder / "table")
+    assert (folder / "table" / "meta.yaml").read_text() == before
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_the_page_is_drawn_and_quiet(first: Outcome, folder: Path, tmp_path: Path) -> None:
+    assert first.status == 0
+    with Browser() as browser:
+        browser.open((folder / "report.html").as_uri())
+        browser.wait_for("document.documentElement.dataset.drawn")
+        for width in (1280, 390):
+            browser.resize(width, 1600)
+            browser.wait_for(f"document.documentElement.scrollWidth <= {width}")
+            browser.screenshot(tmp_path / f"validation-{width}.png")
+        titles = browser.run("[...document.querySelectorAll('h2')].map(h => h.textContent)")
+        assert {"Iteration by iteration", "Batch and memory over time"} <= set(titles)
+        assert browser.problems == []
+        assert all(url.startswith(("file:", "data:", "blob:")) for url in browser.requests)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["quickstart"], "no CUDA GPU"),
+        ([SCENARIO, "--set", "cluster.replicas=2"], "the engine serves with one GPU"),
+        ([SCENARIO, "--table", "nowhere"], "nowhere"),
+        ([SCENARIO, "--eos"], "--eos needs a checkpoint"),
+        (
+            [
+                SCENARIO,
+                "--set",
+                "model=opt-13b",
+                "--set",
+                "hardware.gpu=h200-sxm",
+                "--device",
+                "cpu",
+            ],
+            "model_type",
+        ),
+    ],
+)
+def test_what_cannot_be_validated_is_refused_in_one_line(
+    arguments: list[str], words: str, first: Outcome, folder: Path, tmp_path: Path
+) -> None:
+    assert first.status == 0
+    if words == "no CUDA GPU":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is one")
+    table = [] if "--table" in arguments else ["--table", str(folder / "table")]
+    refused = orcast("validate", *arguments, *table, "--out", tmp_path / "out")
+    assert refused.status == 2
+    assert words in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
