@@ -79,6 +79,7 @@ class ClusterReplica:
         self.latency = latency
         self.log = IterationLog()
         self.num_outstanding = 0
+        self.kv_floor = -1.0  # what `kv_share` is at least: a leap only adds to what it was
         self.came_s: list[float] = []  # when requests came, and when some left without an answer
         self.gone_s: list[float] = []
         self._clock = clock
@@ -106,6 +107,7 @@ class ClusterReplica:
             return
         self._inbox.append(request)
         self.pool.queued_tokens += request.prompt_tokens
+        self.kv_floor = -1.0
         self.num_outstanding += 1
         if self._batch is None:
             self._decide_at(now_s)
@@ -116,20 +118,14 @@ class ClusterReplica:
                 del self._ends_s[last + 1 :]
                 self._clock.at(self._ends_s[-1], self._ending_rank, self._end)
 
-    @property
-    def least_kv_share(self) -> float:
-        """A lower bound of `kv_share` that costs little: what was known when the leap began."""
-        blocks = self.num_blocks - self.allocator.num_free
-        blocks += -(-self.pool.queued_tokens // self.allocator.block_size)
-        return blocks / self.num_blocks
-
     def kv_share(self, now_s: float) -> float:
         """KV blocks in use and those that queued prompts will take, as a share of all blocks."""
         blocks = self.num_blocks - self.allocator.num_free
         blocks += -(-self.pool.queued_tokens // self.allocator.block_size)
         if self._batch is not None and self._ends_s[0] < now_s:
             blocks += self.scheduler.growth(bisect_left(self._ends_s, now_s) + 1)
-        return blocks / self.num_blocks
+        self.kv_floor = blocks / self.num_blocks
+        return self.kv_floor
 
     def catch_up(self, now_s: float) -> None:
         """Commit the iterations that have ended before `now_s`, so that all state is that of now.
@@ -157,6 +153,7 @@ class ClusterReplica:
         lost += self._inbox
         self._inbox.clear()
         self.num_outstanding = self.pool.queued_tokens = 0
+        self.kv_floor = -1.0
         self.gone_s += [now_s] * len(lost)
         return lost
 
@@ -171,6 +168,7 @@ class ClusterReplica:
         self._deciding = False
         if self._batch is not None:
             return
+        self.kv_floor = -1.0
         scheduler, inbox, pool = self.scheduler, self._inbox, self.scheduler.pool
         while inbox:
             scheduler.add(inbox.popleft())
@@ -212,6 +210,7 @@ class ClusterReplica:
             iterations=iterations, ends_s=ends_s if iterations > 1 else None,
         )  # fmt: skip
         finished = self.scheduler.complete(batch, ends_s[-1], iterations)
+        self.kv_floor = -1.0
         self.log.finished(len(finished))
         if self._check:
             check_iteration(self.scheduler, batch)

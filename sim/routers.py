@@ -18,7 +18,9 @@ import numpy as np
 from sim.cluster_replica import ClusterReplica
 from sim.request import Request
 
-_num_outstanding = attrgetter("num_outstanding")  # a lambda would be called 64 times a request
+# Called for every replica and request: a lambda would cost as much as all else.
+_num_outstanding = attrgetter("num_outstanding")
+_kv_floor = attrgetter("kv_floor")
 # Prefix-aware: a replica this much busier than the idlest is not worth its cached prefix.
 _BUSIER = 2.0
 _SPARE = 8
@@ -66,9 +68,9 @@ def least_kv(
 ) -> ClusterReplica:
     """The smallest share of KV blocks in use or asked for; among equals the least outstanding.
 
-    Blocks that a leap has taken so far are counted only where they can still decide.
+    Blocks are counted only where what is known of a replica does not rule it out.
     """
-    bounds = [replica.least_kv_share for replica in replicas]
+    bounds = list(map(_kv_floor, replicas))
     best = replicas[0]
     best_key = (inf, inf, inf)
     while (lowest := min(bounds)) <= best_key[0] and lowest < inf:
