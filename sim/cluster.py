@@ -118,6 +118,7 @@ class _Cluster:
         self.replicas: list[ClusterReplica] = []
         self._closed_loop = workload.max_concurrency is not None
         self._groups: list[ReplicaGroup] = []  # of each replica
+        self._unequal = len(groups) > 1
         self._samples = workload.samples
         if self._samples is not None and any(group.role != "both" for group in groups):
             raise ValueError("requests for several samples cannot move from a pool to another")
@@ -192,6 +193,11 @@ class _Cluster:
             self._nowhere[role].append(request)
             return
         replica = self._route(request, able, now_s, self._memory[role])
+        if self._unequal and not replica.scheduler.servable(request):
+            # Too small a replica; the router chooses among those that are large enough.
+            fitting = [each for each in able if each.scheduler.servable(request)]
+            if fitting:
+                replica = self._route(request, fitting, now_s, self._memory[role])
         if self._groups[replica.number].role == "prefill" and not self._shorten(request, replica):
             replica.came_s.append(now_s)
             replica.gone_s.append(now_s)
@@ -222,7 +228,8 @@ class _Cluster:
     def _on_finished(self, replica: ClusterReplica, finished: list[Request], now_s: float) -> None:
         if self._groups[replica.number].role != "prefill":
             self._count_ended(len(finished), now_s)
-            self._drain(replica, now_s)
+            if not self._open[replica.number]:
+                self._drain(replica, now_s)
             return
         ended = 0
         for request in finished:
@@ -255,8 +262,9 @@ class _Cluster:
             return
         before = self._ended
         self._ended += count
-        self._source.release(count, now_s)
-        self._expect_arrival()
+        if self._closed_loop:
+            self._source.release(count, now_s)
+            self._expect_arrival()
         if self._progress is not None and self._ended // _REPORT_EVERY > before // _REPORT_EVERY:
             self._progress(self._ended)
 

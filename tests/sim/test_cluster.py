@@ -274,6 +274,22 @@ def test_what_nobody_comes_back_for_is_rejected() -> None:
     assert len(records.requests["request"]) == 20
 
 
+def test_a_request_goes_where_it_fits() -> None:
+    small, large = (ENGINE[0], 4), ENGINE
+    workload = steady(40, 5.0, prompt=50)
+    for router in ROUTERS:
+        groups = [group(small, "chunked", 2), group(large, "chunked", 1)]
+        records, _ = serve(workload, groups, router=router)
+        assert (records.requests["replica"] == 2).all(), router
+        assert not records.requests["rejected"].any(), router
+
+
+def test_least_kv_spreads_a_burst_that_no_scheduler_has_seen_yet() -> None:
+    workload = replace(steady(12, 1.0), arrival_s=np.zeros(12))
+    records, _ = serve(workload, [group(ENGINE, "chunked", 4)], router="least_kv")
+    assert np.bincount(records.requests["replica"]).tolist() == [3, 3, 3, 3]
+
+
 def test_an_autoscaler_pays_for_less_and_serves_all() -> None:
     busy = steady(300, 25.0)
     calm = replace(steady(60, 1.0), arrival_s=steady(60, 1.0).arrival_s + busy.arrival_s[-1])
