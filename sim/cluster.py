@@ -13,40 +13,51 @@ import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from heapq import heappush
+from heapq import heappop, heappush
 from math import ceil, inf
+from typing import Any
 
 import numpy as np
 import simpy
 
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
-from sim.cluster_replica import ARRIVAL, ClusterReplica
+from sim.cluster_replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.kv_offload import block_allocator
 from sim.records import Records
 from sim.request import Request
-from sim.request_pool import RequestPool
 from sim.routers import ROUTERS, Routing
 from sim.run_log import collect
 from sim.schedulers import scheduler_class
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
+# What a request may ask for, and the roles of replicas that can do it.
+_PHASES = {"both": ("both", "prefill"), "decode": ("decode",)}
 _REPORT_EVERY = 256  # endings between two calls of `progress`
 
 
 class _Clock(simpy.Environment):
-    """SimPy's event queue with absolute times: a sum of delays would not end where it should."""
+    """SimPy's clock and queue, with plain calls at absolute times for its events.
+
+    A sum of delays would not end where it should, and an event object for every iteration of every
+    replica costs as much as the scheduler's decision.
+    """
 
     def at(self, time_s: float, rank: int, call: Callable[[float], None]) -> None:
         """Call `call(time_s)` then; of one time, by rank, then in order of asking."""
-        event = simpy.Event(self)
-        event._ok, event._value = True, None
-        assert event.callbacks is not None
-        event.callbacks.append(lambda _: call(time_s))
-        heappush(self._queue, (time_s, rank, next(self._eid), event))  # type: ignore[misc]
+        heappush(self._queue, (time_s, rank, next(self._eid), call))  # type: ignore[misc]
+
+    def run(self, until: object = None) -> None:
+        """Until nothing is due any more."""
+        assert until is None
+        queue: list[Any] = self._queue
+        while queue:
+            now_s, _, _, call = heappop(queue)
+            self._now = now_s
+            call(now_s)
 
 
-class _PrefillPool(RequestPool):
+class _PrefillPool(ReplicaPool):
     """Requests leave it with their first token; the cluster logs those that end with it."""
 
     def finish(self, request: Request, now_s: float) -> None:
@@ -105,7 +116,9 @@ class _Cluster:
     ) -> None:
         self.clock = _Clock()
         self.replicas: list[ClusterReplica] = []
+        self._closed_loop = workload.max_concurrency is not None
         self._groups: list[ReplicaGroup] = []  # of each replica
+        self._unequal = len(groups) > 1
         self._samples = workload.samples
         if self._samples is not None and any(group.role != "both" for group in groups):
             raise ValueError("requests for several samples cannot move from a pool to another")
@@ -128,6 +141,7 @@ class _Cluster:
         # Replicas that take requests, and since when a replica is paid for; None: it is not.
         self._open = [True] * len(self.replicas)
         self._up_since_s: list[float | None] = [0.0] * len(self.replicas)
+        self._able: dict[str, list[ClusterReplica]] = {}  # those by what they are asked for
         self._starting: set[int] = set()
         self._failed: set[int] = set()
         self._recoveries = 0  # still to come
@@ -144,7 +158,7 @@ class _Cluster:
 
     def _add_replica(self, group: ReplicaGroup, *, leap: bool, check: bool) -> None:
         config = group.config
-        pool_type = _PrefillPool if group.role == "prefill" else RequestPool
+        pool_type = _PrefillPool if group.role == "prefill" else ReplicaPool
         pool = pool_type(config.block_size, track_longest=group.latency.uses_longest)
         allocator = block_allocator(config, group.num_blocks)
         policy = scheduler_class(group.scheduler, config, samples=self._samples is not None)
@@ -152,8 +166,8 @@ class _Cluster:
         self._groups.append(group)
         self.replicas.append(
             ClusterReplica(
-                len(self.replicas), self.clock, scheduler, group.latency, self._on_finished,
-                leap=leap, check=check,
+                len(self.replicas), self.clock, scheduler, pool, group.latency,
+                self._on_finished, leap=leap, check=check, awaits_clients=self._closed_loop,
             )
         )  # fmt: skip
 
@@ -174,16 +188,16 @@ class _Cluster:
 
     def _dispatch(self, request: Request, now_s: float, role: str = "both") -> None:
         """Send a request to a replica of its phase; with none up it waits at the door."""
-        roles = ("both", "prefill") if role == "both" else ("decode",)
-        able = [
-            replica
-            for replica in self.replicas
-            if self._open[replica.number] and self._groups[replica.number].role in roles
-        ]
+        able = self._able[role]
         if not able:
             self._nowhere[role].append(request)
             return
         replica = self._route(request, able, now_s, self._memory[role])
+        if self._unequal and not replica.scheduler.servable(request):
+            # Too small a replica; the router chooses among those that are large enough.
+            fitting = [each for each in able if each.scheduler.servable(request)]
+            if fitting:
+                replica = self._route(request, fitting, now_s, self._memory[role])
         if self._groups[replica.number].role == "prefill" and not self._shorten(request, replica):
             replica.came_s.append(now_s)
             replica.gone_s.append(now_s)
@@ -214,7 +228,8 @@ class _Cluster:
     def _on_finished(self, replica: ClusterReplica, finished: list[Request], now_s: float) -> None:
         if self._groups[replica.number].role != "prefill":
             self._count_ended(len(finished), now_s)
-            self._drain(replica, now_s)
+            if not self._open[replica.number]:
+                self._drain(replica, now_s)
             return
         ended = 0
         for request in finished:
@@ -247,8 +262,9 @@ class _Cluster:
             return
         before = self._ended
         self._ended += count
-        self._source.release(count, now_s)
-        self._expect_arrival()
+        if self._closed_loop:
+            self._source.release(count, now_s)
+            self._expect_arrival()
         if self._progress is not None and self._ended // _REPORT_EVERY > before // _REPORT_EVERY:
             self._progress(self._ended)
 
@@ -301,6 +317,13 @@ class _Cluster:
                 self._dispatch(queue.popleft(), now_s, role)
 
     def _note_replicas(self, now_s: float) -> None:
+        """Some replica takes requests that did not, or no longer does."""
+        for role, phases in _PHASES.items():
+            self._able[role] = [
+                replica
+                for replica in self.replicas
+                if self._open[replica.number] and self._groups[replica.number].role in phases
+            ]
         self.facts.replicas_over_time.append((now_s, sum(self._open)))
 
     # -- autoscaling --------------------------------------------------------------------------

@@ -18,11 +18,12 @@ from sim.batch import Batch
 from sim.latency.protocol import LatencyModel
 from sim.records import IterationLog
 from sim.request import Request
+from sim.request_pool import RequestPool
 from sim.run_log import check_iteration, note_iteration
 from sim.schedulers.scheduler import Scheduler
 
-# What happens at the same time happens in this order.
-ARRIVAL, ENDING, DECISION = 0, 1, 2
+# What happens at the same time happens in this order, and in the order of the replicas' numbers.
+ARRIVAL, ENDING, DECISION = 0, 1, 1 << 20
 
 
 class Clock(Protocol):
@@ -32,10 +33,29 @@ class Clock(Protocol):
         """Call `call(time_s)` then."""
 
 
+class ReplicaPool(RequestPool):
+    """A pool that knows how much has been asked of it and has not begun."""
+
+    queued_tokens = 0  # of prompts that wait, or wait again
+
+    def start(self, request: Request, now_s: float) -> None:
+        self.queued_tokens -= request.prompt_tokens
+        super().start(request, now_s)
+
+    def preempt(self, request: Request, now_s: float) -> None:
+        self.queued_tokens += request.prompt_tokens
+        super().preempt(request, now_s)
+
+    def evict(self) -> list[Request]:
+        self.queued_tokens = 0
+        return super().evict()
+
+
 class ClusterReplica:
     """A scheduler and its latency model, served from an inbox.
 
-    ``finished`` is called with the requests that ended and when, before the next decision.
+    ``finished`` is called with the requests that ended and when, before the next decision. With
+    `awaits_clients` those who have their answer may send the next request before it, too.
     """
 
     def __init__(
@@ -43,22 +63,29 @@ class ClusterReplica:
         number: int,
         clock: Clock,
         scheduler: Scheduler,
+        pool: ReplicaPool,
         latency: LatencyModel,
         finished: Callable[[ClusterReplica, list[Request], float], None],
         *,
         leap: bool = True,
         check: bool = False,
+        awaits_clients: bool = False,
     ) -> None:
         self.number = number
         self.scheduler = scheduler
+        self.pool = pool
+        self.allocator = scheduler.allocator
+        self.num_blocks = scheduler.allocator.num_blocks
         self.latency = latency
         self.log = IterationLog()
         self.num_outstanding = 0
+        self.kv_floor = -1.0  # what `kv_share` is at least: a leap only adds to what it was
         self.came_s: list[float] = []  # when requests came, and when some left without an answer
         self.gone_s: list[float] = []
         self._clock = clock
         self._finished = finished
         self._leap = leap
+        self._awaits_clients = awaits_clients
         self._check = check
         self._inbox: deque[Request] = deque()
         self._deciding = False  # a decision is due at this very time
@@ -66,7 +93,7 @@ class ClusterReplica:
         self._start_s = 0.0
         self._ends_s: list[float] = []
         self._interruptible = False
-        self._plan = 0  # counts plans; an ending of an earlier one is void
+        self._ending_rank, self._decision_rank = ENDING + number, DECISION + number
 
     # -- from outside -------------------------------------------------------------------------
 
@@ -79,6 +106,8 @@ class ClusterReplica:
             self._finished(self, [request], now_s)
             return
         self._inbox.append(request)
+        self.pool.queued_tokens += request.prompt_tokens
+        self.kv_floor = -1.0
         self.num_outstanding += 1
         if self._batch is None:
             self._decide_at(now_s)
@@ -87,13 +116,16 @@ class ClusterReplica:
             last = bisect_left(self._ends_s, now_s)
             if last < len(self._ends_s) - 1:
                 del self._ends_s[last + 1 :]
-                self._end_at(self._ends_s[-1])
+                self._clock.at(self._ends_s[-1], self._ending_rank, self._end)
 
-    def kv_blocks(self, now_s: float) -> int:
-        """KV blocks in use."""
-        used = self.scheduler.allocator.num_used
-        passed = bisect_left(self._ends_s, now_s) if self._batch is not None else 0
-        return used + (self.scheduler.growth(passed + 1) if passed else 0)
+    def kv_share(self, now_s: float) -> float:
+        """KV blocks in use and those that queued prompts will take, as a share of all blocks."""
+        blocks = self.num_blocks - self.allocator.num_free
+        blocks += -(-self.pool.queued_tokens // self.allocator.block_size)
+        if self._batch is not None and self._ends_s[0] < now_s:
+            blocks += self.scheduler.growth(bisect_left(self._ends_s, now_s) + 1)
+        self.kv_floor = blocks / self.num_blocks
+        return self.kv_floor
 
     def catch_up(self, now_s: float) -> None:
         """Commit the iterations that have ended before `now_s`, so that all state is that of now.
@@ -117,11 +149,11 @@ class ClusterReplica:
         """Lose everything: what is under way is void, and all requests come back as new."""
         self.catch_up(now_s)
         self._batch = None
-        self._plan += 1
         lost = self.scheduler.evict(now_s)
         lost += self._inbox
         self._inbox.clear()
-        self.num_outstanding = 0
+        self.num_outstanding = self.pool.queued_tokens = 0
+        self.kv_floor = -1.0
         self.gone_s += [now_s] * len(lost)
         return lost
 
@@ -130,12 +162,13 @@ class ClusterReplica:
     def _decide_at(self, now_s: float) -> None:
         if not self._deciding:
             self._deciding = True
-            self._clock.at(now_s, DECISION, self._decide)
+            self._clock.at(now_s, self._decision_rank, self._decide)
 
     def _decide(self, now_s: float) -> None:
         self._deciding = False
         if self._batch is not None:
             return
+        self.kv_floor = -1.0
         scheduler, inbox, pool = self.scheduler, self._inbox, self.scheduler.pool
         while inbox:
             scheduler.add(inbox.popleft())
@@ -144,7 +177,7 @@ class ClusterReplica:
             batch = scheduler.schedule(now_s)  # everybody was preempted: admit again
         if batch is None:
             if now_s < scheduler.wake_s < inf:
-                self._clock.at(scheduler.wake_s, DECISION, self._decide)
+                self._clock.at(scheduler.wake_s, self._decision_rank, self._decide)
             return
         self._batch, self._start_s = batch, now_s
         iterations = scheduler.horizon(batch) if self._leap else 1
@@ -153,22 +186,17 @@ class ClusterReplica:
             self._ends_s = self.latency.run_ends_s(batch, now_s, iterations, inf)
         else:
             self._ends_s = [now_s + self.latency.iteration_s(batch)]
-        self._end_at(self._ends_s[-1])
+        self._clock.at(self._ends_s[-1], self._ending_rank, self._end)
 
-    def _end_at(self, end_s: float) -> None:
-        self._plan += 1
-        plan = self._plan
-        self._clock.at(end_s, ENDING, lambda now_s: self._end(now_s, plan))
-
-    def _end(self, now_s: float, plan: int) -> None:
-        if plan != self._plan:
-            return
+    def _end(self, now_s: float) -> None:
+        if self._batch is None or self._ends_s[-1] != now_s:
+            return  # that plan was cut short, or lost
         finished = self._commit(self._ends_s)
         self._batch = None
         if finished:
             self.num_outstanding -= len(finished)
             self._finished(self, finished, now_s)
-            # Their clients may have sent the next request, which counts in this decision.
+        if finished and self._awaits_clients:
             self._decide_at(now_s)
         else:
             self._decide(now_s)
@@ -182,6 +210,7 @@ class ClusterReplica:
             iterations=iterations, ends_s=ends_s if iterations > 1 else None,
         )  # fmt: skip
         finished = self.scheduler.complete(batch, ends_s[-1], iterations)
+        self.kv_floor = -1.0
         self.log.finished(len(finished))
         if self._check:
             check_iteration(self.scheduler, batch)

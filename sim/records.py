@@ -22,7 +22,7 @@ _RARE = {
     "shared_blocks": "i4", "swap_blocks": "i4", "preempted": "i4", "extrapolated": "?",
     "copied_blocks": "i4", "loaded_blocks": "i4",
 }  # fmt: skip
-_FOLD_AT = 1 << 15  # rows kept as tuples before they become columns
+_FOLD_AT = 1 << 8  # rows kept as tuples before they become columns; many replicas keep some each
 
 
 @dataclass(frozen=True, slots=True)

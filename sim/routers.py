@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from operator import attrgetter
 
 import numpy as np
 
 from sim.cluster_replica import ClusterReplica
 from sim.request import Request
 
+# Called for every replica and request: a lambda would cost as much as all else.
+_num_outstanding = attrgetter("num_outstanding")
+_kv_floor = attrgetter("kv_floor")
 # Prefix-aware: a replica this much busier than the idlest is not worth its cached prefix.
 _BUSIER = 2.0
 _SPARE = 8
@@ -27,7 +32,8 @@ class Routing:
 
     rng: np.random.Generator
     turn: int = 0
-    sessions: dict[int, ClusterReplica] = field(default_factory=dict)
+    # Hash of a prompt's last full block -> where it went.
+    last_turns: dict[int, ClusterReplica] = field(default_factory=dict)
 
 
 Router = Callable[[Request, Sequence[ClusterReplica], float, Routing], ClusterReplica]
@@ -54,54 +60,65 @@ def least_outstanding(
     request: Request, replicas: Sequence[ClusterReplica], now_s: float, memory: Routing
 ) -> ClusterReplica:
     """The fewest unfinished requests."""
-    return min(replicas, key=lambda replica: replica.num_outstanding)
+    return min(replicas, key=_num_outstanding)
 
 
 def least_kv(
     request: Request, replicas: Sequence[ClusterReplica], now_s: float, memory: Routing
 ) -> ClusterReplica:
-    """The smallest share of KV blocks in use; among equals the fewest unfinished requests."""
-    return min(
-        replicas,
-        key=lambda replica: (
-            replica.kv_blocks(now_s) / replica.scheduler.allocator.num_blocks,
-            replica.num_outstanding,
-        ),
-    )
+    """The smallest share of KV blocks in use or asked for; among equals the least outstanding.
+
+    Blocks are counted only where what is known of a replica does not rule it out.
+    """
+    bounds = list(map(_kv_floor, replicas))
+    best = replicas[0]
+    best_key = (inf, inf, inf)
+    while (lowest := min(bounds)) <= best_key[0] and lowest < inf:
+        position = bounds.index(lowest)
+        bounds[position] = inf
+        replica = replicas[position]
+        key = (replica.kv_share(now_s), replica.num_outstanding, position)
+        if key < best_key:
+            best, best_key = replica, key
+    return best
 
 
 def prefix_aware(
     request: Request, replicas: Sequence[ClusterReplica], now_s: float, memory: Routing
 ) -> ClusterReplica:
     """The longest cached prefix, unless that replica is much busier than the idlest one."""
-    idlest = least_outstanding(request, replicas, now_s, memory)
-    if not request.block_hashes:
-        return idlest
-    most = _BUSIER * idlest.num_outstanding + _SPARE
-    best, longest = idlest, 0
+    best = least_outstanding(request, replicas, now_s, memory)
+    hashes = request.block_hashes
+    if not hashes:
+        return best
+    most = _BUSIER * best.num_outstanding + _SPARE
+    longest = 0
     for replica in replicas:
-        if replica.num_outstanding > most:
+        cached = replica.allocator.cached
+        if replica.num_outstanding > most or len(cached(hashes)) <= longest:
             continue
-        replica.catch_up(now_s)
-        cached = len(replica.scheduler.allocator.cached(request.block_hashes))
-        if cached > longest:
-            best, longest = replica, cached
+        replica.catch_up(now_s)  # a leap may have reused some of these blocks since it began
+        found = len(cached(hashes))
+        if found > longest:
+            best, longest = replica, found
     return best
 
 
 def session_sticky(
     request: Request, replicas: Sequence[ClusterReplica], now_s: float, memory: Routing
 ) -> ClusterReplica:
-    """Where the conversation's earlier requests went; a new one goes to the least busy.
+    """Where the conversation's last turn went; a new one goes to the least outstanding.
 
-    Requests whose prompts begin with the same block are one conversation.
+    A prompt that begins with a whole earlier prompt (its full blocks) continues that conversation.
     """
-    if not request.block_hashes:
+    hashes = request.block_hashes
+    if not hashes:
         return least_outstanding(request, replicas, now_s, memory)
-    session = request.block_hashes[0]
-    chosen = memory.sessions.get(session)
+    last_turns = memory.last_turns
+    chosen = next((last_turns[each] for each in reversed(hashes) if each in last_turns), None)
     if chosen is None or chosen not in replicas:
-        chosen = memory.sessions[session] = least_outstanding(request, replicas, now_s, memory)
+        chosen = least_outstanding(request, replicas, now_s, memory)
+    last_turns[hashes[-1]] = chosen
     return chosen
 
 

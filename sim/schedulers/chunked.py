@@ -132,6 +132,10 @@ class ChunkedScheduler(IterationScheduler):
             if blocks > allocator.num_free:
                 self._blocked = True
                 return
+            if received:
+                self._join(request, request.num_tokens, now_s)
+                budget -= 1
+                continue
             request = self._start(request, hits, now_s)
             tokens = self._chunk_tokens(request, budget)
             self._prefill(batch, request, tokens)

@@ -31,12 +31,14 @@ class OrcaScheduler(IterationScheduler):
             if len(pool.running) >= self.config.max_num_seqs or blocks > allocator.num_free:
                 self._blocked = True
                 break
-            request = pool.waiting.popleft()
-            pool.start(request, now_s)
+            request = pool.waiting[0]
             allocator.allocate(request.block_table, blocks)
-            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
-            self._prefill_stored_tokens += received
-            self._prefill(batch, request, request.num_tokens - received)
+            if request.num_computed_tokens:  # computed elsewhere, its cache sent here
+                self._join(request, 0, now_s)
+                continue
+            pool.waiting.popleft()
+            pool.start(request, now_s)
+            self._prefill(batch, request, request.prompt_tokens)
         self._add_decodes(batch)
         return batch if batch.num_tokens else None
 

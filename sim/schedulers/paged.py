@@ -59,8 +59,9 @@ class PagedScheduler(IterationScheduler):
                 return
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
             hits = [] if received else allocator.cached_prefix(request)
-            tokens = request.num_tokens - (received or len(hits) * allocator.block_size)
-            if tokens > budget and batch.prefills:  # only a batch's first prompt may be split
+            tokens = request.num_tokens - len(hits) * allocator.block_size
+            # Only a batch's first prompt may be split.
+            if tokens > budget and batch.prefills and not received:
                 return
             blocks = self._blocks_to_start(request) - len(hits)
             if hits:
@@ -68,6 +69,10 @@ class PagedScheduler(IterationScheduler):
             if allocator.num_free - blocks < self._watermark_blocks:
                 self._blocked = True
                 return
+            if received:
+                # Where it writes next is its first decode's to allocate.
+                self._join(request, received, now_s)
+                continue
             request = self._start(request, hits, now_s)
             # The whole sequence is allocated at once, also when it is computed in pieces.
             allocator.allocate(

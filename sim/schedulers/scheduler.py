@@ -218,6 +218,14 @@ class IterationScheduler:
             batch.num_emitting += 1
         self._prefill_stored_tokens += new_tokens
 
+    def _join(self, request: Request, tokens: int, now_s: float) -> None:
+        """Admit the head of the queue, computed elsewhere: it decodes, with blocks for `tokens`."""
+        allocator = self.allocator
+        self.pool.waiting.popleft()
+        self.pool.start(request, now_s)
+        allocator.allocate(request.block_table, allocator.blocks_for(tokens))
+        self.pool.decodes.add(request, request.last_token_s)
+
     def _add_decodes(self, batch: Batch) -> Batch:
         """Let every decoding sequence take part, and close the batch."""
         decodes = self.pool.decodes

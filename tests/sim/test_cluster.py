@@ -220,8 +220,7 @@ def test_colocated_and_disaggregated_do_the_same_total_work() -> None:
         (int(records.iterations["emitted"].sum()), int(records.iterations["prefill_tokens"].sum()))
         for records in (together, apart)
     ]
-    # Of every sequence sent, the decode replica computes one token as the end of a prefill.
-    assert tokens[1] == (tokens[0][0], tokens[0][1] + 200)
+    assert tokens[0] == tokens[1] == (200 * 30, 200 * 40)
     assert together.preemptions["request"].size == apart.preemptions["request"].size == 0
 
 
@@ -273,6 +272,22 @@ def test_what_nobody_comes_back_for_is_rejected() -> None:
     records, _ = serve(workload, [group(ENGINE, "chunked", 1)], failures=[Failure(0, 0.5)])
     assert records.requests["rejected"].sum() > 0
     assert len(records.requests["request"]) == 20
+
+
+def test_a_request_goes_where_it_fits() -> None:
+    small, large = (ENGINE[0], 4), ENGINE
+    workload = steady(40, 5.0, prompt=50)
+    for router in ROUTERS:
+        groups = [group(small, "chunked", 2), group(large, "chunked", 1)]
+        records, _ = serve(workload, groups, router=router)
+        assert (records.requests["replica"] == 2).all(), router
+        assert not records.requests["rejected"].any(), router
+
+
+def test_least_kv_spreads_a_burst_that_no_scheduler_has_seen_yet() -> None:
+    workload = replace(steady(12, 1.0), arrival_s=np.zeros(12))
+    records, _ = serve(workload, [group(ENGINE, "chunked", 4)], router="least_kv")
+    assert np.bincount(records.requests["replica"]).tolist() == [3, 3, 3, 3]
 
 
 def test_an_autoscaler_pays_for_less_and_serves_all() -> None:
