@@ -16,7 +16,9 @@ from calibrate.leave_one_out import errors_along, lines_along
 from sim.latency.table_data import LatencyTable, Part
 
 NOISE = 0.05  # a time that falls by more than this where more work is done is no noise
-MIXED_UP = 0.25  # so many falls among all pairs of neighbours are no accident
+# So many falls among all pairs of neighbours are no accident on a GPU. The host's time is mostly
+# fixed, and other processes share its cores: there a fall is worth a warning only.
+MIXED_UP = 0.25
 COARSE_STEP = 2.01  # grids are measured at x2 steps; a wider one is a gap
 TILE_KEYS = 128  # fewer cached tokens than a tile of keys holds cost what one costs
 FINE_ENOUGH = 0.05  # median leave-one-out error above this asks for more points
@@ -155,7 +157,7 @@ def check_table(table: LatencyTable) -> TableCheck:
                 errors.append(f"{where}: a single value says nothing about growth")
             elif axis.values < 2 and axis.name == "cached_tokens":
                 warnings.append(f"{where}: measured at {axis.smallest} only; the rest is held")
-            if axis.falls > max(1, MIXED_UP * axis.compared):
+            if name != "host" and axis.falls > max(1, MIXED_UP * axis.compared):
                 errors.append(
                     f"{where}: time falls as work grows in {axis.falls} of {axis.compared} pairs "
                     "of neighbours: mixed up rows or a throttled GPU"

@@ -55,6 +55,13 @@ def test_times_that_fall_as_work_grows_are_an_error() -> None:
     assert any("time falls as work grows in 4 of 4" in text for text in result.errors)
 
 
+def test_a_host_time_that_falls_is_a_warning_only() -> None:
+    host = [(sequences, 100.0 / sequences) for sequences in (1, 2, 4, 8, 16)]
+    result = checked(host=host)
+    assert not result.errors
+    assert any(w.startswith("host, sequences: time falls") for w in result.warnings)
+
+
 def test_a_single_point_is_an_error() -> None:
     result = checked(linear=[("all", 8, 10.0)])
     assert any("a single value" in text for text in result.errors)
