@@ -75,7 +75,7 @@ def bottleneck(
     busy_s = float(weight.sum())
 
     def share(where: NDArray[Any]) -> float:
-        return float(weight @ where) / busy_s if busy_s > 0 else 0.0
+        return float((weight * where).sum()) / busy_s if busy_s > 0 else 0.0
 
     kinds = ("used", "reserved", "fragmentation", "free")
     slots = sum(part[f"kv_{kind}_tokens"] for kind in kinds)
