@@ -140,6 +140,12 @@ class Engine:
 
     def run(self) -> Served:
         """Serve until nothing is left, or until `stop`."""
+        # Without it every view of a tensor is tracked for a gradient that nobody asks for: a third
+        # of a tiny model's time.
+        with torch.inference_mode():
+            return self._serve()
+
+    def _serve(self) -> Served:
         clock = self._clock or Clock()
         now_s = 0.0
         while True:
