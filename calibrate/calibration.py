@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import itertools
 import json
 import re
 import shutil
@@ -43,9 +42,9 @@ from calibrate.journal import Journal, Point, writing
 from calibrate.measured_table import MeasuredTable, write_measured
 from calibrate.measuring import TARGET, Measuring, failed
 from calibrate.parts import Bench, Limits, LinearBackend, Rig, benches
+from calibrate.service import Service
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer, measure_ceilings
-from calibrate.whole_iterations import random_lengths
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 from sim.model_spec import ModelSpec
@@ -63,12 +62,12 @@ SHARES = {
     "swap": 0.5,
     "copy": 0.3,
     "host": 0.4,
-    "whole": 4.0,
+    "service": 4.0,
     "held_out": 0.8,
 }
 LAST_SHARE = 0.08  # of the budget, for operator classes and attention's two ways
-WHOLES = 48  # whole iterations at most; half of them are held out
-LEAST_WHOLES = 4  # whatever the budget
+MOST_ITERATIONS = 4000  # of the engine in service; every other run of it is held out
+LEAST_RUNS = 4  # whatever the budget
 HELD_OUT = 8  # points of each part that no table holds
 HELD_OUT_PARTS = ("linear", "logits", "prefill_attention", "decode_attention", "moe")
 MOST_CACHE_TOKENS = 2**19  # four contexts of 128k, or 512 of 1k
@@ -310,17 +309,17 @@ class _Calibration:
         end_s = self.began_s + self.given.budget_s * (1.0 - LAST_SHARE)
         self.clocks.sample(now=True)
         names = [bench.name for bench in parts]
-        total = sum(SHARES[name] for name in (*names, "whole", "held_out"))
-        spent_s = dict.fromkeys((*names, "whole", "held_out"), 0.0)
-        random = _RandomWork(rig, measuring, self.given.seed)
+        total = sum(SHARES[name] for name in (*names, "service", "held_out"))
+        spent_s = dict.fromkeys((*names, "service", "held_out"), 0.0)
+        random = _RandomWork(rig, measuring, self.given.seed, captured=self.captured)
 
         for turn in range(1, ROUNDS + 1):
             for name in spent_s:
                 allowed_s = SHARES[name] / total * max(0.0, end_s - began_s) * turn / ROUNDS
                 from_s = time.monotonic()
                 until_s = min(from_s + allowed_s - spent_s[name], end_s)
-                if name == "whole":
-                    random.wholes(until_s, turn=turn)
+                if name == "service":
+                    random.service(until_s)
                 elif name == "held_out":
                     random.held_out(parts, until_s, most=-(-HELD_OUT * turn // ROUNDS))
                 else:
@@ -418,49 +417,42 @@ class _Calibration:
 
 
 class _RandomWork:
-    """Whole iterations and held-out points, drawn anew but the same for the same seed."""
+    """Runs of the engine and held-out points, drawn anew but the same for the same seed."""
 
-    def __init__(self, rig: Rig, measuring: Measuring, seed: int) -> None:
+    def __init__(
+        self, rig: Rig, measuring: Measuring, seed: int, *, captured: Sequence[int]
+    ) -> None:
         self.rig, self.measuring, self.journal = rig, measuring, measuring.journal
-        self.wholes_rng = np.random.default_rng([seed, 1])
+        self.seed, self.captured = seed, captured
         self.points_rng = np.random.default_rng([seed, 2])
-        drawn = random_lengths(self.wholes_rng, rig.limits, rig.block_size)
-        self.lengths = list(itertools.islice(drawn, WHOLES))
+        self._service: Service | None = None
 
-    def wholes(self, until_s: float, *, turn: int) -> None:
-        """Measure whole iterations, first again those of earlier turns; four of them at least."""
-        takes = [0] * len(self.lengths)
-        for line in self.journal.records.get("whole", []):
-            takes[line["index"]] += 1
-        again = [index for index, count in enumerate(takes) if 0 < count < turn]
-        new = [index for index, count in enumerate(takes) if count == 0]
-        for index in again + new:
-            known = sum(count > 0 for count in takes)
-            if time.monotonic() >= until_s and known >= LEAST_WHOLES:
+    def service(self, until_s: float) -> None:
+        """Let the engine serve, run by run; four of them at least."""
+        lines = self.journal.records.setdefault("service", [])
+        while len(lines) < LEAST_RUNS or time.monotonic() < until_s:
+            if sum(len(line["iterations"]) for line in lines) >= MOST_ITERATIONS:
                 return
-            self._whole(index)
-            takes[index] += 1
+            self._run(len(lines))
 
-    def _whole(self, index: int) -> None:
-        lengths = self.lengths[index]
-        line: dict[str, Any] = {"index": index}
+    def _run(self, index: int) -> None:
+        line: dict[str, Any] = {"index": index, "held_out": index % 2 == 1, "iterations": []}
         try:
-            timing = self.rig.timer.measure([self.rig.iteration(lengths)])
+            if self._service is None:
+                self._service = Service(self.rig, captured=self.captured)
+            found = self._service.run(np.random.default_rng([self.seed, 1, index]))
         except (torch.OutOfMemoryError, MemoryError):
             line["skipped"] = "out of memory"
         except RuntimeError as error:
-            raise failed("whole iterations", (lengths.num_tokens,), error) from None
+            raise failed("the engine in service", (index,), error) from None
         else:
-            line |= {
-                "decodes": list(lengths.decodes),
-                "prefills": [list(pair) for pair in lengths.prefills],
-                "time_us": timing.time_us,
-                "spread": round(timing.spread, 5),
-                "held_out": index % 4 in (1, 2),  # each half has decodes alone and prompts
-            }
+            line["iterations"] = [
+                [one.decodes, one.context_tokens, one.longest_tokens, one.prefills, one.time_us]
+                for one in found
+            ]
         self.measuring.clocks.sample()
-        self.journal.record("whole", line)
-        self.measuring.on_point("whole iterations")
+        self.journal.record("service", line)
+        self.measuring.on_point("the engine in service")
 
     def held_out(self, parts: Sequence[Bench], until_s: float, *, most: int) -> None:
         """Measure random points between those of the grids; one of every part at least."""
