@@ -29,7 +29,9 @@ MEMORY = {
     "reserved: true length": ("engine.scheduler=orca", "engine.reservation=oracle"),
     "paged": (),
 }
-BATCHING, PAGING = "validation/continuous-vs-static", "validation/paging-vs-reservation"
+FOLDER = Path(__file__).parents[2] / "scenarios" / "validation"
+BATCHING = str(FOLDER / "continuous-vs-static.yaml")
+PAGING = str(FOLDER / "paging-vs-reservation.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def figure(path: Path, policies: dict[str, dict[float, Pair]], memory: dict[str,
         line(drawn, 1, SIGMAS, [pair.tokens_per_s[1] for pair in pairs], tone)
         marks(1, [pair.tokens_per_s[0] for pair in pairs], tone)
         drawn.add_annotation(
-            x=SIGMAS[-1], y=pairs[-1].tokens_per_s[1], text=name, xref="x", yref="y", yshift=16,
+            x=0.75, y=pairs[2].tokens_per_s[1], text=name, xref="x", yref="y", yshift=-22,
             xanchor="right", showarrow=False, font={"color": PALETTE[tone][0]},
         )  # fmt: skip
     gains = [
@@ -134,7 +136,7 @@ def figure(path: Path, policies: dict[str, dict[float, Pair]], memory: dict[str,
     ]
     line(drawn, 2, SIGMAS, gains[1], "accent")
     marks(2, gains[0], "accent")
-    names = [name.replace(": ", "<br>") for name in memory]
+    names = [name.replace(": ", "<br>", 1).replace(" ", "<br>") for name in memory]
     shares = [[100 * pair.kv_useful[side] for pair in memory.values()] for side in (0, 1)]
     drawn.add_trace(
         go.Bar(x=names, y=shares[1], marker={"color": PALETTE["accent"][0], "opacity": 0.45}),
@@ -143,7 +145,7 @@ def figure(path: Path, policies: dict[str, dict[float, Pair]], memory: dict[str,
     style = {"color": PALETTE["accent"][0], "size": 10, "symbol": "diamond"}
     drawn.add_trace(go.Scatter(x=names, y=shares[0], mode="markers", marker=style), row=1, col=3)
     spread = "sigma of the outputs' log-normal length"
-    axes(drawn, {1: (spread, "output tokens/s"), 2: (spread, "×"), 3: ("", "% holding tokens")})
+    axes(drawn, {1: (spread, "output tokens/s"), 2: (spread, "continuous / static"), 3: ("", "% holding tokens")})
     drawn.update_yaxes(range=(0, 105), col=3)
     drawn.update_xaxes(tickfont={"size": 11}, tickangle=0, col=3)
     drawn.write_html(path, include_plotlyjs=True, config={"displayModeBar": False})
