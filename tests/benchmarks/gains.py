@@ -145,7 +145,14 @@ def figure(path: Path, policies: dict[str, dict[float, Pair]], memory: dict[str,
     style = {"color": PALETTE["accent"][0], "size": 10, "symbol": "diamond"}
     drawn.add_trace(go.Scatter(x=names, y=shares[0], mode="markers", marker=style), row=1, col=3)
     spread = "sigma of the outputs' log-normal length"
-    axes(drawn, {1: (spread, "output tokens/s"), 2: (spread, "continuous / static"), 3: ("", "% holding tokens")})
+    axes(
+        drawn,
+        {
+            1: (spread, "output tokens/s"),
+            2: (spread, "continuous / static"),
+            3: ("", "% holding tokens"),
+        },
+    )
     drawn.update_yaxes(range=(0, 105), col=3)
     drawn.update_xaxes(tickfont={"size": 11}, tickangle=0, col=3)
     drawn.write_html(path, include_plotlyjs=True, config={"displayModeBar": False})
