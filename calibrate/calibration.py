@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from calibrate.batches import Lengths
@@ -38,11 +37,12 @@ from calibrate.environment import (
 )
 from calibrate.executor import CAPTURE_SIZES
 from calibrate.import_llmservingsim import model_shape
-from calibrate.journal import Journal, Point, writing
+from calibrate.journal import Journal, writing
 from calibrate.measured_table import MeasuredTable, write_measured
 from calibrate.measuring import TARGET, Measuring, failed
-from calibrate.parts import Bench, Limits, LinearBackend, Rig, benches
-from calibrate.service import Service
+from calibrate.parts import Bench, benches
+from calibrate.random_work import RandomWork
+from calibrate.rig import Limits, LinearBackend, Rig
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer, measure_ceilings
 from kernels.model_config import ModelConfig
@@ -66,10 +66,7 @@ SHARES = {
     "held_out": 0.8,
 }
 LAST_SHARE = 0.08  # of the budget, for operator classes and attention's two ways
-MOST_ITERATIONS = 4000  # of the engine in service; every other run of it is held out
-LEAST_RUNS = 4  # whatever the budget
 HELD_OUT = 8  # points of each part that no table holds
-HELD_OUT_PARTS = ("linear", "logits", "prefill_attention", "decode_attention", "moe")
 MOST_CACHE_TOKENS = 2**19  # four contexts of 128k, or 512 of 1k
 CPU_LIMITS = Limits(max_tokens=256, max_seqs=32, max_context=512, cache_tokens=16_384)
 TABLE_FILES = ("meta.yaml", "report.html", "whole.csv", "held_out.csv")
@@ -311,7 +308,7 @@ class _Calibration:
         names = [bench.name for bench in parts]
         total = sum(SHARES[name] for name in (*names, "service", "held_out"))
         spent_s = dict.fromkeys((*names, "service", "held_out"), 0.0)
-        random = _RandomWork(rig, measuring, self.given.seed, captured=self.captured)
+        random = RandomWork(rig, measuring, self.given.seed, captured=self.captured)
 
         for turn in range(1, ROUNDS + 1):
             for name in spent_s:
@@ -414,88 +411,6 @@ class _Calibration:
         points = sum(len(points.takes) for points in self.journal.parts.values())
         elapsed_s = time.monotonic() - self.began_s
         self.progress(Progress(part, points, elapsed_s, self.given.budget_s))
-
-
-class _RandomWork:
-    """Runs of the engine and held-out points, drawn anew but the same for the same seed."""
-
-    def __init__(
-        self, rig: Rig, measuring: Measuring, seed: int, *, captured: Sequence[int]
-    ) -> None:
-        self.rig, self.measuring, self.journal = rig, measuring, measuring.journal
-        self.seed, self.captured = seed, captured
-        self.points_rng = np.random.default_rng([seed, 2])
-        self._service: Service | None = None
-
-    def service(self, until_s: float) -> None:
-        """Let the engine serve, run by run; four of them at least."""
-        lines = self.journal.records.setdefault("service", [])
-        while len(lines) < LEAST_RUNS or time.monotonic() < until_s:
-            if sum(len(line["iterations"]) for line in lines) >= MOST_ITERATIONS:
-                return
-            self._run(len(lines))
-
-    def _run(self, index: int) -> None:
-        line: dict[str, Any] = {"index": index, "held_out": index % 2 == 1, "iterations": []}
-        try:
-            if self._service is None:
-                self._service = Service(self.rig, captured=self.captured)
-            found = self._service.run(np.random.default_rng([self.seed, 1, index]))
-        except (torch.OutOfMemoryError, MemoryError):
-            line["skipped"] = "out of memory"
-        except RuntimeError as error:
-            raise failed("the engine in service", (index,), error) from None
-        else:
-            line["iterations"] = [
-                [one.decodes, one.context_tokens, one.longest_tokens, one.prefills, one.time_us]
-                for one in found
-            ]
-        self.measuring.clocks.sample()
-        self.journal.record("service", line)
-        self.measuring.on_point("the engine in service")
-
-    def held_out(self, parts: Sequence[Bench], until_s: float, *, most: int) -> None:
-        """Measure random points between those of the grids; one of every part at least."""
-        for bench in parts:
-            if bench.name not in HELD_OUT_PARTS or len(bench.points()) < MUST_HOLD:
-                continue
-            while True:
-                mine = [
-                    r for r in self.journal.records.get("held_out", []) if r["part"] == bench.name
-                ]
-                if len(mine) >= most or (mine and time.monotonic() >= until_s):
-                    break
-                point = self._point(bench)
-                try:
-                    times_us, spread, _ = self.measuring.time_us(bench, point)
-                except torch.OutOfMemoryError:
-                    break
-                self.journal.record(
-                    "held_out",
-                    {
-                        "part": bench.name,
-                        "point": list(point),
-                        "time_us": times_us[0] * bench.scale,
-                        "spread": round(spread, 5),
-                    },
-                )
-                self.measuring.on_point("held-out points")
-
-    def _point(self, bench: Bench) -> Point:
-        """Uniform in the logarithm between an axis' ends; expert counts stay on their axis."""
-        while True:
-            point = []
-            for axis in bench.axes:
-                low, high = max(1, axis[0]), axis[-1]
-                drawn = int(np.exp(self.points_rng.uniform(np.log(low), np.log(high + 1))))
-                point.append(min(drawn, high))
-            if bench.name == "moe":
-                point[1] = int(self.points_rng.choice(bench.axes[1]))
-            if bench.fits(tuple(point)):
-                return tuple(point)
-
-
-MUST_HOLD = 3  # points of a grid that something can lie between
 
 
 def partial_folder(out: Path) -> Path:

@@ -13,7 +13,8 @@ import numpy as np
 from calibrate.batches import Lengths
 from calibrate.environment import CalibrationError
 from calibrate.journal import Journal, Points
-from calibrate.parts import Bench, Limits
+from calibrate.parts import Bench
+from calibrate.rig import Limits
 from calibrate.service import Iteration
 from calibrate.whole_iterations import Company, Errors, Whole, fitted, latency_of, parts_us
 from calibrate.work import WorkOf

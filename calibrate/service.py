@@ -14,7 +14,7 @@ import numpy as np
 
 from calibrate.engine import Clock, Engine
 from calibrate.executor import Outcome, TransformerExecutor
-from calibrate.parts import Limits, Rig
+from calibrate.rig import Limits, Rig
 from calibrate.token_ids import TokenIds
 from sim.batch import Batch, PrefillChunk
 from sim.engine_config import EngineConfig

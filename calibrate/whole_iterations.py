@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.batches import Lengths
-from calibrate.parts import Limits
+from calibrate.rig import Limits
 from calibrate.service import Iteration
 from sim.batch import Batch
 from sim.hardware import Interconnect

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from calibrate.batches import Lengths, emitting_rows, forward_batch
 from calibrate.grids import coarse_first, doubling, token_axis
-from calibrate.parts import Limits, Rig, benches, routed
+from calibrate.parts import benches, routed
+from calibrate.rig import Limits, Rig
 from calibrate.service import Iteration
 from calibrate.timer import Timer
 from calibrate.whole_iterations import Whole, fitted, random_lengths
