@@ -134,6 +134,7 @@ def question_of(
         ("cluster", not scenario.cluster.is_plain or scenario.cluster.replicas > 1, "one replica"),
         ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
         ("speculation", scenario.speculation is not None, "one token at a time"),
+        ("engine.async_scheduling", scenario.engine.async_scheduling, "one decision at a time"),
         ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
         ("engine.kv_offloading_size_gib", scenario.engine.kv_offloading_size_gib, "one KV cache"),
         (

@@ -22,6 +22,7 @@ from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
 from sim.expert_routing import ExpertRouting
 from sim.hardware import Gpu, Interconnect
+from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline_latency import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
 from sim.latency.roofline import HOST_LINK_EFFICIENCY
@@ -168,6 +169,8 @@ def _engine(
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
     latency = with_block_moves(latency, scenario, memory, gpu)
+    if scenario.engine.async_scheduling:
+        latency = _overlapped(latency, scenario, source)
     notes = (
         *(speculating.notes(scenario) if speculating is not None else ()),
         *_unused_knobs(scenario),
@@ -175,6 +178,19 @@ def _engine(
         *measured_elsewhere,
     )
     return _Engine(model, gpu, routing, memory, config, latency, notes)
+
+
+def _overlapped(latency: LatencyModel, scenario: Scenario, source: str) -> LatencyModel:
+    """With the host's time hidden behind the device's. Raises InputError where that cannot be."""
+    where = f"{source}: engine.async_scheduling"
+    if scenario.speculation is not None:
+        raise InputError(f"{where}: beside speculation it is not modelled: drafts decide the batch")
+    if scenario.hardware.pipeline_parallel > 1:
+        raise InputError(f"{where}: a pipeline overlaps already: pipeline_parallel must be 1")
+    if not scenario.cluster.is_plain:
+        raise InputError(f"{where}: needs a plain cluster (replicas behind round_robin)")
+    with _at(source, "engine"):
+        return OverlappedLatency(latency)
 
 
 def _groups(
@@ -301,6 +317,7 @@ def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget
         reservation=engine.reservation,
         preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
         max_queue_delay_s=engine.max_queue_delay_ms / 1e3,
+        async_scheduling=engine.async_scheduling,
     )
 
 

@@ -109,6 +109,8 @@ class Engine(Section):
     scheduling_policy: Literal[
         "fcfs", "priority", "earliest_deadline", "shortest_prompt", "shortest_job", "fair"
     ] = "fcfs"
+    # the host decides the next iteration while the device computes this one
+    async_scheduling: bool = False
     max_num_waiting: Annotated[int, Field(ge=1, le=2**31)] | None = None  # beyond: refused
     max_queue_time_s: Positive | None = None  # until the first iteration; beyond: gives up
     max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = 256
@@ -138,6 +140,16 @@ class Engine(Section):
             raise ValueError(
                 f"max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
                 f"max_num_seqs {self.max_num_seqs}: every running sequence needs one token"
+            )
+        if self.async_scheduling and self.scheduler in ("static", "dynamic"):
+            raise ValueError(
+                "async_scheduling needs a scheduler that decides every iteration: "
+                f"{self.scheduler} decides once a batch"
+            )
+        if self.async_scheduling and (self.max_queue_time_s or self.max_num_waiting):
+            raise ValueError(
+                "async_scheduling beside max_queue_time_s or max_num_waiting is not modelled: who "
+                "is turned away would be known an iteration late"
             )
         if self.scheduling_policy == "fair" and self.scheduler in ("static", "dynamic"):
             raise ValueError(

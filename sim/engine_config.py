@@ -29,6 +29,7 @@ class EngineConfig:
     preferred_batch_sizes: tuple[int, ...] = ()  # scheduler `dynamic`
     max_queue_delay_s: float = 0.0  # scheduler `dynamic`
     speculation: Speculation | None = None
+    async_scheduling: bool = False  # decide an iteration ahead, while the device computes
     queue: QueueRules | None = None  # None: first come first served, without end
 
     def __post_init__(self) -> None:
