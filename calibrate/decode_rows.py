@@ -28,6 +28,7 @@ class DecodeRows:
         self.tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.context = np.zeros(max_num_seqs, dtype=np.int64)
         self.tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        self.version = 0  # of the order of rows
         self._row_of: dict[Request, int] = {}
         self._block = np.zeros(max_num_seqs, dtype=np.int64)  # written to next; -1: look it up
         self._num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
@@ -47,12 +48,12 @@ class DecodeRows:
         for request in [request for request in self.requests if request not in staying]:
             self._remove(request)
 
-    def add(self, request: Request, token: int) -> None:
-        """A sequence whose prefill is done, its next input being `token`."""
+    def add(self, request: Request) -> None:
+        """A sequence whose prefill is done; its next input is still to be set."""
         row = len(self.requests)
+        self.version += 1
         self.requests.append(request)
         self._row_of[request] = row
-        self.tokens[row] = token
         self.context[row] = request.num_computed_tokens
         self._rewrite(row)
 
@@ -81,14 +82,19 @@ class DecodeRows:
         slots: np.ndarray = block * block_size + offset
         return slots
 
-    def advance(self, tokens: np.ndarray) -> None:
-        """Every row has computed its token and got the next one: [n]."""
-        count = len(self.requests)
-        self.tokens[:count] = tokens
-        self.context[:count] += 1
+    def set_token(self, request: Request, token: int) -> None:
+        """What goes in next of a sequence, where it still has a row."""
+        row = self._row_of.get(request)
+        if row is not None:
+            self.tokens[row] = token
+
+    def step(self, by: int = 1) -> None:
+        """Every row computes its token: the next one goes behind it."""
+        self.context[: len(self.requests)] += by
 
     def _remove(self, request: Request) -> None:
         row = self._row_of.pop(request)
+        self.version += 1
         last = self.requests.pop()
         if last is not request:
             self.requests[row] = last

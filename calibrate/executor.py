@@ -8,9 +8,11 @@ batch size, as engines do; a batch with prefills is launched kernel by kernel.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +47,48 @@ class Outcome:
     prepare_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What goes into a forward pass, in one array: tokens, positions, slots, context lengths.
+
+    The first `num_decodes` tokens are filled in at the launch. ``starts``: [prefills + 1], where
+    each prompt's tokens begin among them; ``emitting``: rows that a token is sampled from.
+    """
+
+    packed: np.ndarray
+    num_tokens: int
+    num_decodes: int
+    starts: np.ndarray
+    tables: torch.Tensor
+    emitting: list[int]
+    has_past: bool
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A batch ready but for its decodes' tokens: a captured graph's inputs, or a pass's."""
+
+    count: int
+    emitting: list[Request]
+    newcomers: list[tuple[Request, int]]  # decodes without a token yet, and where theirs is
+    graph_size: int
+    staged: torch.Tensor | None
+    inputs: Inputs | None
+    order: int = 0  # of the rows
+    host_s: float = 0.0
+
+
+Computed = tuple[torch.Tensor, torch.Tensor, list[Any]]  # tokens, finite, marks
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A batch that the device computes."""
+
+    prepared: Prepared
+    computed: Computed | Future[Computed]
 
 
 class Executor(Protocol):
@@ -117,7 +161,12 @@ class TransformerExecutor:
         self._hidden: dict[int, torch.Tensor] = {}
         # token, position, slot, context: what a graph reads; one transfer fills it.
         self._inputs = torch.zeros((4, max_num_seqs), dtype=torch.int64, device=self.device)
-        self._staged = torch.zeros((4, max_num_seqs), dtype=torch.int64, pin_memory=self._on_gpu)
+        self._staged = [
+            torch.zeros((4, max_num_seqs), dtype=torch.int64, pin_memory=self._on_gpu)
+            for _ in range(2)
+        ]
+        self._turn = False
+        self._worker: ThreadPoolExecutor | None = None
         if self._on_gpu:
             self._capture(sorted(size for size in capture_sizes if size <= max_num_seqs))
 
@@ -146,7 +195,19 @@ class TransformerExecutor:
     # -- one iteration ------------------------------------------------------------------------
 
     def run(self, batch: Batch, decoding: Collection[Request]) -> Outcome:
-        outcome = Outcome()
+        prepared = self.prepare(batch, decoding)
+        try:
+            return self.collect(self.launch(prepared))
+        except (RuntimeError, MemoryError):  # of memory: what is left of the batch comes again
+            if prepared.count:
+                self._rows.step(-1)
+            raise
+
+    def prepare(self, batch: Batch, decoding: Collection[Request]) -> Prepared:
+        """All of a batch's inputs but what the batch before it is still to sample.
+
+        Moves blocks first: with batches in flight none may be swapped or copied.
+        """
         started_s = time.perf_counter()
         for request, blocks in batch.swapped_out:
             self._host.swap_out(request, blocks)
@@ -158,44 +219,97 @@ class TransformerExecutor:
         rows = self._rows
         rows.keep_only(decoding)
         count = batch.num_decodes  # all or none: some policies compute prompts alone
+        newcomers = []
         if count:
             for request in decoding:
                 if request not in rows:
-                    rows.add(request, self._tokens_of(request)[request.num_computed_tokens])
+                    rows.add(request)
+                    newcomers.append((request, request.num_computed_tokens))
         # A copy replaces a block in the middle of a table.
         rows.refresh(list(rows.requests) if batch.copies else batch.swapped_in)
         graph_size = 0 if batch.prefills else self._graph_size(count)
-        if graph_size:
-            self._stage(graph_size)
-        else:
-            forward_batch = self._forward_batch(batch, count)
-        marks = [self._mark()]
-        prepared_s = time.perf_counter()
-        if graph_size:
-            self._graphs[graph_size].replay()
-            hidden = self._hidden[graph_size][:count]
-        else:
-            hidden = self.model.forward(forward_batch, self.kv_cache)
-            hidden = self._emitting(batch, count, hidden)
-        marks.append(self._mark())
-        forwarded_s = time.perf_counter()
-        tokens, finite = self._sample(hidden)
-        marks.append(self._mark())
-        sampled = tokens.tolist()  # waits for the device
-        emitting = rows.requests[:count]
-        for chunk in batch.prefills:
-            emitting += [chunk.request] * _emitted(chunk)
-        fed = self._note(emitting, sampled, finite.tolist(), outcome)
+        prepared = Prepared(
+            count,
+            [*rows.requests[:count], *(one for c in batch.prefills for one in _emitters(c))],
+            newcomers,
+            graph_size,
+            self._stage(graph_size) if graph_size else None,
+            None if graph_size else self._inputs_of(batch, count),
+        )
         if count:
-            rows.advance(np.array(fed[:count]))
-        outcome.prepare_s = prepared_s - started_s
-        if self._on_gpu:
-            outcome.forward_s = marks[0].elapsed_time(marks[1]) / 1e3  # type: ignore[union-attr]
-            outcome.sample_s = marks[1].elapsed_time(marks[2]) / 1e3  # type: ignore[union-attr]
+            rows.step()
+        prepared.order = rows.version
+        prepared.host_s = time.perf_counter() - started_s
+        return prepared
+
+    def launch(self, prepared: Prepared) -> Launched:
+        """Fill in the tokens and let the device compute; a GPU is not waited for."""
+        started_s = time.perf_counter()
+        for request, position in prepared.newcomers:
+            self._rows.set_token(request, self._tokens_of(request)[position])
+        tokens = self._rows.tokens[: prepared.count]
+        if prepared.staged is not None:
+            prepared.staged[0, : prepared.count] = torch.from_numpy(tokens)
+            self._inputs.copy_(prepared.staged, non_blocking=True)
+            work = partial(self._replay, prepared)
         else:
-            outcome.forward_s = forwarded_s - prepared_s
-            outcome.sample_s = time.perf_counter() - forwarded_s
+            assert prepared.inputs is not None
+            prepared.inputs.packed[: prepared.count] = tokens
+            work = partial(self._forward, self._forward_batch(prepared.inputs), prepared.inputs)
+        prepared.host_s += time.perf_counter() - started_s
+        if self._worker is not None:
+            return Launched(prepared, self._worker.submit(self._computed, work))
+        return Launched(prepared, self._computed(work))
+
+    def collect(self, launched: Launched) -> Outcome:
+        """Wait for a launched batch and take its tokens in."""
+        found = launched.computed
+        if isinstance(found, Future):
+            found = found.result()
+        tokens, finite, marks = found
+        outcome, prepared, count = Outcome(), launched.prepared, launched.prepared.count
+        began_s = time.perf_counter()
+        sampled = tokens.tolist()  # waits for the device
+        fed = self._note(prepared.emitting, sampled, finite.tolist(), outcome)
+        if self._rows.version == prepared.order:
+            self._rows.tokens[:count] = fed[:count]
+        else:  # the next batch has been prepared meanwhile
+            for request, token in zip(prepared.emitting[:count], fed, strict=False):
+                self._rows.set_token(request, token)
+        outcome.prepare_s = prepared.host_s
+        if self._on_gpu:
+            outcome.forward_s = marks[0].elapsed_time(marks[1]) / 1e3
+            outcome.sample_s = marks[1].elapsed_time(marks[2]) / 1e3
+        else:
+            outcome.forward_s = marks[1] - marks[0]
+            outcome.sample_s = marks[2] - marks[1] + time.perf_counter() - began_s
         return outcome
+
+    def compute_apart(self) -> None:
+        """From now on a CPU computes on a thread of its own, so that `launch` returns at once.
+
+        A GPU does that by itself.
+        """
+        if not self._on_gpu and self._worker is None:
+            threads = torch.get_num_threads()
+            self._worker = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
+
+    def _computed(self, work: Callable[[], torch.Tensor]) -> Computed:
+        with torch.inference_mode():
+            marks = [self._mark()]
+            hidden = work()
+            marks.append(self._mark())
+            tokens, finite = self._sample(hidden)
+            marks.append(self._mark())
+        return tokens, finite, marks
+
+    def _replay(self, prepared: Prepared) -> torch.Tensor:
+        self._graphs[prepared.graph_size].replay()
+        return self._hidden[prepared.graph_size][: prepared.count]
+
+    def _forward(self, batch: ForwardBatch, inputs: Inputs) -> torch.Tensor:
+        hidden = self.model.forward(batch, self.kv_cache)
+        return self._emitting(inputs, hidden)
 
     def _note(
         self, emitting: list[Request], sampled: list[int], finite: list[bool], outcome: Outcome
@@ -241,23 +355,24 @@ class TransformerExecutor:
 
     # -- inputs -------------------------------------------------------------------------------
 
-    def _stage(self, size: int) -> None:
-        """Fill the inputs of a captured graph; rows beyond the batch are padding."""
+    def _stage(self, size: int) -> torch.Tensor:
+        """The inputs of a captured graph but its tokens; rows beyond the batch are padding."""
         rows, count = self._rows, len(self._rows)
-        staged = self._staged.numpy()
-        staged[0, :count] = rows.tokens[:count]
+        self._turn = not self._turn  # the other buffer may still be on its way
+        buffer = self._staged[self._turn]
+        staged = buffer.numpy()
         staged[1, :count] = rows.context[:count]
         staged[2, :count] = rows.slots(count, self.block_size)
         staged[3, :count] = rows.context[:count] + 1
         staged[0, count:size] = staged[2, count:size] = -1
         staged[1, count:size] = staged[3, count:size] = 0
-        self._inputs.copy_(self._staged, non_blocking=True)
+        return buffer
 
-    def _forward_batch(self, batch: Batch, count: int) -> ForwardBatch:
+    def _inputs_of(self, batch: Batch, count: int) -> Inputs:
         rows, size = self._rows, self.block_size
-        tokens, positions = [rows.tokens[:count]], [rows.context[:count]]
+        tokens, positions = [np.zeros(count, dtype=np.int64)], [rows.context[:count]]
         slots, contexts = [rows.slots(count, size)], [rows.context[:count] + 1]
-        lengths = [0]
+        lengths, emitting, end = [0], list(range(count)), count
         for chunk in batch.prefills:
             request, start = chunk.request, chunk.cached_tokens
             stop = start + chunk.new_tokens
@@ -271,30 +386,42 @@ class TransformerExecutor:
             slots.append(table[position // size] * size + position % size)
             contexts.append(np.array([stop], dtype=np.int64))
             lengths.append(chunk.new_tokens)
+            emitting += [end + request.num_tokens - start - 1] * len(_emitters(chunk))
+            end += chunk.new_tokens
         arrays = [np.concatenate(column) for column in (tokens, positions, slots, contexts)]
-        packed = torch.from_numpy(np.concatenate(arrays))
-        starts = torch.from_numpy(np.cumsum(lengths, dtype=np.int64))
-        packed, starts = self._to_device(packed), self._to_device(starts)
-        total = len(arrays[0])
+        return Inputs(
+            packed=np.concatenate(arrays),
+            num_tokens=len(arrays[0]),
+            num_decodes=count,
+            starts=np.cumsum(lengths, dtype=np.int64),
+            tables=self._tables(batch, count),
+            emitting=emitting,
+            has_past=any(chunk.cached_tokens for chunk in batch.prefills),
+        )
+
+    def _forward_batch(self, inputs: Inputs) -> ForwardBatch:
+        packed = self._to_device(torch.from_numpy(inputs.packed))
+        total, prefills = inputs.num_tokens, len(inputs.starts) - 1
         token_ids, position_ids, slot_mapping, context_lens = packed.split(
-            [total, total, total, count + len(batch.prefills)]
+            [total, total, total, inputs.num_decodes + prefills]
         )
         return ForwardBatch(
             token_ids=token_ids,
             positions=position_ids,
             slot_mapping=slot_mapping,
-            block_tables=self._tables(batch, count),
+            block_tables=inputs.tables,
             context_lens=context_lens,
-            num_decodes=count,
-            cu_seqlens=starts if batch.prefills else None,
-            has_past=any(chunk.cached_tokens for chunk in batch.prefills),
+            num_decodes=inputs.num_decodes,
+            cu_seqlens=self._to_device(torch.from_numpy(inputs.starts)) if prefills else None,
+            has_past=inputs.has_past,
         )
 
     def _tables(self, batch: Batch, count: int) -> torch.Tensor:
         """Block tables of the decodes' rows and of the prefills: [D + P, max_blocks]."""
         decodes = self._rows.tables[:count]
         if not batch.prefills:
-            return decodes
+            # A thread that computes must not see the next batch's tables.
+            return decodes if self._worker is None else decodes.clone()
         width = self._rows.tables.shape[1]
         tables = np.zeros((len(batch.prefills), width), dtype=np.int32)
         for row, chunk in zip(tables, batch.prefills, strict=True):
@@ -309,17 +436,13 @@ class TransformerExecutor:
 
     # -- outputs ------------------------------------------------------------------------------
 
-    def _emitting(self, batch: Batch, count: int, hidden: torch.Tensor) -> torch.Tensor:
+    def _emitting(self, inputs: Inputs, hidden: torch.Tensor) -> torch.Tensor:
         """The hidden states that a token is sampled from."""
-        if not batch.prefills:
+        if len(inputs.starts) == 1:
             return hidden
-        at = list(range(count))
-        start = count
-        for chunk in batch.prefills:
-            last = start + chunk.request.num_tokens - chunk.cached_tokens - 1
-            at += [last] * _emitted(chunk)
-            start += chunk.new_tokens
-        return hidden.index_select(0, self._to_device(torch.tensor(at, dtype=torch.int64)))
+        return hidden.index_select(
+            0, self._to_device(torch.tensor(inputs.emitting, dtype=torch.int64))
+        )
 
     def _sample(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and whether their logits were finite: [n] int64 and [n] bool."""
@@ -340,9 +463,10 @@ class TransformerExecutor:
         chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         return tokens, chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
 
-    def _mark(self) -> torch.cuda.Event | None:
+    def _mark(self) -> Any:
+        """A time of the device: an event, or seconds."""
         if not self._on_gpu:
-            return None
+            return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -383,10 +507,11 @@ class TransformerExecutor:
         )
 
 
-def _emitted(chunk: PrefillChunk) -> int:
-    """Tokens that a chunk gives: none before its prompt's end, then one for every sample."""
+def _emitters(chunk: PrefillChunk) -> list[Request]:
+    """Nobody before a prompt's end, then the request, once for every sample."""
     request = chunk.request
     if chunk.cached_tokens + chunk.new_tokens < request.num_tokens:
-        return 0
+        return []
     group = request.group
-    return len(group.output_tokens) if group is not None and request is group.request else 1
+    sampled = group is not None and request is group.request
+    return [request] * (len(group.output_tokens) if group is not None and sampled else 1)
