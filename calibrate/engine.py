@@ -243,16 +243,19 @@ class Engine:
                 source.release(1, request.arrival_s)
                 continue
             if pool.num_rejected > rejected:
-                slots = self.scheduler.allocator.num_blocks * self.scheduler.allocator.block_size
-                self._errors[request.index] = (
-                    f"{request.prompt_tokens} prompt and {request.output_tokens} output tokens do "
-                    f"not fit: the KV cache holds {slots} and max_model_len is "
-                    f"{self.scheduler.config.max_model_len}"
-                )
+                self._errors[request.index] = self._too_large(request)
                 source.release(1, request.arrival_s)
                 continue
             self._present[request.index] = request
             self.executor.add(request, *self._prompts.of(request))
+
+    def _too_large(self, request: Request) -> str:
+        allocator = self.scheduler.allocator
+        return (
+            f"{request.prompt_tokens} prompt and {request.output_tokens} output tokens do not fit: "
+            f"the KV cache holds {allocator.num_blocks * allocator.block_size} and max_model_len "
+            f"is {self.scheduler.config.max_model_len}"
+        )
 
     # -- what can go wrong --------------------------------------------------------------------
 
@@ -358,6 +361,11 @@ def engine(
     if samples is not None:
         longest = int(workload.prompt_tokens.max() + samples.output_tokens.max())
     swaps = scheduler == "paged" and config.preemption == "swap"
+    if config.async_scheduling and (swaps or samples is not None):
+        raise ValueError(
+            "with async_scheduling the engine neither swaps nor samples: blocks would move under a "
+            "batch that is being computed"
+        )
     executor = TransformerExecutor(
         model,
         num_blocks=num_blocks,
@@ -368,7 +376,10 @@ def engine(
         capture_sizes=capture_sizes,
         sampling=sampling,
     )
-    return Engine(
+    kind = Engine
+    if config.async_scheduling:
+        from calibrate.ahead_engine import AheadEngine as kind
+    return kind(
         policy,
         executor,
         RequestSource(

@@ -30,11 +30,14 @@ class Replay:
     differences: where the replay's schedule leaves the real one's, in words; empty when nowhere.
     predicted_s: [iterations] what the latency model says of each batch; None without a model.
     extrapolated: [iterations] whether it left its measured range to say so.
+    gaps_s, gap_weights: inter-token latencies, which an engine that decides ahead does not note.
     """
 
     differences: list[str]
     predicted_s: np.ndarray | None
     extrapolated: np.ndarray
+    gaps_s: np.ndarray
+    gap_weights: np.ndarray
 
 
 def replay(
@@ -60,7 +63,13 @@ def replay(
         *_differences("requests", real.requests, replayed.requests),
     ]
     predicted_s = None if latency is None else np.array(recorded.predicted_s)
-    return Replay(differences, predicted_s, replayed.iterations["extrapolated"])
+    return Replay(
+        differences,
+        predicted_s,
+        replayed.iterations["extrapolated"],
+        replayed.gaps_s,
+        replayed.gap_weights,
+    )
 
 
 class _Recorded:

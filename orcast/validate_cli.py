@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,7 +134,6 @@ def question_of(
         ("cluster", not scenario.cluster.is_plain or scenario.cluster.replicas > 1, "one replica"),
         ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
         ("speculation", scenario.speculation is not None, "one token at a time"),
-        ("engine.async_scheduling", scenario.engine.async_scheduling, "one decision at a time"),
         ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
         ("engine.kv_offloading_size_gib", scenario.engine.kv_offloading_size_gib, "one KV cache"),
         (
@@ -263,12 +262,6 @@ def ask_engine(
     engine = _engine(question, model, read_table(table), eos=eos)
     with _stoppable(engine):
         served = engine.run()
-    run = EngineRun.of(
-        served,
-        slo=deployment.slo,
-        scenario=scenario.model_dump(mode="json"),
-        label=f"served by the engine on {device_name(question.device)}",
-    )
     workload = deployment.workload
     again = None
     foreseen = {*served.errors.values()} <= {REFUSED, GAVE_UP}  # the simulator does the same
@@ -281,6 +274,15 @@ def ask_engine(
             num_blocks=deployment.memory.num_gpu_blocks,
             latency=predicted.deployment.latency,
         )
+    if deployment.config.async_scheduling and again is not None:
+        gaps = {"gaps_s": again.gaps_s, "gap_weights": again.gap_weights}
+        served = replace(served, records=replace(served.records, **gaps))
+    run = EngineRun.of(
+        served,
+        slo=deployment.slo,
+        scenario=scenario.model_dump(mode="json"),
+        label=f"served by the engine on {device_name(question.device)}",
+    )
     try:
         comparison = compare(
             simulated("forecast", predicted.records.requests, predicted.records.preemptions),

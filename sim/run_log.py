@@ -118,7 +118,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         if isinstance(engine, Passing):
             ran["waiting"] = _queue(np.array(engine.came_s), np.array(engine.gone_s), ran)
         else:
-            ran["waiting"] = _waiting(served, ran, pool.log.aborted_s)
+            ran["waiting"] = waiting_at(served, ran, pool.log.aborted_s)
         if isinstance(engine.scheduler, Verifying):
             ran |= engine.scheduler.iteration_columns()
         if limits:
@@ -141,7 +141,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
     )
 
 
-def _waiting(requests: Columns, iterations: Columns, aborted_s: dict[int, float]) -> np.ndarray:
+def waiting_at(requests: Columns, iterations: Columns, aborted_s: dict[int, float]) -> np.ndarray:
     """Requests that had arrived by an iteration's start and were not in it, nor gone."""
     arrivals = np.sort(requests["arrival_s"])
     rejected = requests["rejected"]

@@ -37,6 +37,7 @@ FORBIDDEN = {
 }
 CLOCKS = {
     "sim/replica.py",
+    "sim/ahead_replica.py",
     "sim/pipeline.py",
     "sim/cluster.py",
     "sim/simulation.py",

@@ -44,6 +44,19 @@ CASES = {
     "chunked, no prefix cache": ("chunked", 24, {"enable_prefix_caching": False}),
     "chunked, small chunks": ("chunked", 64, {"long_prefill_token_threshold": 5}),
     "chunked, one long prompt at a time": ("chunked", 64, {"max_num_batched_tokens": 7}),
+    "orca, ahead": ("orca", 60, {"async_scheduling": True}),
+    "paged, ahead": ("paged", 24, {"async_scheduling": True}),
+    "chunked, ahead": ("chunked", 24, {"async_scheduling": True}),
+    "chunked, ahead, no prefix cache": (
+        "chunked",
+        24,
+        {"async_scheduling": True, "enable_prefix_caching": False},
+    ),
+    "chunked, ahead, small chunks": (
+        "chunked",
+        64,
+        {"async_scheduling": True, "long_prefill_token_threshold": 5},
+    ),
     "paged, shortest prompt first": ("paged", 24, {"queue": QueueRules("shortest_prompt")}),
     "chunked, shortest job first": ("chunked", 24, {"queue": QueueRules("shortest_job")}),
 }
