@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ def size(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder for the report, tables and the model."),
+        typer.Option("--out", metavar="DIR", help="Folder for report, tables, model and plan."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -63,15 +64,19 @@ def size(
     from reports.size_table import size_tables
 
     console = Console(highlight=False)
+    # Tables of figures and reasons need room; a pipe has all it wants.
+    console.width = max(console.width, 100 if console.is_terminal else 120)
     for part in size_tables(result.summary):
         console.print(part)
     if out is not None:
         print(f"Report: {out / 'report.html'}")
         print(f"Model:  {out / 'config.json'} (--set model={out} in a scenario)")
+        if result.summary["plan"] is not None:
+            print(f"Plan:   orcast plan {quote(str(out / 'plan.yaml'))}")
 
 
 class _Status:
-    """On a terminal, what is being looked at; it takes some seconds."""
+    """On a terminal, which model is being tried on what: a goodput takes a second or two."""
 
     def __enter__(self) -> _Status:
         self._shown: object | None = None
@@ -81,7 +86,7 @@ class _Status:
         if self._shown is not None:
             self._shown.stop()  # type: ignore[attr-defined]
 
-    def show(self, model: str) -> None:
+    def show(self, what: str) -> None:
         if not sys.stderr.isatty():
             return
         if self._shown is None:
@@ -89,4 +94,4 @@ class _Status:
 
             self._shown = Console(stderr=True).status("sizing")
             self._shown.start()
-        self._shown.update(f"sized and served: {model}")  # type: ignore[attr-defined]
+        self._shown.update(f"serving {what}")  # type: ignore[attr-defined]

@@ -28,7 +28,8 @@ from scenarios.scaling_law import (
     lifetime_optimum,
 )
 from scenarios.schema import Engine
-from scenarios.serving_cost import ServingCost
+from scenarios.serving_plan import ready_plan, service_figures
+from scenarios.serving_price import ServingCost
 from scenarios.sized_model import (
     inference_memory_figures,
     model_figures,
@@ -60,7 +61,7 @@ def size(
     compose: Composer | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Sized:
-    """Answer `sizing`; `progress` is told what is being looked at.
+    """Answer `sizing`; `progress` is told which model is being tried on which deployment.
 
     `compose` makes latency tables for serving with source ``aiconfigurator``. Raises InputError
     for names that do not exist, runs that determine no law, and a budget too small for any model.
@@ -76,7 +77,7 @@ def size(
         except InputError as error:
             raise InputError(f"{where}: serving.gpus: {error}") from None
     law, fitted = _law(sizing.law, origin)
-    maker = Maker(sizing, law, gpu, origin, compose)
+    maker = Maker(sizing, law, gpu, origin, compose, progress)
     flops = _budget(sizing, gpu)
     summary: dict[str, Any] = {
         "name": sizing.name,
@@ -90,19 +91,10 @@ def size(
         assert flops is not None
         candidates = []
         reference = maker.compute_optimal(flops)
-        _tell(progress, reference)
-        candidates.append(reference)
-        for candidate in maker.smaller(reference, flops):
-            _tell(progress, candidate)
-            candidates.append(candidate)
+        candidates += [reference, *maker.smaller(reference, flops)]
         chosen = _answer(candidates)
         summary |= _budget_figures(sizing, law, reference, flops, gpu)
     return _sized(maker, summary, candidates, chosen)
-
-
-def _tell(progress: Callable[[str], None] | None, candidate: Candidate) -> None:
-    if progress is not None:
-        progress(candidate.model.name)
 
 
 def _law(given: Law, origin: Path | None) -> tuple[ScalingLaw, FittedLaw | None]:
@@ -231,12 +223,31 @@ def _sized(
         },
         "inference": inference_memory_figures(chosen.model, gpus, engine),
         "candidates": rows,
-        "serving": [_served(one) for one in chosen.serving],
+        **_serving_figures(maker, chosen),
         "answer": chosen.row() | {"compute_optimal": chosen is candidates[0]},
         "config": dict(chosen.config),
     }
     summary["notes"] = _notes(maker, candidates, chosen, memory)
     return Sized(sizing, summary, rows, dict(chosen.config))
+
+
+def _serving_figures(maker: Maker, chosen: Candidate) -> dict[str, Any]:
+    """What is asked of serving, every deployment tried, and the plan that asks for the cheapest."""
+    serving, best = maker.sizing.serving, chosen.best_serving
+    if serving is None:
+        return {"service": None, "serving": [], "plan": None}
+    service = service_figures(serving, origin=maker.origin)
+    plan = None
+    if best is not None:
+        plan = ready_plan(
+            serving,
+            best,
+            name=chosen.model.name,
+            request_rate=service["request_rate"],
+            origin=maker.origin,
+        )
+    tried = [_served(one) for one in chosen.serving]
+    return {"service": service, "serving": tried, "plan": plan}
 
 
 def _served(one: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from scenarios.model_shape import (
     smallest_shape,
 )
 from scenarios.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, KaplanLaw, ScalingLaw
-from scenarios.serving_cost import RuledOut, ServingCost, cheapest, serving_cost
+from scenarios.serving_cost import serving_cost
+from scenarios.serving_price import RuledOut, ServingCost, cheapest, nearest_miss
 from scenarios.sizing_schema import Sizing
 from scenarios.training import TrainingCost, cost_of_flops
 from sim.hardware import Gpu
@@ -59,7 +60,7 @@ class Candidate:
 
     @property
     def best_serving(self) -> ServingCost | None:
-        return cheapest(list(self.serving))
+        return cheapest(self.serving)
 
     @property
     def serving_usd(self) -> float | None:
@@ -80,7 +81,10 @@ class Candidate:
         """One row of a tidy table."""
         best, cost, model = self.best_serving, self.training, self.model
         served = None if best is None else asdict(best)
-        kept = ("gpu", "tensor_parallel", "tokens_per_s", "output_tokens_per_s", "median_tpot_ms")
+        kept = (
+            *("gpu", "tensor_parallel", "replicas", "requests_per_s", "tokens_per_s"),
+            *("output_tokens_per_s", "median_tpot_ms", "load_share"),
+        )
         return {
             "model": model.name,
             "size": self.size,
@@ -122,6 +126,7 @@ class Maker:
     gpu: Gpu
     origin: Path | None
     compose: Composer | None
+    progress: Callable[[str], None] | None = None
 
     def compute_optimal(self, flops: float) -> Candidate:
         """The model whose size is the law's optimum, trained on what the budget leaves.
@@ -181,7 +186,12 @@ class Maker:
         served: list[ServingCost | RuledOut] = []
         if sizing.serving is not None and not reason:
             served = serving_cost(
-                config, sizing.serving, name=model.name, compose=self.compose, origin=self.origin
+                config,
+                sizing.serving,
+                name=model.name,
+                compose=self.compose,
+                origin=self.origin,
+                progress=self._telling(model.name),
             )
             if cheapest(served) is None:
                 reason = f"no deployment can serve it: {_reasons(served)}"
@@ -199,6 +209,11 @@ class Maker:
             lifetime_tokens=None if sizing.serving is None else sizing.serving.lifetime_tokens,
             reason=reason,
         )
+
+    def _telling(self, name: str) -> Callable[[str], None] | None:
+        """Of a model, which deployment is being tried."""
+        tell = self.progress
+        return None if tell is None else lambda deployment: tell(f"{name} on {deployment}")
 
     def _too_small(self, flops: float, wanted: float) -> str:
         least = smallest_shape(self._rules, name="smallest")
@@ -237,6 +252,9 @@ def short_count(value: float) -> str:
 
 
 def _reasons(served: list[ServingCost | RuledOut]) -> str:
-    """The last reason of each GPU: that of its largest degree."""
+    """The nearest miss of the objectives; else the last reason of each GPU."""
+    nearest = nearest_miss(served)
+    if nearest is not None:
+        return f"none keeps the objectives; the nearest miss is {nearest.label}: {nearest.reason}"
     last = {one.gpu: one.reason for one in served if isinstance(one, RuledOut)}
     return "; ".join(f"{gpu}: {reason}" for gpu, reason in last.items())
