@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from orcast.calibrate_cli import compose
+from orcast.plan_cli import available_cores
+from orcast.task_progress import TaskProgress
 from scenarios.errors import InputError
 
 
@@ -34,6 +36,9 @@ def size(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder for report, tables, model and plan."),
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Size a model and its cluster by scaling laws; say what training and serving cost."""
@@ -44,9 +49,16 @@ def size(
     from scenarios.sizing_load import load_sizing
 
     loaded, origin = load_sizing(sizing, set_ or [])
-    with nullcontext() if out is None else fresh_size_folder(out) as partial, _Status() as status:
+    progress = TaskProgress("serving models")
+    with nullcontext() if out is None else fresh_size_folder(out) as partial, progress:
         try:
-            result = answer(loaded, origin=origin, compose=compose, progress=status.show)
+            result = answer(
+                loaded,
+                origin=origin,
+                compose=compose,
+                jobs=jobs or available_cores(),
+                progress=progress.show,
+            )
         except InputError:
             raise
         except ValueError as error:
@@ -73,25 +85,3 @@ def size(
         print(f"Model:  {out / 'config.json'} (--set model={out} in a scenario)")
         if result.summary["plan"] is not None:
             print(f"Plan:   orcast plan {quote(str(out / 'plan.yaml'))}")
-
-
-class _Status:
-    """On a terminal, which model is being tried on what: a goodput takes a second or two."""
-
-    def __enter__(self) -> _Status:
-        self._shown: object | None = None
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._shown is not None:
-            self._shown.stop()  # type: ignore[attr-defined]
-
-    def show(self, what: str) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self._shown is None:
-            from rich.console import Console
-
-            self._shown = Console(stderr=True).status("sizing")
-            self._shown.start()
-        self._shown.update(f"serving {what}")  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
@@ -46,13 +46,12 @@ def serving_cost(
     name: str,
     compose: Composer | None = None,
     origin: Path | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> list[ServingCost | RuledOut]:
     """Every candidate deployment of the model described by a Hugging Face `config`.
 
     Cheapest first, then those ruled out: the too dear by their floor, the others by how far they
-    miss. `progress` is told which deployment is being tried. Raises InputError for a GPU or setting
-    that does not exist, and where no deployment's times are known.
+    miss. Raises InputError for a GPU or setting that does not exist, and where no deployment's
+    times are known.
     """
     # A scenario names its model by file.
     with tempfile.TemporaryDirectory(prefix="orcast-size-") as folder:
@@ -64,9 +63,9 @@ def serving_cost(
         search = _Search(
             scenario, prompt, output, load_per_s(serving, prompt + output), compose, origin
         )
-        tried = floors(candidates, compose=compose, origin=origin, progress=progress)
+        tried = floors(candidates, compose=compose, origin=origin)
         if has_objectives(serving):
-            found = list(search.within_objectives(list(tried), candidates, progress))
+            found = list(search.within_objectives(list(tried), candidates))
         else:
             found = [search.priced(one) if isinstance(one, ServingCost) else one for one in tried]
     for one in found:
@@ -97,7 +96,6 @@ class _Search:
         self,
         tried: Sequence[ServingCost | RuledOut],
         candidates: Sequence[Candidate],
-        progress: Callable[[str], None] | None,
     ) -> Iterator[ServingCost | RuledOut]:
         """The deployments at their goodput, while one may still be the cheapest."""
         yield from (one for one in tried if isinstance(one, RuledOut))
@@ -105,7 +103,6 @@ class _Search:
         best = inf
         busy = [one for one in tried if isinstance(one, ServingCost)]
         for floor in sorted(busy, key=lambda one: self.at_best(one).rank):
-            candidate = named[floor.gpu, floor.tensor_parallel]
             if self.at_best(floor).rank[0] > best:
                 yield RuledOut(
                     floor.gpu,
@@ -115,9 +112,7 @@ class _Search:
                     floor_usd_per_million_tokens=self.priced(floor).usd_per_million_tokens,
                 )
                 continue
-            if progress is not None:
-                progress(candidate.label)
-            one = self.at_goodput(floor, self.explored(candidate))
+            one = self.at_goodput(floor, self.explored(named[floor.gpu, floor.tensor_parallel]))
             if isinstance(one, ServingCost):
                 best = min(best, one.rank[0])
             yield one

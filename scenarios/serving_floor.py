@@ -6,7 +6,7 @@ the last one's start in a batch, when as many run as fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -26,16 +26,11 @@ def floors(
     *,
     compose: Composer | None = None,
     origin: Path | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> Iterator[ServingCost | RuledOut]:
     """Each candidate kept busy. Of a GPU that holds the model somehow, degrees too small for it are
     left out; of any other, the largest degree says why."""
     for _, group in groupby(candidates, key=lambda one: one.gpu):
-        found: list[ServingCost | RuledOut] = []
-        for candidate in group:
-            if progress is not None:
-                progress(candidate.label)
-            found.append(_floor(candidate, compose=compose, origin=origin))
+        found = [_floor(one, compose=compose, origin=origin) for one in group]
         held = [one for one in found if not _too_small(one)]
         yield from held or found[-1:]
 

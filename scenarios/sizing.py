@@ -59,9 +59,12 @@ def size(
     *,
     origin: Path | None = None,
     compose: Composer | None = None,
-    progress: Callable[[str], None] | None = None,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Sized:
-    """Answer `sizing`; `progress` is told which model is being tried on which deployment.
+    """Answer `sizing` with so many processes; the same to the byte whatever `jobs` is.
+
+    `progress` is told (done, total) of the models whose serving is searched for.
 
     `compose` makes latency tables for serving with source ``aiconfigurator``. Raises InputError
     for names that do not exist, runs that determine no law, and a budget too small for any model.
@@ -77,7 +80,7 @@ def size(
         except InputError as error:
             raise InputError(f"{where}: serving.gpus: {error}") from None
     law, fitted = _law(sizing.law, origin)
-    maker = Maker(sizing, law, gpu, origin, compose, progress)
+    maker = Maker(sizing, law, gpu, origin, compose)
     flops = _budget(sizing, gpu)
     summary: dict[str, Any] = {
         "name": sizing.name,
@@ -86,15 +89,13 @@ def size(
     }
     if sizing.model is not None:
         candidates = [_known_model(maker, sizing, flops, where)]
-        chosen = candidates[0]
     else:
         assert flops is not None
-        candidates = []
         reference = maker.compute_optimal(flops)
-        candidates += [reference, *maker.smaller(reference, flops)]
-        chosen = _answer(candidates)
+        candidates = [reference, *maker.smaller(reference, flops)]
         summary |= _budget_figures(sizing, law, reference, flops, gpu)
-    return _sized(maker, summary, candidates, chosen)
+    candidates = maker.served(candidates, jobs=jobs, progress=progress)
+    return _sized(maker, summary, candidates, _answer(candidates))
 
 
 def _law(given: Law, origin: Path | None) -> tuple[ScalingLaw, FittedLaw | None]:
