@@ -1,4 +1,4 @@
-"""A progress bar on the terminal for tasks that take a second or more each; none where it is piped."""
+"""A progress bar on the terminal for tasks of a second or more each; none where it is piped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class TaskProgress:
-    """How many of its tasks are done, and the time that is left: ``with TaskProgress("models")``."""
+    """How many tasks are done, and the time that is left; `what` says what is being done."""
 
     def __init__(self, what: str) -> None:
         self.what = what
