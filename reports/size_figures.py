@@ -180,16 +180,18 @@ def deployments(figures: Figures) -> Figure | None:
     dear = [one for one in figures["serving"] if one.get("floor_usd_per_million_tokens")]
     if not known:
         return None
+    names = [f"{one['tensor_parallel']} x {one['gpu']}" for one in known + dear]
     layout = _layout(
-        {
-            "title": {"text": "deployment"},
-            "tickvals": list(range(len(known + dear))),
-            "ticktext": [f"{one['tensor_parallel']} x<br>{one['gpu']}" for one in known + dear],
-            "range": [-0.6, len(known + dear) - 0.4],
-        },
         {"title": {"text": "USD per million tokens"}},
+        {
+            "tickvals": list(range(len(names))),
+            "ticktext": names,
+            "range": [len(names) - 0.4, -0.6],  # the cheapest on top
+        },
+        height_px=110 + 22 * len(names),
     )
-    layout |= {"bargap": 0.4, "hovermode": "closest"}
+    layout |= {"bargap": 0.3, "hovermode": "closest"}
+    layout["margin"]["l"] = 100
     data = [
         _prices(
             [one["usd_per_million_tokens"] for one in known],
@@ -206,8 +208,8 @@ def deployments(figures: Figures) -> Figure | None:
     if dear:
         floors = [one["floor_usd_per_million_tokens"] for one in dear]
         texts = [f"at least {usd(floor)} a million tokens, always busy" for floor in floors]
-        data.append(_prices(floors, texts, colour("waiting"), first=len(known)))
-        text += " Pale: what the dearer ones cost at least, always busy."
+        data.append(_prices(floors, texts, colour("held"), first=len(known)))
+        text += " Grey: what the dearer ones cost at least, always busy."
     return Figure("deployments", f"Where to serve {figures['model']['name']}", text, data, layout)
 
 
@@ -216,8 +218,9 @@ def _prices(
 ) -> dict[str, Any]:
     return {
         "type": "bar",
-        "x": [first + at for at in range(len(prices))],
-        "y": [float(f"{price:.5g}") for price in prices],
+        "orientation": "h",
+        "x": [float(f"{price:.5g}") for price in prices],
+        "y": [first + at for at in range(len(prices))],
         "marker": {"color": colours},
         "customdata": [plotly_text(text) for text in texts],
         "hovertemplate": "%{customdata}<extra></extra>",

@@ -95,12 +95,12 @@ def test_the_deployments_chart_shows_prices_and_the_floors_of_the_dearer() -> No
     priced, floors = chart.data
     rows = figures()["serving"]
     shown = [one["usd_per_million_tokens"] for one in rows if not one["reason"]]
-    assert priced["y"] == pytest.approx(shown, rel=1e-4)
+    assert priced["x"] == pytest.approx(shown, rel=1e-4)
     assert shown == sorted(shown)
     least = [one["floor_usd_per_million_tokens"] for one in rows if one["reason"]]
-    assert floors["y"] == pytest.approx(least, rel=1e-4)
+    assert floors["x"] == pytest.approx(least, rel=1e-4)
     assert min(least) > shown[0]
-    assert [*priced["x"], *floors["x"]] == list(range(len(rows)))
+    assert [*priced["y"], *floors["y"]] == list(range(len(rows)))
 
 
 def test_prices_say_what_service_they_are_for() -> None:
