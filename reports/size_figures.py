@@ -181,8 +181,10 @@ def deployments(figures: Figures) -> Figure | None:
     if not known:
         return None
     names = [f"{one['tensor_parallel']} x {one['gpu']}" for one in known + dear]
+    floors = [one["floor_usd_per_million_tokens"] for one in dear]
+    top = max([one["usd_per_million_tokens"] for one in known] + floors)
     layout = _layout(
-        {"title": {"text": "USD per million tokens"}},
+        {"title": {"text": "USD per million tokens"}, "range": [0, 1.04 * top]},
         {
             "tickvals": list(range(len(names))),
             "ticktext": names,
@@ -206,7 +208,6 @@ def deployments(figures: Figures) -> Figure | None:
     ]
     text = f"Dollars a million tokens, prompts and outputs together, {service(figures)}."
     if dear:
-        floors = [one["floor_usd_per_million_tokens"] for one in dear]
         texts = [f"at least {usd(floor)} a million tokens, always busy" for floor in floors]
         data.append(_prices(floors, texts, colour("held"), first=len(known)))
         text += " Grey: what the dearer ones cost at least, always busy."

@@ -187,41 +187,35 @@ def _inference(figures: Figures) -> Table:
 def _serving(figures: Figures) -> Table:
     """Every deployment: its price, its floor if that is too dear already, or why it cannot be."""
     asked = figures["service"]
-    rows = tuple(
-        _deployment(one, fleet=asked["request_rate"] is not None) for one in figures["serving"]
-    )
-    head = [
-        "deployment",
-        "$/M tokens",
-        "$/M output",
-        "tokens/s",
-        "median\nTPOT ms",
-        "of full\nload",
-    ]
+    head = ["deployment", "$/M tokens", "$/M output", "tokens/s", "median\nTPOT ms"]
+    if asked["objectives"]:
+        head.append("of full\nload")
     if asked["request_rate"] is not None:
         head.append("replicas")
     head.append("breaks first, or why not" if asked["objectives"] else "")
     return Table(
         f"Serving {figures['model']['name']} {service(figures)}",
         tuple(head),
-        rows,
+        tuple(_deployment(one, head) for one in figures["serving"]),
         marked=0 if not figures["serving"][0]["reason"] else None,
     )
 
 
-def _deployment(one: Figures, *, fleet: bool) -> tuple[str, ...]:
+def _deployment(one: Figures, head: list[str]) -> tuple[str, ...]:
     name = f"{one['tensor_parallel']} x {one['gpu']}"
     if one["reason"]:
         floor = one["floor_usd_per_million_tokens"]
         price = MISSING if floor is None else f"≥ {usd(floor)}"
-        return name, price, *[MISSING] * (5 if fleet else 4), one["reason"]
-    figures = [
+        return name, price, *[MISSING] * (len(head) - 3), one["reason"]
+    texts = [
+        name,
         usd(one["usd_per_million_tokens"]),
         usd(one["usd_per_million_output_tokens"]),
         f"{one['tokens_per_s']:,.0f}",
         f"{one['median_tpot_ms']:.1f}",
-        f"{one['load_share']:.0%}",
     ]
-    if fleet:
-        figures.append(f"{one['replicas']:,}")
-    return name, *figures, one["breaks"]
+    if "of full\nload" in head:
+        texts.append(f"{one['load_share']:.0%}")
+    if "replicas" in head:
+        texts.append(f"{one['replicas']:,}")
+    return *texts, one["breaks"]
