@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from scenarios.plan_schema import Plan
 from scenarios.target import replicas_for
@@ -74,6 +75,17 @@ class ServingCost:
         fill = request_rate / (replicas * self.requests_per_s)
         return replace(self, replicas=replicas, fill=fill)
 
+    def figures(self) -> dict[str, Any]:
+        """As plain data, prices with it; no reason to rule it out."""
+        figures = asdict(self)
+        del figures["warnings"]
+        return figures | {
+            "usd_per_million_tokens": self.usd_per_million_tokens,
+            "usd_per_million_output_tokens": self.usd_per_million_output_tokens,
+            "tokens_per_gpu_s": self.tokens_per_gpu_s,
+            "reason": "",
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class RuledOut:
@@ -94,6 +106,10 @@ class RuledOut:
     @property
     def label(self) -> str:
         return f"{self.tensor_parallel} x {self.gpu}"
+
+    def figures(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
 
 
 def cheapest(tried: Iterable[ServingCost | RuledOut]) -> ServingCost | None:

@@ -247,21 +247,8 @@ def _serving_figures(maker: Maker, chosen: Candidate) -> dict[str, Any]:
             request_rate=service["request_rate"],
             origin=maker.origin,
         )
-    tried = [_served(one) for one in chosen.serving]
+    tried = [one.figures() for one in chosen.serving]
     return {"service": service, "serving": tried, "plan": plan}
-
-
-def _served(one: Any) -> dict[str, Any]:
-    figures = asdict(one)
-    figures.pop("warnings", None)
-    if isinstance(one, ServingCost):
-        figures |= {
-            "usd_per_million_tokens": one.usd_per_million_tokens,
-            "usd_per_million_output_tokens": one.usd_per_million_output_tokens,
-            "tokens_per_gpu_s": one.tokens_per_gpu_s,
-            "reason": "",
-        }
-    return figures
 
 
 def _notes(
