@@ -134,6 +134,7 @@ def question_of(
         ("cluster", not scenario.cluster.is_plain or scenario.cluster.replicas > 1, "one replica"),
         ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
         ("speculation", scenario.speculation is not None, "one token at a time"),
+        ("engine.async_scheduling", scenario.engine.async_scheduling, "one decision at a time"),
         ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
         ("engine.kv_offloading_size_gib", scenario.engine.kv_offloading_size_gib, "one KV cache"),
         (
@@ -243,6 +244,7 @@ def ask_engine(
 ) -> tuple[Served, Validation, EngineRun, Forecast]:
     """Both runs of the scenario, and one held against the other."""
     from calibrate.comparison import compare
+    from calibrate.engine import GAVE_UP, REFUSED
     from calibrate.environment import device_name
     from calibrate.measurement import simulated
     from calibrate.replay import replay
@@ -269,7 +271,8 @@ def ask_engine(
     )
     workload = deployment.workload
     again = None
-    if not served.errors and not eos:
+    foreseen = {*served.errors.values()} <= {REFUSED, GAVE_UP}  # the simulator does the same
+    if foreseen and not eos:
         again = replay(
             served.records,
             workload,

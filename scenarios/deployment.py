@@ -14,6 +14,7 @@ import numpy as np
 from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.expert_counts import expert_routing
+from scenarios.queueing import queue_rules, unknown_classes
 from scenarios.schema import Scenario
 from scenarios.sharing import draw_conversations, draw_samples, host_blocks, with_block_moves
 from scenarios.speculation import speculator
@@ -21,6 +22,7 @@ from sim.cluster_plan import ReplicaGroup
 from sim.engine_config import EngineConfig
 from sim.expert_routing import ExpertRouting
 from sim.hardware import Gpu, Interconnect
+from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline_latency import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
 from sim.latency.roofline import HOST_LINK_EFFICIENCY
@@ -31,6 +33,8 @@ from sim.memory import MemoryBudget, memory_budget
 from sim.metrics import Slo
 from sim.model_spec import ModelSpec
 from sim.parallelism import Parallelism
+from sim.schedulers import SCHEDULERS
+from sim.schedulers.installed import installed_policy
 from sim.workload import Workload, arrivals, lengths, read_trace
 from sim.workload.labels import drawn_labels
 from sim.workload.sessions import shared_prefixes
@@ -79,6 +83,8 @@ def deploy(
     engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
         workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
+    with _at(source, "engine"):
+        rules = queue_rules(scenario.engine, scenario.workload, workload.labels)
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -88,7 +94,7 @@ def deploy(
     cluster = scenario.cluster
     groups: tuple[ReplicaGroup, ...] = ()
     if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
-        groups = tuple(_groups(scenario, source, beside=beside, compose=compose))
+        groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
     return Deployment(
         scenario=scenario,
         model=engine.model,
@@ -96,11 +102,15 @@ def deploy(
         parallelism=parallelism_of(scenario.hardware),
         routing=engine.routing,
         memory=engine.memory,
-        config=engine.config,
+        config=engine.config if rules is None else replace(engine.config, queue=rules),
         latency=engine.latency,
         workload=workload,
         slo=slo,
-        notes=(*workload.notes, *engine.notes),
+        notes=(
+            *workload.notes,
+            *unknown_classes(scenario.workload, workload.labels),
+            *engine.notes,
+        ),
         groups=groups,
     )
 
@@ -137,6 +147,9 @@ def _engine(
             )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
+    with _at(source, "engine.scheduler"):
+        if scenario.engine.scheduler not in SCHEDULERS:
+            installed_policy(scenario.engine.scheduler)  # says what is wrong with it
     with _at(source, "engine"):
         config = _engine_config(scenario.engine, model, memory)
     if speculating is not None:
@@ -156,6 +169,8 @@ def _engine(
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
     latency = with_block_moves(latency, scenario, memory, gpu)
+    if scenario.engine.async_scheduling:
+        latency = _overlapped(latency, scenario, source)
     notes = (
         *(speculating.notes(scenario) if speculating is not None else ()),
         *_unused_knobs(scenario),
@@ -165,8 +180,26 @@ def _engine(
     return _Engine(model, gpu, routing, memory, config, latency, notes)
 
 
+def _overlapped(latency: LatencyModel, scenario: Scenario, source: str) -> LatencyModel:
+    """With the host's time hidden behind the device's. Raises InputError where that cannot be."""
+    where = f"{source}: engine.async_scheduling"
+    if scenario.speculation is not None:
+        raise InputError(f"{where}: beside speculation it is not modelled: drafts decide the batch")
+    if scenario.hardware.pipeline_parallel > 1:
+        raise InputError(f"{where}: a pipeline overlaps already: pipeline_parallel must be 1")
+    if not scenario.cluster.is_plain:
+        raise InputError(f"{where}: needs a plain cluster (replicas behind round_robin)")
+    with _at(source, "engine"):
+        return OverlappedLatency(latency)
+
+
 def _groups(
-    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+    scenario: Scenario,
+    source: str,
+    labels: list[str] | None,
+    *,
+    beside: Path | None,
+    compose: Composer | None,
 ) -> Iterator[ReplicaGroup]:
     """The cluster's groups; values that a group does not give are the scenario's."""
     from scenarios.load import parse_scenario
@@ -193,6 +226,13 @@ def _groups(
                 raise InputError(
                     f"{where}.role: speculation across prefill and decode pools is not modelled"
                 )
+        with _at(where, "engine"):
+            rules = queue_rules(mine.engine, scenario.workload, labels)
+        if group.role != "both" and rules is not None and rules.limits:
+            raise InputError(
+                f"{where}: engine: max_num_waiting and max_queue_time_s are not modelled across "
+                "prefill and decode pools"
+            )
         engine = _engine(mine, where, beside=beside, compose=compose)
         if isinstance(engine.latency, PipelineLatency):
             raise InputError(
@@ -201,7 +241,7 @@ def _groups(
         parallelism = parallelism_of(mine.hardware)
         yield ReplicaGroup(
             group.replicas,
-            engine.config,
+            replace(engine.config, queue=rules),
             engine.latency,
             scheduler,
             engine.memory.num_gpu_blocks,
@@ -277,6 +317,7 @@ def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget
         reservation=engine.reservation,
         preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
         max_queue_delay_s=engine.max_queue_delay_ms / 1e3,
+        async_scheduling=engine.async_scheduling,
     )
 
 

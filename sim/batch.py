@@ -53,5 +53,6 @@ class Batch:
     loaded: Sequence[tuple[int, int]] = ()  # (host block, device block)
     copies: Sequence[tuple[int, int]] = ()  # (source, target) device blocks, after all of these
     preempted: int = 0
+    decided_ahead: bool = False  # while the batch before was computed: the host's time is hidden
     extrapolated: bool = False  # set by a latency model that left its measured range
     verification: Verification | None = None  # under speculative decoding

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import simpy
 
+from sim.ahead_replica import AheadReplica
 from sim.engine_config import EngineConfig
 from sim.kv_offload import block_allocator
 from sim.latency.pipeline_latency import PipelineLatency
@@ -76,8 +77,9 @@ def simulate(
             shares = [new_scheduler(num_blocks // stages) for _ in range(stages)]
             pipelines.append(Pipeline(env, shares, latency, source, check=check, progress=report))
         else:
+            kind = AheadReplica if config.async_scheduling else Replica
             engines.append(
-                Replica(
+                kind(
                     env, new_scheduler(num_blocks), latency, source,
                     leap=leap, check=check, progress=report,
                 )

@@ -28,6 +28,8 @@ class BlockMoves:
         self.measured = latency.measured
         self.uses_longest = latency.uses_longest
         self.host: HostOverhead | None = getattr(latency, "host", None)
+        if hasattr(latency, "host_s"):
+            self.host_s = latency.host_s
 
     def iteration_s(self, batch: Batch) -> float:
         duration_s = self._latency.iteration_s(batch)

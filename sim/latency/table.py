@@ -232,6 +232,10 @@ class TableLatency:
             duration_s += self._swap_s(batch.swap_in_blocks + batch.swap_out_blocks)
         return duration_s
 
+    def host_s(self, num_seqs: int) -> float:
+        """Host time of an iteration of so many sequences."""
+        return self._host_time_s(num_seqs)
+
     def _host_time_s(self, num_seqs: int) -> float:
         if self._host is not None:
             return self._host(num_seqs)

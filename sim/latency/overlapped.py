@@ -1,0 +1,96 @@
+"""Scheduling ahead: the host decides the next iteration while the device computes this one.
+
+What vLLM calls asynchronous scheduling, and SGLang the overlap scheduler ("SGLang v0.4", 2024). An
+iteration then takes as long as the slower of the two; only the first one after a pause still pays
+for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from sim.batch import Batch
+from sim.latency.protocol import HostOverhead, LatencyModel
+
+
+class OverlappedLatency:
+    """A latency model whose host time is hidden behind the device's, where a batch says so.
+
+    Raises ValueError for a model that does not tell the host's time from the device's.
+    """
+
+    def __init__(self, latency: LatencyModel) -> None:
+        self._latency = latency
+        self.label = latency.label
+        self.measured = latency.measured
+        self.uses_longest = latency.uses_longest
+        self.host: HostOverhead | None = getattr(latency, "host", None)
+        self._host_s = _host_of(latency)
+
+    def host_s(self, num_seqs: int) -> float:
+        """Host time of an iteration of so many sequences, hidden or not."""
+        return self._host_s(num_seqs)
+
+    def iteration_s(self, batch: Batch) -> float:
+        total_s = self._latency.iteration_s(batch)
+        if not batch.decided_ahead:
+            return total_s
+        host_s = self._host_s(batch.num_seqs)
+        return max(total_s - host_s, host_s)
+
+    def run_ends_s(
+        self, batch: Batch, start_s: float, iterations: int, until_s: float
+    ) -> list[float]:
+        """One iteration after the other: which of the two is slower may change on the way."""
+        first = batch.decided_ahead
+        start_s += self.iteration_s(batch)
+        ends_s = [start_s]
+        decodes, extrapolated = batch.num_decodes, batch.extrapolated
+        step = Batch(
+            num_decodes=decodes, context_tokens=batch.context_tokens,
+            longest_tokens=batch.longest_tokens, num_tokens=batch.num_tokens,
+            num_emitting=batch.num_emitting, num_seqs=batch.num_seqs, decided_ahead=True,
+        )  # fmt: skip
+        while len(ends_s) < iterations and start_s < until_s:
+            step.context_tokens += decodes
+            step.longest_tokens += 1
+            start_s += self.iteration_s(step)
+            if step.extrapolated != extrapolated:
+                break  # a run is wholly inside the measured range or wholly outside
+            ends_s.append(start_s)
+        batch.decided_ahead = first
+        return ends_s
+
+    def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As the model's, with the host's part being what of it is not hidden."""
+        start_s, duration_s = iterations["start_s"], iterations["duration_s"]
+        host_s = np.array([self._host_s(n) for n in range(int(iterations["num_seqs"].max()) + 1)])[
+            iterations["num_seqs"]
+        ]
+        ends_s: dict[int, float] = {}
+        ahead = np.zeros(len(start_s), dtype=bool)
+        replicas = iterations.get("replica", np.zeros(len(start_s), dtype=int)).tolist()
+        for row, (replica, start, duration) in enumerate(
+            zip(replicas, start_s.tolist(), duration_s.tolist(), strict=True)
+        ):
+            ahead[row] = ends_s.get(replica) == start
+            ends_s[replica] = start + duration
+        hidden_s = np.where(ahead, np.minimum(host_s, duration_s), 0.0)
+        parts = self._latency.parts_s({**iterations, "duration_s": duration_s + hidden_s})
+        parts["host"] = parts["host"] - hidden_s
+        return parts
+
+
+def _host_of(latency: LatencyModel) -> Callable[[int], float]:
+    told: Callable[[int], float] | None = getattr(latency, "host_s", None)
+    if told is not None:
+        return told
+    host: HostOverhead | None = getattr(latency, "host", None)
+    if host is None:
+        raise ValueError(
+            "async_scheduling hides the host's time behind the device's, and this latency source "
+            "does not tell them apart: choose roofline, table or aiconfigurator"
+        )
+    return lambda num_seqs: host.per_iteration_s + num_seqs * host.per_sequence_s

@@ -1,0 +1,177 @@
+"""Deciding an iteration ahead: what is hidden, who is seen when, leaping as stepping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from scenarios.errors import InputError
+from scenarios.forecast import forecast
+from scenarios.load import load_scenario
+from sim.batch import Batch
+from sim.engine_config import EngineConfig
+from sim.latency.overlapped import OverlappedLatency
+from sim.latency.protocol import FixedLatency, HostOverhead
+from sim.queues import QueueRules
+from sim.records import Records
+from sim.workload import Workload
+from tests.sim.serving import LinearLatency, assert_same_records, engines, run, workloads
+
+CONFIG = EngineConfig(max_num_seqs=8, max_num_batched_tokens=64, async_scheduling=True)
+HOST_S = 0.25
+
+
+class Hosted(LinearLatency):
+    """Linear, of which a part is the host's."""
+
+    host = HostOverhead(0.006, 0.0011, "test")
+
+
+class OneSecond(FixedLatency):
+    """The device takes a second, the host a quarter."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0 + HOST_S)
+
+    def host_s(self, num_seqs: int) -> float:
+        return HOST_S
+
+
+@pytest.mark.parametrize("scheduler", ["orca", "paged", "chunked"])
+@settings(max_examples=120, deadline=None)
+@given(workload=workloads(), engine=engines())
+def test_leap_equals_step(
+    scheduler: str, workload: Workload, engine: tuple[EngineConfig, int]
+) -> None:
+    config, num_blocks = replace(engine[0], async_scheduling=True), engine[1]
+    both = [
+        run(
+            workload, config, scheduler=scheduler, num_blocks=num_blocks, leap=leap,
+            latency=OverlappedLatency(Hosted()),  # type: ignore[arg-type]
+        )
+        for leap in (True, False)
+    ]  # fmt: skip
+    assert_same_records(*both)
+    requests = both[0].requests
+    assert len(requests["request"]) == len(workload)
+    assert (
+        both[0].iterations["emitted"].sum() == workload.output_tokens[~requests["rejected"]].sum()
+    )
+
+
+@pytest.mark.parametrize("order", ["priority", "shortest_job"])
+@settings(max_examples=40, deadline=None)
+@given(workload=workloads(), engine=engines())
+def test_leap_equals_step_in_other_orders(
+    order: str, workload: Workload, engine: tuple[EngineConfig, int]
+) -> None:
+    rules = QueueRules(order, priority={"a": 1, "b": 0})
+    config = replace(engine[0], async_scheduling=True, queue=rules)
+    workload = replace(workload, labels=["ab"[i % 2] for i in range(len(workload))])
+    both = [
+        run(
+            workload, config, scheduler="chunked", num_blocks=engine[1], leap=leap,
+            latency=OverlappedLatency(Hosted()),  # type: ignore[arg-type]
+        )
+        for leap in (True, False)
+    ]  # fmt: skip
+    assert_same_records(*both)
+
+
+def served(workload: Workload, *, ahead: bool = True, leap: bool = True) -> Records:
+    config = replace(CONFIG, async_scheduling=ahead)
+    latency = OverlappedLatency(OneSecond()) if ahead else OneSecond()
+    return run(workload, config, scheduler="chunked", latency=latency, leap=leap)  # type: ignore[arg-type]
+
+
+def one(*arrival_s: float, output: int = 10) -> Workload:
+    count = len(arrival_s)
+    return Workload(np.array(arrival_s), np.full(count, 8), np.full(count, output))
+
+
+@pytest.mark.parametrize("leap", [True, False])
+def test_only_the_first_iteration_after_a_pause_pays_for_the_host(leap: bool) -> None:
+    records = served(one(0.0, 100.0), leap=leap)
+    durations = records.iterations["duration_s"]
+    assert np.allclose(durations[[0, 10]], 1.0 + HOST_S)
+    assert np.allclose(np.delete(durations, [0, 10]), 1.0)
+    plain = served(one(0.0, 100.0), ahead=False, leap=leap)
+    assert np.allclose(plain.iterations["duration_s"], 1.0 + HOST_S)
+
+
+def test_the_slower_of_host_and_device_counts() -> None:
+    latency = OverlappedLatency(Hosted(base_s=0.004, per_token_s=0.0))
+    batch = Batch(num_decodes=4, num_tokens=4, num_seqs=4, num_emitting=4, decided_ahead=True)
+    host_s = 0.006 + 4 * 0.0011
+    device_s = 0.004 - host_s  # less than nothing: the host alone decides
+    assert latency.iteration_s(batch) == max(device_s, host_s) == host_s
+
+
+def test_who_arrives_during_an_iteration_is_seen_by_the_decision_after_the_next() -> None:
+    # Iterations begin at 0, 1.25, 2.25, 3.25, …; the one at 2.25 was decided at 1.25.
+    records = served(one(0.0, 1.5))
+    assert records.requests["scheduled_s"][1] == pytest.approx(3.25)
+    assert served(one(0.0, 1.25)).requests["scheduled_s"][1] == pytest.approx(2.25)
+    plain = served(one(0.0, 1.5), ahead=False)
+    assert plain.requests["scheduled_s"][1] == pytest.approx(2.5)
+
+
+def test_parts_add_up_to_what_is_not_hidden() -> None:
+    latency = OverlappedLatency(_Parted())
+    records = run(
+        one(0.0, 0.4, 7.0),
+        CONFIG,
+        scheduler="chunked",
+        latency=latency,  # type: ignore[arg-type]
+    )
+    parts = latency.parts_s(records.iterations)
+    assert np.allclose(sum(parts.values()), records.iterations["duration_s"])
+    assert (parts["host"] >= -1e-12).all() and parts["host"].sum() > 0
+    assert np.isclose(parts["host"], 0.0).sum() > np.isclose(parts["host"], HOST_S).sum()
+
+
+class _Parted(OneSecond):
+    def parts_s(self, iterations):  # type: ignore[no-untyped-def]
+        host_s = np.full(len(iterations["start_s"]), HOST_S)
+        return {"device": iterations["duration_s"] - host_s, "host": host_s}
+
+
+def test_a_model_without_a_host_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not tell them apart"):
+        OverlappedLatency(FixedLatency(1.0))
+
+
+def figures(*settings: str) -> dict[str, Any]:
+    scenario, origin = load_scenario("async-scheduling", ["workload.num_requests=600", *settings])
+    return forecast(scenario, origin=origin).summary
+
+
+def test_the_scenario_leaps_as_it_steps_and_gains() -> None:
+    at_once = "workload.arrivals={process: all_at_once}"
+    ahead, plain = figures(at_once), figures(at_once, "engine.async_scheduling=false")
+    assert ahead["output_throughput"] > 1.1 * plain["output_throughput"]
+    assert ahead["time_parts_s"]["host"] < 0.05 * plain["time_parts_s"]["host"]
+    for part in ("linear", "attention", "logits"):
+        assert ahead["time_parts_s"][part] == pytest.approx(plain["time_parts_s"][part], rel=0.02)
+    scenario, origin = load_scenario("async-scheduling", ["workload.num_requests=150"])
+    both = [forecast(scenario, origin=origin, leap=leap).records for leap in (True, False)]
+    assert_same_records(*both)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["engine.scheduler=static"], "needs a scheduler that decides every iteration"),
+        (["engine.max_queue_time_s=3"], "is not modelled"),
+        (["latency={source: fixed, iteration_ms: 10}"], "does not tell them apart"),
+        (["hardware.pipeline_parallel=2"], "pipeline_parallel must be 1"),
+        (["cluster={replicas: 2, router: least_kv}"], "needs a plain cluster"),
+    ],
+)
+def test_what_cannot_be_decided_ahead_is_refused(settings: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        figures(*settings)
