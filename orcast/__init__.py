@@ -43,13 +43,16 @@ def simulate(
     return forecast(loaded, origin=origin, compose=compose, leap=not step)
 
 
-def size(sizing: str | None = None, overrides: Mapping[str, Any] | None = None) -> SizeStudy:
+def size(
+    sizing: str | None = None, overrides: Mapping[str, Any] | None = None, *, jobs: int = 1
+) -> SizeStudy:
     """Size a model by scaling laws, as `orcast size` does, with some paths set to other values.
 
     Returns ``(table, figure, summary)``: a tidy DataFrame with a row for each candidate model, a
     Plotly figure of training against serving cost (or the isoFLOP curves, or the memory), and all
-    figures as plain data. Raises `scenarios.errors.InputError` for a sizing that cannot be
-    answered.
+    figures as plain data. Several `jobs` start fresh interpreters: a script that asks for them
+    needs an ``if __name__ == "__main__"``. Raises `scenarios.errors.InputError` for a sizing that
+    cannot be answered.
     """
     from orcast.calibrate_cli import compose
     from reports.size_notebook import size_study
@@ -57,7 +60,7 @@ def size(sizing: str | None = None, overrides: Mapping[str, Any] | None = None) 
     from scenarios.sizing_load import load_sizing
 
     loaded, origin = load_sizing(sizing, _settings(overrides))
-    return size_study(answer(loaded, origin=origin, compose=compose))
+    return size_study(answer(loaded, origin=origin, compose=compose, jobs=jobs))
 
 
 def sweep(

@@ -7,12 +7,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import typer
 
 from orcast.calibrate_cli import compose
+from orcast.task_progress import TaskProgress
 
 
 def plan(
@@ -45,7 +45,8 @@ def plan(
         settings.append(f"plan.prices={json.dumps(str(prices))}")
     loaded, origin = load_scenario(scenario, settings)
     folder = out or Path("runs") / _folder_name(loaded.name)
-    with fresh_folder(folder, marker=MARKER, files=FILES) as partial, _Progress() as progress:
+    progress = TaskProgress("exploring deployments")
+    with fresh_folder(folder, marker=MARKER, files=FILES) as partial, progress:
         answer = plan_scenario(
             loaded,
             origin=origin,
@@ -85,38 +86,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class _Progress:
-    """A progress bar on the terminal: deployments explored, and the time that is left."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-            self._bar = Progress(
-                "exploring deployments", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task("deployments", total=None)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, done: int, total: int) -> None:
-        """`done` of `total` deployments are explored."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)

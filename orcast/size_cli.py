@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from orcast.calibrate_cli import compose
+from orcast.plan_cli import available_cores
+from orcast.task_progress import TaskProgress
 from scenarios.errors import InputError
 
 
@@ -31,7 +34,10 @@ def size(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder for the report, tables and the model."),
+        typer.Option("--out", metavar="DIR", help="Folder for report, tables, model and plan."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -43,9 +49,16 @@ def size(
     from scenarios.sizing_load import load_sizing
 
     loaded, origin = load_sizing(sizing, set_ or [])
-    with nullcontext() if out is None else fresh_size_folder(out) as partial, _Status() as status:
+    progress = TaskProgress("serving models")
+    with nullcontext() if out is None else fresh_size_folder(out) as partial, progress:
         try:
-            result = answer(loaded, origin=origin, compose=compose, progress=status.show)
+            result = answer(
+                loaded,
+                origin=origin,
+                compose=compose,
+                jobs=jobs or available_cores(),
+                progress=progress.show,
+            )
         except InputError:
             raise
         except ValueError as error:
@@ -63,30 +76,12 @@ def size(
     from reports.size_table import size_tables
 
     console = Console(highlight=False)
+    # Tables of figures and reasons need room; a pipe has all it wants.
+    console.width = max(console.width, 100 if console.is_terminal else 120)
     for part in size_tables(result.summary):
         console.print(part)
     if out is not None:
         print(f"Report: {out / 'report.html'}")
         print(f"Model:  {out / 'config.json'} (--set model={out} in a scenario)")
-
-
-class _Status:
-    """On a terminal, what is being looked at; it takes some seconds."""
-
-    def __enter__(self) -> _Status:
-        self._shown: object | None = None
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._shown is not None:
-            self._shown.stop()  # type: ignore[attr-defined]
-
-    def show(self, model: str) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self._shown is None:
-            from rich.console import Console
-
-            self._shown = Console(stderr=True).status("sizing")
-            self._shown.start()
-        self._shown.update(f"sized and served: {model}")  # type: ignore[attr-defined]
+        if result.summary["plan"] is not None:
+            print(f"Plan:   orcast plan {quote(str(out / 'plan.yaml'))}")

@@ -6,7 +6,7 @@ from typing import Any
 from reports.figures import chart_layout
 from reports.page import Figure, Key, plotly_text
 from reports.quantity import plain
-from reports.size_text import MEMORY_PARTS, Figures, memory, power, short, usd
+from reports.size_text import MEMORY_PARTS, Figures, memory, power, service, short, usd
 from reports.style import colour
 
 HEIGHT_PX = 340
@@ -175,41 +175,57 @@ def training_memory(figures: Figures) -> Figure:
 
 
 def deployments(figures: Figures) -> Figure | None:
-    """Dollars a million tokens of every deployment; None where none was tried."""
+    """Dollars a million tokens of every deployment; None where none can be."""
     known = [one for one in figures["serving"] if not one["reason"]]
+    dear = [one for one in figures["serving"] if one.get("floor_usd_per_million_tokens")]
     if not known:
         return None
-    positions = list(range(len(known)))
+    names = [f"{one['tensor_parallel']} x {one['gpu']}" for one in known + dear]
+    floors = [one["floor_usd_per_million_tokens"] for one in dear]
+    top = max([one["usd_per_million_tokens"] for one in known] + floors)
     layout = _layout(
+        {"title": {"text": "USD per million tokens"}, "range": [0, 1.04 * top]},
         {
-            "title": {"text": "deployment"},
-            "tickvals": positions,
-            "ticktext": [f"{one['tensor_parallel']} x<br>{one['gpu']}" for one in known],
-            "range": [-0.6, len(known) - 0.4],
+            "tickvals": list(range(len(names))),
+            "ticktext": names,
+            "range": [len(names) - 0.4, -0.6],  # the cheapest on top
         },
-        {"title": {"text": "USD per million tokens"}},
+        height_px=110 + 22 * len(names),
     )
-    layout |= {"bargap": 0.4, "hovermode": "closest"}
-    return Figure(
-        "deployments",
-        f"Where to serve {figures['model']['name']}",
-        "Dollars a million tokens, prompts and outputs together, with work always waiting.",
-        [
-            {
-                "type": "bar",
-                "x": positions,
-                "y": [float(f"{one['usd_per_million_tokens']:.5g}") for one in known],
-                "marker": {"color": [colour("running"), *[colour("decode")] * (len(known) - 1)]},
-                "customdata": [
-                    f"{usd(one['usd_per_million_tokens'])} a million tokens, "
-                    f"{one['tokens_per_s']:,.0f} tokens/s, TPOT {plain(one['median_tpot_ms'])} ms"
-                    for one in known
-                ],
-                "hovertemplate": "%{customdata}<extra></extra>",
-            }
-        ],
-        layout,
-    )
+    layout |= {"bargap": 0.3, "hovermode": "closest"}
+    layout["margin"]["l"] = 100
+    data = [
+        _prices(
+            [one["usd_per_million_tokens"] for one in known],
+            [
+                f"{usd(one['usd_per_million_tokens'])} a million tokens, "
+                f"{one['tokens_per_s']:,.0f} tokens/s, TPOT {plain(one['median_tpot_ms'])} ms, "
+                f"{one['load_share']:.0%} of full load"
+                for one in known
+            ],
+            [colour("running"), *[colour("decode")] * (len(known) - 1)],
+        )
+    ]
+    text = f"Dollars a million tokens, prompts and outputs together, {service(figures)}."
+    if dear:
+        texts = [f"at least {usd(floor)} a million tokens, always busy" for floor in floors]
+        data.append(_prices(floors, texts, colour("held"), first=len(known)))
+        text += " Grey: what the dearer ones cost at least, always busy."
+    return Figure("deployments", f"Where to serve {figures['model']['name']}", text, data, layout)
+
+
+def _prices(
+    prices: list[float], texts: list[str], colours: str | list[str], *, first: int = 0
+) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "x": [float(f"{price:.5g}") for price in prices],
+        "y": [first + at for at in range(len(prices))],
+        "marker": {"color": colours},
+        "customdata": [plotly_text(text) for text in texts],
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
 
 
 def _line(name: str, x: list[float], y: list[float], thing: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from reports.writer import fresh_folder
 
 FIGURES = "sizing.json"  # what makes a folder one of ours
 TABLE = "candidates.parquet"
-FILES = frozenset({FIGURES, TABLE, "sizing.yaml", "config.json", "report.html"})
+PLAN = "plan.yaml"  # for `orcast plan`
+FILES = frozenset({FIGURES, TABLE, PLAN, "sizing.yaml", "config.json", "report.html"})
 
 
 class Sized(Protocol):
@@ -29,19 +30,33 @@ class Sized(Protocol):
 
 def fresh_size_folder(target: Path) -> AbstractContextManager[Path]:
     """A folder that takes its place when the block ends well; see `reports.writer`."""
-    return fresh_folder(target, marker=FIGURES, files=FILES)
+    models = {path.name for path in target.glob("sized-*.json")}  # a plan's model, by its name
+    return fresh_folder(target, marker=FIGURES, files=FILES | models)
 
 
 def write_size(folder: Path, sized: Sized) -> None:
-    """sizing.yaml (resolved), sizing.json, candidates.parquet, config.json and report.html."""
+    """sizing.yaml (resolved), sizing.json, candidates.parquet, config.json and report.html.
+
+    Where the model can be served within objectives, also plan.yaml and the model it names.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
     import yaml
 
-    text = yaml.safe_dump(sized.sizing.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (folder / "sizing.yaml").write_text(text, encoding="utf-8")
-    (folder / FIGURES).write_text(json.dumps(sized.summary, indent=2) + "\n", encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(sized.config, indent=2) + "\n", encoding="utf-8")
+    def write(name: str, content: Mapping[str, Any]) -> None:
+        if name.endswith(".json"):
+            text = json.dumps(content, indent=2) + "\n"
+        else:
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+    write("sizing.yaml", sized.sizing.model_dump(mode="json"))
+    write(FIGURES, sized.summary)
+    write("config.json", sized.config)
+    plan = sized.summary["plan"]
+    if plan is not None:
+        write(PLAN, plan)
+        write(plan["model"], sized.config)
     pq.write_table(pa.Table.from_pylist(sized.rows), folder / TABLE)
     (folder / "report.html").write_text(size_report(sized.summary), encoding="utf-8")
 

@@ -20,7 +20,7 @@ from reports.quantity import plain
 from reports.run_report import FOOTER
 from reports.size_figures import costs, deployments, iso_flops, laws, training_memory
 from reports.size_rows import Table, tables
-from reports.size_text import Figures, days, headline, memory, short, title, usd
+from reports.size_text import Figures, days, deployment, headline, memory, short, title, usd
 
 
 def size_report(figures: Figures) -> str:
@@ -72,12 +72,17 @@ def _cards(figures: Figures) -> Iterator[Card]:
         yield Card(
             "A million tokens served",
             usd(answer["usd_per_million_tokens"]),
-            f"on {answer['tensor_parallel']} x {answer['gpu']}, always busy",
+            f"on {deployment(answer)}, {_busy(figures)}",
         )
     if answer["lifetime_usd"] is not None:
         served = figures["candidates"][0]["lifetime_usd"]
         less = "" if not served else f"{usd(served)} for the compute-optimal model"
         yield Card("Training and serving", usd(answer["lifetime_usd"]), less)
+
+
+def _busy(figures: Figures) -> str:
+    share = figures["answer"]["load_share"]
+    return f"{share:.0%} of full load" if figures["service"]["objectives"] else "always busy"
 
 
 def _sections(figures: Figures) -> Iterator[Section]:
@@ -103,7 +108,11 @@ def _sections(figures: Figures) -> Iterator[Section]:
     serving: list[str | Figure | Row] = [_panel(one) for one in every[2:]]
     shown = deployments(figures)
     yield Section(
-        "serving", "Serving", serving if shown is None else [shown, *serving], link="Serving"
+        "serving",
+        "Serving",
+        serving if shown is None else [shown, *serving],
+        link="Serving",
+        intro=_serving_intro(figures),
     )
     law = figures["law"]
     pairs = [(name, plain(value, 4)) for name, value in law["coefficients"].items()]
@@ -123,6 +132,30 @@ def _sections(figures: Figures) -> Iterator[Section]:
             ),
         ],
     )
+
+
+def _serving_intro(figures: Figures) -> str:
+    """How the prices came about, and where to take the question next."""
+    asked = figures["service"]
+    if asked is None:
+        return ""
+    if asked["objectives"]:
+        text = (
+            "Each deployment at the highest load that keeps the objectives (the lower end of its "
+            f"{asked['confidence']:.0%} interval); one that is dearer than the best even if always "
+            "busy is not searched any further."
+        )
+    else:
+        text = "Each deployment always busy: the least it can cost. Objectives make it dearer."
+    if asked["request_rate"] is not None:
+        years = "a year" if asked["years"] == 1 else f"{plain(asked['years'])} years"
+        text += (
+            f" The load is {short(asked['lifetime_tokens'])} tokens spread evenly over "
+            f"{years}, on whole replicas."
+        )
+    if figures["plan"] is not None:
+        text += " plan.yaml in this folder is the same question for orcast plan."
+    return text
 
 
 def _panel(one: Table) -> str:

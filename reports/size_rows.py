@@ -9,8 +9,10 @@ from reports.size_text import (
     PARTS,
     Figures,
     days,
+    deployment,
     memory,
     power,
+    service,
     shape,
     short,
     usd,
@@ -87,7 +89,7 @@ def _candidates(figures: Figures) -> Table:
     for index, one in enumerate(figures["candidates"]):
         if one["model"] == figures["answer"]["model"]:
             marked = index
-        where = MISSING if one["gpu"] is None else f"{one['tensor_parallel']} x {one['gpu']}"
+        where = MISSING if one["gpu"] is None else deployment(one)
         rows.append(
             (
                 short(one["activated_parameters"]),
@@ -183,25 +185,37 @@ def _inference(figures: Figures) -> Table:
 
 
 def _serving(figures: Figures) -> Table:
-    rows = []
-    for one in figures["serving"]:
-        name = f"{one['tensor_parallel']} x {one['gpu']}"
-        if one["reason"]:
-            rows.append((name, MISSING, MISSING, MISSING, MISSING, one["reason"]))
-            continue
-        rows.append(
-            (
-                name,
-                usd(one["usd_per_million_tokens"]),
-                usd(one["usd_per_million_output_tokens"]),
-                f"{one['tokens_per_s']:,.0f}",
-                f"{one['median_tpot_ms']:.1f}",
-                "",
-            )
-        )
+    """Every deployment: its price, its floor if that is too dear already, or why it cannot be."""
+    asked = figures["service"]
+    head = ["deployment", "$/M tokens", "$/M output", "tokens/s", "median\nTPOT ms"]
+    if asked["objectives"]:
+        head.append("of full\nload")
+    if asked["request_rate"] is not None:
+        head.append("replicas")
+    head.append("breaks first, or why not" if asked["objectives"] else "")
     return Table(
-        f"Serving {figures['model']['name']} with work always waiting",
-        ("deployment", "$/M tokens", "$/M output", "tokens/s", "median TPOT ms", ""),
-        tuple(rows),
+        f"Serving {figures['model']['name']} {service(figures)}",
+        tuple(head),
+        tuple(_deployment(one, head) for one in figures["serving"]),
         marked=0 if not figures["serving"][0]["reason"] else None,
     )
+
+
+def _deployment(one: Figures, head: list[str]) -> tuple[str, ...]:
+    name = f"{one['tensor_parallel']} x {one['gpu']}"
+    if one["reason"]:
+        floor = one["floor_usd_per_million_tokens"]
+        price = MISSING if floor is None else f"≥ {usd(floor)}"
+        return name, price, *[MISSING] * (len(head) - 3), one["reason"]
+    texts = [
+        name,
+        usd(one["usd_per_million_tokens"]),
+        usd(one["usd_per_million_output_tokens"]),
+        f"{one['tokens_per_s']:,.0f}",
+        f"{one['median_tpot_ms']:.1f}",
+    ]
+    if "of full\nload" in head:
+        texts.append(f"{one['load_share']:.0%}")
+    if "replicas" in head:
+        texts.append(f"{one['replicas']:,}")
+    return *texts, one["breaks"]

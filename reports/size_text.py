@@ -56,6 +56,22 @@ def days(value: float | None) -> str:
     return f"{plain(24 * value)}{GAP}h"
 
 
+def deployment(one: Figures) -> str:
+    """``1 x l40s``, and ``4 of 1 x l40s`` where a load needs so many replicas."""
+    name = f"{one['tensor_parallel']} x {one['gpu']}"
+    return name if one.get("replicas") is None else f"{one['replicas']:,} of {name}"
+
+
+def service(figures: Figures) -> str:
+    """What is asked of serving: its objectives, and its load where there is one."""
+    asked = figures["service"]
+    limits = [f"{one['name']} ≤ {plain(one['limit_ms'])} ms" for one in asked["objectives"]]
+    words = f"within {', '.join(limits)}" if limits else "with work always waiting"
+    if asked["request_rate"] is not None:
+        words += f", {plain(asked['request_rate'])} requests/s in all"
+    return words
+
+
 def shape(model: Figures) -> str:
     """A model's shape in a few words."""
     text = (

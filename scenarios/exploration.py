@@ -89,13 +89,10 @@ def explore(task: Task) -> Exploration:
     try:
         deployment = deploy_engine(scenario, origin=task.origin, compose=task.compose)
     except InputError as error:
-        words = str(error).removeprefix(f"{task.origin or 'scenario'}: ")
-        where, _, words = words.partition(": ")
-        # A model that is too large is an answer, and so are times that nobody measured for this
-        # deployment; a model that is not there is no answer.
-        if where not in ("hardware", "latency"):
+        refusal = undeployable(error, task.origin)
+        if refusal is None:
             raise
-        return Exploration("memory" if where == "hardware" else "unmeasured", words)
+        return Exploration(*refusal)
     sample = task.replications.at_unit_rate(0, SURVEYED)
     bounds = ceiling(deployment, sample, task.objectives)
     known: dict[str, Any] = {
@@ -128,6 +125,18 @@ def explore(task: Task) -> Exploration:
         most_requests=task.replications.most_requests(),
     )
     return _explored(goodput, task.objectives, known)
+
+
+def undeployable(error: InputError, origin: Path | None) -> tuple[str, str] | None:
+    """Status and reason, where the error says that a deployment cannot be.
+
+    A model that is too large is an answer, and so are times that nobody measured for this
+    deployment; a model that is not there is no answer: None.
+    """
+    words = str(error).removeprefix(f"{origin or 'scenario'}: ")
+    where, _, words = words.partition(": ")
+    status = {"hardware": "memory", "latency": "unmeasured"}.get(where)
+    return None if status is None else (status, words)
 
 
 def deploy_engine(

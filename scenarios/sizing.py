@@ -28,7 +28,8 @@ from scenarios.scaling_law import (
     lifetime_optimum,
 )
 from scenarios.schema import Engine
-from scenarios.serving_cost import ServingCost
+from scenarios.serving_plan import ready_plan, service_figures
+from scenarios.serving_price import ServingCost
 from scenarios.sized_model import (
     inference_memory_figures,
     model_figures,
@@ -58,9 +59,12 @@ def size(
     *,
     origin: Path | None = None,
     compose: Composer | None = None,
-    progress: Callable[[str], None] | None = None,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Sized:
-    """Answer `sizing`; `progress` is told what is being looked at.
+    """Answer `sizing` with so many processes; the same to the byte whatever `jobs` is.
+
+    `progress` is told (done, total) of the models whose serving is searched for.
 
     `compose` makes latency tables for serving with source ``aiconfigurator``. Raises InputError
     for names that do not exist, runs that determine no law, and a budget too small for any model.
@@ -85,24 +89,13 @@ def size(
     }
     if sizing.model is not None:
         candidates = [_known_model(maker, sizing, flops, where)]
-        chosen = candidates[0]
     else:
         assert flops is not None
-        candidates = []
         reference = maker.compute_optimal(flops)
-        _tell(progress, reference)
-        candidates.append(reference)
-        for candidate in maker.smaller(reference, flops):
-            _tell(progress, candidate)
-            candidates.append(candidate)
-        chosen = _answer(candidates)
+        candidates = [reference, *maker.smaller(reference, flops)]
         summary |= _budget_figures(sizing, law, reference, flops, gpu)
-    return _sized(maker, summary, candidates, chosen)
-
-
-def _tell(progress: Callable[[str], None] | None, candidate: Candidate) -> None:
-    if progress is not None:
-        progress(candidate.model.name)
+    candidates = maker.served(candidates, jobs=jobs, progress=progress)
+    return _sized(maker, summary, candidates, _answer(candidates))
 
 
 def _law(given: Law, origin: Path | None) -> tuple[ScalingLaw, FittedLaw | None]:
@@ -231,7 +224,7 @@ def _sized(
         },
         "inference": inference_memory_figures(chosen.model, gpus, engine),
         "candidates": rows,
-        "serving": [_served(one) for one in chosen.serving],
+        **_serving_figures(maker, chosen),
         "answer": chosen.row() | {"compute_optimal": chosen is candidates[0]},
         "config": dict(chosen.config),
     }
@@ -239,17 +232,23 @@ def _sized(
     return Sized(sizing, summary, rows, dict(chosen.config))
 
 
-def _served(one: Any) -> dict[str, Any]:
-    figures = asdict(one)
-    figures.pop("warnings", None)
-    if isinstance(one, ServingCost):
-        figures |= {
-            "usd_per_million_tokens": one.usd_per_million_tokens,
-            "usd_per_million_output_tokens": one.usd_per_million_output_tokens,
-            "tokens_per_gpu_s": one.tokens_per_gpu_s,
-            "reason": "",
-        }
-    return figures
+def _serving_figures(maker: Maker, chosen: Candidate) -> dict[str, Any]:
+    """What is asked of serving, every deployment tried, and the plan that asks for the cheapest."""
+    serving, best = maker.sizing.serving, chosen.best_serving
+    if serving is None:
+        return {"service": None, "serving": [], "plan": None}
+    service = service_figures(serving, origin=maker.origin)
+    plan = None
+    if best is not None:
+        plan = ready_plan(
+            serving,
+            best,
+            name=chosen.model.name,
+            request_rate=service["request_rate"],
+            origin=maker.origin,
+        )
+    tried = [one.figures() for one in chosen.serving]
+    return {"service": service, "serving": tried, "plan": plan}
 
 
 def _notes(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from scenarios.model_shape import (
     nearest_shape,
     smallest_shape,
 )
+from scenarios.processes import run_tasks
 from scenarios.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, KaplanLaw, ScalingLaw
-from scenarios.serving_cost import RuledOut, ServingCost, cheapest, serving_cost
-from scenarios.sizing_schema import Sizing
+from scenarios.serving_cost import serving_cost
+from scenarios.serving_price import RuledOut, ServingCost, cheapest, nearest_miss
+from scenarios.sizing_schema import Serving, Sizing
 from scenarios.training import TrainingCost, cost_of_flops
 from sim.hardware import Gpu
 from sim.model_spec import ModelSpec
@@ -59,7 +61,7 @@ class Candidate:
 
     @property
     def best_serving(self) -> ServingCost | None:
-        return cheapest(list(self.serving))
+        return cheapest(self.serving)
 
     @property
     def serving_usd(self) -> float | None:
@@ -80,7 +82,10 @@ class Candidate:
         """One row of a tidy table."""
         best, cost, model = self.best_serving, self.training, self.model
         served = None if best is None else asdict(best)
-        kept = ("gpu", "tensor_parallel", "tokens_per_s", "output_tokens_per_s", "median_tpot_ms")
+        kept = (
+            *("gpu", "tensor_parallel", "replicas", "requests_per_s", "tokens_per_s"),
+            *("output_tokens_per_s", "median_tpot_ms", "load_share"),
+        )
         return {
             "model": model.name,
             "size": self.size,
@@ -170,7 +175,7 @@ class Maker:
         budget: float | None,
         reason: str = "",
     ) -> Candidate:
-        """A candidate with its costs; one that is ruled out already is not served."""
+        """A candidate with what its training costs."""
         sizing, parameters = self.sizing, counted_by(self.law)(model)
         per_token = FLOPS_PER_PARAMETER_AND_TOKEN * parameters
         cost, loss = None, None
@@ -178,13 +183,6 @@ class Maker:
             training = sizing.training
             cost = cost_of_flops(per_token * tokens, self.gpu, gpus=training.gpus, mfu=training.mfu)
             loss = float(self.law.loss(parameters, tokens))
-        served: list[ServingCost | RuledOut] = []
-        if sizing.serving is not None and not reason:
-            served = serving_cost(
-                config, sizing.serving, name=model.name, compose=self.compose, origin=self.origin
-            )
-            if cheapest(served) is None:
-                reason = f"no deployment can serve it: {_reasons(served)}"
         return Candidate(
             model=model,
             config=config,
@@ -195,10 +193,40 @@ class Maker:
                 None if budget is None else float(self.law.loss(parameters, budget / per_token))
             ),
             training=cost,
-            serving=tuple(served),
+            serving=(),
             lifetime_tokens=None if sizing.serving is None else sizing.serving.lifetime_tokens,
             reason=reason,
         )
+
+    def served(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        jobs: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> list[Candidate]:
+        """The same candidates with what serving costs; those ruled out already stay as they are."""
+        if self.sizing.serving is None:
+            return list(candidates)
+        asked = [at for at, one in enumerate(candidates) if not one.reason]
+        tasks = [
+            _Served(
+                candidates[at].config,
+                self.sizing.serving,
+                candidates[at].model.name,
+                self.compose,
+                self.origin,
+            )
+            for at in asked
+        ]
+        found = list(candidates)
+        costs = run_tasks(_serve, tasks, jobs=jobs, progress=progress)
+        for at, tried in zip(asked, costs, strict=True):
+            reason = ""
+            if cheapest(tried) is None:
+                reason = f"no deployment can serve it: {_reasons(tried)}"
+            found[at] = replace(found[at], serving=tuple(tried), reason=reason)
+        return found
 
     def _too_small(self, flops: float, wanted: float) -> str:
         least = smallest_shape(self._rules, name="smallest")
@@ -228,6 +256,23 @@ class Maker:
         return ModelSpec.from_config(config_of(model, self._rules), name=f"sized-{name}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What a process needs to find out what serving a model costs."""
+
+    config: Mapping[str, Any]
+    serving: Serving
+    name: str
+    compose: Composer | None
+    origin: Path | None
+
+
+def _serve(task: _Served) -> list[ServingCost | RuledOut]:
+    return serving_cost(
+        task.config, task.serving, name=task.name, compose=task.compose, origin=task.origin
+    )
+
+
 def short_count(value: float) -> str:
     """7430000000 -> 7.43b, as models are named."""
     for size, letter in ((1e12, "t"), (1e9, "b"), (1e6, "m")):
@@ -237,6 +282,9 @@ def short_count(value: float) -> str:
 
 
 def _reasons(served: list[ServingCost | RuledOut]) -> str:
-    """The last reason of each GPU: that of its largest degree."""
+    """The nearest miss of the objectives; else the last reason of each GPU."""
+    nearest = nearest_miss(served)
+    if nearest is not None:
+        return f"none keeps the objectives; the nearest miss is {nearest.label}: {nearest.reason}"
     last = {one.gpu: one.reason for one in served if isinstance(one, RuledOut)}
     return "; ".join(f"{gpu}: {reason}" for gpu, reason in last.items())

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scenarios.schema import Engine, Latency, LengthPair, Lengths
+from scenarios.schema import Engine, Latency, LengthPair, Lengths, Slo
 from scenarios.section import Count, Fraction, Section
 
 Flops = Annotated[float, Field(gt=0, le=1e32, allow_inf_nan=False)]
@@ -125,11 +125,14 @@ class Training(Section):
 class Serving(Section):
     """Where the model will serve, and how much: all tokens of its life, prompts and outputs.
 
-    Every GPU is tried at the two smallest tensor-parallel degrees that hold the model, always
-    with work waiting. ``tpot_ms`` rules out what takes longer for an output token (median).
+    Every GPU is tried at every tensor-parallel degree that holds the model: always with work
+    waiting, or, with an ``slo``, at the highest load that keeps it. ``years`` that the tokens are
+    spread over make it a load, which whole replicas have to serve; without them a fleet is taken
+    to be as large as need be, and full.
     """
 
     lifetime_tokens: TokenCount | None = None
+    years: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
     gpus: Annotated[list[str], Field(min_length=1)] = Field(
         default=["l40s", "h100-sxm", "h200-sxm"]
     )
@@ -140,8 +143,14 @@ class Serving(Section):
     )
     engine: Engine = Engine()
     latency: Latency = Latency()
-    tpot_ms: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    slo: Slo = Slo()
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _years_of_something(self) -> Self:
+        if self.years is not None and self.lifetime_tokens is None:
+            raise ValueError("years need lifetime_tokens: what is served in them")
+        return self
 
 
 class OverTraining(Section):

@@ -1,6 +1,8 @@
 """`orcast size`: what it prints, what it writes, and that its model goes on to be served."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from tests.orcast.command_line import refusal
 
 LIGHT = (
     *("--set", "serving.gpus=[l40s]", "--set", "serving.tensor_parallel=[1]"),
-    *("--set", "over_training.sizes=[0.4]"),
+    *("--set", "over_training.sizes=[0.4]", "--set", "serving.engine.max_num_seqs=32"),
 )
 
 
@@ -57,6 +59,7 @@ def test_the_tables_show_the_answer_and_fit_a_terminal(monkeypatch: pytest.Monke
         "Models of the same loss, 2.0788",
         "Optimizer states",
         "1 x l40s",
+        "Serving sized-3b within TTFT p95 ≤ 300 ms, TPOT p95 ≤ 30 ms",
     ):
         assert text in outcome.stdout
     assert max(map(len, outcome.stdout.splitlines())) <= 120
@@ -71,6 +74,7 @@ def test_the_folder_holds_the_report_and_a_model_that_can_be_served(
     folder = tmp_path / "sized-for-me"
     assert {path.name for path in folder.iterdir()} == {
         "sizing.yaml", "sizing.json", "candidates.parquet", "config.json", "report.html",
+        "plan.yaml", "sized-3b.json",
     }  # fmt: skip
     served = run(
         *("run", "quickstart", "--set", "model=sized-for-me", "--set", "hardware.gpu=l40s"),
@@ -81,6 +85,47 @@ def test_the_folder_holds_the_report_and_a_model_that_can_be_served(
     again = run("size", str(folder / "sizing.yaml"), "--json")
     figures = json.loads((folder / "sizing.json").read_text())
     assert json.loads(again.stdout) == figures, "a resolved sizing gives the same answer"
+
+
+def test_the_folder_holds_a_plan_that_gives_the_same_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder, also one that has a model of its own lying about."""
+    outcome = run("size", *LIGHT, "--out", tmp_path / "sized for me")
+    assert outcome.status == 0
+    (told,) = re.findall(r"^Plan: +orcast (.*)$", outcome.stdout, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    outcome = run(*shlex.split(told), "--jobs", "1", "--json")
+    assert outcome.status == 0, outcome.stderr
+    plan = json.loads(outcome.stdout)
+    answer = json.loads((tmp_path / "sized for me/sizing.json").read_text())["answer"]
+    (chosen,) = plan["candidates"]
+    assert plan["chosen"] == answer["gpu"] == "l40s"
+    assert chosen["goodput_low"] == pytest.approx(answer["requests_per_s"])
+    assert chosen["goodput_low"] < chosen["goodput"] < chosen["goodput_high"]
+    assert chosen["usd_per_million_tokens"] == pytest.approx(
+        answer["usd_per_million_tokens"], rel=0.01
+    )
+    assert plan["check"]["kept"], "the fleet as a whole keeps its limits too"
+
+
+def test_another_answer_replaces_the_folder_of_the_one_before(tmp_path: Path) -> None:
+    for size in ("0.4", "0.3"):
+        settings = ["--set", f"over_training.sizes=[{size}]"]
+        assert run("size", *LIGHT, *settings, "--out", tmp_path / "out").status == 0
+    (model,) = (tmp_path / "out").glob("sized-*.json")
+    assert model.name == "sized-2.21b.json"
+    (tmp_path / "out" / "sized.txt").write_text("precious")
+    assert "would be lost" in refusal("size", *LIGHT, "--out", tmp_path / "out")
+
+
+def test_without_objectives_no_plan_is_promised(tmp_path: Path) -> None:
+    outcome = run("size", *LIGHT, "--set", "serving.slo={}", "--out", tmp_path / "out")
+    assert outcome.status == 0
+    assert "orcast plan" not in outcome.stdout
+    assert not (tmp_path / "out/plan.yaml").exists()
+    assert "with work always waiting" in outcome.stdout
 
 
 def test_report_rebuilds_the_page(tmp_path: Path) -> None:
@@ -98,8 +143,8 @@ def test_report_rebuilds_the_page(tmp_path: Path) -> None:
 
 
 def test_the_same_sizing_writes_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        run("size", *LIGHT, "--out", tmp_path / name)
+    for name, jobs in (("a", "1"), ("b", "2")):
+        run("size", *LIGHT, "--jobs", jobs, "--out", tmp_path / name)
     for file in sorted((tmp_path / "a").iterdir()):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
@@ -122,7 +167,9 @@ def test_nonsense_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_notebook_gets_a_tidy_table_and_a_figure() -> None:
-    settings = {"serving.gpus": ["l40s"], "over_training.sizes": [0.4]}
+    settings = {
+        "serving.gpus": ["l40s"], "over_training.sizes": [0.4], "serving.engine.max_num_seqs": 32
+    }  # fmt: skip
     table, figure, summary = orcast.size(overrides=settings)
     assert list(table["model"]) == ["sized-7.43b", "sized-3b"]
     assert table["lifetime_usd"].is_monotonic_decreasing

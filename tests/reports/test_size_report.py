@@ -16,7 +16,11 @@ from scenarios.sizing import size
 from scenarios.sizing_load import load_sizing
 from tests.reports.browser import CHROMIUM, Browser
 
-SETTINGS = ("serving.gpus=[l40s,h100-sxm]", "over_training.sizes=[0.6,0.4]")
+SETTINGS = (
+    "serving.gpus=[l40s,h100-sxm]",
+    "serving.engine.max_num_seqs=32",
+    "over_training.sizes=[0.6,0.4]",
+)
 
 
 @cache
@@ -83,6 +87,38 @@ def test_memory_bars_add_up_to_the_whole() -> None:
 def test_a_sizing_without_serving_has_no_serving_charts() -> None:
     assert costs({**figures(), "candidates": [{"lifetime_usd": None}]}) is None
     assert deployments(known_model()) is None
+
+
+def test_the_deployments_chart_shows_prices_and_the_floors_of_the_dearer() -> None:
+    chart = deployments(figures())
+    assert chart is not None
+    priced, floors = chart.data
+    rows = figures()["serving"]
+    shown = [one["usd_per_million_tokens"] for one in rows if not one["reason"]]
+    assert priced["x"] == pytest.approx(shown, rel=1e-4)
+    assert shown == sorted(shown)
+    least = [one["floor_usd_per_million_tokens"] for one in rows if one["reason"]]
+    assert floors["x"] == pytest.approx(least, rel=1e-4)
+    assert min(least) > shown[0]
+    assert [*priced["y"], *floors["y"]] == list(range(len(rows)))
+
+
+def test_prices_say_what_service_they_are_for() -> None:
+    page = size_report(figures())
+    assert "within TTFT p95 ≤ 300 ms, TPOT p95 ≤ 30 ms" in page
+    assert "of full load" in page
+    assert "plan.yaml in this folder is the same question for orcast plan" in page
+    fleet = json.loads(json.dumps(figures()))
+    fleet["service"] |= {"request_rate": 90.2, "years": 1.0}
+    for one in (fleet["answer"], *fleet["serving"]):
+        one["replicas"] = 4
+    page = size_report(fleet)
+    assert "90.2 requests/s in all" in page
+    assert "4 of 1 x" in page
+    assert "spread evenly over a year, on whole replicas" in page
+    busy = json.loads(json.dumps(figures()))
+    busy["service"]["objectives"] = []
+    assert "always busy" in size_report(busy)
 
 
 def test_no_two_things_on_the_page_have_one_name() -> None:

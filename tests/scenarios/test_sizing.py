@@ -14,7 +14,8 @@ from scenarios.sizing import Sized, size
 from scenarios.sizing_load import load_sizing
 from scenarios.training import cost_of_flops
 
-LIGHT = ("serving.gpus=[l40s]", "serving.tensor_parallel=[1]", "over_training.sizes=[0.6,0.4,0.2]")
+ONE = ("serving.gpus=[l40s]", "serving.tensor_parallel=[1]")
+LIGHT = (*ONE, "serving.slo={}", "over_training.sizes=[0.6,0.4,0.2]")
 NO_SERVING = ("serving=null", "over_training.sizes=[0.5]")
 
 
@@ -90,6 +91,46 @@ def test_without_lifetime_tokens_prices_are_known_and_totals_are_not() -> None:
     assert result.rows[0]["usd_per_million_tokens"] > 0
     assert result.rows[0]["lifetime_usd"] is None
     assert "lifetime_optimum" not in result.summary
+
+
+def test_an_objective_makes_over_training_pay_more() -> None:
+    """Large models are nearer to a limit on latency: they lose more of their rate to it."""
+    busy, strict = (
+        sized(*ONE, f"serving.slo={slo}", "over_training.sizes=[0.4]")
+        for slo in ("{}", "{tpot_ms: 30, percentile: 95}")
+    )
+    dearer = [
+        one["usd_per_million_tokens"] / other["usd_per_million_tokens"]
+        for one, other in zip(strict.rows, busy.rows, strict=True)
+    ]
+    assert dearer[0] > 2 * dearer[1] > 2
+    assert [row["load_share"] for row in busy.rows] == [1.0, 1.0]
+    assert strict.rows[0]["load_share"] < strict.rows[1]["load_share"] < 1
+    assert strict.summary["answer"]["model"] == "sized-3b"
+    assert strict.summary["service"]["objectives"] == [{"name": "TPOT p95", "limit_ms": 30}]
+    assert strict.summary["plan"]["model"] == "sized-3b.json"
+    assert busy.summary["plan"] is None
+
+
+def test_objectives_that_nothing_keeps_are_an_answer_with_the_nearest_miss() -> None:
+    result = sized(*ONE, "serving.slo={tpot_ms: 4}", "over_training.sizes=[0.2]")
+    assert all(row["lifetime_usd"] is None for row in result.rows)
+    assert result.summary["answer"]["compute_optimal"]
+    assert result.summary["plan"] is None
+    (note,) = (one for one in result.summary["notes"] if "no deployment" in one)
+    assert note.startswith(
+        "sized-7.43b: no deployment can serve it: none keeps the objectives; the nearest miss is "
+        "1 x l40s: TPOT p99 is at best "
+    )
+    assert note.endswith(" ms on an idle engine, the limit is 4 ms")
+
+
+def test_any_number_of_jobs_gives_the_same_sizing() -> None:
+    sizing, origin = load_sizing("budget-1e22", LIGHT)
+    told: list[tuple[int, int]] = []
+    spread = size(sizing, origin=origin, jobs=2, progress=lambda *done: told.append(done))
+    assert spread.summary == sized(*LIGHT).summary
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_a_model_too_small_for_the_loss_says_why_it_is_no_answer() -> None:

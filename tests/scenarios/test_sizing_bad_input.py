@@ -55,6 +55,11 @@ REFUSED = {
     "serving={tensor_parallel: [0]}": "serving.tensor_parallel[0]: 0: expected greater",
     "training.gradient_dtype=int8": "'int8' is not known; allowed: bfloat16, float16, float32",
     "serving={lifetime_tokens: -1}": "serving.lifetime_tokens: -1",
+    "serving={years: 2}": "serving: years need lifetime_tokens: what is served in them",
+    "serving={lifetime_tokens: 1e12, years: 0}": "serving.years: 0",
+    "serving={slo: {tpot_ms: -3}}": "serving.slo.tpot_ms: -3",
+    "serving={slo: {tpot: 30}}": "serving.slo.tpot: unknown key; did you mean 'tpot_ms'",
+    "serving={latency: {source: aiconfigurator}}": "serving.latency: source aiconfigurator",
     "serving={lengths: {prompt: {distribution: fixed}}}": "serving.lengths",
 }
 
