@@ -275,8 +275,8 @@ def ask_engine(
             latency=predicted.deployment.latency,
         )
     if deployment.config.async_scheduling and again is not None:
-        gaps = {"gaps_s": again.gaps_s, "gap_weights": again.gap_weights}
-        served = replace(served, records=replace(served.records, **gaps))
+        records = replace(served.records, gaps_s=again.gaps_s, gap_weights=again.gap_weights)
+        served = replace(served, records=records)
     run = EngineRun.of(
         served,
         slo=deployment.slo,
