@@ -44,12 +44,27 @@ class BlockMoves:
         return self._latency.run_ends_s(batch, start_s, iterations, until_s)
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        copied_s = self._copied_block_s * iterations["copied_blocks"]
-        swapped_s = self._swapped_block_s * iterations["swap_blocks"]
-        rest_s = iterations["duration_s"] - copied_s - swapped_s
-        parts = self._latency.parts_s({**iterations, "duration_s": rest_s})
+        copied_s, swapped_s, rest = self._moves_s(iterations)
+        parts = self._latency.parts_s(rest)
         if copied_s.any():
             parts["copy"] = copied_s
         if swapped_s.any():
             parts["swap"] = parts.get("swap", 0.0) + swapped_s
         return parts
+
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`parts_s` by class of operation; copies and swaps are one."""
+        copied_s, swapped_s, rest = self._moves_s(iterations)
+        classes = self._latency.operators_s(rest)
+        if copied_s.any() or swapped_s.any():
+            classes["swap"] = classes.get("swap", 0.0) + copied_s + swapped_s
+        return classes
+
+    def _moves_s(
+        self, iterations: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Copying, swapping beyond the bytes, and the iterations without either."""
+        copied_s = self._copied_block_s * iterations["copied_blocks"]
+        swapped_s = self._swapped_block_s * iterations["swap_blocks"]
+        rest_s = iterations["duration_s"] - copied_s - swapped_s
+        return copied_s, swapped_s, {**iterations, "duration_s": rest_s}
