@@ -21,7 +21,7 @@ class BlockMoves:
     def __init__(
         self, latency: LatencyModel, *, copied_block_s: float = 0.0, swapped_block_s: float = 0.0
     ) -> None:
-        self._latency = latency
+        self.inner = latency
         self._copied_block_s = copied_block_s
         self._swapped_block_s = swapped_block_s
         self.label = latency.label
@@ -30,7 +30,7 @@ class BlockMoves:
         self.host: HostOverhead | None = getattr(latency, "host", None)
 
     def iteration_s(self, batch: Batch) -> float:
-        duration_s = self._latency.iteration_s(batch)
+        duration_s = self.inner.iteration_s(batch)
         if batch.copies:
             duration_s += len(batch.copies) * self._copied_block_s
         swapped = batch.swap_in_blocks + batch.swap_out_blocks
@@ -41,11 +41,11 @@ class BlockMoves:
     def run_ends_s(
         self, batch: Batch, start_s: float, iterations: int, until_s: float
     ) -> list[float]:
-        return self._latency.run_ends_s(batch, start_s, iterations, until_s)
+        return self.inner.run_ends_s(batch, start_s, iterations, until_s)
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         copied_s, swapped_s, rest = self._moves_s(iterations)
-        parts = self._latency.parts_s(rest)
+        parts = self.inner.parts_s(rest)
         if copied_s.any():
             parts["copy"] = copied_s
         if swapped_s.any():
@@ -55,7 +55,7 @@ class BlockMoves:
     def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`parts_s` by class of operation; copies and swaps are one."""
         copied_s, swapped_s, rest = self._moves_s(iterations)
-        classes = self._latency.operators_s(rest)
+        classes = self.inner.operators_s(rest)
         if copied_s.any() or swapped_s.any():
             classes["swap"] = classes.get("swap", 0.0) + copied_s + swapped_s
         return classes

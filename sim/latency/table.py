@@ -70,6 +70,7 @@ class TableLatency:
         self.label = f"table: {table.source}"
         self._model = model
         self._tensor_parallel = tensor_parallel
+        self.parallel = tensor_parallel > 1
         self._ranks_per_node = ranks_per_node
         self._interconnect = interconnect
         self._link_measured = link_measured
