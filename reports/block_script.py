@@ -95,7 +95,11 @@ function fillBlock(pen, ink, x, y, w, h, used, reserved) {
 }
 
 function drawTables(now, references) {
-  const ink = colours(), row = 20, label = Math.min(128, frame.clientWidth * .26);
+  const ink = colours(), row = 20, font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  const ruler = tables.getContext("2d");
+  ruler.font = font;
+  const longest = Math.max(0, ...now.map(one => ruler.measureText(nameOf(one.table)).width));
+  const label = Math.min(longest + 12, frame.clientWidth * .3);
   const most = Math.max(1, ...now.map(one => one.blocks.length));
   const room = frame.clientWidth - label - 2;
   const each = Math.max(3, Math.min(44, room / most));
@@ -103,7 +107,7 @@ function drawTables(now, references) {
   const lines = now.map(one => Math.ceil(one.blocks.length / columns));
   const total = lines.reduce((sum, count) => sum + count, 0);
   const [pen] = canvas(tables, Math.max(total, 1) * row + 4);
-  pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  pen.font = font;
   pen.textBaseline = "middle";
   cells = [];
   let line = 0;
@@ -129,10 +133,10 @@ function drawTables(now, references) {
         pen.lineWidth = each > 8 ? 2 : 1;
         pen.strokeRect(x + .5, y + .5, each - gap - 1, row - 5);
       }
-      if (each >= 30) {
-        pen.fillStyle = used * 2 > size ? ink("surface") : ink("ink");
-        pen.textAlign = "center";
-        pen.fillText(block, x + (each - gap) / 2, y + (row - 4) / 2 + .5);
+      if (each >= 34) {
+        pen.fillStyle = used || reserved ? "#101418" : "#ffffff";
+        pen.textAlign = "left";
+        pen.fillText(block, x + 4, y + (row - 4) / 2 + .5);
       }
       cells.push({x, y, w: each, h: row, says: `block ${block}: block ${position + 1} of request ` +
         `${nameOf(one.table)}, ${used} of ${size} slots used` +

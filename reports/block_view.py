@@ -157,6 +157,7 @@ class BlockView:
             "base": base,
             "x": length,
             "y": rows,
+            "width": 0.94,
             "customdata": hover,
             "marker": {"color": colour(f"turn-{turn + 1}"), "line": {"width": 0}},
             "hovertemplate": (

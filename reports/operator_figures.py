@@ -104,7 +104,7 @@ def operator_totals(total_s: Mapping[str, float], *, replicas: int) -> Figure | 
     layout |= {"hovermode": "closest", "bargap": 0.28, "bargroupgap": 0}
     of = f", those of {replicas} replicas together" if replicas > 1 else ""
     return Figure(
-        "operators",
+        "operator-totals",
         "Where the iterations' time goes",
         f"{seconds(whole_s)} of iterations{of}, by class of operation.",
         data,

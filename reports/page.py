@@ -59,6 +59,7 @@ class Figure:
             + f'<div class="plot" id="{self.name}" tabindex="0" role="img" '
             f'aria-label="{escape(self.title)}" style="height:{self.layout["height"]}px"></div>'
             + (
+                f'<div class="windows" id="{self.name}-windows"></div>'
                 f'<p class="lanes-note" id="{self.name}-note" aria-live="polite"></p>'
                 if self.lanes
                 else ""

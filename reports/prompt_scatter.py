@@ -12,8 +12,8 @@ from reports.records import Columns, Floats
 from reports.style import colour
 
 MAX_POINTS = 2_000
-MAX_BINS = 24
-MIN_IN_BIN = 20  # requests, for a p95 to mean something
+MAX_BINS = 16
+MIN_IN_BIN = 60  # requests, for a p95 to mean something
 
 
 def prompt_scatter(requests: Columns) -> Figure | None:
@@ -60,9 +60,7 @@ def prompt_scatter(requests: Columns) -> Figure | None:
                     ),
                 }
             )
-    for line in _lines(prompt, ttft_s / size_s, unit):
-        keys.append(Key(str(line["name"]), "ink", (len(data),)))
-        data.append(line)
+    data += _lines(prompt, ttft_s / size_s, unit)
     layout = chart_layout(
         x={"title": {"text": "Prompt (tokens, log scale)"}, **_log_span(prompt)},
         y={"title": {"text": f"TTFT ({unit}, log scale)"}, **_log_span(ttft_s / size_s)},
@@ -84,7 +82,7 @@ def prompt_scatter(requests: Columns) -> Figure | None:
 
 def _lines(prompt: Floats, ttft: Floats, unit: str) -> list[dict[str, Any]]:
     """Median and p95 over bins of like prompts, where they have enough requests."""
-    bins = min(MAX_BINS, prompt.size // (2 * MIN_IN_BIN))
+    bins = min(MAX_BINS, prompt.size // MIN_IN_BIN)
     if bins < 3:
         return []
     order = np.argsort(prompt, kind="stable")
@@ -101,8 +99,11 @@ def _lines(prompt: Floats, ttft: Floats, unit: str) -> list[dict[str, Any]]:
     return [
         {
             "type": "scatter",
-            "mode": "lines",
+            "mode": "lines+text",
             "name": name,
+            "text": [name, *[""] * (len(middle) - 1)],
+            "textposition": "middle left",
+            "textfont": {"color": colour("ink"), "size": 12},
             "x": compact(middle, 4),
             "y": compact([one[which] for one in quantiles], 4),
             "line": {"color": colour("ink"), "width": 2, "dash": dash},

@@ -105,11 +105,19 @@ def replica_load(
             "zmax": float(f"{top:.3g}"),
             "colorscale": [[0, colour("surface")], [1, colour("running")]],
             "colorbar": {
-                "title": {"text": "requests", "side": "right"},
-                "thickness": 10,
-                "len": 1,
+                "title": {"text": "requests ", "side": "left", "font": {"size": 12}},
+                "orientation": "h",
+                "x": 1,
+                "xanchor": "right",
+                "y": 1,
+                "yanchor": "bottom",
+                "ypad": 6,
+                "len": 180,
+                "lenmode": "pixels",
+                "thickness": 8,
                 "outlinewidth": 0,
                 "tickformat": "~s",
+                "tickfont": {"size": 12, "color": colour("muted")},
                 "nticks": 4,
             },
             "xgap": 0,
@@ -130,7 +138,7 @@ def replica_load(
         x=axis.layout(), y=_replica_axis(replicas), height_px=_height_px(len(rows)), left_px=96
     )
     layout["hovermode"] = "closest"
-    layout["margin"]["t"] = 14
+    layout["margin"]["t"] = 42
     requests_each = np.array([float((row * np.diff(edges_s)).sum()) for row in rows])
     mean = requests_each / float(edges_s[-1])
     failed = (
@@ -184,7 +192,7 @@ def _replica_axis(replicas: Replicas) -> dict[str, Any]:
 
 
 def _height_px(total: int) -> int:
-    return 66 + total * (30 if total <= 8 else 20 if total <= 16 else 12 if total <= 32 else 8)
+    return 92 + total * (30 if total <= 8 else 20 if total <= 16 else 12 if total <= 32 else 8)
 
 
 def replicas_up(replicas: Replicas, axis: TimeAxis) -> Figure | None:

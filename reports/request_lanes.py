@@ -18,6 +18,7 @@ from reports.records import Columns, Floats
 from reports.style import colour
 
 MAX_ROWS = 100  # drawn at once
+MAX_TICKS = 12  # rows that all are named
 MAX_KEPT = 20_000  # in the page
 TICKS = 1 << 23  # of the run: the resolution of its times in the page
 # Stretches of a request, in order: (label, whose colour). Preemptions are drawn over them.
@@ -55,6 +56,7 @@ def request_lanes(requests: Columns, preemptions: Columns, axis: TimeAxis) -> Fi
         "most": MAX_ROWS,
         "of": asked,
         "held": held,
+        "windows": _windows(times_s[:, there], axis),
         "names": [label for label, _ in kinds],
         "columns": [_thrifty(column) for column in (np.diff(lanes[0], prepend=0), *lanes[1:4])]
         + ([_thrifty(lanes[4])] if held else []),
@@ -64,7 +66,7 @@ def request_lanes(requests: Columns, preemptions: Columns, axis: TimeAxis) -> Fi
     layout = chart_layout(
         x=axis.layout(),
         y={"title": {"text": "Requests, by arrival"}, "showgrid": False, "zeroline": False},
-        height_px=440,
+        height_px=min(440, 80 + 26 * there.size),
         left_px=66,
     )
     layout |= {"barmode": "overlay", "bargap": 0.1, "hovermode": "closest"}
@@ -86,6 +88,24 @@ def request_lanes(requests: Columns, preemptions: Columns, axis: TimeAxis) -> Fi
         group="time",
         lanes=payload,
     )
+
+
+def _windows(times_s: npt.NDArray[np.float64], axis: TimeAxis) -> list[list[Any]]:
+    """Windows to go to at once, as [name, from, to]: the whole run, and where most are unfinished.
+
+    The latter is wide enough to see a few requests come and go.
+    """
+    arrival_s, end_s = times_s[0], times_s[4]
+    begun, ended = np.sort(arrival_s), np.sort(end_s)
+    unfinished = np.arange(1, begun.size + 1) - np.searchsorted(ended, begun, side="right")
+    peak_s = float(begun[int(unfinished.argmax())])
+    width_s = min(axis.end_s, 2 * float(np.median(end_s - arrival_s)))
+    if width_s > 0.5 * axis.end_s:
+        return []
+    low_s = min(max(0.0, peak_s - 0.5 * width_s), axis.end_s - width_s)
+    low, high = (float(f"{edge / axis.unit[1]:.6g}") for edge in (low_s, low_s + width_s))
+    whole = float(f"{axis.end_s / axis.unit[1]:.6g}")
+    return [["Where most are unfinished", low, high], ["Whole run", 0, whole]]
 
 
 def _stretches_s(requests: Columns, end_s: float) -> npt.NDArray[np.float64]:
@@ -167,7 +187,9 @@ def lane_bars(
         rows = np.array([row_of[one[0]] for one in away], dtype=np.int64)
         of = numbers[[one[0] for one in away]] if away else rows
         data.append(_bars(*PREEMPTED, out, back - out, rows, of, unit))
-    marks = np.unique(np.linspace(0, shown.size - 1, 6).round().astype(np.intp))
+    marks = np.arange(shown.size)
+    if marks.size > MAX_TICKS:
+        marks = np.linspace(0, shown.size - 1, 6).round().astype(np.intp)
     ticks = {
         "range": [shown.size - 0.4, -0.6],
         "tickmode": "array",
@@ -188,6 +210,7 @@ def _bars(
         "base": [float(f"{value:.7g}") for value in base[some].tolist()],
         "x": [float(f"{value:.5g}") for value in length[some].tolist()],
         "y": rows[some].tolist(),
+        "width": 0.88,
         "customdata": of[some].tolist(),
         "marker": {"color": colour(thing), "line": {"width": 0}},
         "hovertemplate": (

@@ -38,7 +38,7 @@ function styled(figure) {
   layout.dragmode = coarse.matches ? false : "zoom";
   if (narrow.matches) {
     layout.margin = {...layout.margin, r: 8};
-    if (figure.group) layout.margin.l = 54;
+    if (figure.group) layout.margin.l = layout.margin.l > 90 ? 82 : 54;
     const [low, high] = layout.xaxis.range;
     if (!layout.xaxis.dtick) layout.xaxis.nticks = 6;
     else if (layout.xaxis.dtick === 1 && high - low > 14) layout.xaxis.dtick = 5;
@@ -94,7 +94,7 @@ function lanesIn(figure) {
   for (const [lane, out, back] of lanes.away) {
     if (rowOf.has(lane)) add(traces[traces.length - 1], out, back - out, lane);
   }
-  const marks = rows.length < 7 ? rows.map((_, row) => row)
+  const marks = rows.length <= 12 ? rows.map((_, row) => row)
     : [0, .2, .4, .6, .8, 1].map(share => Math.round(share * (rows.length - 1)));
   const note = document.getElementById(`${figure.name}-note`);
   const all = alive.length.toLocaleString("en-US");
@@ -139,6 +139,14 @@ function link(figure) {
 let awaited = 0;
 function lanes(figure) {  // redraw for the window, once it has come to rest
   if (!figure.lanes) return;
+  for (const [name, low, high] of figure.lanes.windows) {
+    const go = document.createElement("button");
+    go.type = "button";
+    go.textContent = name;
+    go.addEventListener("click", () => Plotly.relayout(
+      figure.div, {"xaxis.range": [low, high], "xaxis.autorange": false}));
+    document.getElementById(`${figure.name}-windows`).append(go);
+  }
   figure.div.on("plotly_relayout", change => {
     if (rangeOf(change) === undefined) return;
     clearTimeout(awaited);
