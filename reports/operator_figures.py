@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from reports.figures import TIME_HEIGHT_PX, TimeAxis, chart_layout
-from reports.page import Figure, Key
+from reports.page import Figure, Key, plotly_text
 from reports.quantity import compact, percent, seconds
 from reports.style import colour
 
@@ -41,7 +41,7 @@ PARTS: dict[str, str] = {
     "forward": "layers",
     "recorded": "fixed",
 }
-_LABEL_PX = 158
+_LABEL_PX = 140
 
 
 def of_parts(time_parts_s: Mapping[str, Any]) -> dict[str, float]:
@@ -55,7 +55,7 @@ def of_parts(time_parts_s: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _look(name: str) -> tuple[str, str]:
-    return CLASSES.get(name, (name, "stalled"))
+    return CLASSES.get(name, (plotly_text(name), "stalled"))
 
 
 def operator_totals(total_s: Mapping[str, float], *, replicas: int) -> Figure | None:
@@ -66,7 +66,7 @@ def operator_totals(total_s: Mapping[str, float], *, replicas: int) -> Figure | 
     whole_s = sum(time_s for time_s, _ in shown)
     labels = [_look(name)[0] for _, name in shown]
     shares = [100 * time_s / whole_s for time_s, _ in shown]
-    texts = [f"{percent(s / 100)} · {seconds(t)}" for s, (t, _) in zip(shares, shown, strict=True)]
+    times = [seconds(time_s) for time_s, _ in shown]
     data = [
         {
             "type": "bar",
@@ -74,19 +74,19 @@ def operator_totals(total_s: Mapping[str, float], *, replicas: int) -> Figure | 
             "name": "Share",
             "x": compact(shares, 4),
             "y": list(range(len(shown))),
-            "text": texts,
+            "text": [percent(share / 100) for share in shares],
             "textposition": "outside",
             "cliponaxis": False,
             "textfont": {"color": colour("ink"), "size": 12},
             "marker": {"color": [colour(_look(name)[1]) for _, name in shown]},
-            "customdata": labels,
-            "hovertemplate": "%{customdata}: %{text}<extra></extra>",
+            "customdata": [f"{one}: {time}" for one, time in zip(labels, times, strict=True)],
+            "hovertemplate": "%{customdata}, %{text}<extra></extra>",
         }
     ]
     layout = chart_layout(
         x={
             "title": {"text": "% of the iterations' time"},
-            "range": [0, 1.42 * shares[0]],
+            "range": [0, 1.32 * shares[0]],
             "rangemode": "tozero",
             "nticks": 6,
         },
@@ -94,11 +94,13 @@ def operator_totals(total_s: Mapping[str, float], *, replicas: int) -> Figure | 
             "range": [len(shown) - 0.45, -0.55],
             "tickmode": "array",
             "tickvals": list(range(len(shown))),
-            "ticktext": labels,
+            "ticktext": [
+                f"{one}<br><b>{time}</b>" for one, time in zip(labels, times, strict=True)
+            ],
             "showgrid": False,
             "zeroline": False,
         },
-        height_px=30 * len(shown) + 62,
+        height_px=40 * len(shown) + 62,
         left_px=_LABEL_PX,
     )
     layout |= {"hovermode": "closest", "bargap": 0.28, "bargroupgap": 0}

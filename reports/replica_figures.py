@@ -283,7 +283,7 @@ def replica_bars(replicas: Replicas, requests: Columns, iterations: Columns) -> 
                 f"{plain(float(known.max()) / size_s)} {unit}.",
                 replicas,
                 [("E2E", "e2e", np.where(np.isfinite(e2e), e2e, 0.0) / size_s)],
-                unit,
+                f"mean E2E ({unit})",
                 f"%{{y:.4~g}} {unit}",
             )
         )
