@@ -17,7 +17,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     "stalled": ("#b9c0c9", "#454d58"),
     "held": ("#9aa1aa", "#6d7681"),
     "e2e": ("#332288", "#a79bf0"),
-    "mixed": ("#7a3e9d", "#c08be0"),
+    "mixed": ("#4b1d6e", "#e6ccfa"),
     # KV memory by kind
     "used": ("#2a9d8f", "#46c9b8"),
     "reserved": ("#ddcc77", "#c4b35e"),

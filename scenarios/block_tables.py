@@ -87,7 +87,7 @@ def _too_large(deployment: Deployment, records: Records) -> str | None:
     blocks = deployment.memory.num_gpu_blocks * deployment.scenario.cluster.num_replicas
     if min(needed, blocks) > MAX_BLOCKS:
         return (
-            f"Drawn for up to {MAX_BLOCKS:,} KV blocks; the requests of this run need "
+            f"Drawn for up to {MAX_BLOCKS:,} KV blocks; the requests of this run may need "
             f"{needed:,} of {blocks:,}."
         )
     return None
