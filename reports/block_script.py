@@ -225,8 +225,8 @@ function draw() {
     (idle ? ` ${idle} free blocks are kept for the prefix cache.` : "");
   slider.setAttribute("aria-valuetext", said.textContent);
   if (words.open) {
-    text.textContent = now.map(one => `request ${nameOf(one.table)}: ${one.used} tokens in blocks ` +
-      one.blocks.join(" ")).join("\n") || "No request holds a block.";
+    text.textContent = now.map(one =>
+      `request ${nameOf(one.table)}: ${one.used} tokens in blocks ` + one.blocks.join(" ")).join("\n") || "No request holds a block.";
   }
 }
 
@@ -236,7 +236,11 @@ function choose() {
   slider.value = at;
   draw();
 }
-const move = to => { at = Math.min(Math.max(to, 0), Number(slider.max)); slider.value = at; draw(); };
+const move = to => {
+  at = Math.min(Math.max(to, 0), Number(slider.max));
+  slider.value = at;
+  draw();
+};
 slider.addEventListener("input", () => move(Number(slider.value)));
 before.addEventListener("click", () => move(at - 1));
 after.addEventListener("click", () => move(at + 1));

@@ -66,9 +66,7 @@ def _operators(records: RunRecords, details: RunDetails) -> dict[str, Any] | Non
     return {
         "edges_s": edges_s.tolist(),
         "seconds": {name: compact(bins.amount(name), 5) for name in names},
-        "total_s": {
-            name: float(details.operators_s[name].sum(dtype=np.float64)) for name in names
-        },
+        "total_s": {name: float(details.operators_s[name].sum(dtype=np.float64)) for name in names},
     }
 
 
@@ -98,5 +96,7 @@ def load_details(folder: Path | str) -> dict[str, Any] | None:
     except ValueError:
         raise ValueError(f"{path}: not JSON; delete it to do without its charts") from None
     if not isinstance(found, dict) or found.get("version") != VERSION:
-        raise ValueError(f"{path}: not details of a run, version {VERSION}; delete it to do without")
+        raise ValueError(
+            f"{path}: not details of a run, version {VERSION}; delete it to do without"
+        )
     return found

@@ -127,9 +127,7 @@ def operators_over_time(
     if not names:
         return None
     x = axis.positions(edges_s)
-    shares = {
-        name: 100 * np.asarray(found[name], dtype=np.float64) / width_s for name in names
-    }
+    shares = {name: 100 * np.asarray(found[name], dtype=np.float64) / width_s for name in names}
     data = [
         {
             "type": "scatter",

@@ -50,9 +50,7 @@ def prompt_scatter(requests: Columns) -> Figure | None:
                     "x": prompt[mine].astype(np.int64).tolist(),
                     "y": compact(ttft_s[mine] / size_s, 4),
                     "customdata": numbers[mine].tolist(),
-                    "text": [
-                        f"{100 * share:.3g}" for share in (queue_s / ttft_s)[mine].tolist()
-                    ],
+                    "text": [f"{100 * share:.3g}" for share in (queue_s / ttft_s)[mine].tolist()],
                     "marker": {"color": colour(thing), "size": 5, "opacity": 0.55},
                     "hovertemplate": (
                         "request %{customdata}: %{x:,} prompt tokens, TTFT %{y:.4~g} "
@@ -75,9 +73,7 @@ def prompt_scatter(requests: Columns) -> Figure | None:
         "order of arrival; the lines are over all of them."
     )
     said = f"{percent(float(waited.mean()))} spent most of their TTFT in the queue. {drawn}"
-    return Figure(
-        "ttft-by-prompt", "TTFT against prompt length", said, data, layout, tuple(keys)
-    )
+    return Figure("ttft-by-prompt", "TTFT against prompt length", said, data, layout, tuple(keys))
 
 
 def _lines(prompt: Floats, ttft: Floats, unit: str) -> list[dict[str, Any]]:
@@ -93,7 +89,7 @@ def _lines(prompt: Floats, ttft: Floats, unit: str) -> list[dict[str, Any]]:
         if middle and at <= middle[-1]:
             continue
         middle.append(at)
-        quantiles.append(np.percentile(ttft[some], [50, 95]))
+        quantiles.append(np.percentile(ttft[some], [50, 95]).astype(np.float64))
     if len(middle) < 3:
         return []
     return [

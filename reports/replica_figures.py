@@ -54,9 +54,7 @@ class Replicas:
                 begin, after = float(failure["at_s"]), failure.get("recover_after_s")
                 end = begin + float(after) if isinstance(after, (int, float)) else None
                 down.append((int(failure.get("replica") or 0), begin, end))
-        up = [
-            (float(step[0]), int(step[1])) for step in _sequence(facts.get("replicas_over_time"))
-        ]
+        up = [(float(step[0]), int(step[1])) for step in _sequence(facts.get("replicas_over_time"))]
         busy = [float(share) for share in _sequence(facts.get("busy_share"))]
         return cls(tuple(names), tuple(roles), tuple(down), tuple(up), tuple(busy))
 
@@ -142,7 +140,9 @@ def replica_load(
     requests_each = np.array([float((row * np.diff(edges_s)).sum()) for row in rows])
     mean = requests_each / float(edges_s[-1])
     failed = (
-        f" Down: {len(outages)} failure{'s' if len(outages) > 1 else ''}, marked." if outages else ""
+        f" Down: {len(outages)} failure{'s' if len(outages) > 1 else ''}, marked."
+        if outages
+        else ""
     )
     return Figure(
         "replica-load",
@@ -252,8 +252,10 @@ def replica_bars(replicas: Replicas, requests: Columns, iterations: Columns) -> 
                 "%{y:.3~g} % busy",
             )
         )
-    tokens = [
-        np.bincount(of, np.asarray(iterations[name], dtype=np.float64), number)[:number]
+    tokens: list[Floats] = [
+        np.bincount(of, np.asarray(iterations[name], dtype=np.float64), number)[:number].astype(
+            np.float64
+        )
         for name in ("prefill_tokens", "decode_seqs")
     ]
     whole = tokens[0] + tokens[1]
@@ -350,5 +352,7 @@ def _bars(
     layout |= {"barmode": "stack", "bargap": 0.25, "hovermode": "closest"}
     keys: tuple[Key, ...] = ()
     if len(series) > 1:
-        keys = tuple(Key(label, thing or "ink", (at,)) for at, (label, thing, _) in enumerate(series))
+        keys = tuple(
+            Key(label, thing or "ink", (at,)) for at, (label, thing, _) in enumerate(series)
+        )
     return Figure(name, title, caption, data, layout, keys)

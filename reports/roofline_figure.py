@@ -35,9 +35,8 @@ def roofline(work: Mapping[str, Any], iterations: Columns) -> Figure | None:
     good = (duration_s > 0) & (flops > 0) & (moved > 0)
     if not good.any():
         return None
-    rows, flops, moved, kind, roof_of, duration_s = (
-        column[good] for column in (rows, flops, moved, kind, roof_of, duration_s)
-    )
+    rows, kind, roof_of = rows[good], kind[good], roof_of[good]
+    flops, moved, duration_s = flops[good], moved[good], duration_s[good]
     intensity, rate = flops / moved, flops / duration_s
     peaks = np.array([roof["peak_flops_per_s"] for roof in work["roofs"]])
     bandwidths = np.array([roof["memory_bytes_per_s"] for roof in work["roofs"]])
@@ -56,7 +55,10 @@ def roofline(work: Mapping[str, Any], iterations: Columns) -> Figure | None:
     low, high = _decades(intensity, peaks / bandwidths)
     bottom, top = _decades(rate / 1e12, peaks / 1e12)
     layout = chart_layout(
-        x={**_log_axis(low, high), "title": {"text": "Arithmetic intensity (FLOP/byte, log scale)"}},
+        x={
+            **_log_axis(low, high),
+            "title": {"text": "Arithmetic intensity (FLOP/byte, log scale)"},
+        },
         y={
             **_log_axis(bottom, top),
             "title": {"text": "Achieved per GPU (TFLOP/s, log scale)"},

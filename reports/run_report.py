@@ -12,7 +12,7 @@ from reports.figures import RunCharts, TimeAxis
 from reports.headline import headline, scenario_name
 from reports.latency_figures import METRICS, latency_cdf
 from reports.operator_figures import of_parts, operator_totals, operators_over_time
-from reports.page import Figure, Row, Section, escape, facts, page, panel, table
+from reports.page import Figure, Row, Section, Widget, escape, facts, page, panel, table
 from reports.prompt_scatter import prompt_scatter
 from reports.quantity import MISSING, figure_of, milliseconds, percent, plain
 from reports.records import Columns, Latencies, RunRecords, request_latencies
@@ -39,16 +39,16 @@ def run_report(
     """Build the page of a run.
 
     `scenario` is the resolved scenario, `summary` the content of summary.json (vLLM `bench serve`
-    names), `details` that of details.json, which an engine's run does not have. Nothing is recomputed that the summary says; shares within the SLO, distributions and
-    charts come from the records. Returns HTML that needs nothing but a browser.
+    names), `details` that of details.json, which an engine's run does not have. Nothing is
+    recomputed that the summary says; shares within the SLO, distributions and charts come from the
+    records. Returns HTML that needs nothing but a browser.
     """
     latencies = request_latencies(records.requests)
+    sections = run_sections(records, scenario=scenario, summary=summary, details=details)
     return page(
         title=f"{scenario_name(scenario)} · Orcast",
         top=headline(records, latencies, scenario=scenario, summary=summary),
-        sections=(
-            sections := run_sections(records, scenario=scenario, summary=summary, details=details)
-        ),
+        sections=sections,
         footer=FOOTER,
         scripts=[block_script.SCRIPT] if any(section.widgets for section in sections) else [],
     )
@@ -154,7 +154,7 @@ def _time_sections(
     if len(replicas.names) > 1:
         edges_s = charts.states.edges_s
         up = replicas_up(replicas, charts.axis)
-        parts = [
+        parts: list[str | Figure | Row | Widget] = [
             replica_load(replicas, iterations, edges_s, charts.axis),
             *([up] if up else []),
             Row(replica_bars(replicas, requests, iterations)),

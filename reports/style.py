@@ -211,7 +211,8 @@ details[open] summary{{margin-bottom:8px}}
 .moment input{{flex:1;min-width:0;accent-color:var(--accent)}}
 .windows{{display:flex;gap:8px;flex-wrap:wrap}}
 .windows button:hover,.moment button:hover{{background:var(--ground)}}
-.windows button,.moment button,.moment select{{background:none;border:1px solid var(--edge);border-radius:8px;
+.windows button,.moment button,.moment select{{background:none;
+ border:1px solid var(--edge);border-radius:8px;
  padding:2px 10px;font:inherit;font-size:13px;color:inherit}}
 .moment select option{{background:var(--surface)}}
 .said{{font-size:14px;margin-bottom:8px;min-height:3em}}

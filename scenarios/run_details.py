@@ -122,7 +122,7 @@ def sampled_work(
         at = rows[mine]
 
         def column(name: str, at: np.ndarray = at) -> np.ndarray:
-            return iterations[name][at].astype(np.float64)
+            return np.asarray(iterations[name][at], dtype=np.float64)
 
         asked = work.of(
             Features(

@@ -77,7 +77,7 @@ class ModelWork:
         share = 1.0 / self._sharing
         tokens, rows = features.tokens * share, features.rows * share
         flops, moved = np.zeros(len(tokens)), np.zeros(len(tokens))
-        for op, count in ((*((op, tokens) for op in self._linear), (self._head, rows))):
+        for op, count in (*((op, tokens) for op in self._linear), (self._head, rows)):
             flops += op.flops(1) * count
             moved += op.weight_bytes + (op.bytes_moved(1) - op.weight_bytes) * count
         flops += self._pair_flops * features.prefill_pairs * share

@@ -128,7 +128,7 @@ class SpreadRoofline(RooflineLatency):
         """Tokens of the fullest group, as far as records tell."""
         prompts = np.maximum(iterations["prefill_seqs"], 1)
         longest = -(-iterations["prefill_tokens"] // prompts)
-        return np.maximum(-(-iterations["num_tokens"] // self._ranks), longest)
+        return np.asarray(np.maximum(-(-iterations["num_tokens"] // self._ranks), longest))
 
     def _within_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         on_gpu = -(-self._recorded_group(iterations) // self._split)

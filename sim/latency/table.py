@@ -202,7 +202,7 @@ class TableLatency:
             linear = {key: np.where(eager, unpadded[key], linear[key]) for key in linear}
         rows = looked_up(self._row_classes_s, iterations["num_emitting"])
         for name in (*linear, *rows):
-            classes[name] = linear.get(name, 0.0) + rows.get(name, 0.0)
+            classes[name] = np.add(linear.get(name, 0.0), rows.get(name, 0.0))
         others = {"moe": "experts", "communication": "all_reduce"}
         for part in ("moe", "communication", "swap", "host", "launch"):
             if part in parts:

@@ -125,7 +125,7 @@ def spare(fill: Sequence[int], at: int) -> int:
         ("parallel-sampling", {"workload.num_requests": 4}),
         ("beam-search", {"workload.num_requests": 3}),
         ("speculation", {"workload.num_requests": 10}),
-        ("kv-offload", {"workload.num_requests": 12}),
+        ("kv-offload", {"workload.num_requests": 7}),
     ],
 )  # fmt: skip
 def test_sequences_of_one_request_have_tables_of_their_own(

@@ -48,7 +48,13 @@ def test_a_perfect_gpu_is_never_faster_than_the_work_allows(name: str, degree: i
     model, parallelism = spec(name), Parallelism(degree)
     latency = roofline_latency(model, H200, parallelism=parallelism, **PERFECT)
     work = ModelWork(model, parallelism)
-    for batch in (decodes(1, 10), decodes(200, 2000), prefill(16), prefill(4096), prefill(64, 8000)):
+    for batch in (
+        decodes(1, 10),
+        decodes(200, 2000),
+        prefill(16),
+        prefill(4096),
+        prefill(64, 8000),
+    ):
         asked = work.of(features(batch))
         duration_s = latency.iteration_s(batch)
         peak = H200.peak_flops_per_s(model.weight_dtype)

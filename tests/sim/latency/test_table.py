@@ -228,7 +228,8 @@ def test_a_pass_launched_kernel_by_kernel_is_unpadded_and_takes_its_launches() -
     [
         ("qkv_proj", "contractions"), ("down_proj", "contractions"), ("lm_head", "contractions"),
         ("lm_head (estimated)", "contractions"), ("attn_pre_proj", "contractions"),
-        ("input_layernorm", "elementwise"), ("attn_rope", "elementwise"), ("mlp_act", "elementwise"),
+        ("input_layernorm", "elementwise"), ("attn_rope", "elementwise"),
+        ("mlp_act", "elementwise"),
         ("element-wise (estimated)", "elementwise"), ("emb", "elementwise"),
         ("sampling (estimated)", "sampling"), ("pass without attention", "layers"),
         ("projection and sampling", "logits"), ("whatever", "layers"),
@@ -239,8 +240,8 @@ def test_operations_that_tables_name_have_their_class(operation: str, expected: 
 
 
 def test_operators_of_a_table_add_up_to_the_durations_also_where_launches_are_waited_for() -> None:
-    for settings in ({}, {"capture_sizes": (1, 8, 16), "launch_s": LAUNCH_S}):
-        model = model_of(skew=False, **settings)
+    for given_ in ({}, {"capture_sizes": (1, 8, 16), "launch_s": LAUNCH_S}):
+        model = model_of(skew=False, **given_)
         works = [decodes(9, 256), prefill((16, 0))]
         iterations = {
             "num_tokens": np.array([9, 16]),
@@ -253,7 +254,7 @@ def test_operators_of_a_table_add_up_to_the_durations_also_where_launches_are_wa
         classes, parts = model.operators_s(iterations), model.parts_s(iterations)
         assert sum(classes.values()) == pytest.approx(iterations["duration_s"])
         assert classes["attention"] == pytest.approx(parts["attention"])
-        assert ("launch" in classes) == bool(settings)
+        assert ("launch" in classes) == bool(given_)
 
 
 def test_parts_of_a_batch_add_up_to_its_iteration() -> None:
