@@ -226,7 +226,8 @@ function draw() {
   slider.setAttribute("aria-valuetext", said.textContent);
   if (words.open) {
     text.textContent = now.map(one =>
-      `request ${nameOf(one.table)}: ${one.used} tokens in blocks ` + one.blocks.join(" ")).join("\n") || "No request holds a block.";
+      `request ${nameOf(one.table)}: ${one.used} tokens in blocks ${one.blocks.join(" ")}`
+    ).join("\n") || "No request holds a block.";
   }
 }
 
