@@ -20,7 +20,7 @@ from torch.nn.functional import linear as product
 from torch.nn.functional import silu
 
 from calibrate.batches import Lengths, forward_batch
-from calibrate.parts import Rig
+from calibrate.rig import Rig
 from calibrate.timer import Call
 from kernels.kv_cache_write import kv_cache_write
 from kernels.linear import linear

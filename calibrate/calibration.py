@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import itertools
 import json
 import re
 import shutil
@@ -24,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from calibrate.batches import Lengths
@@ -39,13 +37,14 @@ from calibrate.environment import (
 )
 from calibrate.executor import CAPTURE_SIZES
 from calibrate.import_llmservingsim import model_shape
-from calibrate.journal import Journal, Point, writing
+from calibrate.journal import Journal, writing
 from calibrate.measured_table import MeasuredTable, write_measured
 from calibrate.measuring import TARGET, Measuring, failed
-from calibrate.parts import Bench, Limits, LinearBackend, Rig, benches
+from calibrate.parts import Bench, benches
+from calibrate.random_work import RandomWork
+from calibrate.rig import Limits, LinearBackend, Rig
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer, measure_ceilings
-from calibrate.whole_iterations import random_lengths
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 from sim.model_spec import ModelSpec
@@ -63,14 +62,11 @@ SHARES = {
     "swap": 0.5,
     "copy": 0.3,
     "host": 0.4,
-    "whole": 4.0,
+    "service": 4.0,
     "held_out": 0.8,
 }
 LAST_SHARE = 0.08  # of the budget, for operator classes and attention's two ways
-WHOLES = 48  # whole iterations at most; half of them are held out
-LEAST_WHOLES = 4  # whatever the budget
 HELD_OUT = 8  # points of each part that no table holds
-HELD_OUT_PARTS = ("linear", "logits", "prefill_attention", "decode_attention", "moe")
 MOST_CACHE_TOKENS = 2**19  # four contexts of 128k, or 512 of 1k
 CPU_LIMITS = Limits(max_tokens=256, max_seqs=32, max_context=512, cache_tokens=16_384)
 TABLE_FILES = ("meta.yaml", "report.html", "whole.csv", "held_out.csv")
@@ -310,17 +306,17 @@ class _Calibration:
         end_s = self.began_s + self.given.budget_s * (1.0 - LAST_SHARE)
         self.clocks.sample(now=True)
         names = [bench.name for bench in parts]
-        total = sum(SHARES[name] for name in (*names, "whole", "held_out"))
-        spent_s = dict.fromkeys((*names, "whole", "held_out"), 0.0)
-        random = _RandomWork(rig, measuring, self.given.seed)
+        total = sum(SHARES[name] for name in (*names, "service", "held_out"))
+        spent_s = dict.fromkeys((*names, "service", "held_out"), 0.0)
+        random = RandomWork(rig, measuring, self.given.seed, captured=self.captured)
 
         for turn in range(1, ROUNDS + 1):
             for name in spent_s:
                 allowed_s = SHARES[name] / total * max(0.0, end_s - began_s) * turn / ROUNDS
                 from_s = time.monotonic()
                 until_s = min(from_s + allowed_s - spent_s[name], end_s)
-                if name == "whole":
-                    random.wholes(until_s, turn=turn)
+                if name == "service":
+                    random.service(until_s)
                 elif name == "held_out":
                     random.held_out(parts, until_s, most=-(-HELD_OUT * turn // ROUNDS))
                 else:
@@ -415,95 +411,6 @@ class _Calibration:
         points = sum(len(points.takes) for points in self.journal.parts.values())
         elapsed_s = time.monotonic() - self.began_s
         self.progress(Progress(part, points, elapsed_s, self.given.budget_s))
-
-
-class _RandomWork:
-    """Whole iterations and held-out points, drawn anew but the same for the same seed."""
-
-    def __init__(self, rig: Rig, measuring: Measuring, seed: int) -> None:
-        self.rig, self.measuring, self.journal = rig, measuring, measuring.journal
-        self.wholes_rng = np.random.default_rng([seed, 1])
-        self.points_rng = np.random.default_rng([seed, 2])
-        drawn = random_lengths(self.wholes_rng, rig.limits, rig.block_size)
-        self.lengths = list(itertools.islice(drawn, WHOLES))
-
-    def wholes(self, until_s: float, *, turn: int) -> None:
-        """Measure whole iterations, first again those of earlier turns; four of them at least."""
-        takes = [0] * len(self.lengths)
-        for line in self.journal.records.get("whole", []):
-            takes[line["index"]] += 1
-        again = [index for index, count in enumerate(takes) if 0 < count < turn]
-        new = [index for index, count in enumerate(takes) if count == 0]
-        for index in again + new:
-            known = sum(count > 0 for count in takes)
-            if time.monotonic() >= until_s and known >= LEAST_WHOLES:
-                return
-            self._whole(index)
-            takes[index] += 1
-
-    def _whole(self, index: int) -> None:
-        lengths = self.lengths[index]
-        line: dict[str, Any] = {"index": index}
-        try:
-            timing = self.rig.timer.measure([self.rig.iteration(lengths)])
-        except (torch.OutOfMemoryError, MemoryError):
-            line["skipped"] = "out of memory"
-        except RuntimeError as error:
-            raise failed("whole iterations", (lengths.num_tokens,), error) from None
-        else:
-            line |= {
-                "decodes": list(lengths.decodes),
-                "prefills": [list(pair) for pair in lengths.prefills],
-                "time_us": timing.time_us,
-                "spread": round(timing.spread, 5),
-                "held_out": index % 4 in (1, 2),  # each half has decodes alone and prompts
-            }
-        self.measuring.clocks.sample()
-        self.journal.record("whole", line)
-        self.measuring.on_point("whole iterations")
-
-    def held_out(self, parts: Sequence[Bench], until_s: float, *, most: int) -> None:
-        """Measure random points between those of the grids; one of every part at least."""
-        for bench in parts:
-            if bench.name not in HELD_OUT_PARTS or len(bench.points()) < MUST_HOLD:
-                continue
-            while True:
-                mine = [
-                    r for r in self.journal.records.get("held_out", []) if r["part"] == bench.name
-                ]
-                if len(mine) >= most or (mine and time.monotonic() >= until_s):
-                    break
-                point = self._point(bench)
-                try:
-                    times_us, spread, _ = self.measuring.time_us(bench, point)
-                except torch.OutOfMemoryError:
-                    break
-                self.journal.record(
-                    "held_out",
-                    {
-                        "part": bench.name,
-                        "point": list(point),
-                        "time_us": times_us[0] * bench.scale,
-                        "spread": round(spread, 5),
-                    },
-                )
-                self.measuring.on_point("held-out points")
-
-    def _point(self, bench: Bench) -> Point:
-        """Uniform in the logarithm between an axis' ends; expert counts stay on their axis."""
-        while True:
-            point = []
-            for axis in bench.axes:
-                low, high = max(1, axis[0]), axis[-1]
-                drawn = int(np.exp(self.points_rng.uniform(np.log(low), np.log(high + 1))))
-                point.append(min(drawn, high))
-            if bench.name == "moe":
-                point[1] = int(self.points_rng.choice(bench.axes[1]))
-            if bench.fits(tuple(point)):
-                return tuple(point)
-
-
-MUST_HOLD = 3  # points of a grid that something can lie between
 
 
 def partial_folder(out: Path) -> Path:

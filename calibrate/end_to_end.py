@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from calibrate.batches import Lengths
-from calibrate.parts import Limits, Rig
+from calibrate.rig import Limits, Rig
 from calibrate.timer import Timer
 from calibrate.whole_iterations import Errors, latency_of, parts_us, random_lengths
 from kernels.model_config import ModelConfig

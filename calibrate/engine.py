@@ -39,6 +39,8 @@ from sim.workload.workload import Workload
 
 _SPIN_S = 1e-3  # sleeping is no more exact than this
 
+REFUSED = "refused: the queue is full"
+GAVE_UP = "gave up after waiting for too long"
 _NOT_FINITE = "the model's logits are not finite"
 
 PHASES = ("schedule_s", "prepare_s", "forward_s", "sample_s")
@@ -140,6 +142,12 @@ class Engine:
 
     def run(self) -> Served:
         """Serve until nothing is left, or until `stop`."""
+        # Without it every view of a tensor is tracked for a gradient that nobody asks for: a third
+        # of a tiny model's time.
+        with torch.inference_mode():
+            return self._serve()
+
+    def _serve(self) -> Served:
         clock = self._clock or Clock()
         now_s = 0.0
         while True:
@@ -161,6 +169,13 @@ class Engine:
         scheduler, source = self.scheduler, self._source
         while True:
             self._take_arrivals(now_s)
+            if scheduler.pool.gives_up_s <= now_s:
+                gone = scheduler.pool.expire(now_s)
+                for one in gone:
+                    self._errors[one.index] = GAVE_UP
+                    self._leave(one)
+                source.release(len(gone), now_s)
+                self._take_arrivals(now_s)
             while self._cancelled:
                 request = self._present.get(self._cancelled.popleft())
                 if request is not None:
@@ -172,6 +187,8 @@ class Engine:
             if batch is not None:
                 return now_s, batch
             wake_s = min(source.next_arrival_s, scheduler.wake_s)
+            if scheduler.pool.waiting:
+                wake_s = min(wake_s, scheduler.pool.gives_up_s)
             if wake_s <= now_s or (wake_s == inf and scheduler.pool.num_unfinished):
                 continue  # everybody was preempted: the next decision admits again
             if wake_s == inf:
@@ -221,6 +238,10 @@ class Engine:
             request = source.take()
             rejected = pool.num_rejected
             self.scheduler.add(request)
+            if request.index in pool.log.refused:
+                self._errors[request.index] = REFUSED
+                source.release(1, request.arrival_s)
+                continue
             if pool.num_rejected > rejected:
                 slots = self.scheduler.allocator.num_blocks * self.scheduler.allocator.block_size
                 self._errors[request.index] = (

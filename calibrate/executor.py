@@ -73,6 +73,7 @@ class TransformerExecutor:
         max_blocks: most blocks of a sequence that are ever read.
         swap_blocks: blocks of pinned host memory for sequences that are swapped out.
         capture_sizes: batch sizes to capture CUDA graphs for; none: every launch is eager.
+        kv_cache: one that is there already, of that many blocks; None: a new one.
 
     Raises: MemoryError with what was needed when the cache does not fit.
     """
@@ -88,6 +89,7 @@ class TransformerExecutor:
         swap_blocks: int = 0,
         capture_sizes: Sequence[int] = (),
         sampling: Sampling = Sampling(),
+        kv_cache: torch.Tensor | None = None,
     ) -> None:
         self.model = model
         self.device = model.embeddings.device
@@ -95,7 +97,9 @@ class TransformerExecutor:
         self.sampling = sampling
         self._on_gpu = self.device.type == "cuda"
         try:
-            self.kv_cache = model.new_kv_cache(num_blocks, block_size)
+            self.kv_cache = (
+                model.new_kv_cache(num_blocks, block_size) if kv_cache is None else kv_cache
+            )
             self._host = HostBlocks(self.kv_cache, swap_blocks, backend=model.backend)
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             needed = num_blocks * block_size * model.kv_bytes_per_token / 2**30
@@ -230,6 +234,10 @@ class TransformerExecutor:
         self._sampled[sequence] = [first]
         self._tokens[sequence] = [*self._tokens[request][: request.prompt_tokens], first]
         return self._tokens[sequence]
+
+    def longest_context(self, count: int) -> int:
+        """Of the first `count` decodes of the last iteration, its new token included."""
+        return int(self._rows.context[:count].max(initial=0))
 
     # -- inputs -------------------------------------------------------------------------------
 

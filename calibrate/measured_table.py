@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,14 @@ import numpy as np
 from calibrate.batches import Lengths
 from calibrate.environment import CalibrationError
 from calibrate.journal import Journal, Points
-from calibrate.parts import Bench, Limits
-from calibrate.whole_iterations import Errors, Whole, fitted_factors, latency_of, parts_us
+from calibrate.parts import Bench
+from calibrate.rig import Limits
+from calibrate.service import Iteration
+from calibrate.whole_iterations import Company, Errors, Whole, fitted, latency_of, parts_us
 from calibrate.work import WorkOf
 from kernels.model_config import ModelConfig
 from sim.batch import Batch
-from sim.latency.table import measured_host
+from sim.latency.table import measured_host, one_line
 from sim.latency.table_data import EXTRA_TIMES, PART_COLUMNS, REQUIRED_PARTS, LatencyTable
 from sim.latency.table_folder import SCHEMA_VERSION, table_of
 from sim.model_spec import ModelSpec
@@ -37,7 +38,7 @@ class MeasuredTable:
     benches: Sequence[Bench]
     config: ModelConfig
     meta: dict[str, Any]
-    factors: dict[str, float] = field(default_factory=dict)
+    company: Company = field(default_factory=lambda: Company({}))
     fitted: list[Whole] = field(default_factory=list)
     held_out: list[Whole] = field(default_factory=list)
     part_errors: dict[str, list[tuple[tuple[int, ...], float, float]]] = field(default_factory=dict)
@@ -66,25 +67,30 @@ class MeasuredTable:
             table._tell()
         return table
 
-    def rows(self, bench: Bench, factor: float | None = None) -> Rows:
-        """Points, times in µs of the whole model; the factor is that of company by default."""
+    def rows(self, bench: Bench, *, isolated: bool = False) -> Rows:
+        """Points, times in µs of the whole model: in company, or as measured in isolation."""
         points = self.journal.of(bench.name)
-        factor = self.factors.get(bench.name, 1.0) if factor is None else factor
+        factor, besides_us = 1.0, 0.0
+        if not isolated:
+            factor = self.company.factors.get(bench.name, 1.0)
+            besides_us = self.company.besides_us if bench.name == "host" else 0.0
         operation = () if bench.name not in OPERATIONS else (OPERATIONS[bench.name],)
         extra = len(EXTRA_TIMES.get(bench.name, ()))
+
+        def time_us(point: tuple[int, ...], which: int) -> float:
+            own_us = points.time_us(point, which) * bench.scale
+            # Where parts alone sum to more than wholes, less than nothing would be left.
+            return max(besides_us + own_us * factor, 0.1 * own_us)
+
         return [
-            (
-                *operation,
-                *point,
-                *(points.time_us(point, i) * bench.scale * factor for i in range(1 + extra)),
-            )
+            (*operation, *point, *(time_us(point, which) for which in range(1 + extra)))
             for point in sorted(points.takes)
         ]
 
     def table(self, *, isolated: bool = False) -> LatencyTable:
         """As the simulator reads it; `isolated` leaves the factors of company out."""
         parts = {
-            bench.name: self.rows(bench, 1.0 if isolated else None)
+            bench.name: self.rows(bench, isolated=isolated)
             for bench in self.benches
             if self.journal.of(bench.name).takes
         }
@@ -97,16 +103,16 @@ class MeasuredTable:
         if not points.takes:
             return
         work_of = WorkOf(self.config, block_size=int(self.meta["block_size"]))
-        factor = self.factors.get(name, 1.0)
         header = (*PART_COLUMNS[name], *COLUMNS, *EXTRA_TIMES.get(name, ()))
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
-            for point, row in zip(sorted(points.takes), self.rows(bench), strict=True):
+            rows, alone = self.rows(bench), self.rows(bench, isolated=True)
+            for point, row, one in zip(sorted(points.takes), rows, alone, strict=True):
                 at = len(PART_COLUMNS[name])
                 takes, work = points.takes[point], work_of(name, point)
                 cells = (
-                    *row[: at + 1], row[at] / factor, row[at] * points.spread(point), len(takes),
+                    *row[: at + 1], one[at], one[at] * points.spread(point), len(takes),
                     sum(take.repeats for take in takes), work.flops, work.bytes, *row[at + 1 :],
                 )  # fmt: skip
                 writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in cells])
@@ -114,64 +120,72 @@ class MeasuredTable:
     # -- how good it is ---------------------------------------------------------------------------
 
     def _judge(self, spec: ModelSpec, limits: Limits) -> None:
-        """Fit what parts cost in company, and hold the result against batches held out."""
-        given = self._wholes()
+        """Fit what parts cost in company, and hold the result against runs held out."""
+        served = self._served()
+        given = [iteration for iteration, held_out in served if not held_out]
         self.meta["prefills"] = self._how_prompts_add_up(given, spec, limits)
-        latency = latency_of(self.table(isolated=True), spec, limits)
-        alone = [
-            Whole(lengths, measured_us, parts_us(latency, lengths.features()))
-            for lengths, measured_us, held_out in given
-            if not held_out
-        ]
-        self.factors = fitted_factors(alone)
+        alone = self._wholes(given, spec, limits, isolated=True)
+        # A GPU that waits for launches says nothing about its kernels.
+        self.company = fitted([whole for whole in alone if not whole.parts_us.get("launch")])
         self._part_errors(spec, limits)
-        latency = latency_of(self.table(), spec, limits)
-        for lengths, measured_us, held_out in given:
-            whole = Whole(lengths, measured_us, parts_us(latency, lengths.features()))
-            (self.held_out if held_out else self.fitted).append(whole)
-        before = Errors.of([whole.error for whole in alone])
+        unseen = [iteration for iteration, held_out in served if held_out]
+        self.fitted = self._wholes(given, spec, limits)
+        self.held_out = self._wholes(unseen, spec, limits)
         self.meta["whole_iterations"] = {
-            "sum_of_parts_alone": None if before is None else before.as_dict(),
+            "sum_of_parts_alone": _errors(alone),
             "fitted": _errors(self.fitted),
             "held_out": _errors(self.held_out),
         }
 
-    def _wholes(self) -> list[tuple[Lengths, float, bool]]:
-        """Whole iterations measured: lengths, µs, whether held out."""
-        takes: dict[int, list[dict[str, Any]]] = {}
-        for line in self.journal.records.get("whole", []):
-            if "time_us" in line:
-                takes.setdefault(line["index"], []).append(line)
-        of_takes = min if self.journal.fastest else statistics.median
+    def _served(self) -> list[tuple[Iteration, bool]]:
+        """Iterations of the engine, and whether they are held out."""
         return [
             (
-                Lengths(tuple(lines[0]["decodes"]), tuple((n, c) for n, c in lines[0]["prefills"])),
-                float(of_takes([line["time_us"] for line in lines])),
-                bool(lines[0]["held_out"]),
+                Iteration(decodes, context, longest, tuple((n, c) for n, c in prefills), time_us),
+                bool(line["held_out"]),
             )
-            for lines in takes.values()
+            for line in self.journal.records.get("service", [])
+            for decodes, context, longest, prefills, time_us in line["iterations"]
         ]
 
+    def _wholes(
+        self,
+        iterations: Sequence[Iteration],
+        spec: ModelSpec,
+        limits: Limits,
+        *,
+        isolated: bool = False,
+    ) -> list[Whole]:
+        """Iterations with what their parts say, the host's among them."""
+        table = self.table(isolated=isolated)
+        latency = latency_of(table, spec, limits)
+        host = one_line(table.parts["host"], "sequences") if "host" in table.parts else None
+        launches = self.journal.records.get("eager_launch") or [{"eager_us": 0.0}]
+        captured = self.meta.get("cudagraph_capture_sizes") or ()
+        found = []
+        for iteration in iterations:
+            parts = parts_us(latency, iteration.features(captured))
+            waited_us = launches[0]["eager_us"] - sum(parts.values())
+            if iteration.prefills and waited_us > 0.0:
+                parts["launch"] = waited_us
+            if host is not None:
+                parts["host"] = host(iteration.num_seqs) * 1e6
+            found.append(Whole(iteration, parts))
+        return found
+
     def _how_prompts_add_up(
-        self, given: Sequence[tuple[Lengths, float, bool]], spec: ModelSpec, limits: Limits
+        self, given: Sequence[Iteration], spec: ModelSpec, limits: Limits
     ) -> str:
         """Several prompts in one iteration: like one launch, or one after the other?
 
         Whichever is nearer to the whole iterations that are not held out.
         """
-        several = [
-            (lengths, measured_us)
-            for lengths, measured_us, held_out in given
-            if len(lengths.prefills) > 1 and not held_out
-        ]
+        several = [iteration for iteration in given if len(iteration.prefills) > 1]
         found = {}
         for how in ("together", "one_by_one"):
             self.meta["prefills"] = how
-            latency = latency_of(self.table(isolated=True), spec, limits)
-            errors = [
-                sum(parts_us(latency, lengths.features()).values()) / measured_us - 1.0
-                for lengths, measured_us in several
-            ]
+            wholes = self._wholes(several, spec, limits, isolated=True)
+            errors = [whole.error for whole in wholes]
             found[how] = float(np.median(np.abs(errors))) if errors else 0.0
         # Without such a batch: a plain loop over sequences on a CPU, one launch on a GPU.
         if not several:
@@ -241,7 +255,8 @@ class MeasuredTable:
             "duration_s": round(points.spent_s, 1),
             "spread_median": round(float(np.median(spreads)), 4),
             "held_out": None if errors is None else errors.as_dict(),
-            "in_company": round(self.factors.get(bench.name, 1.0), 4),
+            "in_company": round(self.company.factors.get(bench.name, 1.0), 4),
+            **({"besides_us": round(self.company.besides_us, 2)} if bench.name == "host" else {}),
             "scale": bench.scale,
             "key": list(bench.key),
         }
@@ -270,14 +285,9 @@ def write_measured(folder: Path, table: MeasuredTable) -> None:
         writer.writerow([*head, "measured_us", "predicted_us", *(f"{name}_us" for name in names)])
         for held_out, wholes in ((1, table.held_out), (0, table.fitted)):
             for whole in wholes:
-                lengths = whole.lengths
-                prefilled = sum(new for new, _ in lengths.prefills)
-                shape = (
-                    len(lengths.decodes),
-                    sum(lengths.decodes),
-                    len(lengths.prefills),
-                    prefilled,
-                )
+                one = whole.iteration
+                prefilled = sum(new for new, _ in one.prefills)
+                shape = (one.decodes, one.context_tokens, len(one.prefills), prefilled)
                 times = (
                     whole.measured_us, whole.predicted_us,
                     *(whole.parts_us.get(name, 0.0) for name in names),

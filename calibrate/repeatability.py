@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.parts import Limits
+from calibrate.rig import Limits
 from calibrate.whole_iterations import Errors, latency_of, parts_us, random_lengths
 from sim.latency.table_data import LatencyTable, Part
 from sim.model_spec import ModelSpec

@@ -1,10 +1,10 @@
-"""Whole iterations against the sum of their parts.
+"""Whole iterations of the real engine against the sum of their parts.
 
-Random batches of real shapes (some decodes, some prompts, uneven lengths) are run end to end. Half
-of them tell what parts cost in company: an operation that was measured alone, over and over, finds
-its inputs and the processor's caches in another state than one among others. A factor a part, close
-to one, is fitted to them. The other half is held out: it has no influence on the table, and its
-error is the table's.
+The engine serves random requests (`calibrate/service.py`). Half of the runs tell what parts cost in
+company: an operation that was measured alone, over and over, finds its inputs and the processor's
+caches in another state than one among others. A factor a part, close to one, and what every
+iteration takes besides, are fitted to them. The other half is held out: it has no influence on the
+table, and its error is the table's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.batches import Lengths
-from calibrate.parts import Limits
+from calibrate.rig import Limits
+from calibrate.service import Iteration
 from sim.batch import Batch
 from sim.hardware import Interconnect
 from sim.latency.protocol import HostOverhead
@@ -23,18 +24,24 @@ from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
 from sim.model_spec import ModelSpec
 
-# How far from one a part's factor may be expected (its prior), how noisy a whole iteration is.
+# Priors: how far from one a part's factor may be, and what an iteration may take besides in shares
+# of a typical one. Then how noisy a whole iteration is.
 FACTOR_DEVIATION = 0.05
+BESIDES_DEVIATION = 0.2
 NOISE_DEVIATION = 0.03
+AS_MEASURED = ("host", "launch")  # parts without a factor
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
     """One whole iteration: what it computed, how long it took, what its parts say (µs)."""
 
-    lengths: Lengths
-    measured_us: float
+    iteration: Iteration
     parts_us: Mapping[str, float]
+
+    @property
+    def measured_us(self) -> float:
+        return self.iteration.time_us
 
     @property
     def predicted_us(self) -> float:
@@ -44,6 +51,14 @@ class Whole:
     def error(self) -> float:
         """Predicted against measured, signed and relative."""
         return self.predicted_us / self.measured_us - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """What parts cost among others: a factor each, and µs that every iteration takes besides."""
+
+    factors: Mapping[str, float]
+    besides_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,31 +151,35 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
     return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
 
 
-def fitted_factors(wholes: Sequence[Whole]) -> dict[str, float]:
-    """What each part's time is to be multiplied by so that sums meet the whole, by least squares.
+def fitted(wholes: Sequence[Whole]) -> Company:
+    """What company costs, so that sums of parts meet whole iterations, by least squares.
 
     Relative errors are minimised; factors are held near one as strongly as `FACTOR_DEVIATION`
     against `NOISE_DEVIATION` says, so that a part which hardly matters keeps the time it was
     measured with.
     """
-    names = sorted({name for whole in wholes for name in whole.parts_us})
+    names = sorted({name for whole in wholes for name in whole.parts_us} - {*AS_MEASURED})
     if not wholes:
-        return dict.fromkeys(names, 1.0)
+        return Company({})
+    measured_us = np.array([whole.measured_us for whole in wholes])
+    typical_us = float(np.median(measured_us))
     shares = np.array(
-        [[whole.parts_us.get(name, 0.0) / whole.measured_us for name in names] for whole in wholes]
+        [[whole.parts_us.get(name, 0.0) for name in names] + [typical_us] for whole in wholes]
     )
-    wanted = 1.0 - shares.sum(axis=1)  # what the factors' distances from one have to make up for
+    shares /= measured_us[:, None]
+    # What the factors' distances from one, and the rest, have to make up for.
+    wanted = 1.0 - np.array([whole.predicted_us for whole in wholes]) / measured_us
+    priors = np.diag([1 / FACTOR_DEVIATION] * len(names) + [1 / BESIDES_DEVIATION])
     weights = np.ones(len(wholes))
-    offsets = np.zeros(len(names))
+    found = np.zeros(len(names) + 1)
     for _ in range(10):  # reweighted: one disturbed iteration must not bend a table
-        matrix = np.vstack(
-            [shares * weights[:, None] / NOISE_DEVIATION, np.eye(len(names)) / FACTOR_DEVIATION]
-        )
-        target = np.concatenate([wanted * weights / NOISE_DEVIATION, np.zeros(len(names))])
-        offsets = np.linalg.lstsq(matrix, target, rcond=None)[0]
-        left = np.abs(wanted - shares @ offsets)
+        matrix = np.vstack([shares * weights[:, None] / NOISE_DEVIATION, priors])
+        target = np.concatenate([wanted * weights / NOISE_DEVIATION, np.zeros(len(names) + 1)])
+        found = np.linalg.lstsq(matrix, target, rcond=None)[0]
+        left = np.abs(wanted - shares @ found)
         weights = np.sqrt(NOISE_DEVIATION / np.maximum(left, NOISE_DEVIATION))
-    return {
+    factors = {
         name: float(np.clip(1.0 + offset, 0.5, 2.0))
-        for name, offset in zip(names, offsets, strict=True)
+        for name, offset in zip(names, found, strict=False)
     }
+    return Company(factors, float(found[-1]) * typical_us)

@@ -243,6 +243,7 @@ def ask_engine(
 ) -> tuple[Served, Validation, EngineRun, Forecast]:
     """Both runs of the scenario, and one held against the other."""
     from calibrate.comparison import compare
+    from calibrate.engine import GAVE_UP, REFUSED
     from calibrate.environment import device_name
     from calibrate.measurement import simulated
     from calibrate.replay import replay
@@ -269,7 +270,8 @@ def ask_engine(
     )
     workload = deployment.workload
     again = None
-    if not served.errors and not eos:
+    foreseen = {*served.errors.values()} <= {REFUSED, GAVE_UP}  # the simulator does the same
+    if foreseen and not eos:
         again = replay(
             served.records,
             workload,

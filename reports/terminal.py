@@ -85,11 +85,16 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for label, key in (
         ("Preemptions:", "preemptions"),
         ("Rejected requests:", "rejected"),
+        ("  refused by a full queue:", "refused"),
+        ("  gave up waiting:", "gave_up"),
         ("Iterations:", "iterations"),
     ):
         value = figure_of(summary, key)
+        if value is None and key in ("refused", "gave_up"):  # there is no limit
+            continue
         style = "yellow" if value and key == "rejected" else ""
         lines.append((_line(label, MISSING if value is None else f"{value:.0f}"), style))
+    lines += _classes(summary)
     lines += _speculation(summary)
     speed = figure_of(summary, "simulated_requests_per_s")
     if speed is not None:
@@ -104,6 +109,19 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         if len(text) <= WIDTH:
             text = _line("Latency source:", _printable(source))
         lines.append((text, "" if measured else "yellow"))
+    return lines
+
+
+def _classes(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Two lines for each class of requests; what is beyond the first ten is in summary.json."""
+    lines = []
+    classes = summary.get("classes")
+    for name, figures in list(classes.items())[:10] if isinstance(classes, Mapping) else ():
+        shown = _printable(name)[:20]
+        for label, key in (("Mean", "mean_ttft_ms"), ("P95", "p95_ttft_ms")):
+            value = figure_of(figures, key)
+            text = MISSING if value is None else f"{value:.2f}"
+            lines.append((_line(f"{label} TTFT of {shown} (ms):", text), ""))
     return lines
 
 

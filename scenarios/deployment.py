@@ -14,6 +14,7 @@ import numpy as np
 from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.expert_counts import expert_routing
+from scenarios.queueing import queue_rules, unknown_classes
 from scenarios.schema import Scenario
 from scenarios.sharing import draw_conversations, draw_samples, host_blocks, with_block_moves
 from scenarios.speculation import speculator
@@ -31,6 +32,8 @@ from sim.memory import MemoryBudget, memory_budget
 from sim.metrics import Slo
 from sim.model_spec import ModelSpec
 from sim.parallelism import Parallelism
+from sim.schedulers import SCHEDULERS
+from sim.schedulers.installed import installed_policy
 from sim.workload import Workload, arrivals, lengths, read_trace
 from sim.workload.labels import drawn_labels
 from sim.workload.sessions import shared_prefixes
@@ -85,6 +88,8 @@ def deploy(
     engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
         workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
+    with _at(source, "engine"):
+        rules = queue_rules(scenario.engine, scenario.workload, workload.labels)
     slo = Slo(
         ttft_s=_ms(scenario.slo.ttft_ms),
         tpot_s=_ms(scenario.slo.tpot_ms),
@@ -94,7 +99,7 @@ def deploy(
     cluster = scenario.cluster
     groups: tuple[ReplicaGroup, ...] = ()
     if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
-        groups = tuple(_groups(scenario, source, beside=beside, compose=compose))
+        groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
     return Deployment(
         scenario=scenario,
         model=engine.model,
@@ -102,11 +107,15 @@ def deploy(
         parallelism=parallelism_of(scenario.hardware),
         routing=engine.routing,
         memory=engine.memory,
-        config=engine.config,
+        config=engine.config if rules is None else replace(engine.config, queue=rules),
         latency=engine.latency,
         workload=workload,
         slo=slo,
-        notes=(*workload.notes, *engine.notes),
+        notes=(
+            *workload.notes,
+            *unknown_classes(scenario.workload, workload.labels),
+            *engine.notes,
+        ),
         groups=groups,
     )
 
@@ -143,6 +152,9 @@ def _engine(
             )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
+    with _at(source, "engine.scheduler"):
+        if scenario.engine.scheduler not in SCHEDULERS:
+            installed_policy(scenario.engine.scheduler)  # says what is wrong with it
     with _at(source, "engine"):
         config = _engine_config(scenario.engine, model, memory)
     if speculating is not None:
@@ -172,7 +184,12 @@ def _engine(
 
 
 def _groups(
-    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+    scenario: Scenario,
+    source: str,
+    labels: list[str] | None,
+    *,
+    beside: Path | None,
+    compose: Composer | None,
 ) -> Iterator[ReplicaGroup]:
     """The cluster's groups; values that a group does not give are the scenario's."""
     for number, (group, mine, where) in enumerate(group_scenarios(scenario, source)):
@@ -187,6 +204,13 @@ def _groups(
                 raise InputError(
                     f"{where}.role: speculation across prefill and decode pools is not modelled"
                 )
+        with _at(where, "engine"):
+            rules = queue_rules(mine.engine, scenario.workload, labels)
+        if group.role != "both" and rules is not None and rules.limits:
+            raise InputError(
+                f"{where}: engine: max_num_waiting and max_queue_time_s are not modelled across "
+                "prefill and decode pools"
+            )
         engine = _engine(mine, where, beside=beside, compose=compose)
         if isinstance(engine.latency, PipelineLatency):
             raise InputError(
@@ -195,7 +219,7 @@ def _groups(
         parallelism = parallelism_of(mine.hardware)
         yield ReplicaGroup(
             group.replicas,
-            engine.config,
+            replace(engine.config, queue=rules),
             engine.latency,
             scheduler,
             engine.memory.num_gpu_blocks,

@@ -13,6 +13,7 @@ import numpy as np
 
 from scenarios.deployment import Composer, Deployment, Drawer, deploy
 from scenarios.errors import InputError
+from scenarios.queueing import by_class
 from scenarios.schema import Scenario
 from sim.block_history import BlockRecorder
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink
@@ -60,7 +61,7 @@ def forecast(
     total = len(workload)
     tell = None if progress is None else lambda ended: progress(ended, total)
     records, facts = serve(deployment, leap=leap, check=check, progress=tell)
-    if records.requests["rejected"].all():
+    if _unservable(records).all():
         raise InputError(_nothing_fits(deployment, origin))
     if workload.request_ids is not None:
         # Half a surrogate pair, which JSON can hold, is no text that could be written to a file.
@@ -72,6 +73,8 @@ def forecast(
         classes = np.array([name.encode("utf-8", "replace").decode() for name in workload.labels])
         records.requests["request_class"] = classes[records.requests["request"]]
     summary = summarize(records, deployment.slo)
+    if workload.labels is not None:
+        summary["classes"] = by_class(records.requests)
     wall_s = time.perf_counter() - started_s
     summary |= {
         "simulated_requests_per_s": total / wall_s,
@@ -311,11 +314,27 @@ def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
     )
 
 
+def _unservable(records: Records) -> np.ndarray:
+    """Which requests can never be served; those that a queue turned away could have been."""
+    requests = records.requests
+    turned_away = requests.get("refused", False) | requests.get("gave_up", False)
+    found: np.ndarray = requests["rejected"] & ~np.asarray(turned_away)
+    return found
+
+
 def _warnings(deployment: Deployment, summary: dict[str, Any]) -> list[str]:
     warnings = list(deployment.notes)
-    if summary["rejected"]:
+    refused, gave_up = summary.get("refused", 0), summary.get("gave_up", 0)
+    if refused:
+        waiting = deployment.scenario.engine.max_num_waiting
+        warnings.append(f"{refused} requests were refused: {waiting} were waiting already")
+    if gave_up:
+        limit_s = deployment.scenario.engine.max_queue_time_s
+        warnings.append(f"{gave_up} requests gave up: they had waited for {limit_s:g} s")
+    too_large = summary["rejected"] - refused - gave_up
+    if too_large:
         warnings.append(
-            f"{summary['rejected']} requests were rejected: each is larger than the KV cache "
+            f"{too_large} requests were rejected: each is larger than the KV cache "
             f"({_slots(deployment)} tokens, as the policy reserves them) or than "
             f"max_model_len ({deployment.config.max_model_len})"
         )

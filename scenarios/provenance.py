@@ -149,14 +149,17 @@ def _tabulated(latency: TableLatency, gpu: Gpu) -> Iterator[Origin]:
 
 
 def _facts(found: Any) -> str:
-    """What a table's meta.yaml says of a part, beside the number of its points."""
+    """What a table's meta.yaml says of how well a part was measured."""
     if not isinstance(found, Mapping):
         return ""
-    told = [
-        f"{str(key).replace('_', ' ')} {value}"
-        for key, value in found.items()
-        if key != "points" and isinstance(value, int | float | str)
-    ]
+    told = []
+    spread, errors = found.get("spread_median"), found.get("held_out")
+    if isinstance(spread, int | float):
+        told.append(f"median spread {spread:.1%}")
+    if isinstance(errors, Mapping) and isinstance(errors.get("median"), int | float):
+        told.append(f"median error on held-out points {errors['median']:.1%}")
+    if isinstance(found.get("taken_over_from"), str):
+        told.append(f"taken over from {found['taken_over_from']}")
     return "".join(f", {text}" for text in told)
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from scenarios.plan_schema import Plan
 from scenarios.section import (
@@ -80,10 +86,31 @@ class Experts(Section):
         return self
 
 
+def _or_installed(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A built-in policy, or one that an installed package brings."""
+    try:
+        return check(given)
+    except ValidationError:
+        from sim.schedulers.installed import installed_names
+
+        if isinstance(given, str) and given in installed_names():
+            return given
+        raise
+
+
 class Engine(Section):
     """The serving engine's knobs, under vLLM's names."""
 
-    scheduler: Literal["static", "dynamic", "orca", "paged", "chunked"] = "chunked"
+    # one of these, or of a package that brings its own
+    scheduler: Annotated[
+        Literal["static", "dynamic", "orca", "paged", "chunked"], WrapValidator(_or_installed)
+    ] = "chunked"
+    # the queue's order; priorities, deadlines and clients are those of the workload's classes
+    scheduling_policy: Literal[
+        "fcfs", "priority", "earliest_deadline", "shortest_prompt", "shortest_job", "fair"
+    ] = "fcfs"
+    max_num_waiting: Annotated[int, Field(ge=1, le=2**31)] | None = None  # beyond: refused
+    max_queue_time_s: Positive | None = None  # until the first iteration; beyond: gives up
     max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = 256
     max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**22)] = 8192
     block_size: Annotated[int, Field(ge=1, le=4096)] = 16
@@ -111,6 +138,11 @@ class Engine(Section):
             raise ValueError(
                 f"max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
                 f"max_num_seqs {self.max_num_seqs}: every running sequence needs one token"
+            )
+        if self.scheduling_policy == "fair" and self.scheduler in ("static", "dynamic"):
+            raise ValueError(
+                f"scheduling_policy fair needs a scheduler that admits one by one: "
+                f"{self.scheduler} takes a whole batch"
             )
         if (self.num_gpu_blocks_override or 0) * self.block_size >= 2**31:
             raise ValueError(
@@ -306,6 +338,9 @@ class Workload(Section):
     lengths: LengthPair | None = None
     classes: Annotated[dict[str, RequestClass], Field(min_length=1)] | None = None
     class_column: str | None = None  # of a trace: the column or key that names a request's class
+    class_priority: dict[str, int] = Field(default_factory=dict)  # of each class; lower is sooner
+    # of each class, to its first token; for scheduling_policy earliest_deadline
+    class_deadline_ms: dict[str, Milliseconds] = Field(default_factory=dict)
     num_requests: Count | None = None
     max_tokens: Tokens | None = None  # the limit clients ask for; default: the true output length
     max_concurrency: Count | None = None

@@ -171,7 +171,12 @@ class ClusterReplica:
         self.kv_floor = -1.0
         scheduler, inbox, pool = self.scheduler, self._inbox, self.scheduler.pool
         while inbox:
-            scheduler.add(inbox.popleft())
+            request, rejected = inbox.popleft(), pool.num_rejected
+            scheduler.add(request)
+            if pool.num_rejected > rejected:
+                self._lose([request], now_s)
+        if pool.gives_up_s <= now_s:
+            self._lose(pool.expire(now_s), now_s)
         batch = scheduler.schedule(now_s)
         if batch is None and pool.num_unfinished and not now_s < scheduler.wake_s < inf:
             batch = scheduler.schedule(now_s)  # everybody was preempted: admit again
@@ -181,12 +186,22 @@ class ClusterReplica:
             return
         self._batch, self._start_s = batch, now_s
         iterations = scheduler.horizon(batch) if self._leap else 1
-        self._interruptible = iterations > 1 and scheduler.admits_arrivals
+        # Whether an arrival finds room in the queue, and when it gives up, is not known before.
+        limited = pool.rules is not None and pool.rules.limits
+        self._interruptible = iterations > 1 and (limited or scheduler.admits_arrivals)
         if iterations > 1:
-            self._ends_s = self.latency.run_ends_s(batch, now_s, iterations, inf)
+            self._ends_s = self.latency.run_ends_s(batch, now_s, iterations, pool.gives_up_s)
         else:
             self._ends_s = [now_s + self.latency.iteration_s(batch)]
         self._clock.at(self._ends_s[-1], self._ending_rank, self._end)
+
+    def _lose(self, requests: list[Request], now_s: float) -> None:
+        """These got no place in the queue, or left it."""
+        self.gone_s += [now_s] * len(requests)
+        self.num_outstanding -= len(requests)
+        self.pool.queued_tokens -= sum(request.prompt_tokens for request in requests)
+        if requests:
+            self._finished(self, requests, now_s)
 
     def _end(self, now_s: float) -> None:
         if self._batch is None or self._ends_s[-1] != now_s:

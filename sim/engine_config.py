@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sim.queues import QueueRules
     from sim.speculation import Speculation
 
 
@@ -28,6 +29,7 @@ class EngineConfig:
     preferred_batch_sizes: tuple[int, ...] = ()  # scheduler `dynamic`
     max_queue_delay_s: float = 0.0  # scheduler `dynamic`
     speculation: Speculation | None = None
+    queue: QueueRules | None = None  # None: first come first served, without end
 
     def __post_init__(self) -> None:
         if self.preemption not in ("recompute", "swap"):

@@ -76,6 +76,7 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "completed": completed,
         "rejected": int(len(served) - completed),
+        **{name: int(requests[name].sum()) for name in ("refused", "gave_up") if name in requests},
         "duration": duration_s,
         "total_input_tokens": input_tokens,
         "total_output_tokens": output_tokens,

@@ -96,6 +96,11 @@ class Pipeline:
             self._complete(now_s)
             if self.source.next_arrival_s <= now_s:
                 self._take_arrivals(now_s)
+            for engine in self.engines:
+                if engine.scheduler.pool.gives_up_s <= now_s:
+                    self.source.release(len(engine.scheduler.pool.expire(now_s)), now_s)
+            if self.source.next_arrival_s <= now_s:  # whom they kept from coming
+                self._take_arrivals(now_s)
             wake_s = min(self._schedule(now_s), self.source.next_arrival_s)
             if self._in_flight:
                 wake_s = min(wake_s, self._in_flight[0][0])

@@ -32,7 +32,8 @@ class Records:
     ``requests``: request, arrival_s, scheduled_s, first_token_s, last_token_s, finished_s (NaN
     where rejected), prompt_tokens, output_tokens, cached_tokens, preemptions, rejected, replica;
     where some ask for several answers also samples and sampled_tokens (of all samples, while
-    output_tokens are the longest one's).
+    output_tokens are the longest one's); where queues have limits, refused and gave_up (of the
+    rejected ones).
     ``iterations``: start_s, duration_s, the batch (running, waiting, prefill_seqs, prefill_tokens,
     decode_seqs, context_tokens, num_tokens, num_emitting, num_seqs), tokens ``emitted``, KV slots
     by kind (used, reserved, fragmentation, free: they add up to all), kv_shared_tokens (slots in
@@ -92,6 +93,8 @@ class RequestLog:
         self._preempted: list[list[float]] = []
         self._open: dict[int, list[float]] = {}
         self.aborted_s: dict[int, float] = {}  # request -> when it ended without an answer
+        self.refused: set[int] = set()  # by a full queue
+        self.gave_up: set[int] = set()  # after waiting for too long
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
         rows = self._ended.rows
@@ -113,6 +116,16 @@ class RequestLog:
         self.aborted_s[request.index] = now_s
         self._open.pop(request.index, None)
         self.finish(request, rejected=True)
+
+    def refuse(self, request: Request) -> None:
+        """The queue was full when it arrived."""
+        self.refused.add(request.index)
+        self.reject(request)
+
+    def give_up(self, request: Request, now_s: float) -> None:
+        """It waited for too long, until `now_s`."""
+        self.gave_up.add(request.index)
+        self.abort(request, now_s)
 
     def preempt(self, request: Request, now_s: float) -> None:
         row = [request.index, now_s, NEVER]

@@ -46,19 +46,28 @@ class Replica:
         self.progress = progress
         self.log = IterationLog()
         self.now_s = 0.0
+        rules = scheduler.pool.rules
+        self._patience_s = inf if rules is None else rules.max_wait_s
         self.process = env.process(self._run())
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         scheduler, source, timeout = self.scheduler, self.source, self.env.timeout
+        pool = scheduler.pool
         decisions = 0
         asked_s = -1.0
         while True:
             now_s = self.now_s
             if source.next_arrival_s <= now_s:
                 self._take_arrivals(now_s)
+            if pool.gives_up_s <= now_s:
+                source.release(len(pool.expire(now_s)), now_s)
+                if source.next_arrival_s <= now_s:  # whom they kept from coming
+                    self._take_arrivals(now_s)
             batch = scheduler.schedule(now_s)
             if batch is None:
                 wake_s = min(source.next_arrival_s, scheduler.wake_s)
+                if pool.waiting:
+                    wake_s = min(wake_s, pool.gives_up_s)
                 if wake_s <= now_s or (wake_s == inf and scheduler.pool.num_unfinished):
                     # Everybody was preempted: the next decision, at the same time, admits again.
                     assert asked_s != now_s, "the scheduler is stuck"
@@ -106,7 +115,11 @@ class Replica:
         if iterations == 1:
             self.now_s = now_s + self.latency.iteration_s(batch)
             return 1, None
-        until_s = self.source.next_arrival_s if self.scheduler.admits_arrivals else inf
+        next_s = self.source.next_arrival_s
+        until_s = next_s if self.scheduler.admits_arrivals else inf
+        if self._patience_s < inf:
+            # Who gives up first: somebody here, or whoever comes next.
+            until_s = min(until_s, self.scheduler.pool.gives_up_s, next_s + self._patience_s)
         ends_s = self.latency.run_ends_s(batch, now_s, iterations, until_s)
         self.now_s = ends_s[-1]
         return len(ends_s), ends_s

@@ -39,7 +39,13 @@ class Request:
     finished_s: float = NEVER
     cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
     preemptions: int = 0
+    label: str = ""  # its class, where the workload names classes
     group: SampleGroup | None = None  # of a request for several samples, and of each of them
+
+    @property
+    def was_scheduled(self) -> bool:
+        """Whether an iteration has ever served it."""
+        return self.scheduled_s == self.scheduled_s  # not NaN
 
     @property
     def num_tokens(self) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from math import inf
 
 from sim.decode_set import DecodeSet
+from sim.queues import QueueRules, WaitingQueue
 from sim.records import RequestLog
 from sim.request import Request
 
@@ -18,7 +20,10 @@ class RequestPool:
     """
 
     def __init__(self, block_size: int, *, track_longest: bool = False) -> None:
-        self.waiting: deque[Request] = deque()
+        self.waiting: WaitingQueue = deque()
+        self.rules: QueueRules | None = None
+        self.gives_up_s = inf  # nobody gives up before
+        self._impatient: deque[Request] = deque()  # not yet seen to have begun, as they came
         self.running: dict[Request, None] = {}
         self.swapped: deque[Request] = deque()
         self.decodes = DecodeSet(block_size, track_longest=track_longest)
@@ -39,10 +44,42 @@ class RequestPool:
                 for sample in request.group.samples:
                     yield sample.block_table
 
+    def queue_by(self, rules: QueueRules) -> None:
+        """From now on wait in that order and within those limits; nobody waits yet."""
+        self.waiting = rules.queue()
+        self.rules = rules
+
+    def enqueue(self, request: Request) -> None:
+        """A servable request arrives; it is refused where the queue is full."""
+        rules = self.rules
+        if rules is not None and rules.limits and not request.was_scheduled:
+            if rules.max_waiting is not None and len(self.waiting) >= rules.max_waiting:
+                self.refuse(request)
+                return
+            if rules.max_wait_s < inf:
+                self._impatient.append(request)
+                self.gives_up_s = min(self.gives_up_s, request.arrival_s + rules.max_wait_s)
+        self.waiting.append(request)
+
+    def expire(self, now_s: float) -> list[Request]:
+        """Let those go who have waited for too long without having begun; returns them."""
+        assert self.rules is not None
+        gone: list[Request] = []
+        impatient, limit_s = self._impatient, self.rules.max_wait_s
+        while impatient and impatient[0].arrival_s + limit_s <= now_s:
+            request = impatient.popleft()
+            if not request.was_scheduled:
+                self.waiting.remove(request)
+                self.num_rejected += 1
+                self.log.give_up(request, now_s)
+                gone.append(request)
+        self.gives_up_s = impatient[0].arrival_s + limit_s if impatient else inf
+        return gone
+
     def start(self, request: Request, now_s: float) -> None:
         """Move a request, already taken out of its queue, to the end of ``running``."""
         self.running[request] = None
-        if request.scheduled_s != request.scheduled_s:  # NaN: never scheduled before
+        if not request.was_scheduled:
             request.scheduled_s = now_s
         elif request.preemptions:
             self.log.resume(request, now_s)
@@ -70,6 +107,11 @@ class RequestPool:
         self.num_rejected += 1
         self.log.reject(request)
 
+    def refuse(self, request: Request) -> None:
+        """The queue is full: the client hears so at once."""
+        self.num_rejected += 1
+        self.log.refuse(request)
+
     def evict(self) -> list[Request]:
         """Take every unfinished request out, in order of arrival, set back to its beginning."""
         lost = sorted([*self.running, *self.swapped, *self.waiting], key=lambda r: r.index)
@@ -79,6 +121,8 @@ class RequestPool:
         self.running.clear()
         self.swapped.clear()
         self.waiting.clear()
+        self._impatient.clear()
+        self.gives_up_s = inf
         for request in lost:
             self.log.close(request)
             request.num_computed_tokens = request.num_generated_tokens = 0
@@ -87,6 +131,8 @@ class RequestPool:
     def abort(self, request: Request, now_s: float) -> None:
         """The request, already taken out of its queue or of ``running``, ends without an answer."""
         self.num_rejected += 1
+        if request in self._impatient:
+            self._impatient.remove(request)
         self.log.abort(request, now_s)
 
     def preempt(self, request: Request, now_s: float) -> None:

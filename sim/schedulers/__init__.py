@@ -3,6 +3,7 @@
 from sim.engine_config import EngineConfig
 from sim.schedulers.chunked import ChunkedScheduler
 from sim.schedulers.dynamic import DynamicScheduler
+from sim.schedulers.installed import installed_policy
 from sim.schedulers.orca import OrcaScheduler
 from sim.schedulers.paged import PagedScheduler
 from sim.schedulers.scheduler import Scheduler
@@ -22,7 +23,9 @@ def scheduler_class(name: str, config: EngineConfig, *, samples: bool = False) -
 
     It speculates and offloads where `config` says so; `samples`: for requests of several sequences.
     """
-    policy = SCHEDULERS[name]
+    policy = SCHEDULERS.get(name) or installed_policy(name)
+    if policy is None:
+        raise ValueError(f"scheduler {name!r} is not known; allowed: {', '.join(SCHEDULERS)}")
     # Only those who need these load them.
     if config.speculation is not None:
         from sim.speculation.schedulers import speculating

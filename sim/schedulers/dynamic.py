@@ -24,7 +24,10 @@ class DynamicScheduler(StaticScheduler):
         fillable = [size for size in preferred if size <= len(waiting)]
         if fillable:
             return max(fillable)
-        due_s = waiting[0].arrival_s + self.config.max_queue_delay_s
+        oldest_s = waiting[0].arrival_s
+        if self.config.queue is not None and self.config.queue.overtakes:
+            oldest_s = min(request.arrival_s for request in waiting)
+        due_s = oldest_s + self.config.max_queue_delay_s
         if now_s >= due_s:
             return min(len(waiting), self.config.max_num_seqs)
         self.wake_s = due_s

@@ -89,6 +89,9 @@ class IterationScheduler:
         self.pool = pool
         self.allocator = allocator
         self.config = config
+        if config.queue is not None:
+            pool.queue_by(config.queue)
+        self._overtakes = config.queue is not None and config.queue.overtakes
         self.wake_s = inf
         self.gaps: list[tuple[float, int]] = []
         self.prefilling: dict[Request, None] = {}  # running, prompt only partly computed
@@ -99,7 +102,7 @@ class IterationScheduler:
 
     def add(self, request: Request) -> None:
         if self.servable(request):
-            self.pool.waiting.append(request)
+            self.pool.enqueue(request)
         else:
             self.pool.reject(request)
 
@@ -120,7 +123,9 @@ class IterationScheduler:
 
     @property
     def admits_arrivals(self) -> bool:
-        return not self.pool.waiting and len(self.pool.running) < self.config.max_num_seqs
+        if self.pool.waiting and not self._overtakes:
+            return False
+        return len(self.pool.running) < self.config.max_num_seqs
 
     # -- admission --------------------------------------------------------------------------
 

@@ -24,6 +24,10 @@ class StaticScheduler:
         self.pool = pool
         self.allocator = allocator
         self.config = config
+        if config.queue is not None:
+            if config.queue.order == "fair":
+                raise ValueError("fair needs a scheduler that admits one by one: orca, paged, …")
+            pool.queue_by(config.queue)
         self.wake_s = inf
         self.gaps: list[tuple[float, int]] = []
         self._padded_prompt_tokens = 0
@@ -40,7 +44,7 @@ class StaticScheduler:
 
     def add(self, request: Request) -> None:
         if self.servable(request):
-            self.pool.waiting.append(request)
+            self.pool.enqueue(request)
         else:
             self.pool.reject(request)
 

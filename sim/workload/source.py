@@ -32,6 +32,7 @@ class RequestSource:
         self._prompt_tokens = workload.prompt_tokens[mine].tolist()
         self._output_tokens = workload.output_tokens[mine].tolist()
         self._max_tokens = workload.max_tokens[mine].tolist()
+        self._labels = workload.labels
         self._samples = workload.samples
         self._sample_offsets = [] if self._samples is None else self._samples.offsets.tolist()
         self._content = workload.content if prefix_caching else None
@@ -72,6 +73,8 @@ class RequestSource:
         request = Request(
             number, arrival_s, prompt_tokens, self._output_tokens[index], self._max_tokens[index]
         )
+        if self._labels is not None:
+            request.label = self._labels[number]
         if self._content is not None:
             # Where the answer's content is known, too, a later turn of the conversation repeats it.
             request.block_hashes = self._content.block_hashes(

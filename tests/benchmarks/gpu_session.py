@@ -51,8 +51,8 @@ import torch
 from calibrate.calibration import budget_seconds, calibrate
 from calibrate.end_to_end import end_to_end
 from calibrate.environment import environment
-from calibrate.parts import Limits
 from calibrate.repeatability import differences
+from calibrate.rig import Limits
 from kernels.numerics import Deviation, deviations, kernel_deviations
 from sim.latency.table_folder import read_table
 from sim.model_spec import ModelSpec

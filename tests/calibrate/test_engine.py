@@ -15,6 +15,7 @@ from calibrate.executor import Outcome  # noqa: E402
 from calibrate.replay import replay  # noqa: E402
 from sim.batch import Batch  # noqa: E402
 from sim.engine_config import EngineConfig  # noqa: E402
+from sim.queues import QueueRules  # noqa: E402
 from sim.request import Request  # noqa: E402
 from sim.workload.samples import Samples  # noqa: E402
 from sim.workload.workload import Workload  # noqa: E402
@@ -43,6 +44,8 @@ CASES = {
     "chunked, no prefix cache": ("chunked", 24, {"enable_prefix_caching": False}),
     "chunked, small chunks": ("chunked", 64, {"long_prefill_token_threshold": 5}),
     "chunked, one long prompt at a time": ("chunked", 64, {"max_num_batched_tokens": 7}),
+    "paged, shortest prompt first": ("paged", 24, {"queue": QueueRules("shortest_prompt")}),
+    "chunked, shortest job first": ("chunked", 24, {"queue": QueueRules("shortest_job")}),
 }
 
 
@@ -84,6 +87,25 @@ def test_the_simulator_makes_the_same_schedule_from_the_same_durations(name: str
         engine.scheduler.config,
         scheduler=scheduler,
         num_blocks=num_blocks,
+    )
+    assert again.differences == []
+
+
+@pytest.mark.parametrize("scheduler", ["static", "orca", "paged", "chunked"])
+def test_who_is_refused_or_gives_up_is_told_so_and_the_simulator_agrees(scheduler: str) -> None:
+    settings = {
+        "queue": QueueRules(max_waiting=9, max_wait_s=0.02),
+        "max_num_seqs": 2,
+        "pads_attention": False,
+    }
+    workload = replace(WORKLOAD, arrival_s=np.zeros(len(WORKLOAD)))
+    engine = tiny_engine(workload, MODEL, scheduler=scheduler, num_blocks=60, **settings)
+    served = engine.run()
+    words = [text.split()[0] for text in served.errors.values()]
+    assert words.count("refused:") == len(workload) - 9
+    assert words.count("gave") > 0
+    again = replay(
+        served.records, workload, engine.scheduler.config, scheduler=scheduler, num_blocks=60
     )
     assert again.differences == []
 

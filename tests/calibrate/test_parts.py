@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from calibrate.batches import Lengths, emitting_rows, forward_batch
 from calibrate.grids import coarse_first, doubling, token_axis
-from calibrate.parts import Limits, Rig, benches, routed
+from calibrate.parts import benches, routed
+from calibrate.rig import Limits, Rig
+from calibrate.service import Iteration
 from calibrate.timer import Timer
-from calibrate.whole_iterations import Whole, fitted_factors, random_lengths
+from calibrate.whole_iterations import Whole, fitted, random_lengths
 from calibrate.work import WorkOf
 from kernels.model_config import ModelConfig
 from kernels.moe import route_reference
@@ -156,16 +158,22 @@ def test_work_is_that_of_the_model() -> None:
     assert work_of("swap", (3,)).bytes == pytest.approx(3 * 16 * kv_bytes)
 
 
-def test_factors_of_company_are_found_and_kept_near_one() -> None:
+def whole(measured_us: float, **parts_us: float) -> Whole:
+    return Whole(Iteration(1, 1, 1, (), measured_us), parts_us)
+
+
+def test_what_company_costs_is_found_and_factors_are_kept_near_one() -> None:
     rng = np.random.default_rng(0)
     wholes = []
-    for _ in range(60):
-        parts = {"linear": rng.uniform(1, 9), "decode_attention": rng.uniform(1, 9)}
-        measured = 1.06 * parts["linear"] + 1.12 * parts["decode_attention"]
-        wholes.append(Whole(Lengths((1,)), measured * rng.normal(1, 0.01), parts))
-    wholes.append(Whole(Lengths((1,)), 90.0, {"linear": 9.0, "decode_attention": 1.0}))  # disturbed
-    found = fitted_factors(wholes)
-    assert found["linear"] == pytest.approx(1.06, abs=0.03)
-    assert found["decode_attention"] == pytest.approx(1.12, abs=0.03)
-    lonely = fitted_factors([Whole(Lengths((1,)), 2.0, {"linear": 1.99, "logits": 0.01})])
-    assert lonely["logits"] == pytest.approx(1.0, abs=1e-3)
+    for _ in range(200):
+        parts = {"linear": rng.uniform(1, 9), "decode_attention": rng.uniform(1, 9), "host": 0.1}
+        measured = 1.06 * parts["linear"] + 1.12 * parts["decode_attention"] + 0.1 + 0.5
+        wholes.append(whole(measured * rng.normal(1, 0.01), **parts))
+    wholes.append(whole(90.0, linear=9.0, decode_attention=1.0))  # disturbed
+    found = fitted(wholes)
+    assert found.factors["linear"] == pytest.approx(1.06, abs=0.03)
+    assert found.factors["decode_attention"] == pytest.approx(1.12, abs=0.03)
+    assert found.besides_us == pytest.approx(0.5, abs=0.15)
+    assert "host" not in found.factors
+    lonely = fitted([whole(2.0, linear=1.99, logits=0.01)])
+    assert lonely.factors["logits"] == pytest.approx(1.0, abs=1e-3)

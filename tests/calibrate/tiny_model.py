@@ -39,49 +39,55 @@ def greedy_reference(model: Transformer, prompt: list[int], num_tokens: int) -> 
     """Greedy tokens of a plain model: no cache, no paging, the whole sequence anew every time."""
     tokens = list(prompt)
     for _ in range(num_tokens):
-        tokens.append(int(_logits(model, torch.tensor(tokens)).argmax()))
+        tokens.append(int(all_logits(model, torch.tensor(tokens))[-1].argmax()))
     return tokens[len(prompt) :]
 
 
-def _logits(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
-    config, count = model.config, len(tokens)
+def all_logits(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits after every token of a sequence, in float32: [tokens, vocabulary]."""
+    config, count, device = model.config, len(tokens), tokens.device
     half = config.head_dim // 2
     table = rotary_table(
-        config.head_dim, count, theta=config.rope_theta, scaling=None, device=torch.device("cpu")
+        config.head_dim, count, theta=config.rope_theta, scaling=None, device=device
     )
     cosine, sine = table[:, None, :half], table[:, None, half:]
-    causal = torch.full((count, count), -torch.inf).triu(1)
+    causal = torch.full((count, count), -torch.inf, device=device).triu(1)
 
     def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return x * (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).rsqrt() * weight
+        scale = (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).rsqrt()
+        return x * scale * weight.float()
 
     def rotated(x: torch.Tensor) -> torch.Tensor:
         first, second = x[..., :half], x[..., half:]
         return torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
 
-    h = model.embeddings[tokens]
+    h = model.embeddings[tokens].float()
     for layer in model.layers:
-        packed = (norm(h, layer.input_norm) @ layer.qkv.T).unflatten(1, (-1, config.head_dim))
+        packed = (norm(h, layer.input_norm) @ layer.qkv.float().T).unflatten(
+            1, (-1, config.head_dim)
+        )
         q, k, v = packed.split([config.num_heads, config.num_kv_heads, config.num_kv_heads], 1)
         q, k = rotated(norm(q, layer.q_norm)), rotated(norm(k, layer.k_norm))
         group = config.num_heads // config.num_kv_heads
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         scores = torch.einsum("qhd,khd->hqk", q, k) * config.head_dim**-0.5 + causal
         attended = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
-        h = h + attended @ layer.output.T
-        gate, up = (norm(h, layer.mlp_norm) @ layer.gate_up.T).chunk(2, 1)
-        h = h + (torch.nn.functional.silu(gate) * up) @ layer.down.T
-    return norm(h[-1], model.final_norm) @ model.head.T
+        h = h + attended @ layer.output.float().T
+        gate, up = (norm(h, layer.mlp_norm) @ layer.gate_up.float().T).chunk(2, 1)
+        h = h + (torch.nn.functional.silu(gate) * up) @ layer.down.float().T
+    return norm(h, model.final_norm) @ model.head.float().T
 
 
-def drawn_workload(count: int, *, seed: int = 0, shared_tokens: int = 0) -> Workload:
+def drawn_workload(
+    count: int, *, seed: int = 0, shared_tokens: int = 0, vocab_size: int = CONFIG.vocab_size
+) -> Workload:
     """`count` short requests, a millisecond apart; prompts are known and may share a prefix."""
     rng = np.random.default_rng(seed)
     prompts = rng.integers(1, 40, count) + shared_tokens
     outputs = rng.integers(1, 14, count)
-    prefix = rng.integers(0, CONFIG.vocab_size, shared_tokens).tolist()
+    prefix = rng.integers(0, vocab_size, shared_tokens).tolist()
     ids = [
-        prefix + rng.integers(0, CONFIG.vocab_size, tokens - shared_tokens).tolist()
+        prefix + rng.integers(0, vocab_size, tokens - shared_tokens).tolist()
         for tokens in prompts.tolist()
     ]
     return Workload(

@@ -142,7 +142,9 @@ class Browser:
             case "Log.entryAdded" if details["entry"]["level"] == "error":
                 self.problems.append(details["entry"]["text"])
             case "Network.requestWillBeSent":
-                self.requests.append(details["request"]["url"])
+                url = details["request"]["url"]
+                if not url.startswith(("chrome:", "about:")):  # the browser's own start page
+                    self.requests.append(url)
 
 
 _CODES = {
