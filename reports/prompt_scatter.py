@@ -12,6 +12,7 @@ from reports.records import Columns, Floats
 from reports.style import colour
 
 MAX_POINTS = 2_000
+FEW_POINTS = 200  # drawn larger
 MAX_BINS = 16
 MIN_IN_BIN = 60  # requests, for a p95 to mean something
 
@@ -34,6 +35,7 @@ def prompt_scatter(requests: Columns) -> Figure | None:
     shown = np.arange(prompt.size)
     if prompt.size > MAX_POINTS:
         shown = np.linspace(0, prompt.size - 1, MAX_POINTS).round().astype(np.intp)
+    few = shown.size <= FEW_POINTS
     data: list[dict[str, Any]] = []
     keys = []
     for label, thing, mine in (
@@ -51,7 +53,11 @@ def prompt_scatter(requests: Columns) -> Figure | None:
                     "y": compact(ttft_s[mine] / size_s, 4),
                     "customdata": numbers[mine].tolist(),
                     "text": [f"{100 * share:.3g}" for share in (queue_s / ttft_s)[mine].tolist()],
-                    "marker": {"color": colour(thing), "size": 5, "opacity": 0.55},
+                    "marker": {
+                        "color": colour(thing),
+                        "size": 9 if few else 5,
+                        "opacity": 0.85 if few else 0.55,
+                    },
                     "hovertemplate": (
                         "request %{customdata}: %{x:,} prompt tokens, TTFT %{y:.4~g} "
                         f"{unit}, %{{text}} % of it queued<extra></extra>"

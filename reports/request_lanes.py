@@ -35,7 +35,8 @@ Ints = npt.NDArray[np.int64]
 def request_lanes(requests: Columns, preemptions: Columns, axis: TimeAxis) -> Figure | None:
     """The chart; None where no request was ever in a batch."""
     times_s = _stretches_s(requests, axis.end_s)
-    there = np.flatnonzero(np.isfinite(times_s[1]))
+    answered = ~np.asarray(requests["rejected"], dtype=bool)
+    there = np.flatnonzero(np.isfinite(times_s[1]) & answered)
     if not there.size or axis.end_s <= 0:
         return None
     there = there[np.argsort(times_s[0][there], kind="stable")]
@@ -77,6 +78,8 @@ def request_lanes(requests: Columns, preemptions: Columns, axis: TimeAxis) -> Fi
         if asked > MAX_KEPT
         else ""
     )
+    if not answered.all():
+        sampled += f" The {count(int((~answered).sum()))} rejected ones are left out."
     return Figure(
         "request-lanes",
         "Requests over time",
