@@ -60,6 +60,13 @@ def chart_layout(
     }
 
 
+def log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Ticks of a logarithmic axis between these logarithms (base 10), two at the very least."""
+    if high - low > 2:
+        return {"dtick": 1}
+    return {"dtick": "D2"} if high - low > 1 else {"nticks": 6}
+
+
 def _number_format(top: float) -> str:
     """A d3 format for ticks up to `top`: 0.5 stays 0.5, 12000 becomes 12k."""
     return "~s" if top >= 10_000 else ",~g" if top >= 1 else "~g"

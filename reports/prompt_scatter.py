@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.figures import chart_layout
+from reports.figures import chart_layout, log_ticks
 from reports.page import Figure, Key
 from reports.quantity import compact, count, percent
 from reports.records import Columns, Floats
@@ -103,8 +103,9 @@ def _lines(prompt: Floats, ttft: Floats, unit: str) -> list[dict[str, Any]]:
             "type": "scatter",
             "mode": "lines+text",
             "name": name,
-            "text": [name, *[""] * (len(middle) - 1)],
-            "textposition": "middle left",
+            "text": [*[""] * (len(middle) - 1), f" {name}"],
+            "textposition": "middle right",
+            "cliponaxis": False,
             "textfont": {"color": colour("ink"), "size": 12},
             "x": compact(middle, 4),
             "y": compact([one[which] for one in quantiles], 4),
@@ -121,7 +122,7 @@ def _log_span(values: Floats) -> dict[str, Any]:
     return {
         "type": "log",
         "range": [low - spare, high + spare],
-        "dtick": 1 if high - low > 2 else "D2",
+        **log_ticks(low, high),
         "tickformat": ",~g",
         "rangemode": "normal",
     }

@@ -103,7 +103,6 @@ def replica_load(
             "zmax": float(f"{top:.3g}"),
             "colorscale": [[0, colour("surface")], [1, colour("running")]],
             "colorbar": {
-                "title": {"text": "requests ", "side": "left", "font": {"size": 12}},
                 "orientation": "h",
                 "x": 1,
                 "xanchor": "right",
@@ -137,6 +136,22 @@ def replica_load(
     )
     layout["hovermode"] = "closest"
     layout["margin"]["t"] = 42
+    # What the colours count. A title of the colour bar's own would lose its place on resizing.
+    layout["annotations"] = [
+        {
+            "xref": "paper",
+            "yref": "paper",
+            "x": 1,
+            "y": 1,
+            "xanchor": "right",
+            "yanchor": "bottom",
+            "xshift": -188,
+            "yshift": 20,
+            "text": "requests",
+            "showarrow": False,
+            "font": {"size": 12, "color": colour("muted")},
+        }
+    ]
     requests_each = np.array([float((row * np.diff(edges_s)).sum()) for row in rows])
     mean = requests_each / float(edges_s[-1])
     failed = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.figures import chart_layout
+from reports.figures import chart_layout, log_ticks
 from reports.page import Figure, Key, plotly_text
 from reports.quantity import compact, count, percent
 from reports.records import Columns, Floats
@@ -139,11 +139,10 @@ def _decades(values: Floats, marks: Floats) -> tuple[float, float]:
 
 
 def _log_axis(low: float, high: float) -> dict[str, Any]:
-    ticks = {"dtick": 1} if high - low > 2 else {"dtick": "D2"}
     return {
         "type": "log",
         "range": [low, high],
-        **ticks,
+        **log_ticks(low, high),
         "tickformat": ",~g",
         "rangemode": "normal",
         "minor": {"ticks": "outside", "ticklen": 2},
