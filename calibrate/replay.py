@@ -106,6 +106,9 @@ class _Recorded:
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"recorded": iterations["duration_s"]}
 
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"fixed": iterations["duration_s"]}
+
 
 def _differences(table: str, real: Columns, replayed: Columns) -> list[str]:
     rows = [len(next(iter(columns.values()))) for columns in (real, replayed)]

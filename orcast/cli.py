@@ -70,6 +70,7 @@ def run(
     from reports.writer import fresh_folder, write_run
     from scenarios.forecast import forecast
     from scenarios.load import load_scenario
+    from scenarios.run_details import run_details
 
     loaded, origin = load_scenario(scenario, set_ or [])
     folder = out or Path("runs") / _file_name(loaded.name)
@@ -82,7 +83,13 @@ def run(
             check=check,
             progress=progress.show,
         )
-        write_run(partial, result.records, scenario=result.scenario, summary=result.summary)
+        write_run(
+            partial,
+            result.records,
+            scenario=result.scenario,
+            summary=result.summary,
+            details=run_details(result, origin=origin),
+        )
     if as_json:
         for warning in result.summary["warnings"]:
             print(f"orcast: warning: {warning}", file=sys.stderr)

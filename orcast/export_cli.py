@@ -68,14 +68,15 @@ def export(
             pd.DataFrame(dict(getattr(records, name))).to_csv(target / f"{name}.csv", index=False)
         print(f"Written: {target}")
         return
+    from reports.details import load_details
     from reports.image_export import write_images
     from reports.run_report import run_sections
 
     try:
-        paths = write_images(
-            target, run_sections(records, scenario=scenario, summary=summary), format_
-        )
-    except RuntimeError as error:
+        details = load_details(directory)
+        sections = run_sections(records, scenario=scenario, summary=summary, details=details)
+        paths = write_images(target, sections, format_)
+    except (RuntimeError, ValueError) as error:
         raise InputError(str(error)) from None
     print(f"{len(paths)} pictures: {target}")
 

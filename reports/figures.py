@@ -10,12 +10,11 @@ from reports.quantity import compact, compact_axis, count, percent, plain, secon
 from reports.records import Columns, Floats
 from reports.style import colour
 from reports.timeline import (
-    MAX_BINS,
     MAX_EXACT_ITERATIONS,
     Timeline,
     Waits,
+    chart_edges,
     even_edges,
-    iteration_edges,
     run_end_s,
 )
 
@@ -59,6 +58,13 @@ def chart_layout(
         "yaxis": {"fixedrange": True, "rangemode": "tozero", **y},
         "hovermode": "x unified",
     }
+
+
+def log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Ticks of a logarithmic axis between these logarithms (base 10), two at the very least."""
+    if high - low > 2:
+        return {"dtick": 1}
+    return {"dtick": "D2"} if high - low > 1 else {"nticks": 6}
 
 
 def _number_format(top: float) -> str:
@@ -105,8 +111,7 @@ class RunCharts:
         end_s = run_end_s(requests, iterations)
         self.axis = TimeAxis(end_s)
         self.exact = self.iterations <= MAX_EXACT_ITERATIONS
-        edges_s = iteration_edges(iterations, end_s) if self.exact else even_edges(end_s, MAX_BINS)
-        self.states = Timeline.over(iterations, edges_s)
+        self.states = Timeline.over(iterations, chart_edges(requests, iterations))
         self.rates = self.states
         if self.exact:  # a rate over a single iteration says little
             bins = max(self.iterations // 4, min(self.iterations, 20))

@@ -9,6 +9,7 @@ from reports.latency_figures import METRICS
 from reports.page import Card, cards, escape, warning_box
 from reports.quantity import count, figure_of, milliseconds, percent, plain, seconds
 from reports.records import Latencies, RunRecords
+from reports.saturation import saturation_warning
 from reports.service_levels import ServiceLevels
 
 
@@ -27,7 +28,7 @@ def headline(
         f"<h1>{escape(scenario_name(scenario))}</h1>"
         f'<p class="setting">{escape(_setting(scenario, summary))}</p>'
         f'<p class="verdict">{_verdict(records, latencies, levels, summary)}</p></header>'
-        + warning_box(report_warnings(summary))
+        + warning_box([*report_warnings(summary), *_saturation(records, scenario)])
         + cards(list(_cards(records, latencies, levels, summary)))
     )
 
@@ -57,6 +58,12 @@ def report_warnings(summary: Mapping[str, Any]) -> list[str]:
             "leave them out."
         )
     return found
+
+
+def _saturation(records: RunRecords, scenario: Mapping[str, Any]) -> list[str]:
+    closed = _part(scenario, "workload").get("max_concurrency") is not None
+    found = saturation_warning(records.requests, records.preemptions, closed_loop=closed)
+    return [] if found is None else [found]
 
 
 def _part(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:

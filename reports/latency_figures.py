@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.figures import chart_layout
+from reports.figures import chart_layout, log_ticks
 from reports.page import Figure
 from reports.quantity import compact, milliseconds, percent
 from reports.records import Floats, Latencies
@@ -125,7 +125,7 @@ def _span(low: float, high: float, logarithmic: bool) -> dict[str, Any]:
     if logarithmic:
         bottom, top = math.log10(low), math.log10(high)
         spare = 0.04 * max(top - bottom, 0.1)
-        ticks = {"dtick": 1} if top - bottom > 2 else {"dtick": "D2"}
+        ticks = log_ticks(bottom, top)
         return {
             "type": "log",
             "range": [bottom - spare, top + spare],

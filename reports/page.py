@@ -7,7 +7,7 @@ text passes `plotly_text`, because Plotly reads tags in labels too.
 import html
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Figure:
     layout: dict[str, Any]
     keys: tuple[Key, ...] = ()
     group: str = ""  # figures of one group zoom together along x
+    lanes: Mapping[str, Any] | None = None  # redrawn by the script for the window zoomed into
 
     def html(self) -> str:
         keys = "".join(
@@ -57,7 +58,13 @@ class Figure:
             + (f'<div class="keys" role="group" aria-label="Legend">{keys}</div>' if keys else "")
             + f'<div class="plot" id="{self.name}" tabindex="0" role="img" '
             f'aria-label="{escape(self.title)}" style="height:{self.layout["height"]}px"></div>'
-            "</figure>"
+            + (
+                f'<div class="windows" id="{self.name}-windows"></div>'
+                f'<p class="lanes-note" id="{self.name}-note" aria-live="polite"></p>'
+                if self.lanes
+                else ""
+            )
+            + "</figure>"
         )
 
     def json(self) -> dict[str, Any]:
@@ -66,7 +73,30 @@ class Figure:
             "group": self.group,
             "data": self.data,
             "layout": self.layout,
+            **({} if self.lanes is None else {"lanes": self.lanes}),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Widget:
+    """Something that a script of its own draws into the element called `name`, from `data`."""
+
+    name: str
+    title: str
+    caption: str
+    data: Mapping[str, Any]
+    keys: tuple[tuple[str, str], ...] = ()  # (label, a name in the palette)
+
+    def html(self) -> str:
+        keys = "".join(
+            f'<span class="key"><i style="background:var(--{thing})"></i>{escape(label)}</span>'
+            for label, thing in self.keys
+        )
+        return (
+            f'<figure class="widget"><h3>{escape(self.title)}</h3>'
+            f"<figcaption>{escape(self.caption)}</figcaption>"
+            f'<div class="keys">{keys}</div><div id="{self.name}"></div></figure>'
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +112,7 @@ class Section:
 
     name: str  # the anchor
     title: str
-    parts: Sequence[str | Figure | Row]
+    parts: Sequence[str | Figure | Row | Widget]
     intro: str = ""
     link: str = field(default="")  # a shorter title for the navigation bar
 
@@ -96,10 +126,14 @@ class Section:
                 found.extend(part.figures)
         return found
 
+    @property
+    def widgets(self) -> list[Widget]:
+        return [part for part in self.parts if isinstance(part, Widget)]
+
     def html(self) -> str:
         body = []
         for part in self.parts:
-            if isinstance(part, Figure):
+            if isinstance(part, Figure | Widget):
                 body.append(part.html())
             elif isinstance(part, Row):
                 inside = "".join(figure.html() for figure in part.figures)
@@ -194,8 +228,18 @@ def json_block(value: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def page(*, title: str, top: str, sections: Sequence[Section], footer: str = "") -> str:
+def page(
+    *,
+    title: str,
+    top: str,
+    sections: Sequence[Section],
+    footer: str = "",
+    scripts: Sequence[str] = (),
+) -> str:
     """A whole page. `top` and `footer` are HTML, already escaped; `title` is plain text.
+
+    `scripts` draw the sections' widgets; each finds ``orcast.page.widgets`` and tells
+    ``orcast.onTheme`` what to call when the colours change.
 
     The content security policy lets nothing be fetched: the page works, and stays, offline.
     """
@@ -205,6 +249,7 @@ def page(*, title: str, top: str, sections: Sequence[Section], footer: str = "")
             "figures": figures,
             "templates": {"light": template(dark=False), "dark": template(dark=True)},
             "dark": dark_of_light(),
+            "widgets": {one.name: one.data for section in sections for one in section.widgets},
         }
     )
     links = "".join(
@@ -227,6 +272,8 @@ def page(*, title: str, top: str, sections: Sequence[Section], footer: str = "")
             f"<footer>{footer}<noscript> The charts need JavaScript.</noscript></footer></main>\n",
             f'<script type="application/json" id="orcast-figures">{block}</script>\n<script>',
             plotly_script(),
-            f"</script>\n<script>{SCRIPT}</script>\n</body></html>\n",
+            f"</script>\n<script>{SCRIPT}</script>\n",
+            *(f"<script>{script}</script>\n" for script in scripts),
+            "</body></html>\n",
         ]
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reports.details import load_details
 from reports.plan_folder import is_plan_folder, write_plan_report
 from reports.records import Columns
 from reports.run_report import run_report
@@ -82,12 +83,12 @@ def write_report(directory: Path | str) -> Path:
     if is_plan_folder(directory):
         return write_plan_report(directory)
     records, scenario, summary = load_run(directory)
+    details = load_details(directory)
     target = Path(directory) / "report.html"
     partial = target.with_name(".report.html.partial")
     try:
-        partial.write_text(
-            run_report(records, scenario=scenario, summary=summary), encoding="utf-8"
-        )
+        page = run_report(records, scenario=scenario, summary=summary, details=details)
+        partial.write_text(page, encoding="utf-8")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -5,13 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from reports import request_chart
-from reports.figures import RunCharts
+from reports import block_script, request_chart
+from reports.block_view import BlockView
+from reports.details import Details
+from reports.figures import RunCharts, TimeAxis
 from reports.headline import headline, scenario_name
 from reports.latency_figures import METRICS, latency_cdf
-from reports.page import Figure, Row, Section, escape, facts, page, panel, table
+from reports.operator_figures import of_parts, operator_totals, operators_over_time
+from reports.page import Figure, Row, Section, Widget, escape, facts, page, panel, table
+from reports.prompt_scatter import prompt_scatter
 from reports.quantity import MISSING, figure_of, milliseconds, percent, plain
-from reports.records import Latencies, RunRecords, request_latencies
+from reports.records import Columns, Latencies, RunRecords, request_latencies
+from reports.replica_figures import Replicas, replica_bars, replica_load, replicas_up
+from reports.request_lanes import request_lanes
+from reports.roofline_figure import roofline
 from reports.service_levels import ServiceLevels
 
 QUANTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99}
@@ -23,38 +30,49 @@ FOOTER = (
 
 
 def run_report(
-    records: RunRecords, *, scenario: Mapping[str, Any], summary: Mapping[str, Any]
+    records: RunRecords,
+    *,
+    scenario: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    details: Details | None = None,
 ) -> str:
     """Build the page of a run.
 
     `scenario` is the resolved scenario, `summary` the content of summary.json (vLLM `bench serve`
-    names). Nothing is recomputed that the summary says; shares within the SLO, distributions and
-    charts come from the records. Returns HTML that needs nothing but a browser.
+    names), `details` that of details.json, which an engine's run does not have. Nothing is
+    recomputed that the summary says; shares within the SLO, distributions and charts come from the
+    records. Returns HTML that needs nothing but a browser.
     """
     latencies = request_latencies(records.requests)
+    sections = run_sections(records, scenario=scenario, summary=summary, details=details)
     return page(
         title=f"{scenario_name(scenario)} · Orcast",
         top=headline(records, latencies, scenario=scenario, summary=summary),
-        sections=run_sections(records, scenario=scenario, summary=summary),
+        sections=sections,
         footer=FOOTER,
+        scripts=[block_script.SCRIPT] if any(section.widgets for section in sections) else [],
     )
 
 
 def run_sections(
-    records: RunRecords, *, scenario: Mapping[str, Any], summary: Mapping[str, Any]
+    records: RunRecords,
+    *,
+    scenario: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    details: Details | None = None,
 ) -> list[Section]:
     """The parts of the page below its top."""
     latencies = request_latencies(records.requests)
     return [
-        _latency_section(latencies, ServiceLevels.of(scenario), summary),
-        *_time_sections(records, scenario),
+        _latency_section(records, latencies, ServiceLevels.of(scenario), summary),
+        *_time_sections(records, scenario, summary, details),
         _scenario_section(scenario),
-        _provenance_section(summary),
+        _provenance_section(summary, details),
     ]
 
 
 def _latency_section(
-    latencies: Latencies, levels: ServiceLevels, summary: Mapping[str, Any]
+    records: RunRecords, latencies: Latencies, levels: ServiceLevels, summary: Mapping[str, Any]
 ) -> Section:
     limits_ms = levels.limits_ms
     judged = {metric: levels.judge(latencies, metric, summary) for metric in METRICS}
@@ -82,6 +100,9 @@ def _latency_section(
         if rows
         else panel("<p>No request completed, so there are no latencies.</p>")
     )
+    scatter = prompt_scatter(records.requests)
+    if scatter is not None:
+        parts.append(scatter)
     asked = f" Service levels are asked for at p{plain(levels.percentile)}." if limits_ms else ""
     return Section(
         "latency", "Latency", parts, f"Over completed requests, from their arrival.{asked}"
@@ -102,31 +123,99 @@ def _quantile_ms(
     return float(np.percentile(values_s, QUANTILES[name])) * 1e3 if values_s.size else None
 
 
-def _time_sections(records: RunRecords, scenario: Mapping[str, Any]) -> Iterator[Section]:
+def _time_sections(
+    records: RunRecords,
+    scenario: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    details: Details | None,
+) -> Iterator[Section]:
     requests, iterations = records.requests, records.iterations
     if not RunCharts.drawable(requests, iterations):
         nothing = panel("<p>No iteration ran, so there is nothing to draw over time.</p>")
         yield Section("time", "Over time", [nothing])
         return
     charts = RunCharts(requests, iterations, records.preemptions)
+    replicas = Replicas.of(scenario, summary, iterations)
     engine = scenario.get("engine")
     limit = figure_of(engine, "max_num_seqs") if isinstance(engine, Mapping) else None
-    replicas = np.unique(np.asarray(iterations["replica"])).size
     memory = charts.kv_memory()
     yield Section(
         "time",
         "Over time",
         [
             charts.throughput(),
-            charts.load(int(limit) * replicas if limit else None),
+            charts.load(int(limit) * len(replicas.names) if limit else None),
             charts.batches(),
             *([memory] if memory else []),
         ],
         charts.resolution(),
     )
+    yield from _work_sections(records, charts.axis, replicas, scenario, summary, details)
+    if len(replicas.names) > 1:
+        edges_s = charts.states.edges_s
+        up = replicas_up(replicas, charts.axis)
+        parts: list[str | Figure | Row | Widget] = [
+            replica_load(replicas, iterations, edges_s, charts.axis),
+            *([up] if up else []),
+            Row(replica_bars(replicas, requests, iterations)),
+        ]
+        yield Section("replicas", "Replica by replica", parts, link="Replicas")
+    found: list[str | Figure] = []
+    lanes = request_lanes(requests, records.preemptions, charts.axis)
+    if lanes is not None:
+        found.append(lanes)
     if request_chart.drawable(requests, iterations):
-        chart = request_chart.request_chart(requests, iterations, records.preemptions, scenario)
-        yield Section("requests", "Request by request", [chart], link="Requests")
+        found.append(
+            request_chart.request_chart(requests, iterations, records.preemptions, scenario)
+        )
+    if found:
+        yield Section("requests", "Request by request", found, link="Requests")
+    yield _block_section(requests, replicas, charts.axis, details)
+
+
+def _work_sections(
+    records: RunRecords,
+    axis: TimeAxis,
+    replicas: Replicas,
+    scenario: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    details: Details | None,
+) -> Iterator[Section]:
+    """Where the iterations' time goes, and how near they come to what the GPU can do."""
+    operators = details.get("operators") if details else None
+    parts = summary.get("time_parts_s")
+    total_s = operators["total_s"] if operators else of_parts(parts) if parts else {}
+    hardware = scenario.get("hardware")
+    stages = figure_of(hardware, "pipeline_parallel") if isinstance(hardware, Mapping) else None
+    number = len(replicas.names)
+    found = [operator_totals(total_s, replicas=number)]
+    if operators:
+        found.append(operators_over_time(operators, axis, lanes=number * int(stages or 1)))
+    drawn = [figure for figure in found if figure is not None]
+    if drawn:
+        yield Section("operators", "Where the time goes", drawn, link="Where time goes")
+    work = details.get("work") if details else None
+    figure = roofline(work, records.iterations) if work else None
+    if figure is not None:
+        yield Section("work", "How near to the roof", [figure], link="Roofline")
+
+
+def _block_section(
+    requests: Columns, replicas: Replicas, axis: TimeAxis, details: Details | None
+) -> Section:
+    """The block tables, or why there are none."""
+    blocks = details.get("blocks") if details else None
+    title, link = "Block by block", "Blocks"
+    if blocks is None:
+        blocks = "Block tables are not part of this run's records."
+    if isinstance(blocks, str):
+        return Section("blocks", title, [panel(f"<p>{escape(blocks)}</p>")], link=link)
+    view = BlockView.of(blocks, requests, replicas.names)
+    figure = view.map(axis)
+    if figure is None:
+        return Section("blocks", title, [panel("<p>No request held a block.</p>")], link=link)
+    intro = f"Blocks of {blocks['block_size']} tokens each, as the run's allocator dealt them out."
+    return Section("blocks", title, [figure, view.tables()], intro, link=link)
 
 
 def _scenario_section(scenario: Mapping[str, Any]) -> Section:
@@ -142,7 +231,7 @@ def _scenario_section(scenario: Mapping[str, Any]) -> Section:
     )
 
 
-def _provenance_section(summary: Mapping[str, Any]) -> Section:
+def _provenance_section(summary: Mapping[str, Any], details: Details | None) -> Section:
     latency = summary.get("latency")
     pairs = [
         (str(key).replace("_", " ").capitalize(), _words(value))
@@ -153,9 +242,18 @@ def _provenance_section(summary: Mapping[str, Any]) -> Section:
     return Section(
         "provenance",
         "Where the latencies come from",
-        [panel(facts(pairs)), panel(whole)],
+        [panel(facts(pairs)), *_origins(details), panel(whole)],
         link="Provenance",
     )
+
+
+def _origins(details: Details | None) -> list[str]:
+    """Every part of an iteration's time: measured or not, and by whom."""
+    rows = [
+        (str(part), f"{'measured' if measured else 'not measured'} · {source}")
+        for part, measured, source in (details or {}).get("origins", ())
+    ]
+    return [panel(facts(rows))] if rows else []
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

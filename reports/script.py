@@ -21,7 +21,8 @@ const isDark = () => (chosen ?? (prefersDark.matches ? "dark" : "light")) === "d
 function inTheme(value, dark) {
   if (typeof value === "string") return dark ? page.dark[value] ?? value : value;
   if (Array.isArray(value)) {
-    return typeof value[0] === "number" ? value : value.map(item => inTheme(item, dark));
+    return typeof value[0] === "number" && typeof value[1] !== "string"
+      ? value : value.map(item => inTheme(item, dark));
   }
   if (value === null || typeof value !== "object") return value;
   return Object.fromEntries(Object.entries(value).map(([k, item]) => [k, inTheme(item, dark)]));
@@ -29,20 +30,82 @@ function inTheme(value, dark) {
 
 function styled(figure) {
   const dark = isDark();
-  const data = inTheme(figure.data, dark);
-  const layout = inTheme(figure.layout, dark);
+  const drawn = figure.lanes ? lanesIn(figure) : figure;
+  const data = inTheme(drawn.data, dark);
+  const layout = inTheme(drawn.layout, dark);
   layout.template = page.templates[dark ? "dark" : "light"];
   layout.uirevision = "kept";
   layout.dragmode = coarse.matches ? false : "zoom";
   if (narrow.matches) {
     layout.margin = {...layout.margin, r: 8};
-    if (figure.group) layout.margin.l = 54;
+    if (figure.group) layout.margin.l = layout.margin.l > 90 ? 82 : 54;
     const [low, high] = layout.xaxis.range;
     if (!layout.xaxis.dtick) layout.xaxis.nticks = 6;
     else if (layout.xaxis.dtick === 1 && high - low > 14) layout.xaxis.dtick = 5;
   }
+  const shown = figure.div._fullLayout?.xaxis?.range;
+  if (shown && figure.layout.xaxis.range) {  // stay in the window
+    layout.xaxis = {...layout.xaxis, range: [...shown], autorange: false};
+  }
   figure.hidden.forEach(trace => { data[trace].visible = false; });
   return [data, layout];
+}
+
+// Requests alive in the window: which rows, from when to when. See reports/request_lanes.py.
+function lanesOf(lanes) {
+  if (lanes.ready) return lanes.ready;
+  const columns = lanes.columns.map(column => Float64Array.from(column));
+  let sum = 0;
+  columns[0].forEach((gap, lane) => { columns[0][lane] = sum += gap; });
+  let number = -1;
+  const numbers = lanes.numbers.map(step => number += step);
+  const starts = [columns[0]];
+  for (let stretch = 1; stretch < columns.length; stretch++) {
+    starts.push(columns[stretch].map((length, lane) => length + starts[stretch - 1][lane]));
+  }
+  lanes.ready = {lengths: columns.slice(1), starts, numbers};
+  return lanes.ready;
+}
+
+function lanesIn(figure) {
+  const lanes = figure.lanes, {lengths, starts, numbers} = lanesOf(lanes);
+  const range = figure.div._fullLayout?.xaxis?.range ?? figure.layout.xaxis.range;
+  const [low, high] = range.map(edge => edge / lanes.tick);
+  const ends = starts[starts.length - 1];
+  const alive = [];
+  for (let lane = 0; lane < numbers.length; lane++) {
+    if (starts[0][lane] < high && ends[lane] > low) alive.push(lane);
+  }
+  const rows = alive.length <= lanes.most ? alive : Array.from({length: lanes.most},
+    (_, row) => alive[Math.floor((row + .5) * alive.length / lanes.most)]);
+  const rowOf = new Map(rows.map((lane, row) => [lane, row]));
+  const traces = figure.data.map(trace => ({...trace, base: [], x: [], y: [], customdata: []}));
+  const add = (trace, from, length, lane) => {
+    if (!(length > 0) || from >= high || from + length <= low) return;
+    trace.base.push(from * lanes.tick);
+    trace.x.push(length * lanes.tick);
+    trace.y.push(rowOf.get(lane));
+    trace.customdata.push(numbers[lane]);
+  };
+  for (const lane of rows) {
+    lengths.forEach((lasts, stretch) => add(
+      traces[stretch], starts[stretch][lane], lasts[lane], lane));
+  }
+  for (const [lane, out, back] of lanes.away) {
+    if (rowOf.has(lane)) add(traces[traces.length - 1], out, back - out, lane);
+  }
+  const marks = rows.length <= 12 ? rows.map((_, row) => row)
+    : [0, .2, .4, .6, .8, 1].map(share => Math.round(share * (rows.length - 1)));
+  const note = document.getElementById(`${figure.name}-note`);
+  const all = alive.length.toLocaleString("en-US");
+  if (note) note.textContent = rows.length < alive.length
+    ? `${rows.length} of the ${all} requests alive in this window are drawn; zoom in for all.`
+    : `All ${all} requests${numbers.length < lanes.of ? " kept in the page and" : ""} alive in ` +
+      "this window are drawn.";
+  return {data: traces, layout: {...figure.layout, yaxis: {
+    ...figure.layout.yaxis, range: [Math.max(rows.length, 1) - .4, -.6], tickvals: marks,
+    ticktext: marks.map(row => numbers[rows[row]].toLocaleString("en-US")),
+  }}};
 }
 
 const figures = page.figures.map(figure => (
@@ -70,6 +133,24 @@ function link(figure) {
       .filter(other => other !== figure && other.group === figure.group)
       .map(other => Plotly.relayout(other.div, to()))
     ).finally(() => { following = false; });
+  });
+}
+
+let awaited = 0;
+function lanes(figure) {  // redraw for the window, once it has come to rest
+  if (!figure.lanes) return;
+  for (const [name, low, high] of figure.lanes.windows) {
+    const go = document.createElement("button");
+    go.type = "button";
+    go.textContent = name;
+    go.addEventListener("click", () => Plotly.relayout(
+      figure.div, {"xaxis.range": [low, high], "xaxis.autorange": false}));
+    document.getElementById(`${figure.name}-windows`).append(go);
+  }
+  figure.div.on("plotly_relayout", change => {
+    if (rangeOf(change) === undefined) return;
+    clearTimeout(awaited);
+    awaited = setTimeout(() => draw(figure), 60);
   });
 }
 
@@ -105,11 +186,14 @@ function keys(figure) {
   }
 }
 
+const listeners = [];  // of widgets that draw themselves
+window.orcast = {page, onTheme: told => listeners.push(told)};
 function theme(redraw) {
   if (chosen) root.dataset.theme = chosen; else delete root.dataset.theme;
   if (button) button.textContent = isDark() ? "Light" : "Dark";
   if (button) button.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
   if (redraw) figures.forEach(draw);
+  if (redraw) listeners.forEach(told => told());
 }
 theme(false);
 button?.addEventListener("click", () => {
@@ -121,7 +205,7 @@ prefersDark.addEventListener("change", () => theme(true));
 narrow.addEventListener("change", () => figures.forEach(draw));
 
 Promise.all(figures.map(draw)).then(() => {
-  for (const figure of figures) { link(figure); keyboard(figure); keys(figure); }
+  for (const figure of figures) { link(figure); lanes(figure); keyboard(figure); keys(figure); }
   root.dataset.drawn = String(figures.length);
 });
 })();

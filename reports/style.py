@@ -17,12 +17,33 @@ PALETTE: dict[str, tuple[str, str]] = {
     "stalled": ("#b9c0c9", "#454d58"),
     "held": ("#9aa1aa", "#6d7681"),
     "e2e": ("#332288", "#a79bf0"),
+    "mixed": ("#4b1d6e", "#e6ccfa"),
     # KV memory by kind
     "used": ("#2a9d8f", "#46c9b8"),
     "reserved": ("#ddcc77", "#c4b35e"),
     "fragmentation": ("#993388", "#b04fae"),
     "free": ("#e4e8ed", "#2a3038"),
     "padding": ("#c4cad2", "#4d5661"),
+    # an iteration's operator classes
+    "contractions": ("#183481", "#576cd4"),
+    "experts": ("#78b6f2", "#65a1de"),
+    "attention": ("#e9810e", "#c26916"),
+    "elementwise": ("#0c8242", "#87c469"),
+    "sampling": ("#e2c374", "#e4e581"),
+    "all-reduce": ("#531745", "#8f3599"),
+    "all-to-all": ("#a35594", "#ed72a5"),
+    "gather": ("#a986b7", "#ceb7d7"),
+    "swap": ("#6b400f", "#6a4002"),
+    "draft": ("#6be1e7", "#95f9ff"),
+    "host": ("#55575c", "#6a6d6f"),
+    "launch": ("#afafaf", "#474f57"),
+    # requests that take colours in turn
+    "turn-1": ("#79d6f9", "#e6bb6d"),
+    "turn-2": ("#3691be", "#52a09e"),
+    "turn-3": ("#b97a1f", "#5e65a8"),
+    "turn-4": ("#4e47a3", "#c1d4fe"),
+    "turn-5": ("#783825", "#9e5842"),
+    "turn-6": ("#f9c259", "#b29329"),
     # the page
     "ink": ("#1b2128", "#e6e9ee"),
     "muted": ("#5a6470", "#9aa5b1"),
@@ -184,6 +205,19 @@ table.facts th{{width:34%;color:var(--muted)}}
 pre{{margin:0;font:13px/1.55 {MONO};overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}}
 details summary{{cursor:pointer;font-weight:600}}
 details[open] summary{{margin-bottom:8px}}
+.widget{{overflow:hidden}}
+.widget canvas{{display:block;width:100%}}
+.moment{{display:flex;align-items:center;gap:8px;margin:8px 0 4px}}
+.moment input{{flex:1;min-width:0;accent-color:var(--accent)}}
+.windows{{display:flex;gap:8px;flex-wrap:wrap}}
+.windows button:hover,.moment button:hover{{background:var(--ground)}}
+.windows button,.moment button,.moment select{{background:none;
+ border:1px solid var(--edge);border-radius:8px;
+ padding:2px 10px;font:inherit;font-size:13px;color:inherit}}
+.moment select option{{background:var(--surface)}}
+.said{{font-size:14px;margin-bottom:8px;min-height:3em}}
+.pointed,.lanes-note{{color:var(--muted);font-size:13px;min-height:1.5em}}
+.canvases{{display:grid;gap:10px}}
 footer{{color:var(--muted);font-size:13px;padding:0 0 40px}}
 kbd{{font:12px {MONO};border:1px solid var(--edge);border-radius:4px;padding:0 4px}}
 @media (max-width:640px){{

@@ -43,6 +43,14 @@ def even_edges(end_s: float, bins: int) -> Floats:
     return np.linspace(0.0, end_s, max(1, bins) + 1)
 
 
+def chart_edges(requests: Columns, iterations: Columns) -> Floats:
+    """The bins of a run's charts: its iterations one by one, or even bins where they are many."""
+    end_s = run_end_s(requests, iterations)
+    if len(iterations["start_s"]) <= MAX_EXACT_ITERATIONS:
+        return iteration_edges(iterations, end_s)
+    return even_edges(end_s, MAX_BINS)
+
+
 @dataclass(frozen=True, slots=True)
 class _Lane:
     """The iterations of one replica in time order, and where the bin edges cut them."""

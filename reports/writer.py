@@ -18,6 +18,7 @@ from scenarios.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from scenarios.run_details import RunDetails
     from sim.records import Records
 
 MARKER = "summary.json"  # what makes a folder one of ours, to be replaced without asking
@@ -29,7 +30,7 @@ KINDS = {
     "sizing.json": "a sizing's folder",
 }
 FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions")}
-FILES |= {MARKER, "scenario.yaml", "report.html", "compare.html"}
+FILES |= {MARKER, "scenario.yaml", "details.json", "report.html", "compare.html"}
 FILES |= {"trace.json.gz", "bench.json", "csv", "png", "svg"}  # exports
 
 
@@ -85,12 +86,18 @@ def _check_target(target: Path, marker: str, files: Collection[str]) -> None:
 
 
 def write_run(
-    folder: Path, records: Records, *, scenario: Mapping[str, Any], summary: Mapping[str, Any]
+    folder: Path,
+    records: Records,
+    *,
+    scenario: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    details: RunDetails | None = None,
 ) -> None:
-    """scenario.yaml, summary.json, the three tables of the records, report.html."""
+    """scenario.yaml, summary.json, the three tables of the records, details.json, report.html."""
     import pyarrow.parquet as pq
     import yaml
 
+    from reports.details import FILE, folded
     from reports.run_report import run_report
 
     def write(name: str) -> None:
@@ -109,7 +116,10 @@ def write_run(
         text = yaml.dump(dict(scenario), Dumper=dumper, sort_keys=False, allow_unicode=True)
         (folder / "scenario.yaml").write_text(text, encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        page = run_report(records, scenario=scenario, summary=summary)
+        more = None if details is None else folded(records, details)
+        if more is not None:
+            (folder / FILE).write_text(json.dumps(more, separators=(",", ":")), encoding="utf-8")
+        page = run_report(records, scenario=scenario, summary=summary, details=more)
         (folder / "report.html").write_text(page, encoding="utf-8")
         for done in written:
             done.result()

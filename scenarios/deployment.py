@@ -60,6 +60,12 @@ class Deployment:
     notes: tuple[str, ...]
     groups: tuple[ReplicaGroup, ...] = ()  # of the cluster; none: equal replicas, in turn
 
+    def group_of(self, replicas: np.ndarray) -> np.ndarray:
+        """The group that each of these replicas (by number) belongs to; 0 where there are none."""
+        last = np.cumsum([group.replicas for group in self.groups or ()])
+        group: np.ndarray = np.searchsorted(last, replicas, side="right")
+        return group
+
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
 Drawer = Callable[[schema.Workload, schema.Engine, Path | None], Workload]
@@ -133,7 +139,7 @@ def _engine(
 ) -> _Engine:
     """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
     with _at(source, "model"):
-        model = _model(scenario, beside=beside)
+        model = served_model(scenario, beside=beside)
     with _at(source, "hardware.gpu"):
         gpu = library.gpu(scenario.hardware.gpu)
     with _at(source, "hardware"):
@@ -202,19 +208,7 @@ def _groups(
     compose: Composer | None,
 ) -> Iterator[ReplicaGroup]:
     """The cluster's groups; values that a group does not give are the scenario's."""
-    from scenarios.load import parse_scenario
-
-    cluster = scenario.cluster
-    given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
-    for number, group in enumerate(given):
-        content = scenario.model_dump(exclude_defaults=True)
-        content["cluster"] = {}
-        for section in ("hardware", "engine", "latency"):
-            own = getattr(group, section)
-            if own:
-                content[section] = content.get(section, {}) | own
-        where = f"{source}: cluster.groups[{number}]" if cluster.groups else source
-        mine = parse_scenario(content, origin=where)
+    for number, (group, mine, where) in enumerate(group_scenarios(scenario, source)):
         scheduler = mine.engine.scheduler
         if group.role != "both":
             if scheduler in ("static", "dynamic"):
@@ -253,6 +247,25 @@ def _groups(
         )
 
 
+def group_scenarios(
+    scenario: Scenario, source: str = "scenario"
+) -> Iterator[tuple[schema.ReplicaGroup, Scenario, str]]:
+    """Each group of the cluster, the scenario as it is for this group, and where it was given."""
+    from scenarios.load import parse_scenario
+
+    cluster = scenario.cluster
+    given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
+    for number, group in enumerate(given):
+        content = scenario.model_dump(exclude_defaults=True)
+        content["cluster"] = {}
+        for section in ("hardware", "engine", "latency"):
+            own = getattr(group, section)
+            if own:
+                content[section] = content.get(section, {}) | own
+        where = f"{source}: cluster.groups[{number}]" if cluster.groups else source
+        yield group, parse_scenario(content, origin=where), where
+
+
 @contextmanager
 def _at(source: str, path: str) -> Iterator[None]:
     """Let a ValueError say where in the scenario its cause is."""
@@ -266,7 +279,7 @@ def _ms(value: float | None) -> float | None:
     return None if value is None else value / 1e3
 
 
-def _model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
+def served_model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
     """The scenario's model, its matrices in the type they are served in."""
     model = library.model(scenario.model, beside=beside)
     weight_dtype = scenario.engine.weight_dtype

@@ -15,6 +15,7 @@ from scenarios.deployment import Composer, Deployment, Drawer, deploy
 from scenarios.errors import InputError
 from scenarios.queueing import by_class
 from scenarios.schema import Scenario
+from sim.block_history import BlockRecorder
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.expert_routing import ExpertRouting
 from sim.latency.protocol import LatencyModel
@@ -59,21 +60,7 @@ def forecast(
     workload = deployment.workload
     total = len(workload)
     tell = None if progress is None else lambda ended: progress(ended, total)
-    facts: ClusterFacts | None = None
-    if deployment.groups:
-        records, facts = _simulate_cluster(deployment, leap=leap, check=check, progress=tell)
-    else:
-        records = simulate(
-            workload,
-            deployment.config,
-            deployment.latency,
-            scheduler=scenario.engine.scheduler,
-            num_blocks=deployment.memory.num_gpu_blocks,
-            replicas=scenario.cluster.replicas,
-            leap=leap,
-            check=check,
-            progress=tell,
-        )
+    records, facts = serve(deployment, leap=leap, check=check, progress=tell)
     if _unservable(records).all():
         raise InputError(_nothing_fits(deployment, origin))
     if workload.request_ids is not None:
@@ -115,8 +102,45 @@ def forecast(
     return Forecast(deployment, records, summary)
 
 
+def serve(
+    deployment: Deployment,
+    *,
+    leap: bool = True,
+    check: bool = False,
+    progress: Callable[[int], None] | None = None,
+    recorder: BlockRecorder | None = None,
+) -> tuple[Records, ClusterFacts | None]:
+    """Simulate a deployment; facts are of clusters whose replicas have to do with each other.
+
+    A `recorder` notes all block tables of a run that does not leap.
+    """
+    if deployment.groups:
+        return _simulate_cluster(
+            deployment, leap=leap, check=check, progress=progress, recorder=recorder
+        )
+    scenario = deployment.scenario
+    records = simulate(
+        deployment.workload,
+        deployment.config,
+        deployment.latency,
+        scheduler=scenario.engine.scheduler,
+        num_blocks=deployment.memory.num_gpu_blocks,
+        replicas=scenario.cluster.replicas,
+        leap=leap,
+        check=check,
+        progress=progress,
+        recorder=recorder,
+    )
+    return records, None
+
+
 def _simulate_cluster(
-    deployment: Deployment, *, leap: bool, check: bool, progress: Callable[[int], None] | None
+    deployment: Deployment,
+    *,
+    leap: bool,
+    check: bool,
+    progress: Callable[[int], None] | None,
+    recorder: BlockRecorder | None,
 ) -> tuple[Records, ClusterFacts]:
     from sim.cluster import simulate_cluster
 
@@ -138,6 +162,7 @@ def _simulate_cluster(
         leap=leap,
         check=check,
         progress=progress,
+        recorder=recorder,
     )
 
 
@@ -146,8 +171,7 @@ def _time_parts_s(deployment: Deployment, records: Records) -> dict[str, float]:
     iterations = records.iterations
     shares = [(deployment.latency, iterations)]
     if deployment.groups:
-        last = np.cumsum([group.replicas for group in deployment.groups])
-        group_of = np.searchsorted(last, iterations["replica"], side="right")
+        group_of = deployment.group_of(iterations["replica"])
         shares = [
             (group.latency, {name: values[rows] for name, values in iterations.items()})
             for number, group in enumerate(deployment.groups)

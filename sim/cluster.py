@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import simpy
 
+from sim.block_history import BlockRecorder, watched
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster_replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.kv_offload import block_allocator
@@ -78,14 +79,16 @@ def simulate_cluster(
     leap: bool = True,
     check: bool = False,
     progress: Callable[[int], None] | None = None,
+    recorder: BlockRecorder | None = None,
 ) -> tuple[Records, ClusterFacts]:
     """Serve `workload` on all replicas of `groups`, numbered in order.
 
-    Leaping gives the same records as stepping, for every router. `seed` is the random router's.
+    Leaping gives the same records as stepping, for every router. `seed` is the random router's. A
+    `recorder` notes all block tables of a run that does not leap.
     """
     cluster = _Cluster(
         workload, groups, router=router, kv_link=kv_link, autoscaling=autoscaling, seed=seed,
-        leap=leap, check=check, progress=progress,
+        leap=leap, check=check, progress=progress, recorder=recorder,
     )  # fmt: skip
     for failure in failures:
         cluster.plan_failure(failure)
@@ -113,8 +116,10 @@ class _Cluster:
         leap: bool,
         check: bool,
         progress: Callable[[int], None] | None,
+        recorder: BlockRecorder | None,
     ) -> None:
         self.clock = _Clock()
+        self._recorder = recorder
         self.replicas: list[ClusterReplica] = []
         self._closed_loop = workload.max_concurrency is not None
         self._groups: list[ReplicaGroup] = []  # of each replica
@@ -162,7 +167,11 @@ class _Cluster:
         pool = pool_type(config.block_size, track_longest=group.latency.uses_longest)
         allocator = block_allocator(config, group.num_blocks)
         policy = scheduler_class(group.scheduler, config, samples=self._samples is not None)
+        if self._recorder is not None:
+            policy = watched(policy, self._recorder)
         scheduler = policy(pool, allocator, config)
+        if self._recorder is not None:
+            self._recorder.attach(scheduler)
         self._groups.append(group)
         self.replicas.append(
             ClusterReplica(

@@ -79,6 +79,10 @@ class DecodeSet:
         """Tokens in the cache now, before the next iteration writes its own."""
         return self.context_tokens - self.num_seqs
 
+    def stored_of(self, request: Request) -> int:
+        """This member's tokens in the cache now."""
+        return request.num_computed_tokens + self.step - request.joined_step
+
     @property
     def unwritten_tokens(self) -> int:
         """Tokens that the members will still write to the cache before they end."""

@@ -186,6 +186,10 @@ class BlockAllocator:
         """How many of these cached blocks no table holds: using them again costs a free block."""
         return sum(block in self._idle for block in blocks)
 
+    def idle_blocks(self) -> tuple[int, ...]:
+        """Free blocks that still hold what the prefix cache may find, in order of their numbers."""
+        return tuple(sorted(self._idle))
+
     def reuse(self, table: list[int], blocks: Iterable[int]) -> None:
         """Append cached blocks to `table`."""
         for block in blocks:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import simpy
 
 from sim.ahead_replica import AheadReplica
+from sim.block_history import BlockRecorder, watched
 from sim.engine_config import EngineConfig
 from sim.kv_offload import block_allocator
 from sim.latency.pipeline_latency import PipelineLatency
@@ -35,16 +36,20 @@ def simulate(
     leap: bool = True,
     check: bool = False,
     progress: Callable[[int], None] | None = None,
+    recorder: BlockRecorder | None = None,
 ) -> Records:
     """Serve `workload` on `replicas` equal engines, requests dealt out in turn.
 
     `num_blocks` is each engine's KV cache in blocks. `leap` jumps from decision to decision;
     without it every iteration is one event. Both give the same records. `check` verifies the
     conservation laws after every decision. `progress` is called now and then with the number of
-    requests that have ended. With a `PipelineLatency` each engine keeps as many batches in flight
+    requests that have ended. A `recorder` notes all block tables of a run that does not leap. With
+    a `PipelineLatency` each engine keeps as many batches in flight
     as it has stages, and always steps.
     """
     policy = scheduler_class(scheduler, config, samples=workload.samples is not None)
+    if recorder is not None:
+        policy = watched(policy, recorder)
     clocks: list[simpy.Environment] = []
     engines: list[Replica] = []
     pipelines: list[Pipeline] = []
@@ -59,6 +64,8 @@ def simulate(
         pool = RequestPool(config.block_size, track_longest=latency.uses_longest)
         allocator = block_allocator(config, blocks)
         schedulers.append(policy(pool, allocator, config))
+        if recorder is not None:
+            recorder.attach(schedulers[-1])
         return schedulers[-1]
 
     report = None if progress is None else ended

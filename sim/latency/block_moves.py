@@ -21,7 +21,7 @@ class BlockMoves:
     def __init__(
         self, latency: LatencyModel, *, copied_block_s: float = 0.0, swapped_block_s: float = 0.0
     ) -> None:
-        self._latency = latency
+        self.inner = latency
         self._copied_block_s = copied_block_s
         self._swapped_block_s = swapped_block_s
         self.label = latency.label
@@ -32,7 +32,7 @@ class BlockMoves:
             self.host_s = latency.host_s
 
     def iteration_s(self, batch: Batch) -> float:
-        duration_s = self._latency.iteration_s(batch)
+        duration_s = self.inner.iteration_s(batch)
         if batch.copies:
             duration_s += len(batch.copies) * self._copied_block_s
         swapped = batch.swap_in_blocks + batch.swap_out_blocks
@@ -43,15 +43,30 @@ class BlockMoves:
     def run_ends_s(
         self, batch: Batch, start_s: float, iterations: int, until_s: float
     ) -> list[float]:
-        return self._latency.run_ends_s(batch, start_s, iterations, until_s)
+        return self.inner.run_ends_s(batch, start_s, iterations, until_s)
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        copied_s = self._copied_block_s * iterations["copied_blocks"]
-        swapped_s = self._swapped_block_s * iterations["swap_blocks"]
-        rest_s = iterations["duration_s"] - copied_s - swapped_s
-        parts = self._latency.parts_s({**iterations, "duration_s": rest_s})
+        copied_s, swapped_s, rest = self._moves_s(iterations)
+        parts = self.inner.parts_s(rest)
         if copied_s.any():
             parts["copy"] = copied_s
         if swapped_s.any():
             parts["swap"] = parts.get("swap", 0.0) + swapped_s
         return parts
+
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`parts_s` by class of operation; copies and swaps are one."""
+        copied_s, swapped_s, rest = self._moves_s(iterations)
+        classes = self.inner.operators_s(rest)
+        if copied_s.any() or swapped_s.any():
+            classes["swap"] = classes.get("swap", 0.0) + copied_s + swapped_s
+        return classes
+
+    def _moves_s(
+        self, iterations: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Copying, swapping beyond the bytes, and the iterations without either."""
+        copied_s = self._copied_block_s * iterations["copied_blocks"]
+        swapped_s = self._swapped_block_s * iterations["swap_blocks"]
+        rest_s = iterations["duration_s"] - copied_s - swapped_s
+        return copied_s, swapped_s, {**iterations, "duration_s": rest_s}

@@ -22,7 +22,7 @@ class OverlappedLatency:
     """
 
     def __init__(self, latency: LatencyModel) -> None:
-        self._latency = latency
+        self.inner = latency
         self.label = latency.label
         self.measured = latency.measured
         self.uses_longest = latency.uses_longest
@@ -34,7 +34,7 @@ class OverlappedLatency:
         return self._host_s(num_seqs)
 
     def iteration_s(self, batch: Batch) -> float:
-        total_s = self._latency.iteration_s(batch)
+        total_s = self.inner.iteration_s(batch)
         if not batch.decided_ahead:
             return total_s
         host_s = self._host_s(batch.num_seqs)
@@ -65,10 +65,26 @@ class OverlappedLatency:
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As the model's, with the host's part being what of it is not hidden."""
+        hidden_s, unhidden = self._hidden_s(iterations)
+        parts = self.inner.parts_s(unhidden)
+        return {**parts, "host": parts["host"] - hidden_s}
+
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same by class of operation."""
+        hidden_s, unhidden = self._hidden_s(iterations)
+        classes = self.inner.operators_s(unhidden)
+        return {**classes, "host": classes["host"] - hidden_s}
+
+    def _hidden_s(
+        self, iterations: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Host time behind the device's, and the iterations as they would be if it were not.
+
+        An iteration was decided ahead where it begins as the one before it ends.
+        """
         start_s, duration_s = iterations["start_s"], iterations["duration_s"]
-        host_s = np.array([self._host_s(n) for n in range(int(iterations["num_seqs"].max()) + 1)])[
-            iterations["num_seqs"]
-        ]
+        seqs = iterations["num_seqs"]
+        host_s = np.array([self._host_s(n) for n in range(int(seqs.max(initial=0)) + 1)])[seqs]
         ends_s: dict[int, float] = {}
         ahead = np.zeros(len(start_s), dtype=bool)
         replicas = iterations.get("replica", np.zeros(len(start_s), dtype=int)).tolist()
@@ -78,9 +94,7 @@ class OverlappedLatency:
             ahead[row] = ends_s.get(replica) == start
             ends_s[replica] = start + duration
         hidden_s = np.where(ahead, np.minimum(host_s, duration_s), 0.0)
-        parts = self._latency.parts_s({**iterations, "duration_s": duration_s + hidden_s})
-        parts["host"] = parts["host"] - hidden_s
-        return parts
+        return hidden_s, {**iterations, "duration_s": duration_s + hidden_s}
 
 
 def _host_of(latency: LatencyModel) -> Callable[[int], float]:

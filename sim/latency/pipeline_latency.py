@@ -101,6 +101,20 @@ class PipelineLatency:
         parts["attention_and_stage_waits"] = np.maximum(left, 0.0)
         return parts
 
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`parts_s` by class of operation, all stages together."""
+        if not all(isinstance(stage, RooflineLatency) for stage in self.stages):
+            return {"fixed": iterations["duration_s"]}
+        classes: dict[str, np.ndarray] = {}
+        for stage in self.stages:
+            assert isinstance(stage, RooflineLatency)
+            for name, seconds in stage.known_operators_s(iterations).items():
+                classes[name] = classes.get(name, 0.0) + seconds
+        sends = looked_up(self._send_parts_s, iterations["num_tokens"])["communication"]
+        classes["gather_and_send"] = classes["gather_and_send"] + sends
+        left = iterations["duration_s"] - sum(classes.values())
+        return {"stages": np.maximum(left, 0.0), **classes}
+
     def _send_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         first = self.stages[0]
         if isinstance(first, SpreadRoofline):

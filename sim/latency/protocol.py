@@ -46,6 +46,30 @@ class LatencyModel(Protocol):
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Split recorded iterations' durations into named parts that add up to them."""
 
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same by class of operation, as finely as the source can tell (`OPERATORS`)."""
+
+
+# Classes of operations: what an iteration's time goes into, whatever the latency source.
+OPERATORS: Mapping[str, str] = {
+    "contractions": "matrix products: projections, MLP, output head",
+    "experts": "a mixture's routed experts",
+    "attention": "attention over the KV cache",
+    "elementwise": "norms, rotary, activations, embedding",
+    "sampling": "sampling from the logits",
+    "layers": "all of a layer but attention, measured as one",
+    "logits": "output head and sampling, measured as one",
+    "all_reduce": "sums over tensor-parallel ranks",
+    "all_to_all": "exchange between ranks that share out tokens or experts",
+    "gather_and_send": "gathered logits and queries; sends from stage to stage",
+    "swap": "KV blocks over the host link, and copies on the device",
+    "draft": "drafting of speculative decoding",
+    "host": "the engine's host, between iterations",
+    "launch": "waiting for kernels to be launched one by one",
+    "stages": "attention, and batches that wait for a pipeline's stages",
+    "fixed": "an iteration of given length",
+}
+
 
 class FixedLatency:
     """Every iteration takes equally long: textbook timetables and queueing formulas."""
@@ -74,6 +98,8 @@ class FixedLatency:
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"fixed": iterations["duration_s"]}
+
+    operators_s = parts_s
 
 
 def looked_up(

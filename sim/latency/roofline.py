@@ -226,6 +226,53 @@ class RooflineLatency:
         parts["attention"] = np.maximum(iterations["duration_s"] - sum(parts.values()), 0.0)
         return {key: parts[key] for key in _PART_KEYS if key in parts}
 
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`parts_s` by class of operation."""
+        known = self.known_operators_s(iterations)
+        rest_s = np.maximum(iterations["duration_s"] - sum(known.values()), 0.0)
+        return {"contractions": known.pop("contractions"), "attention": rest_s, **known}
+
+    def known_operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`known_parts_s` by class of operation: all but attention."""
+        parts, within = self.known_parts_s(iterations), self._within_parts_s(iterations)
+        elementwise, sampling = within["elementwise"], within["sampling"]
+        classes = {
+            "contractions": parts["linear"] - elementwise + parts["logits"] - sampling,
+            "experts": parts.get("moe"),
+            "elementwise": elementwise,
+            "sampling": sampling,
+            "all_reduce": parts["communication"] - within["all_to_all"] - within["gather_and_send"],
+            "all_to_all": within["all_to_all"],
+            "gather_and_send": within["gather_and_send"],
+            "swap": parts.get("swap"),
+            "host": parts["host"],
+        }
+        return {
+            name: np.maximum(time_s, 0.0)  # a difference of sums may be a rounding below zero
+            for name, time_s in classes.items()
+            if time_s is not None
+        }
+
+    def _within_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Classes that the parts have beside the one they are mostly of."""
+        tokens, rows = iterations["num_tokens"], iterations["num_emitting"]
+        return {
+            "elementwise": looked_up(self._elementwise_parts_s, tokens)["elementwise"],
+            "all_to_all": np.zeros(len(tokens)),
+            **looked_up(self._sampling_parts_s, rows),
+        }
+
+    def _elementwise_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        each = self._elementwise_s(tokens.astype(np.float64))
+        return {"elementwise": np.where(tokens > 0, each, 0.0)}
+
+    def _sampling_parts_s(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        r = rows.astype(np.float64) * self._last_stage
+        return {
+            "sampling": np.where(r > 0, self._sampling_s(r), 0.0),
+            "gather_and_send": self._row_parts_s(rows)["communication"],
+        }
+
     def known_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The parts that follow from recorded counts: all but attention."""
         parts = looked_up(self._token_parts_s, iterations["num_tokens"])
@@ -304,14 +351,18 @@ class RooflineLatency:
         """Seconds by part [len(rows)] of the vocabulary projection, its gather and sampling."""
         r = rows.astype(np.float64) * self._last_stage
         model, tp = self.model, self.tensor_parallel
-        sampling = r * model.vocab_size * _SAMPLING_BYTES_PER_LOGIT / self._bytes_per_s
-        sampling += _SAMPLING_KERNELS * ELEMENTWISE_OVERHEAD_S * self._overheads
-        logits = self._linear_s(model.logits_operation(tp), r) + sampling
+        logits = self._linear_s(model.logits_operation(tp), r) + self._sampling_s(r)
         gathered = r * model.vocab_size * DTYPE_BYTES[model.dtype]
         return {
             "logits": np.where(r > 0, logits, 0.0),
             "communication": all_gather_s(gathered, tp, self._interconnect, **self._tensor_group),
         }
+
+    def _sampling_s(self, rows: np.ndarray) -> np.ndarray:
+        """Passes over the logits."""
+        moved_s = rows * self.model.vocab_size * _SAMPLING_BYTES_PER_LOGIT / self._bytes_per_s
+        moved_s += _SAMPLING_KERNELS * ELEMENTWISE_OVERHEAD_S * self._overheads
+        return moved_s
 
     def _linear_s(self, op: LinearOperation, tokens: np.ndarray) -> np.ndarray:
         """All copies of one product, each with ``tokens`` rows."""

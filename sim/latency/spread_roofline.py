@@ -107,10 +107,7 @@ class SpreadRoofline(RooflineLatency):
         """Records have prompts' tokens summed up: which one was longest, and so what the slowest
         group computed, is a lower bound where several were in a batch. Attention gets the rest."""
         num_tokens = iterations["num_tokens"]
-        prompts = np.maximum(iterations["prefill_seqs"], 1)
-        longest = -(-iterations["prefill_tokens"] // prompts)
-        group = np.maximum(-(-num_tokens // self._ranks), longest)
-        parts = looked_up(self._token_parts_s, group)
+        parts = looked_up(self._token_parts_s, self._recorded_group(iterations))
         shared = looked_up(self._shared_parts_s, num_tokens)
         rows = looked_up(self._row_parts_s, self._rank_share(iterations["num_emitting"]))
         parts["logits"] = rows["logits"]
@@ -126,6 +123,26 @@ class SpreadRoofline(RooflineLatency):
         if iterations["swap_blocks"].any():
             parts["swap"] = self._per_swapped_block_s * iterations["swap_blocks"]
         return parts
+
+    def _recorded_group(self, iterations: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Tokens of the fullest group, as far as records tell."""
+        prompts = np.maximum(iterations["prefill_seqs"], 1)
+        longest = -(-iterations["prefill_tokens"] // prompts)
+        return np.asarray(np.maximum(-(-iterations["num_tokens"] // self._ranks), longest))
+
+    def _within_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        on_gpu = -(-self._recorded_group(iterations) // self._split)
+        rows = looked_up(self._sampling_parts_s, self._rank_share(iterations["num_emitting"]))
+        shared = looked_up(self._shared_parts_s, iterations["num_tokens"])["communication"]
+        gathered, returned = self._decode_exchange_parts_s(iterations["decode_seqs"])
+        layers = self.model.num_layers
+        exchanged = looked_up(self._ulysses_parts_s, on_gpu)["ulysses"] + layers * returned
+        return {
+            "elementwise": looked_up(self._elementwise_parts_s, on_gpu)["elementwise"],
+            "sampling": rows["sampling"],
+            "all_to_all": shared + exchanged,
+            "gather_and_send": rows["gather_and_send"] + layers * gathered,
+        }
 
     # -- one iteration --------------------------------------------------------------------------
 
@@ -194,14 +211,27 @@ class SpreadRoofline(RooflineLatency):
         on_gpu = -(-tokens // split)
         parts = super()._token_parts_s(on_gpu)
         parts.pop("moe", None)
-        parallelism, model = self.parallelism, self.model
-        if split > 1 and parallelism.sequence_kind == "ulysses":
-            for width in ulysses_widths(model, parallelism.tensor_parallel).values():
-                held = on_gpu * float(width * DTYPE_BYTES[model.dtype])
-                parts["communication"] = parts["communication"] + model.num_layers * all_to_all_s(
-                    held, split, self._interconnect, **self._group(parallelism.sequence_per_node)
-                )
+        for exchange_s in self._ulysses_s(on_gpu):
+            parts["communication"] = parts["communication"] + exchange_s
         return parts
+
+    def _ulysses_s(self, on_gpu: np.ndarray) -> list[np.ndarray]:
+        """The exchanges of all layers, by what is exchanged; none without Ulysses."""
+        parallelism, model = self.parallelism, self.model
+        split = parallelism.sequence_parallel
+        if split < 2 or parallelism.sequence_kind != "ulysses":
+            return []
+        group = self._group(parallelism.sequence_per_node)
+        return [
+            model.num_layers
+            * all_to_all_s(
+                on_gpu * float(width * DTYPE_BYTES[model.dtype]), split, self._interconnect, **group
+            )
+            for width in ulysses_widths(model, parallelism.tensor_parallel).values()
+        ]
+
+    def _ulysses_parts_s(self, on_gpu: np.ndarray) -> dict[str, np.ndarray]:
+        return {"ulysses": sum(self._ulysses_s(on_gpu), np.zeros(len(on_gpu)))}
 
     def _shared_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """By the tokens of all groups: experts, and the way to them and back."""
@@ -241,14 +271,19 @@ class SpreadRoofline(RooflineLatency):
 
     def _decode_exchange_s(self, decodes: np.ndarray) -> np.ndarray:
         """Ring: queries to all ranks of the group and partial outputs back, all layers."""
+        gathered, returned = self._decode_exchange_parts_s(decodes)
+        return np.asarray(self.model.num_layers * (gathered + returned))
+
+    def _decode_exchange_parts_s(self, decodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of one layer: there, an all-gather; and back, an all-to-all."""
         if not self._ring:
-            return np.zeros(len(decodes))
+            return np.zeros(len(decodes)), np.zeros(len(decodes))
         queries, outputs = decode_exchange_bytes(self.model, self.tensor_parallel)
         on_group = np.ceil(decodes / self._ranks)
         group = self._group(self.parallelism.sequence_per_node)
         gathered = all_gather_s(on_group * queries, self._split, self._interconnect, **group)
         returned = all_to_all_s(on_group * outputs, self._split, self._interconnect, **group)
-        return np.asarray(self.model.num_layers * (gathered + returned))
+        return gathered, returned
 
 
 def _total(parts: Mapping[str, np.ndarray]) -> np.ndarray:

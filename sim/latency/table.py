@@ -8,7 +8,7 @@ tabulated once; attention is looked up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -70,6 +70,7 @@ class TableLatency:
         self.label = f"table: {table.source}"
         self._model = model
         self._tensor_parallel = tensor_parallel
+        self.parallel = tensor_parallel > 1
         self._ranks_per_node = ranks_per_node
         self._interconnect = interconnect
         self._link_measured = link_measured
@@ -82,12 +83,11 @@ class TableLatency:
                 self._swap_scale = block_size / table.block_size
         self._attention = AttentionTable(table, skew=skew)
         self.uses_longest = self._attention.skew is not None
-        self._linear = [
-            one_line(part, "tokens") for part in table.parts["linear"].operations().values()
-        ]
-        self._logits = [
-            one_line(part, "sequences") for part in table.parts["logits"].operations().values()
-        ]
+        linear, logits = (table.parts[name].operations() for name in ("linear", "logits"))
+        self._linear = [one_line(part, "tokens") for part in linear.values()]
+        self._logits = [one_line(part, "sequences") for part in logits.values()]
+        self._linear_classes = [operator_class(name, "layers") for name in linear]
+        self._logits_classes = [operator_class(name, "logits") for name in logits]
         self._experts = None
         if model.moe is not None:
             self._experts = ExpertTable(table.parts["moe"], model, routing)
@@ -190,6 +190,36 @@ class TableLatency:
             rest_s = rest_s - parts["launch"]
         parts["attention"] = rest_s
         return parts
+
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`parts_s` by class of operation, as far as the table timed operations apart."""
+        parts = self.parts_s(iterations)
+        classes = {"attention": parts["attention"]}
+        linear = looked_up(self._padded_classes_s, iterations["num_tokens"])
+        if self._launch_s > 0.0:
+            unpadded = looked_up(self._unpadded_classes_s, iterations["num_tokens"])
+            eager = iterations["prefill_seqs"] > 0
+            linear = {key: np.where(eager, unpadded[key], linear[key]) for key in linear}
+        rows = looked_up(self._row_classes_s, iterations["num_emitting"])
+        for name in (*linear, *rows):
+            classes[name] = np.add(linear.get(name, 0.0), rows.get(name, 0.0))
+        others = {"moe": "experts", "communication": "all_reduce"}
+        for part in ("moe", "communication", "swap", "host", "launch"):
+            if part in parts:
+                classes[others.get(part, part)] = parts[part]
+        return classes
+
+    def _padded_classes_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        return self._unpadded_classes_s(tokens, self._padded(tokens))
+
+    def _unpadded_classes_s(
+        self, tokens: np.ndarray, computed: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        rows = tokens if computed is None else computed
+        return by_class(self._linear, self._linear_classes, rows, tokens > 0)
+
+    def _row_classes_s(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return by_class(self._logits, self._logits_classes, rows, rows > 0)
 
     def batch_parts_s(self, batch: Batch) -> dict[str, float]:
         """One iteration's seconds by part, as if nothing was padded or waited for its launch."""
@@ -384,6 +414,38 @@ class ExpertTable:
         low, high, share = bracket(self._axes[1], activated)
         column = self._grid[:, low] + share * (self._grid[:, high] - self._grid[:, low])
         return Line(self._axes[0], column.tolist())(tokens)
+
+
+def operator_class(operation: str, otherwise: str) -> str:
+    """The class (`OPERATORS`) of an operation that a table names; `otherwise` where it has none.
+
+    Names are those of `ModelSpec.linear_operations` and of other people's profiles; a pass through
+    whole layers, timed as one, is of several classes.
+    """
+    name = operation.lower()
+    for found, words in _CLASS_WORDS.items():
+        if any(word in name for word in words):
+            return found
+    return otherwise
+
+
+_CLASS_WORDS = {
+    "layers": ("pass ",),
+    "logits": (" and sampling",),
+    "sampling": ("sampling",),
+    "elementwise": ("norm", "rope", "rotary", "_act", "element-wise", "residual", "add", "emb"),
+    "contractions": ("proj", "lm_head", "gate_up", "router", "shared_"),
+}
+
+
+def by_class(
+    lines: Sequence[Line], classes: Sequence[str], counts: np.ndarray, computed: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Seconds of these operations at these counts, summed up by class."""
+    found: dict[str, np.ndarray] = {}
+    for line, name in zip(lines, classes, strict=True):
+        found[name] = found.get(name, 0.0) + line.many(counts) * computed
+    return found
 
 
 def one_line(part: Part, axis: str) -> Line:

@@ -100,7 +100,7 @@ class SpeculativeDecodeSet(DecodeSet):
             return 0
         if self.step >= self._review_step:
             self._pick_longest()
-        return max(map(self._stored_of, self._near_longest)) + self._shape.query_tokens
+        return max(map(self.stored_of, self._near_longest)) + self._shape.query_tokens
 
     def verification(self) -> Verification:
         """What the next iteration verifies and, drawn beforehand, with which success."""
@@ -302,14 +302,14 @@ class SpeculativeDecodeSet(DecodeSet):
 
     # -- the longest ------------------------------------------------------------------------
 
-    def _stored_of(self, request: Request) -> int:
+    def stored_of(self, request: Request) -> int:
         way, passed = self._ways[request], self.step - request.joined_step
         assert way.ends is not None
         return way.computed_tokens + (int(way.ends[passed - 1]) if passed else 0)
 
     def _pick_longest(self) -> None:
         """Those that can be the longest before the next review: nobody else can catch up."""
-        stored = {request: self._stored_of(request) for request in self._members}
+        stored = {request: self.stored_of(request) for request in self._members}
         reach = max(stored.values()) - _REVIEW_STEPS * self._shape.depth
         self._near_longest = [request for request, tokens in stored.items() if tokens >= reach]
         self._review_step = self.step + _REVIEW_STEPS

@@ -50,3 +50,9 @@ class SpeculativeLatency:
         draft_s = iterations["draft_s"]
         own = {**iterations, "duration_s": iterations["duration_s"] - draft_s}
         return self.target.parts_s(own) | {"draft": draft_s}
+
+    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The target's classes of operation, and ``draft``."""
+        draft_s = iterations["draft_s"]
+        own = {**iterations, "duration_s": iterations["duration_s"] - draft_s}
+        return self.target.operators_s(own) | {"draft": draft_s}

@@ -19,7 +19,7 @@ from tests.orcast.command_line import AZURE_TRACE, orcast
 ROOT = Path(__file__).parents[2]
 SMALL = ("quickstart", "--set", "workload.num_requests=300")
 FILES = {
-    *("scenario.yaml", "summary.json", "report.html"),
+    *("scenario.yaml", "summary.json", "details.json", "report.html"),
     *("requests.parquet", "iterations.parquet", "preemptions.parquet"),
 }
 STATISTICS = ("mean", "median", "std", "p50", "p90", "p95", "p99")

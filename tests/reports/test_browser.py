@@ -69,7 +69,7 @@ USE = """<script>
     const range = $("throughput")._fullLayout.xaxis.range[1];
     await Plotly.relayout($("throughput"), {"xaxis.range[0]": 0, "xaxis.range[1]": range / 4});
     await pause(300);
-    seen.linked = ["load", "batches", "kv-memory"]
+    seen.linked = ["load", "batches", "kv-memory", "request-lanes"]
       .map(name => $(name)._fullLayout.xaxis.range[1] / range);
     $("load").dispatchEvent(new KeyboardEvent("keydown", {key: "0"}));
     await pause(300);
@@ -132,10 +132,10 @@ def look_at(folder, run, *, narrow=False):
 def test_report_opens_and_answers(tmp_path, make_batched_run, narrow):
     run = make_batched_run([6, 8, 4, 7, 5, 3, 6], rows=4, static=True, reserve_tokens=10)
     seen = look_at(tmp_path, run, narrow=narrow)
-    assert seen["drawn"] == 8
+    assert seen["drawn"] == 10
     assert seen["room"] == (390 if narrow else 1280)
     assert seen["modebars"] == 0
-    assert seen["linked"] == pytest.approx([0.25] * 3)
+    assert seen["linked"] == pytest.approx([0.25] * 4)
     assert seen["reset"] == pytest.approx(1)
     assert seen["colours"][0] != seen["colours"][1]
     assert seen["focused"]
@@ -152,7 +152,7 @@ def test_long_request_names_leave_the_rows_readable(tmp_path, make_batched_run, 
 
 def test_large_report_opens(tmp_path, make_large_run):
     seen = look_at(tmp_path, make_large_run(19_366, 60_000))
-    assert seen["drawn"] == 7
+    assert seen["drawn"] == 9
     assert "each point is the mean of 200 iterations" in seen["text"]
 
 

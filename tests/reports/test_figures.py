@@ -169,7 +169,11 @@ TOGETHER = [
     ("used", "reserved", "fragmentation", "free"),
     ("waiting", "prefill", "decode", "preempted", "stalled"),
     ("waiting", "prefill", "decode", "held"),
-]
+    ("prefill", "mixed", "decode"),
+    ("contractions", "experts", "attention", "elementwise", "sampling", "all-reduce",
+     "all-to-all", "gather", "swap", "draft", "host", "launch"),
+    tuple(f"turn-{turn}" for turn in range(1, 7)),
+]  # fmt: skip
 
 
 def linear(hex_colour):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sim.batch import Batch, PrefillChunk
 from sim.hardware import Gpu
-from sim.latency.protocol import LatencyModel
+from sim.latency.protocol import OPERATORS, LatencyModel
 from sim.latency.roofline import RooflineLatency
 from sim.model_spec import ModelSpec
 from sim.request import Request
@@ -247,6 +247,22 @@ def test_parts_of_recorded_iterations_add_up_to_their_durations(name: str) -> No
     assert set(parts) == (expected if name == "llama" else expected | {"moe"})
     assert all(np.all(value >= 0) and value.dtype == np.float64 for value in parts.values())
     np.testing.assert_allclose(np.sum(list(parts.values()), axis=0), columns["duration_s"])
+
+
+@EACH
+def test_operators_of_recorded_iterations_add_up_to_their_durations(name: str) -> None:
+    model = SHARED[name]
+    works = [decodes(1, 10), decodes(250, 3000), prefill(4000), prefill(100, 9000)]
+    columns = records(model, works)
+    classes, parts = model.operators_s(columns), model.parts_s(columns)
+    assert set(classes) <= set(OPERATORS)
+    assert all(np.all(value >= 0) for value in classes.values())
+    np.testing.assert_allclose(np.sum(list(classes.values()), axis=0), columns["duration_s"])
+    np.testing.assert_allclose(classes["attention"], parts["attention"], atol=1e-15)
+    products = classes["contractions"] + classes["elementwise"] + classes["sampling"]
+    np.testing.assert_allclose(products, parts["linear"] + parts["logits"])
+    # 64 norms, rotaries and activations of 4,000 tokens move more than those of one.
+    assert classes["elementwise"][2] > classes["elementwise"][0] > 0
 
 
 def test_swapped_blocks_are_a_part_of_their_own() -> None:

@@ -108,6 +108,25 @@ def test_parts_of_recorded_iterations_add_up_to_their_durations(name: str) -> No
     assert all((seconds >= 0).all() for seconds in parts.values())
     np.testing.assert_allclose(np.sum(list(parts.values()), axis=0), columns["duration_s"])
     assert parts["communication"].min() > 0
+    classes = model.operators_s(columns)
+    np.testing.assert_allclose(np.sum(list(classes.values()), axis=0), columns["duration_s"])
+    sent = sum(classes.get(name, 0.0) for name in ("all_reduce", "all_to_all", "gather_and_send"))
+    np.testing.assert_allclose(sent, parts["communication"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sends"),
+    [("tensor", "all_reduce"), ("ulysses", "all_to_all"), ("expert", "all_to_all"),
+     ("pipeline", "gather_and_send")],
+)  # fmt: skip
+def test_time_on_links_is_of_the_collective_that_each_kind_uses(kind: str, sends: str) -> None:
+    given, degrees = KINDS[kind]
+    model = spread(given, **degrees)
+    columns = records(model, [decodes(64, 1000)])
+    columns["prefill_tokens"] = np.zeros(1, dtype=int)
+    classes = model.operators_s(columns)
+    found = {name for name in ("all_reduce", "all_to_all", "gather_and_send") if classes[name] > 0}
+    assert found == {sends} | ({"gather_and_send"} if kind == "tensor" else set())
 
 
 @EACH

@@ -12,7 +12,7 @@ from sim.batch import Batch, PrefillChunk
 from sim.engine_config import EngineConfig
 from sim.latency.grid import Line, filled_grid
 from sim.latency.protocol import HostOverhead
-from sim.latency.table import TableLatency
+from sim.latency.table import TableLatency, operator_class
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import table_of
 from sim.request import Request
@@ -221,6 +221,40 @@ def test_a_pass_launched_kernel_by_kernel_is_unpadded_and_takes_its_launches() -
     assert sum(parts.values()) == pytest.approx(iterations["duration_s"])
     assert parts["linear"] * 1e6 == pytest.approx([linear_us(16), linear_us(16)])
     assert parts["launch"][0] == 0.0 and parts["launch"][1] > 0.02
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ("qkv_proj", "contractions"), ("down_proj", "contractions"), ("lm_head", "contractions"),
+        ("lm_head (estimated)", "contractions"), ("attn_pre_proj", "contractions"),
+        ("input_layernorm", "elementwise"), ("attn_rope", "elementwise"),
+        ("mlp_act", "elementwise"),
+        ("element-wise (estimated)", "elementwise"), ("emb", "elementwise"),
+        ("sampling (estimated)", "sampling"), ("pass without attention", "layers"),
+        ("projection and sampling", "logits"), ("whatever", "layers"),
+    ],
+)  # fmt: skip
+def test_operations_that_tables_name_have_their_class(operation: str, expected: str) -> None:
+    assert operator_class(operation, "layers") == expected
+
+
+def test_operators_of_a_table_add_up_to_the_durations_also_where_launches_are_waited_for() -> None:
+    for given_ in ({}, {"capture_sizes": (1, 8, 16), "launch_s": LAUNCH_S}):
+        model = model_of(skew=False, **given_)
+        works = [decodes(9, 256), prefill((16, 0))]
+        iterations = {
+            "num_tokens": np.array([9, 16]),
+            "num_emitting": np.array([9, 1]),
+            "num_seqs": np.array([9, 1]),
+            "swap_blocks": np.zeros(2, dtype=int),
+            "prefill_seqs": np.array([0, 1]),
+            "duration_s": np.array([model.iteration_s(work) for work in works]),
+        }
+        classes, parts = model.operators_s(iterations), model.parts_s(iterations)
+        assert sum(classes.values()) == pytest.approx(iterations["duration_s"])
+        assert classes["attention"] == pytest.approx(parts["attention"])
+        assert ("launch" in classes) == bool(given_)
 
 
 def test_parts_of_a_batch_add_up_to_its_iteration() -> None:
