@@ -10,6 +10,7 @@ from scenarios.deployment import Deployment
 from sim.hardware import Gpu
 from sim.latency import communication, roofline
 from sim.latency.block_moves import BlockMoves
+from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline_latency import PipelineLatency
 from sim.latency.protocol import LatencyModel
 from sim.latency.roofline import RooflineLatency
@@ -53,7 +54,7 @@ def latency_origins(deployment: Deployment) -> Iterator[Origin]:
 
 
 def _origins(latency: LatencyModel, gpu: Gpu, given: Mapping[str, float]) -> Iterator[Origin]:
-    if isinstance(latency, BlockMoves):
+    if isinstance(latency, BlockMoves | OverlappedLatency):
         yield from _origins(latency.inner, gpu, given)
         return
     if isinstance(latency, SpeculativeLatency):

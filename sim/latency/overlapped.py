@@ -85,13 +85,13 @@ class OverlappedLatency:
         start_s, duration_s = iterations["start_s"], iterations["duration_s"]
         seqs = iterations["num_seqs"]
         host_s = np.array([self._host_s(n) for n in range(int(seqs.max(initial=0)) + 1)])[seqs]
-        ends_s: dict[int, float] = {}
+        ends_s: dict[int, float] = {}  # of each replica's last iteration
         ahead = np.zeros(len(start_s), dtype=bool)
         replicas = iterations.get("replica", np.zeros(len(start_s), dtype=int)).tolist()
         for row, (replica, start, duration) in enumerate(
             zip(replicas, start_s.tolist(), duration_s.tolist(), strict=True)
         ):
-            ahead[row] = ends_s.get(replica) == start
+            ahead[row] = abs(ends_s.get(replica, -1.0) - start) <= 1e-9 * (1.0 + start)
             ends_s[replica] = start + duration
         hidden_s = np.where(ahead, np.minimum(host_s, duration_s), 0.0)
         return hidden_s, {**iterations, "duration_s": duration_s + hidden_s}
