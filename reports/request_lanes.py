@@ -134,9 +134,8 @@ def _whole_numbers(times_s: npt.NDArray[np.float64], tick_s: float) -> Ints:
     return np.concatenate([ticks[:1], np.maximum(np.diff(ticks, axis=0), 0)])
 
 
-def _thrifty(numbers: Ints) -> list[int]:
-    listed: list[int] = numbers.tolist()
-    return listed
+def _thrifty(numbers: npt.NDArray[Any]) -> list[int]:
+    return [int(number) for number in numbers.tolist()]
 
 
 def _preempted(
