@@ -31,6 +31,7 @@ from reports.plan_words import (
 )
 from reports.quantity import MISSING, percent, plain
 from reports.run_report import FOOTER
+from reports.scenario_section import scenario_section
 
 Answer = Mapping[str, Any]
 
@@ -163,16 +164,7 @@ def _candidates(answer: Answer) -> Section:
 
 
 def _scenario(answer: Answer) -> Section:
-    import yaml
-
-    text = yaml.safe_dump(answer["scenario"], sort_keys=False, allow_unicode=True, width=88)
-    return Section(
-        "scenario",
-        "Scenario, as resolved",
-        [panel(f"<pre>{escape(text)}</pre>")],
-        "Every setting of this plan, defaults included.",
-        link="Scenario",
-    )
+    return scenario_section(answer["scenario"], "What this plan was asked, with its defaults.")
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -14,11 +14,12 @@ from reports.latency_figures import METRICS, latency_cdf
 from reports.operator_figures import of_parts, operator_totals, operators_over_time
 from reports.page import Figure, Row, Section, Widget, escape, facts, page, panel, table
 from reports.prompt_scatter import prompt_scatter
-from reports.quantity import MISSING, figure_of, milliseconds, percent, plain
+from reports.quantity import MISSING, count, figure_of, milliseconds, percent, plain
 from reports.records import Columns, Latencies, RunRecords, request_latencies
 from reports.replica_figures import Replicas, replica_bars, replica_load, replicas_up
 from reports.request_lanes import request_lanes
 from reports.roofline_figure import roofline
+from reports.scenario_section import scenario_section
 from reports.service_levels import ServiceLevels
 
 QUANTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99}
@@ -100,6 +101,9 @@ def _latency_section(
         if rows
         else panel("<p>No request completed, so there are no latencies.</p>")
     )
+    classes = _classes(summary)
+    if classes:
+        parts.append(panel(classes))
     scatter = prompt_scatter(records.requests)
     if scatter is not None:
         parts.append(scatter)
@@ -107,6 +111,24 @@ def _latency_section(
     return Section(
         "latency", "Latency", parts, f"Over completed requests, from their arrival.{asked}"
     )
+
+
+def _classes(summary: Mapping[str, Any]) -> str:
+    """The figures of each class of requests; nothing where there are none."""
+    given = summary.get("classes")
+    if not isinstance(given, Mapping) or not given:
+        return ""
+    rows = []
+    for name, figures in given.items():
+        counts = [count(figure_of(figures, key)) for key in ("requests", "completed")]
+        times = [
+            milliseconds(figure_of(figures, f"{statistic}_{metric}_ms"))
+            for metric in ("ttft", "tpot", "e2el")
+            for statistic in ("mean", "p95")
+        ]
+        rows.append([str(name), *counts, *times])
+    head = ["Class", "Requests", "Completed", "Mean TTFT", "p95", "Mean TPOT", "p95"]
+    return table([*head, "Mean E2E", "p95"], rows)
 
 
 def _quantile_ms(
@@ -219,16 +241,7 @@ def _block_section(
 
 
 def _scenario_section(scenario: Mapping[str, Any]) -> Section:
-    import yaml
-
-    text = yaml.safe_dump(_simple(scenario), sort_keys=False, allow_unicode=True, width=88)
-    return Section(
-        "scenario",
-        "Scenario, as resolved",
-        [panel(f"<pre>{escape(text)}</pre>")],
-        "Every setting of this run, defaults included.",
-        link="Scenario",
-    )
+    return scenario_section(_simple(scenario), "What this run was asked, with its defaults.")
 
 
 def _provenance_section(summary: Mapping[str, Any], details: Details | None) -> Section:

@@ -11,6 +11,7 @@ from reports.headline import report_warnings
 from reports.page import Card, Figure, Row, Section, cards, escape, page, panel, table, warning_box
 from reports.quantity import GAP, count, percent
 from reports.run_report import FOOTER
+from reports.scenario_section import scenario_section
 from reports.sweep_figures import heat_map, lines, points, sensitivity_chart
 from reports.sweep_words import Measure, axis_label, level_label, setting_label, varying
 from scenarios.sweep_statistics import (
@@ -259,14 +260,8 @@ def _failures_section(sweep: SweepTable) -> Iterator[Section]:
 
 
 def _scenario_section(scenario: Mapping[str, Any]) -> Section:
-    import yaml
-
-    text = yaml.safe_dump(dict(scenario), sort_keys=False, allow_unicode=True, width=88)
-    return Section(
-        "scenario",
-        "Scenario, as resolved",
-        [panel(f"<pre>{escape(text)}</pre>")],
-        "Every setting of the first run, defaults included, and the sweep over it. "
-        "It is a scenario again: orcast sweep sweep.yaml.",
-        link="Scenario",
+    return scenario_section(
+        scenario,
+        "The first run, with its defaults, and the sweep over it. It is a scenario again: "
+        "orcast sweep sweep.yaml.",
     )
