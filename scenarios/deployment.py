@@ -193,8 +193,11 @@ def _overlapped(latency: LatencyModel, scenario: Scenario, source: str) -> Laten
         raise InputError(f"{where}: beside speculation it is not modelled: drafts decide the batch")
     if scenario.hardware.pipeline_parallel > 1:
         raise InputError(f"{where}: a pipeline overlaps already: pipeline_parallel must be 1")
-    if not scenario.cluster.is_plain:
+    cluster = scenario.cluster
+    if not cluster.is_plain:
         raise InputError(f"{where}: needs a plain cluster (replicas behind round_robin)")
+    if cluster.replicas > 1 and scenario.workload.max_concurrency is not None:
+        raise InputError(f"{where}: replicas that share clients (max_concurrency) are not modelled")
     with _at(source, "engine"):
         return OverlappedLatency(latency)
 
@@ -210,6 +213,8 @@ def _groups(
     """The cluster's groups; values that a group does not give are the scenario's."""
     for number, (group, mine, where) in enumerate(group_scenarios(scenario, source)):
         scheduler = mine.engine.scheduler
+        if mine.engine.async_scheduling:
+            raise InputError(f"{where}: engine.async_scheduling: needs a plain cluster")
         if group.role != "both":
             if scheduler in ("static", "dynamic"):
                 raise InputError(

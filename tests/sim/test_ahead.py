@@ -170,6 +170,14 @@ def test_the_scenario_leaps_as_it_steps_and_gains() -> None:
         (["latency={source: fixed, iteration_ms: 10}"], "does not tell them apart"),
         (["hardware.pipeline_parallel=2"], "pipeline_parallel must be 1"),
         (["cluster={replicas: 2, router: least_kv}"], "needs a plain cluster"),
+        (["cluster.replicas=2", "workload.max_concurrency=8"], "replicas that share clients"),
+        (
+            [
+                "engine.async_scheduling=false",
+                "cluster={groups: [{replicas: 2, engine: {async_scheduling: true}}]}",
+            ],
+            "needs a plain cluster",
+        ),
     ],
 )
 def test_what_cannot_be_decided_ahead_is_refused(settings: list[str], words: str) -> None:
