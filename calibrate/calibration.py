@@ -45,6 +45,7 @@ from calibrate.random_work import RandomWork
 from calibrate.rig import Limits, LinearBackend, Rig
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer, measure_ceilings
+from calibrate.yardstick import yardstick_us
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 from sim.model_spec import ModelSpec
@@ -311,6 +312,7 @@ class _Calibration:
         random = RandomWork(rig, measuring, self.given.seed, captured=self.captured)
 
         for turn in range(1, ROUNDS + 1):
+            self.journal.record("yardstick", {"us": yardstick_us(self.timer.device)})
             for name in spent_s:
                 allowed_s = SHARES[name] / total * max(0.0, end_s - began_s) * turn / ROUNDS
                 from_s = time.monotonic()

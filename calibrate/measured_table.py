@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,6 +237,9 @@ class MeasuredTable:
         launch = records.get("eager_launch")
         if launch and launch[0]["eager_us"] > 1.1 * launch[0]["graph_us"]:
             self.meta["eager_launch_us"] = round(launch[0]["eager_us"], 1)
+        if "yardstick" in records:
+            yardsticks_us = [line["us"] for line in records["yardstick"]]
+            self.meta["yardstick_us"] = round(statistics.median(yardsticks_us), 1)
         if "operator_classes" in records:
             self.meta["operator_classes"] = records["operator_classes"][0]
         self.meta["flash_against_standard"] = records.get("flash", [])

@@ -90,6 +90,8 @@ class Validation:
     replay: the engine's durations through the simulator; None where requests failed.
     engine, forecast: records of both runs.
     errors: why a request got no whole answer, by number.
+    slowdown: how long a fixed piece of work took the device around the run, over what it took when
+        the table was measured; None where the table does not say.
     """
 
     comparison: Comparison
@@ -97,6 +99,7 @@ class Validation:
     engine: Records
     forecast: Records
     errors: Mapping[int, str]
+    slowdown: float | None = None
 
     def iteration_errors_pct(self) -> np.ndarray:
         """Predicted less measured duration of each of the engine's iterations, in per cent."""
@@ -162,6 +165,7 @@ class Validation:
                 for worst in self.worst()
             ],
         }
+        found["slowdown"] = self.slowdown
         found["request_errors"] = {str(request): why for request, why in self.errors.items()}
         return found
 

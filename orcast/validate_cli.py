@@ -248,6 +248,7 @@ def ask_engine(
     from calibrate.measurement import simulated
     from calibrate.replay import replay
     from calibrate.validation import EngineRun, Validation
+    from calibrate.yardstick import yardstick_us
     from scenarios.forecast import forecast
     from scenarios.schema import Latency
     from sim.latency.table_folder import read_table
@@ -259,9 +260,14 @@ def ask_engine(
         settings.setdefault("launch", "eager")  # as the engine does with all but decodes
     measurable = scenario.model_copy(update={"latency": Latency(**settings)})
     predicted = forecast(measurable, origin=question.origin)
-    engine = _engine(question, model, read_table(table), eos=eos)
+    measured = read_table(table)
+    engine = _engine(question, model, measured, eos=eos)
+    yardsticks_us = [yardstick_us(question.device)]
     with _stoppable(engine):
         served = engine.run()
+    yardsticks_us.append(yardstick_us(question.device))
+    then_us = measured.meta.get("yardstick_us")
+    slowdown = None if not then_us else sum(yardsticks_us) / 2 / float(then_us)
     workload = deployment.workload
     again = None
     foreseen = {*served.errors.values()} <= {REFUSED, GAVE_UP}  # the simulator does the same
@@ -290,7 +296,9 @@ def ask_engine(
         )
     except ValueError as error:
         raise InputError(str(error)) from None
-    validation = Validation(comparison, again, served.records, predicted.records, served.errors)
+    validation = Validation(
+        comparison, again, served.records, predicted.records, served.errors, slowdown
+    )
     return served, validation, run, predicted
 
 

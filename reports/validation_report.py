@@ -17,6 +17,7 @@ from reports.quantity import GAP, MISSING, count, percent, plain
 from reports.records import Columns, Floats
 from reports.run_report import FOOTER
 from reports.validation_figures import iteration_parity, state_figures
+from reports.validation_table import drift
 
 NAMES = ("Forecast", "Measured")
 PHASES = {
@@ -78,6 +79,7 @@ def _top(figures: Figures, name: str, setting: str, notes: tuple[str, ...]) -> s
     identity = figures["schedule_identity"]
     warnings = list(notes)
     warnings += [f"The schedules differ: {text}" for text in identity["differences"]]
+    warnings += drift(figures)
     return (
         '<header class="top"><p class="kind">Forecast against the engine</p>'
         f"<h1>{escape(name)}: {escape(title(figures, NAMES).lower())}</h1>"

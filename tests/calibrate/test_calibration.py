@@ -27,6 +27,7 @@ from calibrate.service import Iteration
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer
 from calibrate.whole_iterations import latency_of, parts_us
+from calibrate.yardstick import yardstick_us
 from kernels.model_config import ModelConfig
 from reports.calibration_report import calibration_report
 from scenarios import library
@@ -279,3 +280,7 @@ def test_times_are_read_with_their_units() -> None:
     for text in ("", "-3", "8 minutes", "0s"):
         with pytest.raises(ValueError, match="expected a time such as"):
             budget_seconds(text)
+
+
+def test_a_table_says_how_fast_its_device_was(table: LatencyTable) -> None:
+    assert table.meta["yardstick_us"] == pytest.approx(yardstick_us("cpu"), rel=5.0)

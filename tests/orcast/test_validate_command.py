@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="needs torch (extra gpu)")
 pytest.importorskip("triton", reason="needs triton (extra gpu)")
 
+from reports.validation_table import drift
 from tests.orcast.command_line import Outcome, orcast
 from tests.reports.browser import CHROMIUM, Browser
 
@@ -67,6 +68,16 @@ def test_a_second_validation_takes_the_table_of_the_first(first: Outcome, folder
     assert again.status == 0, again.stderr
     assert json.loads(again.stdout)["table"] == str(folder / "table")
     assert (folder / "table" / "meta.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "words"), [(1.3, "30% slower"), (0.8, "20% faster"), (1.02, None), (None, None)]
+)
+def test_a_device_that_is_not_what_it_was_is_told(
+    slowdown: float | None, words: str | None
+) -> None:
+    said = drift({"slowdown": slowdown})
+    assert [words in text for text in said] == [True] if words else said == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
