@@ -66,16 +66,16 @@ def cells(browser: Browser) -> dict[str, list[str]]:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 def test_a_turned_knob_changes_the_forecast(url: str, tmp_path: Path) -> None:
     drawn = "document.querySelectorAll('.js-plotly-plot .trace path').length >= 5"
+    slider = "document.querySelector('[title=\"workload.arrivals.request_rate\"] [role=slider]')"
     with Browser() as browser:
         browser.open(url)
         browser.wait_for(drawn)
         first = cells(browser)
         command = browser.run("document.getElementById('command').textContent")
         assert command.startswith("orcast run ") and "--set" not in command
-        browser.run(
-            "document.querySelector('[title=\"workload.arrivals.request_rate\"] [role=slider]')"
-            ".focus()"
-        )
+        # Sliders are fetched on their own and may come after the charts are drawn.
+        browser.wait_for(f"{slider} !== null")
+        browser.run(f"{slider}.focus()")
         browser.press("ArrowRight")
         browser.press("ArrowRight")
         browser.wait_for("document.getElementById('command').textContent.includes('rate=25')")
