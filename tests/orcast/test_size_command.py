@@ -17,6 +17,8 @@ from tests.orcast.command_line import refusal
 LIGHT = (
     *("--set", "serving.gpus=[l40s]", "--set", "serving.tensor_parallel=[1]"),
     *("--set", "over_training.sizes=[0.4]", "--set", "serving.engine.max_num_seqs=32"),
+    *("--set", "serving.lengths.prompt={distribution: uniform, min: 100, max: 600}"),
+    *("--set", "serving.lengths.output={distribution: uniform, min: 10, max: 70}"),
 )
 
 

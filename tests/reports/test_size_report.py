@@ -20,6 +20,8 @@ SETTINGS = (
     "serving.gpus=[l40s,h100-sxm]",
     "serving.engine.max_num_seqs=32",
     "over_training.sizes=[0.6,0.4]",
+    "serving.lengths.prompt={distribution: uniform, min: 100, max: 600}",
+    "serving.lengths.output={distribution: uniform, min: 10, max: 70}",
 )
 
 
