@@ -2,9 +2,9 @@
 
 A *group* is a number of equal replicas. With roles ``prefill`` and ``decode`` (DistServe, Zhong et
 al., OSDI 2024; Splitwise, Patel et al., ISCA 2024) a request is first computed by a prefill replica
-up to its first token, then its KV cache crosses a link, one transfer of a replica after the other,
-and a decode replica goes on. A replica that fails loses what it has; its requests begin anew
-elsewhere. The autoscaler starts and drains replicas by the number of unfinished requests.
+up to its first token, then its KV cache crosses a link (`KvTransfers`), and a decode replica goes
+on. A replica that fails loses what it has; its requests begin anew elsewhere. The autoscaler starts
+and drains replicas by the number of unfinished requests.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sim.block_history import BlockRecorder, watched
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster_replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.kv_offload import block_allocator
+from sim.kv_transfers import DecodePool, KvTransfers, PrefillPool, free_held
 from sim.records import Records
 from sim.request import Request
 from sim.routers import ROUTERS, Routing
@@ -56,15 +57,6 @@ class _Clock(simpy.Environment):
             now_s, _, _, call = heappop(queue)
             self._now = now_s
             call(now_s)
-
-
-class _PrefillPool(ReplicaPool):
-    """Requests leave it with their first token; the cluster logs those that end with it."""
-
-    def finish(self, request: Request, now_s: float) -> None:
-        del self.running[request]
-        request.finished_s = now_s
-        self.num_finished += 1
 
 
 def simulate_cluster(
@@ -125,17 +117,19 @@ class _Cluster:
         self._groups: list[ReplicaGroup] = []  # of each replica
         self._unequal = len(groups) > 1
         self._samples = workload.samples
+        self.facts = ClusterFacts(up_s=[])
+        self._transfers = KvTransfers(
+            kv_link, self.clock, self.facts, partial(self._dispatch, role="decode")
+        )
         if self._samples is not None and any(group.role != "both" for group in groups):
             raise ValueError("requests for several samples cannot move from a pool to another")
         for group in groups:
             for _ in range(group.replicas):
                 self._add_replica(group, leap=leap, check=check)
-        self.facts = ClusterFacts(up_s=[0.0] * len(self.replicas))
+        self.facts.up_s += [0.0] * len(self.replicas)
         self._route = ROUTERS[router]
         rng = np.random.default_rng([seed, 0x70757465])
         self._memory = {role: Routing(rng) for role in ("both", "prefill", "decode")}
-        self._link = kv_link
-        self._link_free_s = [0.0] * len(self.replicas)
         self._autoscaling = autoscaling
         self._progress = progress
         self._total = len(workload)
@@ -148,8 +142,8 @@ class _Cluster:
         self._up_since_s: list[float | None] = [0.0] * len(self.replicas)
         self._able: dict[str, list[ClusterReplica]] = {}  # those by what they are asked for
         self._starting: set[int] = set()
-        self._failed: set[int] = set()
-        self._recoveries = 0  # still to come
+        self._down_until_s: dict[int, float] = {}  # of replicas that have failed
+        self._serving_again: set[int] = set()  # of those, which take requests once they are back
         self._changed_s = 0.0
         if autoscaling is not None:
             self._start_small(autoscaling)
@@ -163,8 +157,7 @@ class _Cluster:
 
     def _add_replica(self, group: ReplicaGroup, *, leap: bool, check: bool) -> None:
         config = group.config
-        pool_type = _PrefillPool if group.role == "prefill" else ReplicaPool
-        pool = pool_type(config.block_size, track_longest=group.latency.uses_longest)
+        pool = self._pool(group)
         allocator = block_allocator(config, group.num_blocks)
         policy = scheduler_class(group.scheduler, config, samples=self._samples is not None)
         if self._recorder is not None:
@@ -179,6 +172,14 @@ class _Cluster:
                 self._on_finished, leap=leap, check=check, awaits_clients=self._closed_loop,
             )
         )  # fmt: skip
+
+    def _pool(self, group: ReplicaGroup) -> ReplicaPool:
+        block_size, track_longest = group.config.block_size, group.latency.uses_longest
+        if group.role == "prefill":
+            return PrefillPool(block_size, track_longest=track_longest)
+        if group.role == "decode":
+            return DecodePool(block_size, self._transfers.release, track_longest=track_longest)
+        return ReplicaPool(block_size, track_longest=track_longest)
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -235,7 +236,11 @@ class _Cluster:
             request.output_tokens, request.max_tokens = self._lengths.pop(request)
 
     def _on_finished(self, replica: ClusterReplica, finished: list[Request], now_s: float) -> None:
-        if self._groups[replica.number].role != "prefill":
+        group = self._groups[replica.number]
+        if group.role != "prefill":
+            if group.role == "decode":
+                for request in finished:  # also those that it turned away
+                    self._transfers.release(request, now_s)
             self._count_ended(len(finished), now_s)
             if not self._open[replica.number]:
                 self._drain(replica, now_s)
@@ -244,27 +249,14 @@ class _Cluster:
         for request in finished:
             self._restore(request)
             if request.output_tokens > 1:
-                self._transfer(replica, request, now_s)
+                size = request.prompt_tokens * group.kv_bytes_per_token
+                self._transfers.send(replica, request, size, now_s)
             else:
+                free_held(replica, request)
                 replica.scheduler.pool.log.finish(request)
                 ended += 1
         self._count_ended(ended, now_s)
         self._drain(replica, now_s)
-
-    def _transfer(self, replica: ClusterReplica, request: Request, now_s: float) -> None:
-        """Send a prompt's KV cache; a replica's transfers share its link, one after the other."""
-        assert self._link is not None
-        size = request.prompt_tokens * self._groups[replica.number].kv_bytes_per_token
-        begins_s = max(now_s, self._link_free_s[replica.number])
-        arrives_s = begins_s + self._link.latency_s + size / self._link.bytes_per_s
-        self._link_free_s[replica.number] = arrives_s
-        request.num_computed_tokens = request.prompt_tokens
-        request.finished_s = float("nan")
-        facts = self.facts
-        facts.transfers += 1
-        facts.transferred_bytes += size
-        facts.transfer_s += arrives_s - now_s
-        self.clock.at(arrives_s, ARRIVAL, lambda at_s: self._dispatch(request, at_s, "decode"))
 
     def _count_ended(self, count: int, now_s: float) -> None:
         if not count:
@@ -281,29 +273,40 @@ class _Cluster:
 
     def plan_failure(self, failure: Failure) -> None:
         """Let a replica fail when its time comes."""
+        self.clock.at(failure.at_s, ARRIVAL, partial(self._fail, failure))
+
+    def _fail(self, failure: Failure, now_s: float) -> None:
         number = failure.replica
+        if self._ended == self._total:
+            return
+        already = number in self._down_until_s
+        until_s = now_s + failure.recover_after_s
+        if until_s > self._down_until_s.get(number, -inf):  # of two failures, the longer one
+            self._down_until_s[number] = until_s
+            if until_s < inf:
+                self.clock.at(until_s, ARRIVAL, partial(self._recover, number))
+        if already:
+            return
+        if self._open[number] or number in self._starting:
+            self._serving_again.add(number)
+        self._close(number, now_s)
+        replica = self.replicas[number]
+        # Held blocks come free before the replica's own.
+        lost = self._transfers.lose(replica, now_s) + replica.fail(now_s)
+        for request in sorted(lost, key=lambda request: request.index):
+            self._transfers.release(request, now_s)
+            self.facts.retries[request.index] = self.facts.retries.get(request.index, 0) + 1
+            self._restore(request)
+            self._dispatch(request, now_s)
 
-        def fail(now_s: float) -> None:
-            if number in self._failed or self._ended == self._total:
-                return
-            self._failed.add(number)
-            self._close(number, now_s)
-            lost = self.replicas[number].fail(now_s)
-            for request in lost:
-                self.facts.retries[request.index] = self.facts.retries.get(request.index, 0) + 1
-                self._restore(request)
-                self._dispatch(request, now_s)
-            if failure.recover_after_s < inf:
-                self._recoveries += 1
-                self.clock.at(now_s + failure.recover_after_s, ARRIVAL, recover)
-
-        def recover(now_s: float) -> None:
-            self._recoveries -= 1
-            self._failed.discard(number)
+    def _recover(self, number: int, now_s: float) -> None:
+        if self._down_until_s.get(number) != now_s:
+            return  # another failure keeps it down
+        del self._down_until_s[number]
+        if number in self._serving_again:  # otherwise it is as idle as it was
+            self._serving_again.discard(number)
             if self._ended < self._total:
                 self._reopen(number, now_s)
-
-        self.clock.at(failure.at_s, ARRIVAL, fail)
 
     def _close(self, number: int, now_s: float) -> None:
         """A replica takes no more requests, and is no longer paid for."""
@@ -355,7 +358,9 @@ class _Cluster:
         there = [n for n in range(len(self.replicas)) if self._open[n] or n in self._starting]
         if wanted > len(there):
             idle = [
-                n for n in range(len(self.replicas)) if n not in there and n not in self._failed
+                n
+                for n in range(len(self.replicas))
+                if n not in there and n not in self._down_until_s
             ]
             # One that still drains is back at once.
             idle.sort(key=lambda n: (self._up_since_s[n] is None, n))
@@ -381,8 +386,9 @@ class _Cluster:
 
     def _hopeless(self) -> bool:
         """Whether requests wait for replicas that have all failed for good."""
-        alive = set(range(len(self.replicas))) - self._failed
-        return not alive and not self._recoveries and any(self._nowhere.values())
+        down_s = self._down_until_s
+        gone = len(down_s) == len(self.replicas) and min(down_s.values()) == inf
+        return gone and any(self._nowhere.values())
 
     def _started(self, number: int, now_s: float) -> None:
         if number in self._starting:
@@ -399,12 +405,7 @@ class _Cluster:
 
     def records(self) -> Records:
         """The run's records. Raises AssertionError when a request was left behind."""
-        for queue in self._nowhere.values():
-            while queue:  # nobody ever came back to serve them
-                request = queue.popleft()
-                self.replicas[0].came_s.append(request.arrival_s)
-                self.replicas[0].gone_s.append(request.arrival_s)
-                self.replicas[0].scheduler.pool.reject(request)
+        self._strand()
         found = collect(self.replicas)
         ends_s = found.iterations["start_s"] + found.iterations["duration_s"]
         end_s = float(ends_s.max(initial=0.0))
@@ -418,3 +419,25 @@ class _Cluster:
         if self._samples is not None:
             found.requests.update(self._samples.columns(found.requests["request"]))
         return found
+
+    def _strand(self) -> None:
+        """Turn away whom nobody is left to serve: at the door, within, and still to come."""
+        now_s = self.clock.now
+        log, home = self.replicas[0].scheduler.pool.log, self.replicas[0]
+        left: list[Request] = []
+        for queue in self._nowhere.values():
+            left += queue
+            queue.clear()
+        for replica in self.replicas:
+            left += self._transfers.lose(replica, now_s)
+            if replica.num_outstanding:
+                left += replica.fail(now_s)
+        self._source.release(self._source.remaining, now_s)
+        while self._source.next_arrival_s < inf:
+            left.append(self._source.take())
+        for request in left:
+            self._restore(request)
+            home.came_s.append(request.arrival_s)
+            home.gone_s.append(request.arrival_s)
+            home.scheduler.pool.num_rejected += 1
+            log.strand(request)

@@ -55,7 +55,8 @@ class ClusterReplica:
     """A scheduler and its latency model, served from an inbox.
 
     ``finished`` is called with the requests that ended and when, before the next decision. With
-    `awaits_clients` those who have their answer may send the next request before it, too.
+    `awaits_clients` those who have their answer, here or elsewhere, may send the next request
+    before it, too.
     """
 
     def __init__(
@@ -118,6 +119,11 @@ class ClusterReplica:
                 del self._ends_s[last + 1 :]
                 self._clock.at(self._ends_s[-1], self._ending_rank, self._end)
 
+    def wake(self, now_s: float) -> None:
+        """Blocks came free from outside: if nothing runs, decide anew."""
+        if self._batch is None:
+            self._decide_at(now_s)
+
     def kv_share(self, now_s: float) -> float:
         """KV blocks in use and those that queued prompts will take, as a share of all blocks."""
         blocks = self.num_blocks - self.allocator.num_free
@@ -150,7 +156,10 @@ class ClusterReplica:
         self.catch_up(now_s)
         self._batch = None
         lost = self.scheduler.evict(now_s)
-        lost += self._inbox
+        for request in self._inbox:  # some come with a cache that was computed elsewhere
+            request.num_computed_tokens = request.num_generated_tokens = 0
+        # A replica that steps has taken in what one in mid-leap still has in its inbox.
+        lost = sorted([*lost, *self._inbox], key=lambda request: request.index)
         self._inbox.clear()
         self.num_outstanding = self.pool.queued_tokens = 0
         self.kv_floor = -1.0
@@ -211,7 +220,7 @@ class ClusterReplica:
         if finished:
             self.num_outstanding -= len(finished)
             self._finished(self, finished, now_s)
-        if finished and self._awaits_clients:
+        if self._awaits_clients:  # also those of other replicas, whose iterations end just now
             self._decide_at(now_s)
         else:
             self._decide(now_s)

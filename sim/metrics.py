@@ -20,6 +20,9 @@ import numpy as np
 from sim.records import Records
 
 PERCENTILES = (50, 90, 95, 99)
+# Columns of requests that ended without an answer though an engine could have served them: a full
+# queue, a client's patience, no replica left.
+UNANSWERED = ("refused", "gave_up", "stranded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "completed": completed,
         "rejected": int(len(served) - completed),
-        **{name: int(requests[name].sum()) for name in ("refused", "gave_up") if name in requests},
+        **{name: int(requests[name].sum()) for name in UNANSWERED if name in requests},
         "duration": duration_s,
         "total_input_tokens": input_tokens,
         "total_output_tokens": output_tokens,

@@ -95,6 +95,7 @@ class RequestLog:
         self.aborted_s: dict[int, float] = {}  # request -> when it ended without an answer
         self.refused: set[int] = set()  # by a full queue
         self.gave_up: set[int] = set()  # after waiting for too long
+        self.stranded: set[int] = set()  # no replica was left, and none came back
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
         rows = self._ended.rows
@@ -126,6 +127,11 @@ class RequestLog:
         """It waited for too long, until `now_s`."""
         self.gave_up.add(request.index)
         self.abort(request, now_s)
+
+    def strand(self, request: Request) -> None:
+        """Nobody is left to serve it."""
+        self.stranded.add(request.index)
+        self.reject(request)
 
     def preempt(self, request: Request, now_s: float) -> None:
         row = [request.index, now_s, NEVER]

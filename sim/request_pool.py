@@ -19,6 +19,8 @@ class RequestPool:
     preemption is its last key. ``decodes`` are those of ``running`` that are past their prefill.
     """
 
+    held_tokens = 0  # in the cache for requests that have left; see `detach`
+
     def __init__(self, block_size: int, *, track_longest: bool = False) -> None:
         self.waiting: WaitingQueue = deque()
         self.rules: QueueRules | None = None
@@ -101,6 +103,10 @@ class RequestPool:
         request.finished_s = now_s
         self.num_finished += 1
         self.log.finish(request)
+
+    def detach(self, request: Request) -> list[int]:
+        """The blocks that come free as a request leaves the engine."""
+        return request.block_table
 
     def reject(self, request: Request) -> None:
         """The request can never be served here."""

@@ -104,7 +104,11 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
     """
     requests, iterations, preemptions, gaps, weights = [], [], [], [], []
     rules = [engine.scheduler.pool.rules for engine in engines]
-    limits = any(each is not None and each.limits for each in rules)
+    endings = []  # the ways to end without an answer that this run has
+    if any(each is not None and each.limits for each in rules):
+        endings += ["refused", "gave_up"]
+    if any(engine.scheduler.pool.log.stranded for engine in engines):
+        endings.append("stranded")
     for number, engine in zip(replicas or range(len(engines)), engines, strict=True):
         pool, allocator = engine.scheduler.pool, engine.scheduler.allocator
         assert not pool.num_unfinished, "a request was left behind"
@@ -121,10 +125,9 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
             ran["waiting"] = waiting_at(served, ran, pool.log.aborted_s)
         if isinstance(engine.scheduler, Verifying):
             ran |= engine.scheduler.iteration_columns()
-        if limits:
-            for name in ("refused", "gave_up"):
-                left = list(getattr(pool.log, name))
-                served[name] = np.isin(served["request"], np.array(left, dtype="i8"))
+        for name in endings:
+            left = list(getattr(pool.log, name))
+            served[name] = np.isin(served["request"], np.array(left, dtype="i8"))
         served["replica"] = np.full(len(served["request"]), number, dtype="i4")
         ran["replica"] = np.full(len(ran["start_s"]), number, dtype="i4")
         requests.append(served)

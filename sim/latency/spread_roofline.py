@@ -80,6 +80,10 @@ class SpreadRoofline(RooflineLatency):
         """Tokens that the slowest GPU puts through its matrix products."""
         return -(-self._group_tokens(batch) // self._split)
 
+    def host_s(self, num_seqs: int) -> float:
+        """Host time of an iteration: each rank's host prepares the sequences dealt out to it."""
+        return self._host_s + -(-num_seqs // self._ranks) * self._host_per_sequence_s
+
     def iteration_s(self, batch: Batch) -> float:
         duration_s = self._fixed_s(batch)
         if batch.num_decodes:

@@ -308,7 +308,7 @@ class IterationScheduler:
         """Give an ended sequence's blocks back; what a later turn repeats can be found again."""
         if request.block_hashes and self.config.enable_prefix_caching:
             self.allocator.cache_prompt(request, request.prompt_tokens, request.num_computed_tokens)
-        self.allocator.free(request.block_table)
+        self.allocator.free(self.pool.detach(request))
 
     def decoding(self) -> Collection[Request]:
         return self.pool.decodes.members()
@@ -330,6 +330,7 @@ class IterationScheduler:
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         count, decodes = batch.num_decodes, self.pool.decodes
         stored = batch.context_tokens if count else decodes.stored_tokens
+        stored += self.pool.held_tokens
         reserved = 0
         if self.reserves:
             reserved = decodes.unwritten_tokens - count

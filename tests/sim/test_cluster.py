@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sim.cluster import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup, simulate_cluster
 from sim.engine_config import EngineConfig
+from sim.latency.protocol import FixedLatency
 from sim.records import Records
 from sim.routers import ROUTERS
 from sim.workload import PromptContent, Workload
@@ -165,6 +166,67 @@ def test_pools_leap_as_they_step_and_do_the_same_work(
     assert (leapt.requests["finished_s"][sent] > leapt.requests["first_token_s"][sent]).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    workload=workloads(),
+    engine=engines(),
+    schedulers=st.tuples(st.sampled_from(CONTINUOUS), st.sampled_from(CONTINUOUS)),
+    router=st.sampled_from(sorted(ROUTERS)),
+    link=st.sampled_from([KvLink(2e5, 0.003), KvLink(2e4), KvLink(1e12)]),
+    failures=st.lists(
+        st.builds(Failure, st.sampled_from([0, 2]), st.floats(0.0, 6.0), st.floats(0.0, 4.0)),
+        max_size=4,
+    ),
+)
+def test_pools_that_fail_lose_nothing_and_leap_as_they_step(
+    workload: Workload,
+    engine: tuple[EngineConfig, int],
+    schedulers: tuple[str, str],
+    router: str,
+    link: KvLink,
+    failures: list[Failure],
+) -> None:
+    """Blocks are held until a cache is elsewhere, and lost with it: `check` counts them all."""
+    prefill, decode = schedulers
+    pools = [
+        group(engine, prefill, 2, role="prefill", kv_bytes_per_token=1000.0),
+        group(engine, decode, 2, role="decode"),
+    ]
+    how = {"router": router, "kv_link": link, "failures": failures}
+    leapt, facts = serve(workload, pools, **how)
+    stepped, _ = serve(workload, pools, leap=False, **how)
+    assert_same_records(leapt, stepped)
+    assert_everything_is_served(leapt, workload)
+    served = ~leapt.requests["rejected"]
+    sent = served & (workload.output_tokens > 1)
+    assert facts.transfers >= sent.sum()
+    assert facts.transfers <= sent.sum() + sum(facts.retries.values())
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@settings(max_examples=15, deadline=None)
+@given(
+    workload=workloads(),
+    engine=engines(),
+    scheduler=st.sampled_from(POLICIES),
+    clients=st.integers(1, 9),
+)
+def test_replicas_that_share_clients_leap_as_they_step_in_lockstep(
+    router: str,
+    workload: Workload,
+    engine: tuple[EngineConfig, int],
+    scheduler: str,
+    clients: int,
+) -> None:
+    """Every iteration takes as long: all replicas end and decide at the very same times."""
+    workload = replace(workload, arrival_s=np.zeros(len(workload)), max_concurrency=clients)
+    groups = [replace(group(engine, scheduler, 3), latency=FixedLatency(0.25))]
+    leapt, _ = serve(workload, groups, router=router)
+    stepped, _ = serve(workload, groups, router=router, leap=False)
+    assert_same_records(leapt, stepped)
+    assert_everything_is_served(leapt, workload)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     workload=workloads(),
@@ -272,6 +334,86 @@ def test_what_nobody_comes_back_for_is_rejected() -> None:
     records, _ = serve(workload, [group(ENGINE, "chunked", 1)], failures=[Failure(0, 0.5)])
     assert records.requests["rejected"].sum() > 0
     assert len(records.requests["request"]) == 20
+
+
+@pytest.mark.parametrize("clients", [None, 6])
+def test_nobody_is_forgotten_when_all_replicas_are_gone(clients: int | None) -> None:
+    workload = replace(steady(40, 20.0), max_concurrency=clients)
+    failures = [Failure(0, 0.5), Failure(1, 0.7)]
+    records, _ = serve(workload, [group(ENGINE, "chunked", 2)], failures=failures)
+    assert records.requests["request"].tolist() == list(range(40))
+    stranded = records.requests["stranded"]
+    assert 0 < stranded.sum() < 40
+    assert (stranded == records.requests["rejected"]).all()
+
+
+def test_a_prefill_pool_without_decoders_strands_what_it_has_computed() -> None:
+    pools = [
+        group(ENGINE, "chunked", 1, role="prefill", kv_bytes_per_token=1.0),
+        group(ENGINE, "chunked", 1, role="decode"),
+    ]
+    workload = steady(300, 20.0)
+    records, _ = serve(workload, pools, kv_link=KvLink(1e9), failures=[Failure(1, 0.7)])
+    assert records.requests["request"].tolist() == list(range(300))
+    assert (records.requests["output_tokens"] == 30).all()
+    assert records.requests["stranded"].sum() > 250
+
+
+def test_a_slow_link_holds_the_prefill_pool_up() -> None:
+    """Caches that have not left yet fill its blocks: prompts wait, and none is in two places."""
+    engine = (ENGINE[0], 12)
+    pools = [
+        group(engine, "chunked", 1, role="prefill", kv_bytes_per_token=1000.0),
+        group(ENGINE, "chunked", 1, role="decode"),
+    ]
+    workload = replace(steady(40, 1e6), arrival_s=np.zeros(40))
+    slow, _ = serve(workload, pools, kv_link=KvLink(1e5))
+    fast, _ = serve(workload, pools, kv_link=KvLink(1e9))
+    wait_s = {
+        name: records.requests["scheduled_s"].max()
+        for name, records in {"slow": slow, "fast": fast}.items()
+    }
+    # Three blocks a prompt, so four are held; the others wait for transfers of 0.4 s each.
+    assert wait_s["slow"] == pytest.approx(0.4 * (40 - 4), rel=0.05)
+    assert wait_s["fast"] < 0.3 * wait_s["slow"]
+
+
+def test_caches_on_their_way_are_lost_with_their_sender() -> None:
+    pools = [
+        group(ENGINE, "chunked", 2, role="prefill", kv_bytes_per_token=1000.0),
+        group(ENGINE, "chunked", 2, role="decode"),
+    ]
+    workload = replace(steady(40, 1e6), arrival_s=np.zeros(40))
+    link, failure = KvLink(1e5), Failure(0, 3.0)
+    records, facts = serve(workload, pools, kv_link=link, failures=[failure])
+    arrived_before = int(3.0 / 0.4)
+    assert len(facts.retries) == 20 - arrived_before
+    assert not records.requests["rejected"].any()
+    assert facts.transfers == 40
+
+
+def test_of_two_failures_the_longer_one_counts() -> None:
+    workload = steady(100, 20.0)
+    failures = [Failure(1, 0.5, 1.0), Failure(1, 1.0, 2.0)]
+    _, facts = serve(workload, [group(ENGINE, "chunked", 2)], failures=failures)
+    assert [at_s for at_s, count in facts.replicas_over_time if count == 2] == [0.0, 3.0]
+    _, facts = serve(
+        workload, [group(ENGINE, "chunked", 2)], failures=[Failure(1, 0.5, 1.0), Failure(1, 1.0)]
+    )
+    assert [at_s for at_s, count in facts.replicas_over_time if count == 2] == [0.0]
+
+
+def test_a_replica_that_fails_before_it_was_needed_stays_unused() -> None:
+    scaling = Autoscaling(1, 100.0, check_every_s=0.5, startup_s=1.0, cooldown_s=2.0)
+    workload = steady(60, 5.0)
+    _, facts = serve(
+        workload,
+        [group(ENGINE, "chunked", 3)],
+        autoscaling=scaling,
+        failures=[Failure(2, 0.5, 0.5)],
+    )
+    assert facts.up_s[2] == 0.0
+    assert max(count for _, count in facts.replicas_over_time) == 1
 
 
 def test_a_request_goes_where_it_fits() -> None:
