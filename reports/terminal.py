@@ -87,10 +87,11 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Rejected requests:", "rejected"),
         ("  refused by a full queue:", "refused"),
         ("  gave up waiting:", "gave_up"),
+        ("  found no replica:", "stranded"),
         ("Iterations:", "iterations"),
     ):
         value = figure_of(summary, key)
-        if value is None and key in ("refused", "gave_up"):  # there is no limit
+        if value is None and key in ("refused", "gave_up", "stranded"):  # it cannot happen here
             continue
         style = "yellow" if value and key == "rejected" else ""
         lines.append((_line(label, MISSING if value is None else f"{value:.0f}"), style))

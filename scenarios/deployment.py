@@ -101,6 +101,7 @@ def deploy(
     groups: tuple[ReplicaGroup, ...] = ()
     if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
+        _refuse_unlike_groups(groups, workload, source)
     return Deployment(
         scenario=scenario,
         model=engine.model,
@@ -115,6 +116,7 @@ def deploy(
         notes=(
             *workload.notes,
             *unknown_classes(scenario.workload, workload.labels),
+            *_blind_router(scenario, workload, groups),
             *engine.notes,
         ),
         groups=groups,
@@ -235,7 +237,8 @@ def _groups(
         engine = _engine(mine, where, beside=beside, compose=compose)
         if isinstance(engine.latency, PipelineLatency):
             raise InputError(
-                f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin)"
+                f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin, "
+                "without workload.max_concurrency)"
             )
         parallelism = parallelism_of(mine.hardware)
         yield ReplicaGroup(
@@ -246,9 +249,29 @@ def _groups(
             engine.memory.num_gpu_blocks,
             role=group.role,
             name=group.name or f"group {number}",
+            kv_cache_dtype=mine.engine.kv_cache_dtype,
             kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
+        )
+
+
+def _refuse_unlike_groups(
+    groups: tuple[ReplicaGroup, ...], workload: Workload, source: str
+) -> None:
+    """Groups whose caches have to be alike: those that send them, those that compare prefixes."""
+    types = {group.kv_cache_dtype for group in groups if group.role != "both"}
+    if len(types) > 1:
+        raise InputError(
+            f"{source}: cluster.groups: a KV cache is sent as it is, and kv_cache_dtype is "
+            f"{' here, '.join(sorted(types))} there: give all pools the same"
+        )
+    sizes = {group.config.block_size for group in groups if group.config.enable_prefix_caching}
+    if len(sizes) > 1 and workload.content is not None:
+        raise InputError(
+            f"{source}: cluster.groups: cached prefixes are compared block by block, and "
+            f"block_size is {' here, '.join(map(str, sorted(sizes)))} there: give all groups the "
+            "same, or set engine.enable_prefix_caching=false"
         )
 
 
@@ -697,6 +720,22 @@ _KNOBS = {  # knob -> the schedulers it means something to
     "preferred_batch_sizes": {"dynamic"},
     "max_queue_delay_ms": {"dynamic"},
 }
+
+
+def _blind_router(
+    scenario: Scenario, workload: Workload, groups: tuple[ReplicaGroup, ...]
+) -> list[str]:
+    """A note where the router looks for prefixes and there are none to be seen."""
+    router = scenario.cluster.router
+    if router not in ("prefix_aware", "session_sticky"):
+        return []
+    if workload.content is None:
+        why = "the content of no prompt is known"
+    elif not any(group.config.enable_prefix_caching for group in groups):
+        why = "engine.enable_prefix_caching is off"
+    else:
+        return []
+    return [f"cluster.router {router} works as least_outstanding: {why}"]
 
 
 def _unused_knobs(scenario: Scenario) -> list[str]:

@@ -19,7 +19,7 @@ from sim.block_history import BlockRecorder
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.expert_routing import ExpertRouting
 from sim.latency.protocol import LatencyModel
-from sim.metrics import summarize
+from sim.metrics import UNANSWERED, summarize
 from sim.records import Records
 from sim.simulation import simulate
 from sim.speculation.summary import speculation_figures
@@ -317,8 +317,10 @@ def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
 def _unservable(records: Records) -> np.ndarray:
     """Which requests can never be served; those that a queue turned away could have been."""
     requests = records.requests
-    turned_away = requests.get("refused", False) | requests.get("gave_up", False)
-    found: np.ndarray = requests["rejected"] & ~np.asarray(turned_away)
+    found: np.ndarray = requests["rejected"].copy()
+    for name in UNANSWERED:
+        if name in requests:
+            found &= ~requests[name]
     return found
 
 
@@ -331,7 +333,12 @@ def _warnings(deployment: Deployment, summary: dict[str, Any]) -> list[str]:
     if gave_up:
         limit_s = deployment.scenario.engine.max_queue_time_s
         warnings.append(f"{gave_up} requests gave up: they had waited for {limit_s:g} s")
-    too_large = summary["rejected"] - refused - gave_up
+    stranded = summary.get("stranded", 0)
+    if stranded:
+        warnings.append(
+            f"{stranded} requests found no replica that served, or ever came back to serve, them"
+        )
+    too_large = summary["rejected"] - refused - gave_up - stranded
     if too_large:
         warnings.append(
             f"{too_large} requests were rejected: each is larger than the KV cache "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from scenarios.sweep_section import Sweep
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
+_CHOICE = re.compile(r"(constrained-)?(int|float|str|bool)|.*[\[(].*")  # pydantic's, in locations
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -105,7 +107,8 @@ def _refused(
     first = details[0]
     path = _yaml_path(first)
     source = _blamed(path, origin, overridden)
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    others = {_yaml_path(one) for one in details} - {path}
+    more = f" (and {len(others)} more)" if others else ""
     where = f"{source}: {path}" if path else source
     return InputError(f"{where}: {_explain(first, schema)}{more}")
 
@@ -122,8 +125,10 @@ def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
 
 
 def _yaml_path(error: ErrorDetails) -> str:
-    path = ""
-    for part in error["loc"]:
+    path, parts = "", list(error["loc"])
+    if parts and isinstance(parts[-1], str) and _CHOICE.fullmatch(parts[-1]):
+        parts.pop()  # not a key: which of several types was tried
+    for part in parts:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     return path
 

@@ -26,6 +26,7 @@ class ReplicaGroup:
     num_blocks: int
     role: Role = "both"
     name: str = ""
+    kv_cache_dtype: str = "auto"
     kv_bytes_per_token: float = 0.0
     gpus: int = 1
     usd_per_hour: float = 0.0

@@ -141,7 +141,7 @@ def memory_budget(
             )
             raise ValueError(
                 f"{model.name} does not fit on {spread.num_gpus} x {gpu.name}: "
-                f"{_needs(budget, gpu_memory_utilization)}; {_remedy(gpus)}"
+                f"{_needs(budget, gpu_memory_utilization)}; {_remedy(model, gpus)}"
             )
         budgets.append(budget)
     return min(budgets, key=lambda budget: (budget.num_gpu_blocks, budget.kv_bytes))
@@ -165,10 +165,20 @@ def _enough_gpus(model: ModelSpec, *, fewest: int, room: int, tokens: int, rows:
     return None
 
 
-def _remedy(gpus: int | None) -> str:
+def _remedy(model: ModelSpec, gpus: int | None) -> str:
     if gpus is not None:
-        return f"{gpus} GPUs of that kind would do"
+        degree = next((n for n in range(gpus, _MOST_GPUS + 1) if _splits(model, n)), gpus)
+        even = "" if degree == gpus else f" ({degree} with tensor_parallel: heads are not split)"
+        return f"{gpus} GPUs of that kind would do{even}"
     return "more GPUs of that kind would not help; lower max_num_batched_tokens or max_num_seqs"
+
+
+def _splits(model: ModelSpec, degree: int) -> bool:
+    try:
+        model.check_tensor_parallel(degree)
+    except ValueError:
+        return False
+    return True
 
 
 def activation_bytes(model: ModelSpec, tokens: int, rows: int, tensor_parallel: int = 1) -> int:

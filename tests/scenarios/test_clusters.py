@@ -74,6 +74,35 @@ def test_unequal_replicas_want_a_router_that_looks() -> None:
     assert looking["p99_ttft_ms"] < 0.5 * blind["p99_ttft_ms"]
 
 
+def test_a_fleet_that_is_gone_says_so_of_every_request_it_left() -> None:
+    gone = [
+        "cluster.replicas=2", "cluster.failures=[{replica: 0, at_s: 2}, {replica: 1, at_s: 3}]",
+        "workload.max_concurrency=8", "workload.arrivals={process: all_at_once}",
+    ]  # fmt: skip
+    found = summary("replica-failure", *gone, requests=100)
+    assert found["completed"] + found["rejected"] == 100
+    assert found["rejected"] == found["stranded"] > 0
+    (said,) = (text for text in found["warnings"] if "found no replica" in text)
+    assert said.startswith(f"{found['stranded']} requests")
+    assert not any("larger than the KV cache" in text for text in found["warnings"])
+
+
+def test_a_router_that_sees_nothing_is_told() -> None:
+    (said,) = (
+        text
+        for text in summary("routers", "engine.enable_prefix_caching=false", requests=50)[
+            "warnings"
+        ]
+        if "cluster.router" in text
+    )
+    assert said == (
+        "cluster.router prefix_aware works as least_outstanding: engine.enable_prefix_caching is "
+        "off"
+    )
+    unknown = summary("heterogeneous", "cluster.router=session_sticky", requests=50)["warnings"]
+    assert any("the content of no prompt is known" in text for text in unknown)
+
+
 GROUP = "{name: a, role: prefill, replicas: 1}"
 
 
@@ -108,6 +137,30 @@ GROUP = "{name: a, role: prefill, replicas: 1}"
                 "cluster.kv_link={bandwidth_gb_per_s: 50}",
             ],
             "cannot be split into prefill and decode",
+        ),
+        (
+            [
+                "cluster.groups=[{role: prefill, replicas: 1, engine: {kv_cache_dtype: fp8}}, "
+                "{role: decode, replicas: 1}]",
+                "cluster.kv_link={bandwidth_gb_per_s: 50}",
+            ],
+            "kv_cache_dtype is auto here, fp8 there",
+        ),
+        (
+            [
+                "workload.shared_prefixes={num_prefixes: 4, tokens: 64}",
+                "cluster.groups=[{replicas: 1}, {replicas: 1, engine: {block_size: 32}}]",
+            ],
+            "block_size is 16 here, 32 there",
+        ),
+        (
+            [
+                "model=llama-3.1-70b",
+                "hardware.pipeline_parallel=4",
+                "cluster.replicas=2",
+                "workload.max_concurrency=8",
+            ],
+            "without workload.max_concurrency",
         ),
     ],
 )

@@ -200,8 +200,7 @@ def test_lookahead_trades_arithmetic_for_steps() -> None:
     assert alone["query_tokens"] == 120
     assert speed_up("speculation-lookahead", few) > 1.5
     assert speed_up("speculation-lookahead", few, "workload.max_concurrency=16") < 0.8
-    jacobi = "speculation={method: jacobi, num_draft_tokens: 8, acceptance: {rate: 0.05}}"
-    assert speed_up("speculation-lookahead", few, jacobi) == pytest.approx(1.05, abs=0.03)
+    assert speed_up("speculation-jacobi", few) == pytest.approx(1.05, abs=0.03)
 
 
 def test_a_trace_of_accepted_tokens_is_replayed(tmp_path: Path) -> None:
@@ -209,8 +208,8 @@ def test_a_trace_of_accepted_tokens_is_replayed(tmp_path: Path) -> None:
     trace.write_text("[4, 0, 2]\n[1]\n")
     settings = [f"speculation.acceptance={{trace: {trace}}}", "workload.num_requests=40"]
     figures = summary_of("speculation", *settings)["speculation"]
-    assert figures["expected_tokens_per_step"] == pytest.approx(1 + 7 / 4)
-    assert 2 < figures["acceptance_length"] < 3
+    assert figures["expected_tokens_per_step"] == pytest.approx(2 / (1 / 3 + 1 / 2))
+    assert figures["acceptance_length"] == pytest.approx(2.4, rel=0.03)
 
 
 def test_measured_tables_time_target_and_draft(tmp_path: Path) -> None:

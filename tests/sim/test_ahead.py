@@ -140,6 +140,17 @@ class _Parted(OneSecond):
         return {"device": iterations["duration_s"] - host_s, "host": host_s}
 
 
+def test_ranks_that_share_out_sequences_share_out_the_hosts_work() -> None:
+    """No more host time is hidden than an iteration has: none of its parts is negative."""
+    settings = [
+        "engine.async_scheduling=true", "workload.num_requests=60",
+        "latency.host_overhead={per_iteration_us: 0, per_sequence_us: 50}",
+    ]  # fmt: skip
+    scenario, origin = load_scenario("expert-parallel", settings)
+    found = forecast(scenario, origin=origin)
+    assert found.summary["time_parts_s"]["host"] >= 0
+
+
 def test_a_model_without_a_host_is_refused() -> None:
     with pytest.raises(ValueError, match="does not tell them apart"):
         OverlappedLatency(FixedLatency(1.0))
