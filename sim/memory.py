@@ -168,7 +168,7 @@ def _enough_gpus(model: ModelSpec, *, fewest: int, room: int, tokens: int, rows:
 def _remedy(model: ModelSpec, gpus: int | None) -> str:
     if gpus is not None:
         degree = next((n for n in range(gpus, _MOST_GPUS + 1) if _splits(model, n)), gpus)
-        even = "" if degree == gpus else f" ({degree} with tensor_parallel: heads are not split)"
+        even = "" if degree == gpus else f" ({degree} as one tensor-parallel group)"
         return f"{gpus} GPUs of that kind would do{even}"
     return "more GPUs of that kind would not help; lower max_num_batched_tokens or max_num_seqs"
 
