@@ -125,7 +125,8 @@ def question_of(
     """A scenario by file or name, ready to be served. Raises InputError where it cannot be."""
     from calibrate.checkpoint import has_weights
     from scenarios import library
-    from scenarios.deployment import deploy, parallelism_of
+    from scenarios.deployment import deploy
+    from scenarios.latency_source import parallelism_of
     from scenarios.load import load_scenario
     from scenarios.schema import Latency
 

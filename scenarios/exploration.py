@@ -11,9 +11,10 @@ from typing import Any
 from scenarios.breaking import Bottleneck
 from scenarios.candidates import Candidate
 from scenarios.ceiling import SLACK, Ceiling, ceiling
-from scenarios.deployment import Composer, Deployment, deploy
+from scenarios.deployment import Deployment, deploy
 from scenarios.errors import InputError
 from scenarios.goodput import Goodput, find_goodput
+from scenarios.latency_source import Composer
 from scenarios.objectives import Objective
 from scenarios.plan_schema import Plan
 from scenarios.probe import Probe, Sample, Saturation, pooled, run_sample, run_saturated

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.deployment import Composer, Deployment, Drawer, deploy
+from scenarios.deployment import Deployment, Drawer, deploy
 from scenarios.errors import InputError
+from scenarios.latency_source import Composer
 from scenarios.queueing import by_class
 from scenarios.schema import Scenario
 from sim.block_history import BlockRecorder

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.candidates import Candidate, candidates_of
-from scenarios.deployment import Composer
 from scenarios.errors import InputError
 from scenarios.exploration import (
     Exploration,
@@ -18,6 +17,7 @@ from scenarios.exploration import (
     put_together,
     rerun,
 )
+from scenarios.latency_source import Composer
 from scenarios.objectives import objectives_of
 from scenarios.plan_answer import Outcome, answer
 from scenarios.plan_schema import Load, Plan

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from scenarios import schema
-from scenarios.deployment import Composer, draw_workload
 from scenarios.errors import InputError
 from scenarios.forecast import forecast
+from scenarios.latency_source import Composer
+from scenarios.requests import draw_workload
 from scenarios.schema import Scenario
 from sim.hardware import Gpu
 from sim.latency.table_data import LatencyTable

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios import schema
-from scenarios.deployment import draw_workload
 from scenarios.errors import InputError
+from scenarios.requests import draw_workload
 from sim.workload import Workload
 
 FEWEST = 100  # requests; a percentile of fewer says nothing

@@ -15,9 +15,10 @@ import numpy as np
 
 from scenarios import library
 from scenarios.block_tables import BlockTables, block_tables
-from scenarios.deployment import Deployment, group_scenarios, parallelism_of, served_model
+from scenarios.deployment import Deployment, group_scenarios, served_model
 from scenarios.expert_counts import expert_routing
 from scenarios.forecast import Forecast
+from scenarios.latency_source import parallelism_of
 from scenarios.provenance import Origin, latency_origins
 from sim.hardware import Gpu
 from sim.latency.protocol import LatencyModel

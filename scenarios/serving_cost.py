@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.candidates import Candidate, candidates_of
-from scenarios.deployment import Composer
 from scenarios.errors import InputError
 from scenarios.exploration import Exploration, Task, explore
+from scenarios.latency_source import Composer
 from scenarios.schema import Scenario
 from scenarios.serving_floor import floors
 from scenarios.serving_plan import (

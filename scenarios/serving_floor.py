@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from scenarios.candidates import Candidate
-from scenarios.deployment import Composer
 from scenarios.errors import InputError
 from scenarios.exploration import undeployable
 from scenarios.forecast import forecast
+from scenarios.latency_source import Composer
 from scenarios.schema import Arrivals, LengthPair, Scenario
 from scenarios.serving_price import RuledOut, ServingCost
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from scenarios import library
-from scenarios.deployment import Composer
 from scenarios.errors import InputError
+from scenarios.latency_source import Composer
 from scenarios.scaling_fit import FittedLaw, fit_law, read_runs
 from scenarios.scaling_law import (
     FLOPS_PER_PARAMETER_AND_TOKEN,

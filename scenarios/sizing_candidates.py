@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scenarios.deployment import Composer
 from scenarios.errors import InputError
+from scenarios.latency_source import Composer
 from scenarios.model_anatomy import parameter_split
 from scenarios.model_shape import (
     TOO_LARGE,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scenarios.deployment import Composer
 from scenarios.errors import InputError, did_you_mean
 from scenarios.forecast import forecast
+from scenarios.latency_source import Composer
 from scenarios.point_answer import Task, flat
 from scenarios.point_key import point_key
 from scenarios.point_store import PointStore

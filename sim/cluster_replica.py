@@ -181,7 +181,7 @@ class ClusterReplica:
         scheduler, inbox, pool = self.scheduler, self._inbox, self.scheduler.pool
         while inbox:
             request, rejected = inbox.popleft(), pool.num_rejected
-            scheduler.add(request)
+            pool.enqueue(request)  # `send` has seen that it can be served
             if pool.num_rejected > rejected:
                 self._lose([request], now_s)
         if pool.gives_up_s <= now_s:

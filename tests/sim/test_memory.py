@@ -34,7 +34,9 @@ def test_13b_on_an_a100_40gb_holds_six_to_eight_sequences_of_2048(tokens: int) -
 
 @pytest.mark.parametrize("tensor_parallel", [1, 8])
 def test_gpt3_in_half_precision_needs_ten_a100_40gb(tensor_parallel: int) -> None:
-    with pytest.raises(ValueError, match=r"; 10 GPUs of that kind would do \(12 as one tensor-parallel group") as error:
+    with pytest.raises(
+        ValueError, match=r"; 10 GPUs of that kind would do \(12 as one tensor-parallel group"
+    ) as error:
         budget("gpt-3-175b", "a100-40gb", tensor_parallel=tensor_parallel)
     assert f"gpt-3-175b does not fit on {tensor_parallel} x a100-40gb" in str(error.value)
     assert "\n" not in str(error.value)
