@@ -273,6 +273,18 @@ def test_too_many_replicas_is_a_reason_to_lose() -> None:
     assert row["answer"]["chosen"] is None
 
 
+def test_an_interval_that_decides_the_replicas_is_warned_of() -> None:
+    few = ("plan.seeds=3", "plan.requests=100", "plan.tolerance=0.2", "slo.percentile=99")
+    row = only(*few, "workload.seed=2", "plan.load.request_rate=70")
+    assert row["goodput_low"] < 70 < row["goodput"]
+    assert row["replicas"] == 2
+    warning = row["answer"]["warnings"][0]
+    assert "2 at its lower end (64.7 requests/s each), 1 would do at the estimate" in warning
+    assert "raise plan.seeds (now 3) or plan.requests (now 100)" in warning
+    surely = only(*few, "plan.load.request_rate=20")["answer"]
+    assert not any("confidence interval" in warning for warning in surely["warnings"])
+
+
 def test_an_slo_that_nothing_meets_has_the_nearest_miss() -> None:
     # Not ruled out by the bounds, but chunked prefill cannot be as quick as they allow.
     answer = plan(
