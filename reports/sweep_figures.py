@@ -22,7 +22,7 @@ from reports.sweep_axes import (
     ticks,
     wrapped,
 )
-from reports.sweep_words import Measure, axis_label, level_label, varying
+from reports.sweep_words import Measure, axis_label, axis_title, level_label, varying
 from scenarios.sweep_statistics import Sensitivity, best_setting, interval, intervals
 from scenarios.sweep_table import SweepTable, better
 
@@ -167,7 +167,7 @@ def lines(table: SweepTable, metric: str, x_axis: int, line_axis: int | None) ->
     layout = chart_layout(x=axis, y=y, height_px=320, left_px=66)
     layout["hovermode"] = "closest"
     layout["margin"]["t"] = 26
-    by = "" if line_axis is None else f"A line for each {axis_label(table, line_axis)}. "
+    by = "" if line_axis is None else f"A line for each {axis_title(table, line_axis)}. "
     return Figure(
         f"lines-{html_id(metric)}-{x_axis}",
         f"{measure.title} along {axis_label(table, x_axis)}",
@@ -265,7 +265,7 @@ def sensitivity_chart(table: SweepTable, parts: Sequence[Sensitivity]) -> Figure
     """What the variance of each figure is made of: one bar a figure, one colour an axis."""
     names = [plotly_text(Measure.of(part.metric, ()).name) for part in parts]
     rows = [
-        (axis_label(table, axis), SERIES[axis % len(SERIES)],
+        (axis_title(table, axis), SERIES[axis % len(SERIES)],
          [100 * part.effects[axis].share for part in parts])
         for axis in varying(table)
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from reports.sweep_figures import heat_map, lines, points, sensitivity_chart
 from reports.sweep_report import headline, sweep_report
-from reports.sweep_words import Measure, axis_label
+from reports.sweep_words import Measure, axis_label, axis_title, level_label
 from scenarios.sweep_statistics import sensitivity
 from scenarios.sweep_table import SweepTable, columns_of
 from tests.reports.browser import CHROMIUM, Browser
@@ -100,7 +100,10 @@ def test_shares_of_the_variance_fill_the_bar(sweep: SweepTable) -> None:
     chart = sensitivity_chart(sweep, [part for part in parts if part is not None])
     for bar in range(2):
         assert sum(trace["x"][bar] for trace in chart.data) == pytest.approx(100, abs=0.05)
-    assert [key.label for key in chart.keys][:2] == ["max_num_seqs", "block_size"]
+    assert [key.label for key in chart.keys][:2] == [
+        "max_num_seqs (sequences)",
+        "block_size (tokens)",
+    ]
 
 
 def test_the_headline_names_the_best_and_how_many_are_as_good(sweep: SweepTable) -> None:
@@ -123,6 +126,30 @@ def test_axes_of_one_name_are_told_apart() -> None:
     table = made({"workload.lengths.prompt.mean": [1, 2], "workload.lengths.output.mean": [3]},
                  lambda *_: {"output_throughput": 1.0})  # fmt: skip
     assert axis_label(table, 0) == "workload.lengths.prompt.mean"
+
+
+def test_axes_have_their_units(sweep: SweepTable) -> None:
+    figure = heat_map(sweep, "output_throughput", 0, 1)
+    assert figure.layout["xaxis"]["title"]["text"] == "max_num_seqs (sequences)"
+    assert figure.layout["yaxis"]["title"]["text"] == "block_size (tokens)"
+    along = lines(sweep, "output_throughput", 0, 1)
+    assert along.layout["xaxis"]["title"]["text"] == "max_num_seqs (sequences)"
+    assert along.caption.startswith("A line for each block_size (tokens).")
+    axes: dict[str, list[Any]] = {
+        "workload.arrivals.request_rate": [1.5, 2.5], "engine.swap_space_gib": [1.0, 4.0],
+        "workload.lengths.prompt.mean": [100, 200], "slo.ttft_ms": [200, 500],
+        "engine.scheduler": ["paged", "orca"], "hardware.gpu": ["l40s", "b200"],
+    }  # fmt: skip
+    table = made(axes, lambda *_: {"output_throughput": 1.0}, seeds=1)
+    assert [axis_title(table, axis) for axis in range(6)] == [
+        *("request_rate (requests/s)", "swap_space_gib (GiB)", "mean (tokens)", "ttft_ms (ms)"),
+        *("scheduler", "gpu"),
+    ]
+
+
+def test_long_levels_stay_apart() -> None:
+    folder = "/data/models/of/a/very/long/path/indeed/"
+    assert level_label((f"{folder}a.json",)) != level_label((f"{folder}b.json",))
 
 
 def test_text_from_outside_is_text(tmp_path: Path) -> None:
