@@ -49,6 +49,10 @@ def busy(size: int, block: int, seed: int) -> dict[str, float]:
     return {"output_throughput": throughput, "p99_ttft_ms": 5e4 / size + 10 * block + seed}
 
 
+def busy_alone(size: int, seed: int) -> dict[str, float]:
+    return busy(size, 16, seed)
+
+
 @pytest.fixture
 def sweep() -> SweepTable:
     return made({SIZE: [8, 16, 32, 64, 128], BLOCK: [8, 16, 32]}, busy)
@@ -86,6 +90,23 @@ def test_lines_have_bands_as_wide_as_their_intervals(sweep: SweepTable) -> None:
     assert line["y"][0] == 159
     assert band["y"][-1] - line["y"][0] == pytest.approx(4.303 / 3**0.5, abs=0.02)
     assert band["y"][0] - line["y"][0] == pytest.approx(-4.303 / 3**0.5, abs=0.02)
+
+
+def test_a_band_that_reaches_0_is_cut_and_the_caption_says_so() -> None:
+    def queued(size: int, seed: int) -> dict[str, float]:
+        return {"p99_ttft_ms": {8: 9000.0, 16: 1200.0, 32: 20.0}[size] + (size == 16) * 900 * seed}
+
+    table = made({SIZE: [8, 16, 32]}, queued, metrics=("p99_ttft_ms",))
+    figure = lines(table, "p99_ttft_ms", 0, None)
+    assert figure.layout["yaxis"]["type"] == "log"
+    band, line = figure.data
+    assert line["y"] == [9000, 2100, 20]
+    assert band["y"][:3] == [9000, 20, 20], "2,100 ± 2,236 ms, cut at the lowest value"
+    assert "Where an interval reaches 0, its band is cut at the lowest value shown." in (
+        figure.caption
+    )
+    surely = lines(made({SIZE: [8, 16]}, busy_alone), "p99_ttft_ms", 0, None)
+    assert "cut" not in surely.caption
 
 
 def test_lines_average_over_the_axes_that_are_not_shown() -> None:
