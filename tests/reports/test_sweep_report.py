@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from reports.sweep_figures import heat_map, lines, points, sensitivity_chart
 from reports.sweep_report import headline, sweep_report
+from reports.sweep_terminal import sweep_table
 from reports.sweep_words import Measure, axis_label, axis_title, level_label
 from scenarios.sweep_statistics import sensitivity
 from scenarios.sweep_table import SweepTable, columns_of
@@ -166,6 +169,25 @@ def test_axes_have_their_units(sweep: SweepTable) -> None:
         *("request_rate (requests/s)", "swap_space_gib (GiB)", "mean (tokens)", "ttft_ms (ms)"),
         *("scheduler", "gpu"),
     ]
+
+
+def test_the_terminal_leaves_figures_out_rather_than_cut_a_setting() -> None:
+    metrics = ("request_goodput", "output_throughput", "p99_ttft_ms", "p99_tpot_ms")
+    folder = "/data/models/of/a/very/long/path/indeed/"
+    models = ["llama-3.1-8b", "llama-3.1-70b", f"{folder}a.json", f"{folder}b.json"]
+    table = made(
+        {"model": models, "hardware.gpu": ["h100-sxm", "rtx-pro-6000"], SIZE: [8]},
+        lambda model, gpu, size, seed: dict.fromkeys(metrics, 1e4 * len(model) + 100.0 * seed),
+        metrics=metrics,
+    )
+    console = Console(width=80, highlight=False, file=StringIO())
+    console.print(sweep_table(table, []))
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue().partition("% of the variance")[0]
+    assert "…" not in shown
+    for text in ("llama-3.1-8b ", "llama-3.1-70b ", "/a.json", "/b.json", "rtx-pro-6000"):
+        assert text in shown
+    assert "No room here for p99 TTFT, p99 TPOT: see the report." in shown
 
 
 def test_long_levels_stay_apart() -> None:
