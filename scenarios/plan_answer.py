@@ -57,9 +57,9 @@ def answer(
         points = [_point(row, first, second) for row in rows]
         for at in front(points):
             rows[at]["fronts"].append(figure)
-    nearest = None
-    if chosen is None:
-        nearest = min(rows, key=lambda row: (row["miss"] is None, row["miss"] or 0.0))["label"]
+    # What cannot be deployed at all misses nothing: it is no near miss.
+    misses = [row for row in rows if row["miss"] is not None] if chosen is None else []
+    nearest = min(misses, key=lambda row: row["miss"], default=None)
     return {
         "name": scenario.name,
         "model": scenario.model,
@@ -86,7 +86,7 @@ def answer(
         "confidence": asked.confidence,
         "seeds": asked.seeds,
         "chosen": None if chosen is None else chosen.candidate.label,
-        "nearest_miss": nearest,
+        "nearest_miss": None if nearest is None else nearest["label"],
         "check": None if check is None else _json(asdict(check)),
         "curve": [_json(asdict(trial)) for trial in curve],
         "simulated": sum(one.explored.trials != () for one in outcomes),
