@@ -269,7 +269,10 @@ def test_too_many_replicas_is_a_reason_to_lose() -> None:
     assert needed > 2
     row = only("plan.load.request_rate=200", f"plan.candidates.replicas={{max: {needed - 1}}}")
     assert row["status"] == "replicas"
-    assert row["reason"] == f"needs {needed} replicas, plan.candidates.replicas.max is {needed - 1}"
+    reason, _, doubt = row["reason"].partition("; ")
+    assert reason == f"needs {needed} replicas, plan.candidates.replicas.max is {needed - 1}"
+    assert row["goodput"] * (needed - 1) > 200, "only the lower end of the interval needs more"
+    assert doubt == f"{needed - 1} would do at the estimate: raise plan.seeds or plan.requests"
     assert row["answer"]["chosen"] is None
 
 
