@@ -1,12 +1,14 @@
 """A plan in sentences: what to rent, when it breaks, what else there was."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reports.quantity import count, plain
 
 Answer = Mapping[str, Any]
 Row = Mapping[str, Any]
+
+MOST_REASONS = 3  # in one sentence
 
 # A plan's statuses of candidates that no number of replicas helps, for tables.
 STATUS = {
@@ -67,11 +69,21 @@ def verdict(answer: Answer) -> str:
             f"{money(chosen['usd_per_million_output_tokens'])} per million output tokens."
         )
     nearest = row_of(answer, answer["nearest_miss"])
-    assert nearest is not None
+    if nearest is None:
+        return _none_is_possible(answer["candidates"])
     return (
         f"No deployment of the {len(answer['candidates'])} meets the objectives. "
         f"Nearest: {nearest['label']}: {nearest['reason']}."
     )
+
+
+def _none_is_possible(rows: Sequence[Row]) -> str:
+    """Why nothing could even be tried: what is impossible is no near miss."""
+    reasons = [f"{row['label']}: {row['reason']}" for row in rows[:MOST_REASONS]]
+    if len(rows) > MOST_REASONS:
+        reasons.append(f"and {len(rows) - MOST_REASONS} more for such reasons")
+    which = "The one candidate cannot" if len(rows) == 1 else f"None of the {len(rows)} can"
+    return f"{which} be deployed: {'; '.join(reasons)}."
 
 
 def fleet(row: Row, answer: Answer) -> str:

@@ -146,7 +146,25 @@ def headline(figures: Figures) -> str:
     if first["lifetime_usd"] is not None:
         saved = 1 - answer["lifetime_usd"] / first["lifetime_usd"]
         text += f" instead of {usd(first['lifetime_usd'])}, {saved:.0%} less"
-    return text + "."
+    return f"{text}.{over_budget(figures)}"
+
+
+def over_budget(figures: Figures) -> str:
+    """By how much training the answer exceeds the budget, and what there is within it."""
+    over = figures.get("over_budget")  # sizings of before have none
+    if over is None:
+        return ""
+    optimal, within = over["compute_optimal"], over["answer_within_budget"]
+    text = (
+        f" Its training exceeds the budget by {usd(over['training_usd'])} ({over['share']:.0%}). "
+        "Within the budget only the compute-optimal model reaches this loss"
+    )
+    if optimal["lifetime_usd"] is not None:
+        text += f", at {usd(optimal['lifetime_usd'])} over its life"
+    return text + (
+        f"; {count_of(figures['answer'])} trained for the budget alone ({short(within['tokens'])} "
+        f"tokens) comes to a loss of {within['loss']:.4f}, at {usd(within['lifetime_usd'])}."
+    )
 
 
 PARTS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from reports.page import plotly_text
 from reports.quantity import plain
-from reports.sweep_words import axis_label, level_label
+from reports.sweep_words import axis_title, level_label
 from scenarios.sweep_table import SweepTable, better
 
 
@@ -18,7 +18,7 @@ def ticks(table: SweepTable, axis: int, levels: list[tuple[Any, ...]]) -> dict[s
     step = 1 if size <= 24 else math.ceil(size / 24)
     shown = range(0, size, step)
     return {
-        "title": {"text": plotly_text(axis_label(table, axis))},
+        "title": {"text": plotly_text(axis_title(table, axis))},
         "range": [-0.5, size - 0.5],
         "tickvals": list(shown),
         "ticktext": [wrapped(plotly_text(level_label(levels[at]))) for at in shown],
@@ -33,7 +33,7 @@ def positions_along(
     numbers = [level[0] for level in levels]
     if not table.is_numeric(axis) or len(levels) < 2:
         return [float(at) for at in range(len(levels))], ticks(table, axis, levels)
-    title = {"title": {"text": plotly_text(axis_label(table, axis))}, "zeroline": False}
+    title = {"title": {"text": plotly_text(axis_title(table, axis))}, "zeroline": False}
     few = len(levels) <= 12 and table.sampling == "cartesian"
     if min(numbers) > 0 and max(numbers) / min(numbers) > 8:
         low, high = math.log10(min(numbers)), math.log10(max(numbers))

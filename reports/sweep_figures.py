@@ -22,8 +22,8 @@ from reports.sweep_axes import (
     ticks,
     wrapped,
 )
-from reports.sweep_words import Measure, axis_label, level_label, varying
-from scenarios.sweep_statistics import Sensitivity, best_setting, interval, intervals
+from reports.sweep_words import Measure, axis_label, axis_title, level_label, varying
+from scenarios.sweep_statistics import Interval, Sensitivity, best_setting, interval, intervals
 from scenarios.sweep_table import SweepTable, better
 
 SERIES = ("decode", "prefill", "running", "preempted", "waiting", "e2e", "used", "fragmentation")
@@ -130,21 +130,25 @@ def lines(table: SweepTable, metric: str, x_axis: int, line_axis: int | None) ->
     every = [found.mean for found in intervals(table, metric) if found is not None]
     measure = Measure.of(metric, every)
     positions, axis = positions_along(table, x_axis, columns)
+    logarithmic = spans_decades(metric, every)
+    found = [
+        [_mean_at(table, metric, {x_axis: column, line_axis: level}) for column in columns]
+        for level in levels
+    ]
+    shown = [one for line in found for one in line if one is not None]
+    floor = _floor(shown) if logarithmic else 0.0
     data: list[dict[str, Any]] = []
     keys: list[Key] = []
-    for number, level in enumerate(levels):
-        found = [_mean_at(table, metric, {x_axis: column, line_axis: level}) for column in columns]
-        rows = [at for at, one in enumerate(found) if one is not None]
-        if not rows:
+    for number, (level, along) in enumerate(zip(levels, found, strict=True)):
+        x = [positions[at] for at, one in enumerate(along) if one is not None]
+        points = [one for one in along if one is not None]
+        if not points:
             continue
         tone = SERIES[number]
-        x = [positions[at] for at in rows]
-        points = [found[at] for at in rows]
-        means = [one.mean / measure.size for one in points if one]
-        halves = [(one.half or 0.0) / measure.size for one in points if one]
+        means = [one.mean / measure.size for one in points]
         name = "" if level is None else level_label(level)
         first = len(data)
-        data.append(_band(x, means, halves, tone))
+        data.append(_band(x, points, floor, measure.size, tone))
         data.append(
             {
                 "type": "scatter",
@@ -162,26 +166,50 @@ def lines(table: SweepTable, metric: str, x_axis: int, line_axis: int | None) ->
         if level is not None:
             keys.append(Key(name, tone, (first, first + 1)))
     y: dict[str, Any] = {"title": {"text": measure.unit or measure.name}}
-    if spans_decades(metric, every):
+    if logarithmic:
         y |= {"type": "log", "rangemode": "normal", "dtick": 1, "tickformat": ",~g"}
     layout = chart_layout(x=axis, y=y, height_px=320, left_px=66)
     layout["hovermode"] = "closest"
     layout["margin"]["t"] = 26
-    by = "" if line_axis is None else f"A line for each {axis_label(table, line_axis)}. "
+    by = "" if line_axis is None else f"A line for each {axis_title(table, line_axis)}. "
     return Figure(
         f"lines-{html_id(metric)}-{x_axis}",
         f"{measure.title} along {axis_label(table, x_axis)}",
-        by + _band_caption(table, len(varying(table)) > (1 if line_axis is None else 2)),
+        by
+        + _band_caption(
+            table,
+            averaged=len(varying(table)) > (1 if line_axis is None else 2),
+            cut="" if not _reaches_0(shown) else "the lowest value shown" if logarithmic else "0",
+        ),
         data,
         layout,
         tuple(keys),
     )
 
 
-def _band(x: list[float], means: list[float], halves: list[float], tone: str) -> dict[str, Any]:
-    """The confidence interval around a line; nothing is seen of it where it has no width."""
-    low = [max(mean - half, mean / 100) for mean, half in zip(means, halves, strict=True)]
-    high = [mean + half for mean, half in zip(means, halves, strict=True)]
+def _floor(shown: Sequence[Interval]) -> float:
+    """The lowest that a logarithmic axis has to show of these means and their intervals."""
+    lows = [one.mean - (one.half or 0.0) for one in shown]
+    return min(value for value in [*lows, *(one.mean for one in shown)] if value > 0)
+
+
+def _reaches_0(shown: Sequence[Interval]) -> bool:
+    return any(one.mean > 0 >= one.mean - (one.half or 0.0) for one in shown)
+
+
+def _band(
+    x: list[float], points: Sequence[Interval], floor: float, size: float, tone: str
+) -> dict[str, Any]:
+    """The confidence interval around a line; nothing is seen of it where it has no width.
+
+    No figure is below 0: what an interval has there is cut at `floor`.
+    """
+    low = [
+        (bottom if bottom > 0 else min(floor, one.mean)) / size
+        for one in points
+        for bottom in [one.mean - (one.half or 0.0)]
+    ]
+    high = [(one.mean + (one.half or 0.0)) / size for one in points]
     return {
         "type": "scatter",
         "mode": "lines",
@@ -195,18 +223,22 @@ def _band(x: list[float], means: list[float], halves: list[float], tone: str) ->
     }
 
 
-def _band_caption(table: SweepTable, averaged: bool) -> str:
+def _band_caption(table: SweepTable, *, averaged: bool, cut: str) -> str:
     seeds = len(set(table.columns["seed"]))
     words = []
     if seeds > 1:
         level = plain(100 * table.confidence)
         words.append(f"Bands: {level}{GAP}% confidence intervals of the mean over {seeds} seeds.")
+        if cut:
+            words.append(f"Where an interval reaches 0, its band is cut at {cut}.")
     if averaged:
         words.append("Means are over all settings of the other axes.")
     return " ".join(words)
 
 
-def _mean_at(table: SweepTable, metric: str, at: dict[int | None, tuple[Any, ...] | None]) -> Any:
+def _mean_at(
+    table: SweepTable, metric: str, at: dict[int | None, tuple[Any, ...] | None]
+) -> Interval | None:
     """The mean over the settings with these levels; over seeds first, so that bands are theirs."""
     values = [
         found
@@ -252,20 +284,23 @@ def points(table: SweepTable, metric: str, axis: int) -> Figure:
         }
     ]
     y: dict[str, Any] = {"title": {"text": measure.unit or measure.name}}
+    caption = ""
     if spans_decades(metric, [one.mean for one in known]):
         y |= {"type": "log", "rangemode": "normal", "dtick": 1, "tickformat": ",~g"}
+        if _reaches_0(known):
+            caption = "Where an interval reaches 0, its bar goes down to the edge."
     layout = chart_layout(x=layout_x, y=y, height_px=300, left_px=66)
     layout["hovermode"] = "closest"
     layout["margin"]["t"] = 26
     title = f"{measure.title} along {axis_label(table, axis)}"
-    return Figure(f"points-{html_id(metric)}-{axis}", title, "", data, layout)
+    return Figure(f"points-{html_id(metric)}-{axis}", title, caption, data, layout)
 
 
 def sensitivity_chart(table: SweepTable, parts: Sequence[Sensitivity]) -> Figure:
     """What the variance of each figure is made of: one bar a figure, one colour an axis."""
     names = [plotly_text(Measure.of(part.metric, ()).name) for part in parts]
     rows = [
-        (axis_label(table, axis), SERIES[axis % len(SERIES)],
+        (axis_title(table, axis), SERIES[axis % len(SERIES)],
          [100 * part.effects[axis].share for part in parts])
         for axis in varying(table)
     ]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from reports.sweep_report import sweep_report
 from reports.sweep_summary import sweep_summary
 from scenarios.errors import InputError
-from scenarios.point_store import FOLDER
+from scenarios.point_store import FOLDER, is_answers
 from scenarios.sweep_table import SweepTable
 
 if TYPE_CHECKING:
@@ -27,8 +27,23 @@ FILES = (SWEEP, SUMMARY, TABLE, REPORT)
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is what `orcast sweep` writes, whole or not."""
+    """Whether a folder looks like what `orcast sweep` writes, whole or not: enough to read it."""
     return any((folder / name).exists() for name in (SWEEP, TABLE, FOLDER))
+
+
+def _was_written_by_a_sweep(folder: Path) -> bool:
+    """Whether files may be replaced: names such as report.html could be anybody's.
+
+    A sweep begins with the answers of its points, and a whole one has a summary.
+    """
+    if is_answers(folder / FOLDER):
+        return True
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    whole = all((folder / name).is_file() for name in (SWEEP, TABLE))
+    return whole and isinstance(summary, dict) and "by_setting" in summary
 
 
 def check_target(folder: Path) -> None:
@@ -37,8 +52,11 @@ def check_target(folder: Path) -> None:
         raise InputError(f"--out {folder}: a file is in the way; name a folder")
     if folder.is_dir():
         found = sorted(entry.name for entry in folder.iterdir() if entry.name[0] != ".")
-        if found and not is_sweep(folder):
-            raise InputError(f"--out {folder}: not empty and not a sweep's; name another one")
+        begun = found == [FOLDER] and not any((folder / FOLDER).glob("[!.]*"))  # killed at once
+        if found and not begun and not _was_written_by_a_sweep(folder):
+            raise InputError(
+                f"--out {folder}: not empty and not a sweep's folder; name another one"
+            )
     nearest = next(one for one in (folder, *folder.resolve().parents) if one.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"--out {folder}: cannot be written")

@@ -13,7 +13,14 @@ from reports.quantity import GAP, count, percent
 from reports.run_report import FOOTER
 from reports.scenario_section import scenario_section
 from reports.sweep_figures import heat_map, lines, points, sensitivity_chart
-from reports.sweep_words import Measure, axis_label, level_label, setting_label, varying
+from reports.sweep_words import (
+    Measure,
+    axis_label,
+    axis_title,
+    level_label,
+    setting_label,
+    varying,
+)
 from scenarios.sweep_statistics import (
     Interval,
     Sensitivity,
@@ -183,7 +190,7 @@ def _sensitivity_section(sweep: SweepTable, parts: Sequence[Sensitivity]) -> Ite
         return
     rows = []
     for axis in varying(sweep):
-        row = [axis_label(sweep, axis)]
+        row = [axis_title(sweep, axis)]
         for part in parts:
             effect = part.effects[axis]
             change = "" if effect.elasticity is None else f" · {_signed(effect.elasticity)}"
@@ -230,7 +237,7 @@ def _settings_section(sweep: SweepTable, shown: list[str]) -> Section:
         for setting in order[:MOST_ROWS]
     ]
     head = [
-        ", ".join(axis_label(sweep, axis) for axis in varying(sweep)),
+        ", ".join(axis_title(sweep, axis) for axis in varying(sweep)),
         *(measures[metric].title for metric in shown),
     ]
     intro = "Means over the seeds with their confidence intervals, the best first."

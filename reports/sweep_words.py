@@ -36,6 +36,37 @@ _NAMES = {
     "cost.usd_per_hour": ("Cost", "$/hour"),
     "slo_attainment.all": ("Requests within the SLO", "%"),
 }
+# Units of a scenario's paths, by their last keys; a key that ends in its unit needs no entry.
+_PATH_UNITS = {
+    "max_num_seqs": "sequences",
+    "max_num_waiting": "requests",
+    "max_num_batched_tokens": "tokens",
+    "long_prefill_token_threshold": "tokens",
+    "max_model_len": "tokens",
+    "max_tokens": "tokens",
+    "block_size": "tokens",
+    "num_gpu_blocks_override": "blocks",
+    "gpu_memory_utilization": "share",
+    "watermark": "share of blocks",
+    "tensor_parallel": "GPUs",
+    "pipeline_parallel": "GPUs",
+    "gpus_per_node": "GPUs",
+    "request_rate": "requests/s",
+    "num_requests": "requests",
+    "max_concurrency": "requests",
+    "target_outstanding": "requests",
+    "time_scale": "×",
+    "slo.percentile": "%",
+    "cluster.replicas": "replicas",
+    "min_replicas": "replicas",
+    "shared_prefixes.num_prefixes": "prefixes",
+    "shared_prefixes.tokens": "tokens",
+} | {
+    f"{kind}.{key}": "tokens"
+    for kind in ("prompt", "output")
+    for key in ("tokens", "mean", "median", "min", "max")
+}
+_SUFFIX_UNITS = {"_gib": "GiB", "_gb_per_s": "GB/s", "_ms": "ms", "_us": "µs", "_s": "s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +117,28 @@ def axis_label(table: SweepTable, axis: int) -> str:
     )
 
 
+def axis_title(table: SweepTable, axis: int) -> str:
+    """An axis' label with the units of its numbers: ``max_num_seqs (sequences)``."""
+    levels = table.levels(axis)
+    titles = []
+    for at, label in enumerate(axis_label(table, axis).split(" : ")):
+        numeric = any(isinstance(level[at], int | float) for level in levels)
+        unit = _unit_of(table.axes[axis][at]) if numeric else ""
+        titles.append(f"{label} ({unit})" if unit else label)
+    return " : ".join(titles)
+
+
+def _unit_of(path: str) -> str:
+    keys = path.split(".")
+    known = _PATH_UNITS.get(".".join(keys[-2:])) or _PATH_UNITS.get(keys[-1])
+    suffixes = (unit for suffix, unit in _SUFFIX_UNITS.items() if path.endswith(suffix))
+    return known or next(suffixes, "")
+
+
 def level_label(level: tuple[Any, ...]) -> str:
-    """A level in at most 40 characters."""
+    """A level in at most 40 characters: what is long mostly differs at one of its ends."""
     text = level_text(level)
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    return text if len(text) <= 40 else f"{text[:19]}…{text[-20:]}"
 
 
 def varying(table: SweepTable) -> list[int]:

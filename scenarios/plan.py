@@ -97,6 +97,9 @@ def _outcome(candidate: Candidate, found: Exploration, asked: Plan, target: Targ
     most = asked.candidates.replicas.max
     if replicas > most:
         reason = f"needs {replicas} replicas, plan.candidates.replicas.max is {most}"
+        middle = replicas_for(target.peak_per_s, found.goodput_per_s, asked)
+        if middle <= most:
+            reason += f"; {middle} would do at the estimate: raise plan.seeds or plan.requests"
         return Outcome(
             candidate, found, "replicas", reason, replicas / most, replicas, cost, follow
         )

@@ -13,6 +13,8 @@ from scenarios.plan_schema import Plan
 from scenarios.schema import Scenario
 from scenarios.target import Target, replicas_for
 
+DECIDED_BY_INTERVAL = 1.5  # times the replicas that the estimate asks for
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -55,9 +57,9 @@ def answer(
         points = [_point(row, first, second) for row in rows]
         for at in front(points):
             rows[at]["fronts"].append(figure)
-    nearest = None
-    if chosen is None:
-        nearest = min(rows, key=lambda row: (row["miss"] is None, row["miss"] or 0.0))["label"]
+    # What cannot be deployed at all misses nothing: it is no near miss.
+    misses = [row for row in rows if row["miss"] is not None] if chosen is None else []
+    nearest = min(misses, key=lambda row: row["miss"], default=None)
     return {
         "name": scenario.name,
         "model": scenario.model,
@@ -84,12 +86,12 @@ def answer(
         "confidence": asked.confidence,
         "seeds": asked.seeds,
         "chosen": None if chosen is None else chosen.candidate.label,
-        "nearest_miss": nearest,
+        "nearest_miss": None if nearest is None else nearest["label"],
         "check": None if check is None else _json(asdict(check)),
         "curve": [_json(asdict(trial)) for trial in curve],
         "simulated": sum(one.explored.trials != () for one in outcomes),
         "candidates": rows,
-        "warnings": _warnings(outcomes, chosen, check),
+        "warnings": _warnings(outcomes, chosen, check, task),
         "scenario": scenario.model_dump(mode="json"),
     }
 
@@ -198,8 +200,10 @@ def _why_not(one: Outcome, chosen: Outcome | None, asked: Plan, target: Target) 
     return text
 
 
-def _warnings(outcomes: list[Outcome], chosen: Outcome | None, check: Trial | None) -> list[str]:
-    found = []
+def _warnings(
+    outcomes: list[Outcome], chosen: Outcome | None, check: Trial | None, task: Task
+) -> list[str]:
+    found = [] if chosen is None else _decided_by_interval(chosen, task.plan, task.target)
     # What every candidate says is said once.
     notes = [note for one in outcomes for note in one.explored.notes]
     found += list(dict.fromkeys(notes))
@@ -226,6 +230,24 @@ def _warnings(outcomes: list[Outcome], chosen: Outcome | None, check: Trial | No
             "than the absolute figures"
         )
     return found
+
+
+def _decided_by_interval(chosen: Outcome, asked: Plan, target: Target) -> list[str]:
+    """A warning where doubt about the goodput, not the load, asks for most of the replicas."""
+    known = chosen.explored
+    middle, upper = (
+        replicas_for(target.peak_per_s, goodput_per_s, asked)
+        for goodput_per_s in (known.goodput_per_s, known.high_per_s)
+    )
+    assert chosen.replicas is not None
+    if chosen.replicas < DECIDED_BY_INTERVAL * middle:
+        return []
+    return [
+        f"the confidence interval decides the number of replicas: {chosen.replicas} at its lower "
+        f"end ({known.low_per_s:.3g} requests/s each), {middle} would do at the estimate "
+        f"({known.goodput_per_s:.3g}) and {upper} at the upper end ({known.high_per_s:.3g}); raise "
+        f"plan.seeds (now {asked.seeds}) or plan.requests (now {asked.requests}) to narrow it"
+    ]
 
 
 def front(points: Sequence[tuple[float, float] | None]) -> list[int]:

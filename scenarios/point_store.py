@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
 
 FOLDER = "points"
+_ANSWER = re.compile(r"[0-9a-f]{32}\.json")  # named by the key of its point
 
 
 class PointStore:
@@ -42,3 +44,11 @@ class PointStore:
         """Take away what a killed sweep left half-written."""
         for partial in self.folder.glob(".*.partial"):
             partial.unlink(missing_ok=True)
+
+
+def is_answers(folder: Path) -> bool:
+    """Whether a folder holds answers of points, at least one, and nothing else."""
+    if not folder.is_dir():
+        return False
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    return bool(names) and all(_ANSWER.fullmatch(name) for name in names)

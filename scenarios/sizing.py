@@ -95,7 +95,7 @@ def size(
         candidates = [reference, *maker.smaller(reference, flops)]
         summary |= _budget_figures(sizing, law, reference, flops, gpu)
     candidates = maker.served(candidates, jobs=jobs, progress=progress)
-    return _sized(maker, summary, candidates, _answer(candidates))
+    return _sized(maker, summary, candidates, _answer(candidates), flops)
 
 
 def _law(given: Law, origin: Path | None) -> tuple[ScalingLaw, FittedLaw | None]:
@@ -200,8 +200,41 @@ def _budget_figures(
     return figures
 
 
+def _over_budget(
+    maker: Maker, candidates: list[Candidate], chosen: Candidate, flops: float
+) -> dict[str, Any] | None:
+    """By how much training the answer exceeds the budget, and what the budget itself buys.
+
+    Only the compute-optimal model reaches its loss within the budget; the answer's model, trained
+    for the budget and no more, comes to a higher one. None where the budget is kept.
+    """
+    reference = candidates[0]
+    if chosen is reference or chosen.training is None or reference.training is None:
+        return None
+    budget_usd = reference.training.usd
+    over_usd = chosen.training.usd - budget_usd
+    if over_usd <= 0:
+        return None
+    serving_usd = chosen.serving_usd
+    parameters = counted_by(maker.law)(chosen.model)
+    return {
+        "training_usd": over_usd,
+        "share": over_usd / budget_usd,
+        "compute_optimal": {"loss": reference.loss, "lifetime_usd": reference.lifetime_usd},
+        "answer_within_budget": {
+            "tokens": flops / (FLOPS_PER_PARAMETER_AND_TOKEN * parameters),
+            "loss": chosen.loss_at_budget,
+            "lifetime_usd": None if serving_usd is None else budget_usd + serving_usd,
+        },
+    }
+
+
 def _sized(
-    maker: Maker, summary: dict[str, Any], candidates: list[Candidate], chosen: Candidate
+    maker: Maker,
+    summary: dict[str, Any],
+    candidates: list[Candidate],
+    chosen: Candidate,
+    flops: float | None,
 ) -> Sized:
     sizing, training = maker.sizing, maker.sizing.training
     engine = Engine() if sizing.serving is None else sizing.serving.engine
@@ -226,6 +259,7 @@ def _sized(
         "candidates": rows,
         **_serving_figures(maker, chosen),
         "answer": chosen.row() | {"compute_optimal": chosen is candidates[0]},
+        "over_budget": None if flops is None else _over_budget(maker, candidates, chosen, flops),
         "config": dict(chosen.config),
     }
     summary["notes"] = _notes(maker, candidates, chosen, memory)

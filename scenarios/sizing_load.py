@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,27 @@ def load_sizing(name: str | None, overrides: Iterable[str] = ()) -> tuple[Sizing
     settings = list(overrides)
     if name is None and any(one.partition("=")[0].strip() == "model" for one in settings):
         content: dict[str, Any] = {}
-        overridden = apply_overrides(content, settings)
+        overridden = apply_overrides(content, _law_as_section(content, settings))
         return parse_as(Sizing, content, origin="sizing", overridden=overridden), None
     path = sizing_path(name or DEFAULT)
     read = read_yaml(path)
     if not isinstance(read, dict):
         raise InputError(f"{path}: expected a mapping of keys such as budget, law, training")
-    overridden = apply_overrides(read, settings)
+    overridden = apply_overrides(read, _law_as_section(read, settings))
     if "budget.usd" in overridden and "budget.flops" not in overridden:
         read["budget"].pop("flops", None)  # the other way of saying the same thing
     elif "budget.flops" in overridden and "budget.usd" not in overridden:
         read["budget"].pop("usd", None)
     return parse_as(Sizing, read, origin=str(path), overridden=overridden), path
+
+
+def _law_as_section(content: dict[str, Any], settings: list[str]) -> list[str]:
+    """Make room for keys of the law, which a file or an override may give by its name alone."""
+    if not any(one.strip().startswith("law.") for one in settings):
+        return settings
+    if isinstance(content.get("law"), str):
+        content["law"] = {"form": content["law"]}
+    return [re.sub(r"^\s*law\s*=\s*(?=\w)", "law.form=", one, count=1) for one in settings]
 
 
 def sizing_path(name: str) -> Path:

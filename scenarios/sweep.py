@@ -133,9 +133,22 @@ def _notes(table: SweepTable, answers: Iterable[dict[str, Any]]) -> tuple[str, .
     ]
     if len(said) > len(most):
         notes.append(f"{len(said) - len(most)} more warnings are beside the runs they are about")
+    if unmeasured := _unmeasured(table):
+        notes.append(unmeasured)
     if _seeds_are_idle(table):
         notes.append("nothing is drawn at random here: the seeds make no difference")
     return tuple(notes)
+
+
+def _unmeasured(table: SweepTable) -> str:
+    known = [one for one in table.columns.get("latency.measured", []) if one is not None]
+    if all(known):
+        return ""
+    where = f" in {known.count(False)} of {len(known)} runs" if any(known) else ""
+    return (
+        f"iteration times are analytic, not measured{where}: trust the differences between "
+        "settings more than the absolute figures"
+    )
 
 
 def _seeds_are_idle(table: SweepTable) -> bool:

@@ -61,6 +61,7 @@ def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[Axis] = 
     exist, or a scenario that is refused at every point.
     """
     path = library.scenario_path(name)
+    axes = list(axes)
     content = library.read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys such as model, hardware, workload")
@@ -85,8 +86,7 @@ def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[Axis] = 
         )
     points = tuple(_points(content, every, settings, seeds, str(path), overridden))
     if all(point.scenario is None for point in points):
-        refusal = points[0].refusal
-        raise InputError(refusal if refusal.startswith("--") else f"{path}: {refusal}")
+        raise InputError(_blamed(points[0].refusal, axes, path))
     return Study(
         name=str(content.get("name")),
         description=str(content.get("description") or ""),
@@ -97,6 +97,16 @@ def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[Axis] = 
         seeds=seeds,
         points=points,
     )
+
+
+def _blamed(refusal: str, axes: Iterable[Axis], file: Path) -> str:
+    """A refusal with who gave what is wrong: ``--axis`` where an axis set it, or the file."""
+    if refusal.startswith("--"):
+        return refusal
+    given = [path for axis in axes for path in axis.paths]
+    if any(refusal.startswith((f"{path}: ", f"{path}.", f"{path}[")) for path in given):
+        return f"--axis {refusal}"
+    return f"{file}: {refusal}"
 
 
 def _check_overrides(overridden: Iterable[str], axes: Iterable[Axis]) -> None:

@@ -103,66 +103,94 @@ def as_good(table: SweepTable, metric: str, best: int) -> list[int]:
 
 
 def sensitivity(table: SweepTable, metric: str) -> Sensitivity | None:
-    """Take the variance of a figure apart; None where it does not vary."""
-    runs = [
-        (setting, value)
+    """Take the variance of a figure apart; None where it does not vary.
+
+    What is independent is a setting, not a run: seeds of one setting share its place on every axis.
+    """
+    known = {
+        setting: [value for value in values if value is not None]
         for setting, values in enumerate(table.by_setting(metric))
-        for value in values
-        if value is not None
-    ]
-    settings = np.array([setting for setting, _ in runs], dtype=np.int64)
-    values = np.array([value for _, value in runs])
-    if len(np.unique(settings)) < 2:
+    }
+    known = {setting: values for setting, values in known.items() if values}
+    if len(known) < 2:
         return None
-    total = float(((values - values.mean()) ** 2).sum())
-    if total <= 1e-18 * float((values**2).sum()):
+    settings = np.array(list(known), dtype=np.int64)
+    runs = np.concatenate([np.array(values) for values in known.values()])
+    counts = np.array([len(values) for values in known.values()])
+    means = np.array([math.fsum(values) / len(values) for values in known.values()])
+    total = float(((runs - runs.mean()) ** 2).sum())
+    if total <= 1e-18 * float((runs**2).sum()):
         return None
+    between = min(1.0, float((counts * (means - runs.mean()) ** 2).sum()) / total)
     drawn = table.sampling == "latin_hypercube"
-    noise = 1.0 - _explained(settings, values, total)
-    effects = []
-    for axis in range(len(table.axes)):
-        groups = _groups(table, axis, settings, drawn)
-        share = _explained(groups, values, total)
-        if drawn:  # chance alone explains something where there are as many groups
-            spare, number = len(values) - groups.max() - 1, groups.max()
-            share -= (1 - share) * number / spare if spare > 0 else 0.0
-        effects.append(
-            AxisEffect(axis, max(0.0, share), _elasticity(table, axis, settings, values))
-        )
-    rest = 1.0 - noise - sum(effect.share for effect in effects)
-    return Sensitivity(metric, tuple(effects), max(0.0, rest), max(0.0, noise))
+    groups = [_groups(table, axis, settings, drawn) for axis in range(len(table.axes))]
+    if drawn:
+        shares = _drawn_shares(groups, means, counts)
+    else:
+        shares = np.array([_explained([one], means, counts) for one in groups])
+    # Where settings failed or were drawn, axes are not quite independent: none counts twice.
+    shares *= between / max(1.0, float(shares.sum()))
+    effects = tuple(
+        AxisEffect(axis, float(share), _elasticity(table, axis, settings, means))
+        for axis, share in enumerate(shares)
+    )
+    rest = between - float(shares.sum())
+    return Sensitivity(metric, effects, max(0.0, rest), 1.0 - between)
 
 
 def _groups(table: SweepTable, axis: int, settings: np.ndarray, drawn: bool) -> np.ndarray:
-    """The number of the level, or of the bin of levels, of each run."""
+    """The number of the level, or of the bin of levels, of each setting."""
     levels = table.levels(axis)
     number = {level: at for at, level in enumerate(levels)}
-    by_setting = {setting: number[table.level(axis, setting)] for setting in set(settings.tolist())}
-    ranks = np.array([by_setting[setting] for setting in settings.tolist()])
-    bins = max(2, min(MOST_BINS, round(math.sqrt(len(by_setting)))))
+    ranks = np.array([number[table.level(axis, setting)] for setting in settings.tolist()])
+    spare_half = 1 + (len(settings) - 1) // (2 * len(table.axes))
+    bins = max(2, min(MOST_BINS, round(math.sqrt(len(settings))), spare_half))
     if drawn and len(levels) > bins:
         order = np.argsort(np.argsort(ranks, kind="stable"), kind="stable")
         return order * bins // len(order)
     return np.unique(ranks, return_inverse=True)[1]
 
 
-def _explained(groups: np.ndarray, values: np.ndarray, total: float) -> float:
-    """The share of the squared deviations that lies between groups."""
-    _, at = np.unique(groups, return_inverse=True)
-    counts = np.bincount(at)
-    means = np.bincount(at, weights=values) / counts
-    return float((counts * (means - values.mean()) ** 2).sum()) / total
+def _drawn_shares(groups: list[np.ndarray], means: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Shares of the variance between drawn settings, less what chance alone would explain.
+
+    What an axis explains is what all axes together explain beyond the others: a few drawn settings
+    never balance one axis over another. With too few settings for that, each axis is alone.
+    """
+    together = len(means) > 1 + sum(int(one.max()) for one in groups)
+    shares = []
+    for axis, own in enumerate(groups):
+        others = groups[:axis] + groups[axis + 1 :] if together else []
+        all_of_them = _explained([own, *others], means, counts)
+        share = all_of_them - _explained(others, means, counts)
+        number = int(own.max())  # groups less one: as many degrees of freedom
+        spare = len(means) - 1 - number - sum(int(one.max()) for one in others)
+        share -= (1 - all_of_them) * number / spare if spare > 0 else share
+        shares.append(max(0.0, share))
+    return np.array(shares)
+
+
+def _explained(groups: Sequence[np.ndarray], means: np.ndarray, counts: np.ndarray) -> float:
+    """The share of the squared deviations of `means` that a sum of an effect of each explains."""
+    columns = [np.ones(len(means))]
+    columns += [(one == at).astype(float) for one in groups for at in range(1, one.max() + 1)]
+    weights = np.sqrt(counts)
+    design, weighted = np.stack(columns, axis=1) * weights[:, None], means * weights
+    fitted = design @ np.linalg.lstsq(design, weighted)[0]
+    centre = np.average(means, weights=counts)
+    around = float((counts * (means - centre) ** 2).sum())
+    return 1.0 - float(((weighted - fitted) ** 2).sum()) / around if around else 0.0
 
 
 def _elasticity(
-    table: SweepTable, axis: int, settings: np.ndarray, values: np.ndarray
+    table: SweepTable, axis: int, settings: np.ndarray, means: np.ndarray
 ) -> float | None:
-    if not table.is_numeric(axis) or values.min() <= 0:
+    if not table.is_numeric(axis) or means.min() <= 0:
         return None
-    by_setting = {setting: table.level(axis, setting)[0] for setting in set(settings.tolist())}
-    x = np.array([by_setting[setting] for setting in settings.tolist()], dtype=np.float64)
+    levels = [table.level(axis, setting)[0] for setting in settings.tolist()]
+    x = np.array(levels, dtype=np.float64)
     if x.min() <= 0 or x.min() == x.max():
         return None
-    log_x, log_y = np.log(x), np.log(values)
+    log_x, log_y = np.log(x), np.log(means)
     centred = log_x - log_x.mean()
     return float((centred @ log_y) / (centred @ centred))

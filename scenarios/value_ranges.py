@@ -34,6 +34,12 @@ class Span:
     @property
     def must_say_how_many(self) -> str:
         """What is wrong with it where values are wanted."""
+        if isinstance(self.low, int) and isinstance(self.high, int) and not self.logarithmic:
+            return (
+                f"{self.low}..{self.high} are {self.high - self.low + 1:,} values, more than "
+                f"{MOST_VALUES:,}; take fewer, e.g. :lin5 or :x2, or sampling latin_hypercube, "
+                "which draws from them"
+            )
         return (
             f"{self.low}..{self.high}{':log' * self.logarithmic} has to say how many values, e.g. "
             f":lin5 or :log5; only sampling latin_hypercube draws from what lies between"

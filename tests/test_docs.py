@@ -92,6 +92,17 @@ def test_every_link_of_the_documentation_leads_somewhere() -> None:
     assert broken == []
 
 
+def test_no_page_of_the_site_links_to_what_is_not_on_it() -> None:
+    pages = (ROOT / "docs").rglob("*.md")
+    outside = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).resolve().is_relative_to(ROOT / "docs")
+    ]
+    assert outside == []
+
+
 def test_the_scenario_reference_is_that_of_the_schema() -> None:
     page = ROOT / "docs" / "reference" / "scenario.md"
     again = "python -m scenarios.reference > docs/reference/scenario.md"

@@ -13,6 +13,7 @@ import pytest
 
 import orcast as package
 from orcast.sweep_cli import HERE, with_ray_address
+from reports.sweep_folder import check_target
 from scenarios.errors import InputError
 from tests.orcast.command_line import orcast, refusal
 
@@ -174,6 +175,8 @@ def test_the_summary_names_the_best_setting_and_what_matters(
     assert "% of the variance that each axis explains" in shown
     assert "8 of 24 runs failed" in " ".join(shown.split())
     assert "Report: again/report.html" in shown
+    assert " ".join(shown.split()).count("iteration times are analytic, not measured") == 1
+    assert Path("again/report.html").read_text().lower().count("times are analytic") == 1
 
 
 def test_the_report_is_rebuilt_from_the_table(uninterrupted: dict[str, bytes]) -> None:
@@ -216,11 +219,35 @@ def test_a_folder_of_something_else_is_left_alone() -> None:
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
     Path("file").write_text("mine")
-    expected = "--out mine: not empty and not a sweep's; name another one"
+    expected = "--out mine: not empty and not a sweep's folder; name another one"
     assert refusal("sweep", *SMALL, "--out", "mine") == expected
     assert refusal("sweep", *SMALL, "--out", "file").endswith("a file is in the way; name a folder")
     assert orcast("run", "static-vs-continuous", "--out", "mine").status == 2
     assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["sweep.yaml", "sweep.parquet", "sweep.json", "points/1.csv"])
+def test_files_that_are_named_like_a_sweeps_are_left_alone(name: str) -> None:
+    for own in ("report.html", name):
+        Path("mine", own).parent.mkdir(parents=True, exist_ok=True)
+        Path("mine", own).write_text("{}")
+    expected = "--out mine: not empty and not a sweep's folder; name another one"
+    assert refusal("sweep", *SMALL, "--out", "mine") == expected
+    assert Path("mine/report.html").read_text() == "{}"
+
+
+def test_a_sweeps_folder_may_be_written_again(uninterrupted: dict[str, bytes]) -> None:
+    for name in WRITTEN:  # whole, but its points were tidied away
+        Path("whole").mkdir(exist_ok=True)
+        Path("whole", name).write_bytes(uninterrupted[name])
+    Path("whole/notes.txt").write_text("mine")
+    check_target(Path("whole"))
+    Path("killed/points").mkdir(parents=True)
+    check_target(Path("killed"))
+    answer = next(name for name in uninterrupted if name.startswith("points/"))
+    Path("killed", answer).write_bytes(uninterrupted[answer])
+    Path("killed/sweep.yaml").write_bytes(uninterrupted["sweep.yaml"])
+    check_target(Path("killed"))
 
 
 def test_jobs_and_ray_exclude_each_other() -> None:

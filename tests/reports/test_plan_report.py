@@ -11,6 +11,7 @@ import pytest
 
 from reports.plan_report import plan_report
 from reports.plan_table import candidate_columns, plan_table
+from reports.plan_words import verdict
 from scenarios.plan import plan
 from tests.scenarios.planning import small
 
@@ -88,6 +89,21 @@ def test_an_answer_without_a_deployment_has_a_page_too() -> None:
     assert figures_of(page) == {}
     assert "too slow: TPOT p90 is at best" in printed(answer)
     assert np.isnan(candidate_columns(answer)["goodput"]).all()
+
+
+def test_what_cannot_be_deployed_is_no_near_miss() -> None:
+    impossible = "plan.candidates.layouts=[{tensor_parallel: 3}]"
+    one = answered(impossible)
+    assert one["nearest_miss"] is None
+    for text in (printed(one), plan_report(one)):
+        assert "Nearest: " not in text
+        assert "The one candidate cannot be deployed: 3x h100-sxm tp3: " in " ".join(text.split())
+    two = answered("plan.candidates.layouts=[{tensor_parallel: 3}, {tensor_parallel: 5}]")
+    assert verdict(two).startswith("None of the 2 can be deployed: 3x h100-sxm tp3: ")
+    for degree in (3, 5):
+        assert f"tensor_parallel {degree} does not divide its 32 attention heads" in verdict(two)
+    near = answered(impossible.replace("}]", "}, {}]"), "slo.tpot_ms=1")
+    assert near["nearest_miss"] == "h100-sxm"
 
 
 def test_text_from_outside_is_shown_and_never_run() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from reports.size_figures import costs, deployments, iso_flops, laws, training_memory
 from reports.size_report import size_report
-from reports.size_text import days, memory, power, short, usd
+from reports.size_text import days, headline, memory, power, short, usd
 from scenarios.sizing import size
 from scenarios.sizing_load import load_sizing
 from tests.reports.browser import CHROMIUM, Browser
@@ -52,6 +52,21 @@ def known_model() -> dict[str, Any]:
 )  # fmt: skip
 def test_figures_read_as_people_write_them(shown: str, text: str) -> None:
     assert shown == text
+
+
+def test_the_headline_says_what_training_costs_above_the_budget() -> None:
+    over, answer = figures()["over_budget"], figures()["answer"]
+    budget_usd = figures()["budget"]["usd"]
+    assert over["training_usd"] == pytest.approx(answer["training_usd"] - budget_usd)
+    within = over["answer_within_budget"]
+    assert within["loss"] == answer["loss_at_budget"] > answer["loss"]
+    assert within["lifetime_usd"] == pytest.approx(budget_usd + answer["serving_usd"])
+    text = headline(figures())
+    assert f"Its training exceeds the budget by {usd(over['training_usd'])} (" in text
+    assert f"at {usd(figures()['candidates'][0]['lifetime_usd'])} over its life" in text
+    assert f"comes to a loss of {within['loss']:.4f}" in text
+    assert "exceeds the budget by" in size_report(figures())
+    assert known_model()["over_budget"] is None
 
 
 def test_the_costs_chart_stacks_what_the_table_adds_up() -> None:

@@ -3,15 +3,18 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from reports.sweep_figures import heat_map, lines, points, sensitivity_chart
 from reports.sweep_report import headline, sweep_report
-from reports.sweep_words import Measure, axis_label
+from reports.sweep_terminal import sweep_table
+from reports.sweep_words import Measure, axis_label, axis_title, level_label
 from scenarios.sweep_statistics import sensitivity
 from scenarios.sweep_table import SweepTable, columns_of
 from tests.reports.browser import CHROMIUM, Browser
@@ -47,6 +50,10 @@ def busy(size: int, block: int, seed: int) -> dict[str, float]:
     """A queue below 64 rows, waste in large blocks."""
     throughput = min(size, 64) * 20.0 - block / 4 + seed
     return {"output_throughput": throughput, "p99_ttft_ms": 5e4 / size + 10 * block + seed}
+
+
+def busy_alone(size: int, seed: int) -> dict[str, float]:
+    return busy(size, 16, seed)
 
 
 @pytest.fixture
@@ -88,6 +95,23 @@ def test_lines_have_bands_as_wide_as_their_intervals(sweep: SweepTable) -> None:
     assert band["y"][0] - line["y"][0] == pytest.approx(-4.303 / 3**0.5, abs=0.02)
 
 
+def test_a_band_that_reaches_0_is_cut_and_the_caption_says_so() -> None:
+    def queued(size: int, seed: int) -> dict[str, float]:
+        return {"p99_ttft_ms": {8: 9000.0, 16: 1200.0, 32: 20.0}[size] + (size == 16) * 900 * seed}
+
+    table = made({SIZE: [8, 16, 32]}, queued, metrics=("p99_ttft_ms",))
+    figure = lines(table, "p99_ttft_ms", 0, None)
+    assert figure.layout["yaxis"]["type"] == "log"
+    band, line = figure.data
+    assert line["y"] == [9000, 2100, 20]
+    assert band["y"][:3] == [9000, 20, 20], "2,100 ± 2,236 ms, cut at the lowest value"
+    assert "Where an interval reaches 0, its band is cut at the lowest value shown." in (
+        figure.caption
+    )
+    surely = lines(made({SIZE: [8, 16]}, busy_alone), "p99_ttft_ms", 0, None)
+    assert "cut" not in surely.caption
+
+
 def test_lines_average_over_the_axes_that_are_not_shown() -> None:
     table = made({SIZE: [8, 16], BLOCK: [8, 24], "engine.watermark": [0.1, 0.3]},
                  lambda *values: {"output_throughput": sum(values[:3])})  # fmt: skip
@@ -100,7 +124,10 @@ def test_shares_of_the_variance_fill_the_bar(sweep: SweepTable) -> None:
     chart = sensitivity_chart(sweep, [part for part in parts if part is not None])
     for bar in range(2):
         assert sum(trace["x"][bar] for trace in chart.data) == pytest.approx(100, abs=0.05)
-    assert [key.label for key in chart.keys][:2] == ["max_num_seqs", "block_size"]
+    assert [key.label for key in chart.keys][:2] == [
+        "max_num_seqs (sequences)",
+        "block_size (tokens)",
+    ]
 
 
 def test_the_headline_names_the_best_and_how_many_are_as_good(sweep: SweepTable) -> None:
@@ -123,6 +150,49 @@ def test_axes_of_one_name_are_told_apart() -> None:
     table = made({"workload.lengths.prompt.mean": [1, 2], "workload.lengths.output.mean": [3]},
                  lambda *_: {"output_throughput": 1.0})  # fmt: skip
     assert axis_label(table, 0) == "workload.lengths.prompt.mean"
+
+
+def test_axes_have_their_units(sweep: SweepTable) -> None:
+    figure = heat_map(sweep, "output_throughput", 0, 1)
+    assert figure.layout["xaxis"]["title"]["text"] == "max_num_seqs (sequences)"
+    assert figure.layout["yaxis"]["title"]["text"] == "block_size (tokens)"
+    along = lines(sweep, "output_throughput", 0, 1)
+    assert along.layout["xaxis"]["title"]["text"] == "max_num_seqs (sequences)"
+    assert along.caption.startswith("A line for each block_size (tokens).")
+    axes: dict[str, list[Any]] = {
+        "workload.arrivals.request_rate": [1.5, 2.5], "engine.swap_space_gib": [1.0, 4.0],
+        "workload.lengths.prompt.mean": [100, 200], "slo.ttft_ms": [200, 500],
+        "engine.scheduler": ["paged", "orca"], "hardware.gpu": ["l40s", "b200"],
+    }  # fmt: skip
+    table = made(axes, lambda *_: {"output_throughput": 1.0}, seeds=1)
+    assert [axis_title(table, axis) for axis in range(6)] == [
+        *("request_rate (requests/s)", "swap_space_gib (GiB)", "mean (tokens)", "ttft_ms (ms)"),
+        *("scheduler", "gpu"),
+    ]
+
+
+def test_the_terminal_leaves_figures_out_rather_than_cut_a_setting() -> None:
+    metrics = ("request_goodput", "output_throughput", "p99_ttft_ms", "p99_tpot_ms")
+    folder = "/data/models/of/a/very/long/path/indeed/"
+    models = ["llama-3.1-8b", "llama-3.1-70b", f"{folder}a.json", f"{folder}b.json"]
+    table = made(
+        {"model": models, "hardware.gpu": ["h100-sxm", "rtx-pro-6000"], SIZE: [8]},
+        lambda model, gpu, size, seed: dict.fromkeys(metrics, 1e4 * len(model) + 100.0 * seed),
+        metrics=metrics,
+    )
+    console = Console(width=80, highlight=False, file=StringIO())
+    console.print(sweep_table(table, []))
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue().partition("% of the variance")[0]
+    assert "…" not in shown
+    for text in ("llama-3.1-8b ", "llama-3.1-70b ", "/a.json", "/b.json", "rtx-pro-6000"):
+        assert text in shown
+    assert "No room here for p99 TTFT, p99 TPOT: see the report." in shown
+
+
+def test_long_levels_stay_apart() -> None:
+    folder = "/data/models/of/a/very/long/path/indeed/"
+    assert level_label((f"{folder}a.json",)) != level_label((f"{folder}b.json",))
 
 
 def test_text_from_outside_is_text(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ REFUSED = {
     f"{SIZE}=4,4": "4 is given twice",
     f"{SIZE}=1..9999999:+1": "more than 100,000",
     f"{SHARE}=0.1..0.9,1": "has to say how many values",
+    f"{SIZE}=1..1000000000,5": "are 1,000,000,000 values, more than 100,000; take",
     "engine.block_size+engine.max_num_seqs=1:2,3": "3 has 1 values for 2 linked paths",
     f"{SIZE}+{SIZE}=1:2": "a path is linked to itself",
 }

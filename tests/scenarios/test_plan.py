@@ -269,8 +269,23 @@ def test_too_many_replicas_is_a_reason_to_lose() -> None:
     assert needed > 2
     row = only("plan.load.request_rate=200", f"plan.candidates.replicas={{max: {needed - 1}}}")
     assert row["status"] == "replicas"
-    assert row["reason"] == f"needs {needed} replicas, plan.candidates.replicas.max is {needed - 1}"
+    reason, _, doubt = row["reason"].partition("; ")
+    assert reason == f"needs {needed} replicas, plan.candidates.replicas.max is {needed - 1}"
+    assert row["goodput"] * (needed - 1) > 200, "only the lower end of the interval needs more"
+    assert doubt == f"{needed - 1} would do at the estimate: raise plan.seeds or plan.requests"
     assert row["answer"]["chosen"] is None
+
+
+def test_an_interval_that_decides_the_replicas_is_warned_of() -> None:
+    few = ("plan.seeds=3", "plan.requests=100", "plan.tolerance=0.2", "slo.percentile=99")
+    row = only(*few, "workload.seed=2", "plan.load.request_rate=70")
+    assert row["goodput_low"] < 70 < row["goodput"]
+    assert row["replicas"] == 2
+    warning = row["answer"]["warnings"][0]
+    assert "2 at its lower end (64.7 requests/s each), 1 would do at the estimate" in warning
+    assert "raise plan.seeds (now 3) or plan.requests (now 100)" in warning
+    surely = only(*few, "plan.load.request_rate=20")["answer"]
+    assert not any("confidence interval" in warning for warning in surely["warnings"])
 
 
 def test_an_slo_that_nothing_meets_has_the_nearest_miss() -> None:

@@ -78,6 +78,13 @@ def test_an_override_is_blamed_and_a_file_is_named(tmp_path: Path) -> None:
         load_sizing(str(file))
 
 
+def test_a_law_given_by_its_name_has_room_for_keys() -> None:
+    assert "law.runs: none.csv: no such file" in refusal("law.form=chinchilla", "law.runs=none.csv")
+    assert "law.runs: none.csv: no such file" in refusal("law=kaplan", "law.runs=none.csv")
+    loaded, _ = load_sizing("budget-1e22", ["law.confidence=0.9", "law=kaplan"])
+    assert (loaded.law.form, loaded.law.confidence) == ("kaplan", 0.9)
+
+
 def test_a_sizing_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(InputError, match="did you mean 'budget-1e22'"):
         load_sizing("budget-1e23")

@@ -178,9 +178,17 @@ def test_a_metric_that_no_run_has_is_refused_before_anything_runs(tmp_path: Path
 
 def test_warnings_of_the_runs_are_gathered() -> None:
     study = small("engine.scheduler=static,chunked", settings=["engine.preemption=swap"])
-    said = here(study).warnings
+    said = [text for text in here(study).warnings if "not measured" not in text]
     assert len(said) == 2
     assert all(text.startswith("1 of 2 runs: engine.preemption has no effect") for text in said)
+
+
+def test_times_that_nobody_measured_are_said_to_be_so_once() -> None:
+    said = [text for text in here(small()).warnings if "not measured" in text]
+    assert said == [
+        "iteration times are analytic, not measured: trust the differences between settings more "
+        "than the absolute figures"
+    ]
 
 
 def test_seeds_that_draw_nothing_are_said_to(tmp_path: Path) -> None:

@@ -76,7 +76,10 @@ def test_a_path_that_is_missing_in_the_file_may_come_from_an_axis(tmp_path: Path
         (["sweep.sampling=latin_hypercube"], [SIZES], "needs points"),
         (["sweep.points=5"], [SIZES], "points belongs to sampling latin_hypercube"),
         ([], ["engine.gpu_memory_utilization=0.5..0.9"], "has to say how many values"),
-        ([], ["engine.block_size=0,-1"], r"quickstart\.yaml: engine\.block_size: 0: expected"),
+        ([], ["engine.max_num_seqs=1..1000000000"], "are 1,000,000,000 values, more than 100,000"),
+        ([], ["engine.block_size=0,-1"], r"^--axis engine\.block_size: 0: expected"),
+        ([], ["engine=1"], "^--axis engine: 1: expected a section with keys"),
+        (["slo.ttft_ms=-1"], [SIZES], r"^--set: slo\.ttft_ms: -1"),
         ([], ["engine.max_num_seqs=1..9999", "engine.block_size=1..4096"], "more than 1,000,000"),
     ],
 )

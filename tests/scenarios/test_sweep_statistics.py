@@ -116,6 +116,29 @@ def test_a_drawn_sweep_finds_the_shares_of_its_axes() -> None:
     assert idle.effects[1].share < 0.1, "chance explains nothing"
 
 
+def test_repeating_drawn_settings_tells_nothing_more_about_an_idle_axis() -> None:
+    rng = np.random.default_rng(3)
+    idle, whole = [], []
+    for _ in range(20):
+        steps = (np.column_stack([rng.permutation(20), rng.permutation(20)]) + 1.0).tolist()
+        noise = rng.normal(0, 0.1, 8)
+        found = sensitivity(
+            table(
+                lambda a, _, seed, noise=noise: min(a, 8.0) + noise[seed],
+                settings=[(x, y) for x, y in steps],
+                seeds=range(8),
+                sampling="latin_hypercube",
+            ),
+            "output_throughput",
+        )
+        assert found is not None
+        idle.append(found.effects[1].share)
+        whole.append(sum(one.share for one in found.effects) + found.interaction + found.noise)
+    assert np.mean(idle) < 0.03
+    assert max(idle) < 0.15
+    assert whole == pytest.approx([1.0] * 20)
+
+
 def test_a_figure_that_never_changes_has_no_sensitivity() -> None:
     assert sensitivity(table(lambda *_: 5.0), "output_throughput") is None
     assert sensitivity(table(lambda *_: None), "output_throughput") is None
