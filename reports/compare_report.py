@@ -27,6 +27,7 @@ from reports.compare_headline import (
     signed,
     title,
 )
+from reports.export_target import check_file
 from reports.page import Card, Row, Section, cards, escape, page, panel, table, warning_box
 from reports.quantity import GAP, MISSING, count, plain
 from reports.records import Floats
@@ -56,16 +57,18 @@ def is_run_folder(path: Path) -> bool:
 def page_target(out: Path | None, a: Path) -> Path | None:
     """Where the page goes: `out`, else compare.html in run folder `a`, else nowhere.
 
-    Raises ValueError, before anything is computed, where `out` cannot be written.
+    Raises ValueError, before anything is computed, where `out` cannot be written, or holds
+    something else than a page of Orcast's.
     """
     if out is None:
-        return a / "compare.html" if is_run_folder(a) and os.access(a, os.W_OK) else None
-    if out.is_dir():
-        raise ValueError(f"--out {out}: a folder; name an HTML file")
+        if not (is_run_folder(a) and os.access(a, os.W_OK)):
+            return None
+        out = a / "compare.html"
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise ValueError(f"--out {out}: cannot be written")
+    check_file(out, "page")
     return out
 
 

@@ -212,9 +212,23 @@ def test_page_goes_into_the_run_folder_or_where_it_is_told(tmp_path: Path) -> No
     (tmp_path / "summary.json").touch()
     assert page_target(None, tmp_path) == tmp_path / "compare.html"
     assert page_target(tmp_path / "x.html", tmp_path) == tmp_path / "x.html"
-    for bad in (tmp_path, tmp_path / "no" / "x.html"):
+    for bad in (tmp_path, tmp_path / "no" / "x.html", tmp_path / "report.html"):
         with pytest.raises(ValueError, match="--out"):
             page_target(bad, tmp_path)
+
+
+def test_page_takes_the_place_of_nothing_but_a_page(run_folder: Path, tmp_path: Path) -> None:
+    recording = recording_of(run_folder, tmp_path / "recording")
+    kept = {path: path.read_bytes() for path in (*run_folder.iterdir(), *recording.iterdir())}
+    assert "report.html" in {path.name for path in kept}
+    for path in kept:
+        words = refusal("compare", run_folder, recording, "--out", path)
+        assert f"--out {path}: " in words
+        assert "name another file" in words
+    assert {path: path.read_bytes() for path in kept} == kept
+    page = tmp_path / "page.html"
+    for _ in range(2):
+        assert orcast("compare", run_folder, recording, "--out", page).status == 0
 
 
 def test_page_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
