@@ -48,7 +48,8 @@ class _Charts(HTMLParser):
         self.block = ""
         self._title = ""
         self._inside = ""  # "title", "key" or "block": what the next text belongs to
-        self._figure, self._traces, self._colour = "", (), ""
+        self._figure, self._colour = "", ""
+        self._traces: tuple[int, ...] = ()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given: dict[str, Any] = {name: value or "" for name, value in attrs}
