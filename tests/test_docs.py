@@ -98,6 +98,13 @@ def test_the_scenario_reference_is_that_of_the_schema() -> None:
     assert page.read_text(encoding="utf-8") == scenario_reference(), f"make it again: {again}"
 
 
+def test_the_scenario_reference_speaks_of_nothing_inside_python() -> None:
+    page = scenario_reference()
+    for word in ("Undefined", "typing", "<class", "NoneType", "Annotated"):
+        assert word not in page
+    assert "| `preferred_batch_sizes` | list of whole number ≥ 1 |  |" in page
+
+
 def test_every_scenario_of_the_library_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [
