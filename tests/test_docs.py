@@ -5,6 +5,7 @@ Forecasts run with few requests: that a command works is the question here, not 
 
 from __future__ import annotations
 
+import pydoc
 import re
 import shlex
 from collections.abc import Iterator
@@ -103,6 +104,18 @@ def test_the_scenario_reference_speaks_of_nothing_inside_python() -> None:
     for word in ("Undefined", "typing", "<class", "NoneType", "Annotated"):
         assert word not in page
     assert "| `preferred_batch_sizes` | list of whole number ≥ 1 |  |" in page
+
+
+def test_the_python_reference_has_every_result_and_its_members() -> None:
+    text = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^::: (\S+)$(.*?)(?=^:::|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert {"Forecast", "Planned", "SizeStudy", "Records"} <= {n.split(".")[-1] for n in parts}
+    for name, options in parts.items():
+        members = re.search(r"members: \[(.*?)\]", options)
+        assert members is not None, name
+        thing = pydoc.locate(name)
+        known = {*dir(thing), *getattr(thing, "__annotations__", ())}
+        assert set(members[1].split(", ")) <= known, name
 
 
 def test_every_scenario_of_the_library_is_in_the_readme() -> None:
