@@ -49,7 +49,7 @@ def test_long_latencies_turn_into_seconds():
 def test_durations_of_a_row_have_one_unit():
     shown = [text.replace("\u00a0", " ") for text in alike([10_500, 7_751, None, 200])]
     assert shown == ["10.5 s", "7.75 s", "–", "0.200 s"]
-    assert alike([9_999, 0.5]) == ["9,999\u00a0ms", "0.5\u00a0ms"]
+    assert alike([9_999, 0.5]) == ["9,999\u00a0ms", "0.500\u00a0ms"]
     assert alike([None, float("nan")]) == ["–", "–"]
 
 
