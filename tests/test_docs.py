@@ -41,7 +41,6 @@ SMALL = {  # by command: settings that make an answer cheap, not good
         "plan.requests": "100",
         "plan.tolerance": "0.5",
         "plan.load.request_rate": "20",
-        "plan.candidates.gpus": "[h100-sxm]",
         "plan.candidates.layouts": "[{tensor_parallel: 1}]",
         "plan.candidates.engine": "{scheduler: [chunked]}",
     },
@@ -91,7 +90,9 @@ def small(words: list[str]) -> list[str]:
         if not any(word.startswith(f"{path}=") for word in words)
         for part in ("--set", f"{path}={value}")
     ]
-    return [*words, *added, *(["--jobs", "1"] if words[0] in ("sweep", "plan") else [])]
+    if words[0] == "plan":  # of the GPUs it names, one
+        added += ["--set", "plan.candidates.gpus=[h100-sxm]"]
+    return [*words, *added, *(["--jobs", "1"] if words[0] in ("sweep", "plan", "size") else [])]
 
 
 ALL = [
