@@ -70,7 +70,7 @@ LAST_SHARE = 0.08  # of the budget, for operator classes and attention's two way
 HELD_OUT = 8  # points of each part that no table holds
 MOST_CACHE_TOKENS = 2**19  # four contexts of 128k, or 512 of 1k
 CPU_LIMITS = Limits(max_tokens=256, max_seqs=32, max_context=512, cache_tokens=16_384)
-TABLE_FILES = ("meta.yaml", "report.html", "whole.csv", "held_out.csv")
+TABLE_FILES = ("meta.yaml", "report.html", "whole.csv", "held_out.csv", "png", "svg")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """A forecast held against a measurement, request by request.
 
-`a` is the forecast, `b` the measurement: diff_pct = (a - b) / b * 100. Percentiles are numpy's
-linear ones, over the requests that completed in both runs.
+`a` is the forecast, `b` the measurement: diff_pct = (a - b) / b * 100. Of two forecasts, `b` is
+where one starts from. Percentiles are numpy's linear ones, over the requests that completed in
+both runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ METRICS = ("ttft", "tpot", "e2e")
 PERCENTILES = (50, 90, 95, 99)
 SWAP_S = 1.0  # requests sent this close together may reach an engine in another order
 
+# What becomes of a whole run, by name: where its summary says so.
+OUTCOMES = {
+    "request_goodput": ("request_goodput",),
+    "slo_attainment": ("slo_attainment", "all"),
+    "kv_utilization": ("kv_utilization",),
+    "preemptions": ("preemptions",),
+    "usd_per_hour": ("cost", "usd_per_hour"),
+    "usd_per_million_output_tokens": ("cost", "usd_per_million_output_tokens"),
+}
+
 Rows = NDArray[np.intp]
+Summary = Mapping[str, Any]  # the content of a run's summary.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,7 @@ class Comparison:
     rows_b: Rows
     notes: tuple[str, ...]  # what a reader of the figures must know
     changes: Mapping[str, tuple[Any, Any]] | None = None  # settings that differ, by path
+    outcomes: Mapping[str, Pair] | None = None  # of whole runs, where both have a summary
 
     def paired_s(self, metric: str) -> tuple[Floats, Floats]:
         """TTFT, TPOT or E2E of the same requests in both runs; NaN for the TPOT of one token."""
@@ -114,6 +127,8 @@ class Comparison:
         }
         if self.changes is not None:
             found["scenario"] = {path: {"a": a, "b": b} for path, (a, b) in self.changes.items()}
+        if self.outcomes is not None:
+            found["outcomes"] = {name: pair.as_dict() for name, pair in self.outcomes.items()}
         return found
 
 
@@ -122,15 +137,18 @@ def compare(
     b: Measurement,
     *,
     settings: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+    summaries: tuple[Summary | None, Summary | None] = (None, None),
 ) -> Comparison:
-    """Match the requests of forecast `a` and measurement `b`.
+    """Match the requests of forecast `a` and measurement `b`, or of two forecasts.
 
     By request_id where both have one, else by order of arrival; requests that reached the engines
     within a second of each other may have changed places if their lengths say so. `settings` are
-    those of both runs, to be told apart. Raises MeasurementError, naming the first request that
-    differs, where the runs are not of the same requests.
+    those of both runs, to be told apart; `summaries` what is known of either run as a whole. Raises
+    MeasurementError, naming the first request that differs, where the runs are not of the same
+    requests.
     """
     rows_a, rows_b, notes = _match(a, b)
+    notes[:0] = _unmeasured(summaries)
     _check_lengths(a, b, rows_a, rows_b)
     both = a.completed[rows_a] & b.completed[rows_b]
     for side, rows, name in ((a, rows_a, "A"), (b, rows_b, "B")):
@@ -147,7 +165,38 @@ def compare(
             basis = "is the duration it gives" if side.duration_s is not None else "is unknown"
             notes.append(f"{name} ({side.label}) has no arrival times: its makespan {basis}")
     changes = None if settings is None else changed_settings(*settings)
-    return Comparison(a, b, rows_a[both], rows_b[both], tuple(notes), changes)
+    found = _outcomes(*summaries)
+    return Comparison(a, b, rows_a[both], rows_b[both], tuple(notes), changes, found)
+
+
+def _unmeasured(summaries: tuple[Summary | None, Summary | None]) -> list[str]:
+    """That iteration times were not measured, for the runs whose summaries say so."""
+    kinds: dict[str, list[str]] = {}
+    for name, summary in zip("AB", summaries, strict=True):
+        latency = (summary or {}).get("latency")
+        if isinstance(latency, Mapping) and not latency.get("measured"):
+            kinds.setdefault(str(latency.get("source")), []).append(name)
+    return [
+        f"iteration times of {' and '.join(names)} are unmeasured ({kind}): trust differences "
+        "between settings more than absolute times"
+        for kind, names in kinds.items()
+    ]
+
+
+def _outcomes(a: Summary | None, b: Summary | None) -> dict[str, Pair] | None:
+    """The figures of whole runs that either summary has; None without both summaries."""
+    if a is None or b is None:
+        return None
+    pairs = {name: Pair(_inside(a, path), _inside(b, path)) for name, path in OUTCOMES.items()}
+    return {name: pair for name, pair in pairs.items() if (pair.a, pair.b) != (None, None)}
+
+
+def _inside(summary: Summary, path: tuple[str, ...]) -> float | None:
+    value: Any = summary
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
 
 
 def changed_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

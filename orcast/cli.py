@@ -8,8 +8,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -133,13 +134,18 @@ def report(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The forecast: a run folder.")],
+    a: Annotated[
+        Path,
+        typer.Argument(
+            metavar="A", help="A run folder: the forecast, or of two forecasts the changed one."
+        ),
+    ],
     b: Annotated[
         Path,
         typer.Argument(
             metavar="B",
             help="The measurement: a recording's folder or requests.jsonl, a vLLM bench serve "
-            "--save-detailed JSON, or another run folder.",
+            "--save-detailed JSON. Or the run folder of another forecast, to tell changes from.",
         ),
     ],
     as_json: JsonOption = False,
@@ -148,24 +154,33 @@ def compare(
         typer.Option("--out", metavar="FILE", help="HTML page (default: A/compare.html)."),
     ] = None,
 ) -> None:
-    """Hold forecast A against measurement B, request by request."""
+    """Hold forecast A against measurement B, or tell what changes from forecast B to forecast A.
+
+    Request by request, both of the same requests.
+    """
     from calibrate.comparison import compare as compare_runs
     from calibrate.measurement import read_measurement, simulated
+    from reports.compare_figures import side_names
     from reports.compare_report import is_run_folder, page_target, write_compare_report
     from reports.run_folder import load_run
 
     try:
         target = page_target(out, a)
         sides, scenarios = [], []
+        summaries: list[dict[str, Any] | None] = []
         for path in (a, b):
             if is_run_folder(path):
-                records, scenario, _ = load_run(path)
-                sides.append(simulated(str(path), records.requests, records.preemptions))
+                records, scenario, summary = load_run(path)
+                side = simulated(str(path), records.requests, records.preemptions)
+                sides.append(replace(side, recorded=summary.get("mode") == "engine"))
                 scenarios.append(scenario)
+                summaries.append(summary)
             else:
                 sides.append(read_measurement(path))
+                summaries.append(None)
         settings = (scenarios[0], scenarios[1]) if len(scenarios) == 2 else None
-        compared = compare_runs(*sides, settings=settings)
+        known = (summaries[0], summaries[1])
+        compared = compare_runs(*sides, settings=settings, summaries=known)
     except ValueError as error:
         raise InputError(str(error)) from None
     if target is not None:
@@ -179,7 +194,8 @@ def compare(
 
     from reports.compare_table import comparison_table
 
-    Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes))
+    names = side_names(compared.a, compared.b)
+    Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes, names))
     if target is not None:
         print(f"Page: {target}")
 

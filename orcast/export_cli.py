@@ -1,84 +1,151 @@
-"""`orcast export`: a run in other programs' formats."""
+"""`orcast export`: what a command found, in other programs' formats."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scenarios.errors import InputError, did_you_mean
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FORMATS = ("trace", "bench", "csv", "png", "svg")
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder of a run, sweep, plan, sizing, calibration or validation; for pictures "
+            "also a page, such as compare.html.",
+        ),
+    ],
     format_: Annotated[
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="trace: Chrome/Perfetto trace; bench: vLLM bench serve JSON; csv: the tables; "
-            "png, svg: every chart.",
+            help="trace: Chrome/Perfetto trace of a run; bench: vLLM bench serve JSON of a run; "
+            "csv: the tables; png, svg: every chart of the page.",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="PATH", help="File or folder (default: in the run folder)."),
+        typer.Option("--out", metavar="PATH", help="File or folder (default: in that folder)."),
     ] = None,
     window: Annotated[
         str | None,
         typer.Option(metavar="START:END", help="trace: only these seconds of the run."),
     ] = None,
 ) -> None:
-    """Write a run as something that other tools read."""
-    from reports.run_folder import load_run
-
+    """Write a run, or the tables and charts of any result, as something that other tools read."""
     if format_ not in FORMATS:
         raise InputError(f"unknown format {format_!r}; {did_you_mean(format_, FORMATS)}")
     if window is not None and format_ != "trace":
         raise InputError("--window belongs to the format trace")
     start_s, end_s = _window(window)
     try:
-        records, scenario, summary = load_run(directory)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    default = {"trace": "trace.json.gz", "bench": "bench.json"}.get(format_, format_)
-    target = out or directory / default
-    if format_ == "trace":
-        from reports.trace_export import write_trace
-
-        events = write_trace(target, records, start_s=start_s, end_s=end_s)
-        print(f"{events:,} events: {target} (open it at ui.perfetto.dev or chrome://tracing)")
-        return
-    if format_ == "bench":
-        from reports.bench_export import bench_result
-
-        result = bench_result(records, scenario=scenario, summary=summary)
-        target.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        print(f"Written: {target}")
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    if format_ == "csv":
-        import pandas as pd
-
-        for name in ("requests", "iterations", "preemptions"):
-            pd.DataFrame(dict(getattr(records, name))).to_csv(target / f"{name}.csv", index=False)
-        print(f"Written: {target}")
-        return
-    from reports.details import load_details
-    from reports.image_export import write_images
-    from reports.run_report import run_sections
-
-    try:
-        details = load_details(directory)
-        sections = run_sections(records, scenario=scenario, summary=summary, details=details)
-        paths = write_images(target, sections, format_)
+        if format_ == "trace":
+            said = _trace(source, out, start_s, end_s)
+        elif format_ == "bench":
+            said = _bench(source, out)
+        elif format_ == "csv":
+            said = _csv(source, out)
+        else:
+            said = _pictures(source, out, format_)
     except (RuntimeError, ValueError) as error:
         raise InputError(str(error)) from None
-    print(f"{len(paths)} pictures: {target}")
+    print(said)
+
+
+def _trace(folder: Path, out: Path | None, start_s: float, end_s: float) -> str:
+    from reports.export_target import check_file
+    from reports.run_folder import load_run
+    from reports.trace_export import write_trace
+
+    _check_run(folder, "trace")
+    records, _, _ = load_run(folder)
+    target = out or folder / "trace.json.gz"
+    check_file(target, "trace")
+    events = write_trace(target, records, start_s=start_s, end_s=end_s)
+    return f"{events:,} events: {target} (open it at ui.perfetto.dev or chrome://tracing)"
+
+
+def _bench(folder: Path, out: Path | None) -> str:
+    from reports.bench_export import bench_result
+    from reports.export_target import check_file
+    from reports.run_folder import load_run
+
+    _check_run(folder, "bench")
+    records, scenario, summary = load_run(folder)
+    target = out or folder / "bench.json"
+    check_file(target, "bench")
+    result = bench_result(records, scenario=scenario, summary=summary)
+    target.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    return f"Written: {target}"
+
+
+def _check_run(folder: Path, format_: str) -> None:
+    """ValueError for a folder that is a result, but not of a run."""
+    from reports.result_folder import KINDS, kind_of
+
+    kind = kind_of(folder)
+    if kind != "run":
+        allowed = "png, svg" if kind in ("table", "validation") else "csv, png, svg"
+        raise ValueError(
+            f"{folder} is {KINDS[kind]}; {format_} is of a run. Allowed here: {allowed}"
+        )
+
+
+def _csv(folder: Path, out: Path | None) -> str:
+    from reports.export_target import check_file, check_folder
+    from reports.result_folder import tables_of
+
+    paths = tables_of(folder)
+    target = out or folder / "csv"
+    check_folder(target)
+    tables = {name: _table(path) for name, path in paths.items()}
+    for name, table in tables.items():
+        check_file(target / f"{name}.csv", "csv", columns=",".join(table.columns[:2]))
+    target.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.to_csv(target / f"{name}.csv", index=False)
+    return f"Written: {target}"
+
+
+def _table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file ({error})") from None
+
+
+def _pictures(source: Path, out: Path | None, format_: str) -> str:
+    from reports.export_target import check_file, check_folder
+    from reports.image_export import picture_paths, write_images
+    from reports.page_figures import page_figures
+    from reports.result_folder import page_of
+
+    if source.is_file():
+        page = source
+        target = out or source.parent / f"{source.stem}-{format_}"
+    else:
+        page, target = page_of(source), out or source / format_
+    figures = page_figures(page)
+    check_folder(target)
+    for path in picture_paths(target, figures, format_):
+        check_file(path, format_)
+    target.mkdir(parents=True, exist_ok=True)
+    paths = write_images(target, figures, format_)
+    return f"{len(paths)} pictures: {target}"
 
 
 def _window(text: str | None) -> tuple[float, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,8 +35,10 @@ def ui(
     """Serve the what-if page on this machine alone, until interrupted."""
     from reports.what_if_page import HOST
 
-    app = what_if(scenario, set_ or [])
-    port = port or _free_port(HOST)
+    port = _free_port(HOST, port)
+    app, warnings = what_if(scenario, set_ or [])
+    for warning in warnings:
+        print(f"orcast: warning: {warning}", file=sys.stderr)
     url = f"http://{HOST}:{port}/"
     print(f"What-if page: {url} (Ctrl-C ends it)", flush=True)
     if open_:
@@ -47,17 +51,21 @@ def ui(
     app.run(host=HOST, port=port, debug=False)
 
 
-def what_if(name: str, overrides: list[str]) -> Dash:
-    """The page of one scenario. Raises InputError for a scenario that cannot be simulated."""
+def what_if(name: str, overrides: list[str]) -> tuple[Dash, list[str]]:
+    """The page of one scenario, and what to know before believing it.
+
+    Raises InputError for a scenario that cannot be simulated.
+    """
     try:
         import dash  # noqa: F401
     except ModuleNotFoundError:
         raise InputError("orcast ui needs the package dash: pip install 'orcast[ui]'") from None
+    from reports.headline import report_warnings
     from reports.what_if_page import what_if_app
 
     base, known, ask = question(name, overrides)
-    ask({})  # what is wrong with the scenario is said before the page opens
-    return what_if_app(base.name, known, ask)
+    first = ask({})  # what is wrong with the scenario is said before the page opens
+    return what_if_app(base.name, known, ask), report_warnings(first.summary)
 
 
 def question(name: str, overrides: list[str]) -> tuple[Scenario, list[Knob], Ask]:
@@ -69,8 +77,8 @@ def question(name: str, overrides: list[str]) -> tuple[Scenario, list[Knob], Ask
     from scenarios.knobs import as_overrides, knobs
     from scenarios.load import load_scenario
 
-    base, _ = load_scenario(name, overrides)
-    known = knobs(base)
+    base, origin = load_scenario(name, overrides)
+    known = knobs(base, beside=origin.parent if origin else None)
 
     def ask(values: Mapping[str, Any]) -> Answer:
         settings = [*overrides, *as_overrides(known, values)]
@@ -88,10 +96,19 @@ def question(name: str, overrides: list[str]) -> tuple[Scenario, list[Knob], Ask
     return base, known, ask
 
 
-def _free_port(host: str) -> int:
+def _free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0. Raises InputError where it is taken."""
     import socket
 
-    with socket.socket() as free:
-        free.bind((host, 0))
-        port: int = free.getsockname()[1]
-        return port
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise InputError(f"--port {port}: {error.strerror}") from None
+            raise InputError(
+                f"--port {port}: in use; name another, or 0 for any free one"
+            ) from None
+        found: int = tried.getsockname()[1]
+        return found

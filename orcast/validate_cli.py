@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sim.latency.table_data import LatencyTable
 
 MARKER = "validation.json"
-FILES = {MARKER, "report.html", "measured", "forecast", "table"}
+FILES = {MARKER, "report.html", "measured", "forecast", "table", "png", "svg"}
 
 
 @dataclass(frozen=True, slots=True)

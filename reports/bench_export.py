@@ -9,6 +9,7 @@ from reports.quantity import figure_of
 from reports.records import RunRecords
 from reports.trace_export import token_times_s
 
+COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
 STATISTICS = ("mean", "median", "std", "p50", "p90", "p95", "p99")
 
 
@@ -35,7 +36,8 @@ def bench_result(
         "duration", "completed", "total_input_tokens", "total_output_tokens", "request_throughput",
         "request_goodput", "output_throughput", "total_token_throughput",
     ):  # fmt: skip
-        result[name] = figure_of(summary, name)
+        value = figure_of(summary, name)
+        result[name] = int(value) if name in COUNTS and value is not None else value
     for metric in ("ttft", "tpot", "itl", "e2el"):
         for statistic in STATISTICS:
             value = figure_of(summary, f"{statistic}_{metric}_ms")

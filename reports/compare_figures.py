@@ -67,7 +67,7 @@ def parity(
     caption = f"{percent(within)} of {count(a_s.size)} requests within {BAND * 100:.0f}\u00a0%."
     shown = _sample(a_s, b_s)
     if shown.size < a_s.size:
-        caption += f" {count(shown.size)} are drawn, the farthest off among them."
+        caption += f" {count(shown.size)} are drawn, the farthest apart among them."
     low, high = low_s / size_s, high_s / size_s
     start = low / 2 if logarithmic else 0.0
     ends = [start, 2 * high]

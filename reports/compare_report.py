@@ -1,4 +1,5 @@
-"""The page of a comparison: how far a forecast is from a measurement, figure by figure."""
+"""The page of a comparison, figure by figure: how far a forecast is from a measurement, or what
+changes from one forecast to another."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,14 +20,17 @@ from reports.compare_figures import (
 from reports.compare_headline import (
     STATISTICS,
     THE,
+    TWO,
     Figures,
     Names,
     Scale,
     headline,
+    outcomes,
     share,
     signed,
     title,
 )
+from reports.export_target import check_file
 from reports.page import Card, Row, Section, cards, escape, page, panel, table, warning_box
 from reports.quantity import GAP, MISSING, count, plain
 from reports.records import Floats
@@ -56,16 +60,18 @@ def is_run_folder(path: Path) -> bool:
 def page_target(out: Path | None, a: Path) -> Path | None:
     """Where the page goes: `out`, else compare.html in run folder `a`, else nowhere.
 
-    Raises ValueError, before anything is computed, where `out` cannot be written.
+    Raises ValueError, before anything is computed, where `out` cannot be written, or holds
+    something else than a page of Orcast's.
     """
     if out is None:
-        return a / "compare.html" if is_run_folder(a) and os.access(a, os.W_OK) else None
-    if out.is_dir():
-        raise ValueError(f"--out {out}: a folder; name an HTML file")
+        if not (is_run_folder(a) and os.access(a, os.W_OK)):
+            return None
+        out = a / "compare.html"
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise ValueError(f"--out {out}: cannot be written")
+    check_file(out, "page")
     return out
 
 
@@ -89,8 +95,9 @@ def compare_report(compared: Compared) -> str:
         _parity_section(compared, names),
         _distribution_section(compared, names),
         *_load_section(compared, names),
-        *_scenario_section(figures),
     ]
+    settings = list(_scenario_section(figures))
+    sections = [*settings, *sections] if names == TWO else [*sections, *settings]
     return page(
         title=f"{figures['a']} and {figures['b']} · Orcast",
         top=_top(figures, names, compared.notes),
@@ -100,10 +107,10 @@ def compare_report(compared: Compared) -> str:
 
 
 def _top(figures: Figures, names: Names, notes: tuple[str, ...]) -> str:
-    kind = "Comparison of two runs" if names == ("A", "B") else "Forecast against measurement"
+    kind = "Comparison of two runs" if names == TWO else "Forecast against measurement"
     prefix = ("A: ", "B: ")
     runs = " · ".join(
-        f"{mark}{label}" if names == ("A", "B") else f"{name}: {label}"
+        f"{mark}{label}" if names == TWO else f"{name}: {label}"
         for mark, name, label in zip(prefix, names, (figures["a"], figures["b"]), strict=True)
     )
     return (
@@ -112,8 +119,21 @@ def _top(figures: Figures, names: Names, notes: tuple[str, ...]) -> str:
         f'<p class="setting">{escape(runs)}</p>'
         f'<p class="verdict">{escape(headline(figures, names))}</p></header>'
         + warning_box(notes)
-        + cards(list(_cards(figures)))
+        + cards(list(_changes(figures) if names == TWO else _cards(figures)))
     )
+
+
+def _changes(figures: Figures) -> Iterator[Card]:
+    """What becomes of each figure from B to A."""
+    for metric, (short, _, _) in LOOKS.items():
+        scale, pair = Scale.of(figures, metric), figures["metrics"][metric]["mean"]
+        note = f"{scale.text(pair['b'])} → {scale.text(pair['a'])}{GAP}{scale.unit}"
+        yield Card(f"Mean {short}", signed(pair["diff_pct"]), note)
+    output = figures["throughput"]["output"]
+    note = f"{plain(output['b'])} → {plain(output['a'])} tokens/s"
+    yield Card("Output throughput", signed(output["diff_pct"]), note)
+    for label, b, a, change in outcomes(figures):
+        yield Card(label, change, f"{b} → {a}")
 
 
 def _cards(figures: Figures) -> Iterator[Card]:
@@ -138,35 +158,43 @@ def _seconds(value_s: float | None) -> str:
 
 def _latency_section(figures: Figures, names: Names) -> Section:
     panels = []
+    columns = ("B", "A", "Change") if names == TWO else (*names, "Difference")
     for metric, (short, name, _) in LOOKS.items():
         scale = Scale.of(figures, metric)
         rows = [
-            [STATISTICS[statistic], *_cells(pair, scale.text)]
+            [STATISTICS[statistic], *_cells(pair, scale.text, names)]
             for statistic, pair in figures["metrics"][metric].items()
         ]
-        head = (f"{short} ({scale.unit})", *names, "Difference")
+        head = (f"{short} ({scale.unit})", *columns)
         panels.append(panel(table(head, rows, caption=name)))
     rates = [
-        ["Makespan", *_cells(figures["makespan"], _seconds)],
-        ["Requests/s", *_cells(figures["throughput"]["request"], plain)],
-        ["Output tokens/s", *_cells(figures["throughput"]["output"], plain)],
+        ["Makespan", *_cells(figures["makespan"], _seconds, names)],
+        ["Requests/s", *_cells(figures["throughput"]["request"], plain, names)],
+        ["Output tokens/s", *_cells(figures["throughput"]["output"], plain, names)],
     ]
+    rates += [list(row) for row in outcomes(figures)] if names == TWO else []
+    told = (
+        "The change is from B to A, in per cent of B, or in points of a share."
+        if names == TWO
+        else f"The difference is {THE[names[0]]} less {THE[names[1]]}, in per cent of "
+        f"{THE[names[1]]}."
+    )
     return Section(
         "figures",
         "Figures side by side",
         [
             f'<div class="row">{"".join(panels)}</div>',
-            panel(table(("Whole run", *names, "Difference"), rates)),
+            panel(table(("Whole run", *columns), rates)),
         ],
-        f"Over the {count(figures['requests'])} requests that completed in both. The difference is "
-        f"{THE[names[0]]} less {THE[names[1]]}, in per cent of {THE[names[1]]}. TTFT and E2E "
-        "count from the arrival at the engine.",
+        f"Over the {count(figures['requests'])} requests that completed in both. {told} TTFT and "
+        "E2E count from the arrival at the engine.",
         link="Figures",
     )
 
 
-def _cells(pair: Mapping[str, float | None], show: Any) -> list[str]:
-    return [show(pair["a"]), show(pair["b"]), signed(pair["diff_pct"])]
+def _cells(pair: Mapping[str, float | None], show: Any, names: Names) -> list[str]:
+    order = "ba" if names == TWO else "ab"
+    return [*(show(pair[side]) for side in order), signed(pair["diff_pct"])]
 
 
 def _known(compared: Compared, metric: str) -> tuple[Floats, Floats, list[str]] | None:
@@ -219,10 +247,10 @@ def _scenario_section(figures: Figures) -> Iterator[Section]:
     changes = figures.get("scenario")
     if changes is None:
         return
-    rows = [[path, _words(pair["a"]), _words(pair["b"])] for path, pair in changes.items()]
+    rows = [[path, _words(pair["b"]), _words(pair["a"])] for path, pair in changes.items()]
     inside = "<p>Not a single setting differs.</p>"
     if rows:  # texts of any length, which a narrow page must wrap
-        inside = table(("Setting", "A", "B"), rows).replace("<table>", '<table class="facts">', 1)
+        inside = table(("Setting", "B", "A"), rows).replace("<table>", '<table class="facts">', 1)
     yield Section("scenario", "What differs in the scenarios", [panel(inside)], link="Scenario")
 
 

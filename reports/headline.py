@@ -79,13 +79,25 @@ def _setting(scenario: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     for degree in ("tensor_parallel", "pipeline_parallel", "expert_parallel"):
         gpus *= figure_of(hardware, degree) or 1
     each = f"{count(gpus)} × " * (gpus > 1) + str(hardware.get("gpu") or "")
+    if replicas > 1:
+        some = f"{count(replicas)} replicas"
+        if _part(_part(scenario, "cluster"), "autoscaling"):
+            some = _up_to(summary, replicas) + some
+        each = f"{some} of {each}"
     parts = [
         str(scenario.get("model") or ""),
-        f"{count(replicas)} replicas of {each}" if replicas > 1 else each,
+        each,
         f"{engine['scheduler']} scheduler" if engine.get("scheduler") else "",
         f"{count(figure_of(summary, 'iterations'))} iterations" if "iterations" in summary else "",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _up_to(summary: Mapping[str, Any], replicas: float) -> str:
+    """How many replicas an autoscaler ever had up at once, where it was not all of them."""
+    steps = _part(summary, "cluster").get("replicas_over_time") or ()
+    most = max((int(number) for _, number in steps), default=0)
+    return f"up to {most} of " if 0 < most < replicas else ""
 
 
 def _verdict(

@@ -4,15 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.page import Figure, Section
-from reports.style import PALETTE, template
+from reports.page import Figure
+from reports.style import PALETTE, colour, template
 
 WIDTH_PX = 960
 SCALE = 2  # PNG pixels per point, so that a slide stays sharp
 
 
-def write_images(folder: Path, sections: Sequence[Section], kind: str) -> list[Path]:
-    """Write ``<name>.<kind>`` for every figure of `sections`; returns the files.
+def picture_paths(folder: Path, figures: Sequence[Figure], kind: str) -> list[Path]:
+    """``<name>.<kind>`` for every figure."""
+    return [folder / f"{figure.name}.{kind}" for figure in figures]
+
+
+def write_images(folder: Path, figures: Sequence[Figure], kind: str) -> list[Path]:
+    """Write ``<name>.<kind>`` for every one of `figures`; returns the files.
 
     Raises RuntimeError, in words, where the package kaleido or a Chromium for it is missing.
     """
@@ -25,8 +30,7 @@ def write_images(folder: Path, sections: Sequence[Section], kind: str) -> list[P
     import plotly.graph_objects as go
     import plotly.io
 
-    figures = [figure for section in sections for figure in section.figures]
-    paths = [folder / f"{figure.name}.{kind}" for figure in figures]
+    paths = picture_paths(folder, figures, kind)
     try:
         plotly.io.write_images(
             [go.Figure(_still(figure)) for figure in figures],
@@ -49,12 +53,21 @@ def _still(figure: Figure) -> dict[str, Any]:
         {**trace, "name": labels.get(number, trace.get("name", "")), "showlegend": number in labels}
         for number, trace in enumerate(figure.data)
     ]
+    data += [  # colours within one trace, which Plotly's own legend cannot tell
+        {
+            "type": "scatter", "mode": "markers", "x": [None], "y": [None], "name": key.label,
+            "marker": {"color": colour(key.colour), "symbol": "square", "size": 10},
+            "showlegend": True,
+        }
+        for key in figure.keys
+        if not key.traces
+    ]  # fmt: skip
     layout = dict(figure.layout)
     layout |= {
         "template": template(dark=False),
         "title": {"text": figure.title, "x": 0, "xref": "paper", "font": {"size": 18}},
         "paper_bgcolor": PALETTE["surface"][0],
-        "showlegend": bool(labels),
+        "showlegend": bool(figure.keys),
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "margin": {**layout.get("margin", {}), "t": 84},
     }

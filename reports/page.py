@@ -16,6 +16,7 @@ from reports.script import SCRIPT
 from reports.style import dark_of_light, style_sheet, template
 
 escape = html.escape
+MARK = '<meta name="generator" content="Orcast">'  # what tells that a page is one of ours
 
 
 def plotly_text(text: str) -> str:
@@ -262,7 +263,7 @@ def page(
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; ',
             "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:\">\n",
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-            '<meta name="generator" content="Orcast">\n',
+            f"{MARK}\n",
             f"<title>{escape(title)}</title>\n<style>{style_sheet()}</style></head>\n<body>",
             '<div class="bar"><div><span class="brand">Orcast</span>',
             f'<nav aria-label="Sections">{links}</nav>',

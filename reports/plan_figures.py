@@ -5,6 +5,7 @@ from math import log10
 from typing import Any
 
 from reports.figures import chart_layout
+from reports.gpu_looks import gpu_look
 from reports.page import Figure, Key, plotly_text
 from reports.plan_words import money, ranked, row_of
 from reports.quantity import compact
@@ -15,9 +16,6 @@ Row = Mapping[str, Any]
 
 BARS = 24  # candidates in a bar chart; the table has all
 BAR_PX = 26
-# GPU types take these in turn; a shape tells them apart where colours repeat.
-COLOURS = ("prefill", "decode", "running", "preempted", "e2e", "used", "fragmentation", "waiting")
-SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 BREAKS = {"TTFT": "prefill", "TPOT": "decode", "E2E": "e2e", "throughput": "running"}
 
 
@@ -47,7 +45,8 @@ def cost_bars(answer: Answer) -> Figure | None:
         "textposition": "outside",
         "cliponaxis": False,
     }
-    figure.layout["xaxis"]["range"][1] *= 1.14  # room for the figures
+    longest = max(len(money(row["usd_per_hour"])) for row in shown)
+    figure.layout["margin"]["r"] = 12 + 8 * longest  # room for the figures, however narrow the page
     return figure
 
 
@@ -196,13 +195,13 @@ def _front(
         }
     ]
     keys = [Key("Pareto front", "muted", (0,))]
-    for number, gpu in enumerate(gpus):
+    for gpu in gpus:
         mine = [row for row in rows if row["gpu"] == gpu]
         if not mine:
             continue
-        thing = COLOURS[number % len(COLOURS)]
+        thing, shape = gpu_look(gpu)
         keys.append(Key(gpu, thing, (len(data),)))
-        data.append(_points(mine, x, y, thing, SHAPES[number % len(SHAPES)], axes))
+        data.append(_points(mine, x, y, thing, shape, axes))
     chosen = row_of(answer, answer["chosen"])
     layout = chart_layout(
         x=_log_axis([row[x] for row in rows], axes[1]),

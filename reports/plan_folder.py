@@ -10,6 +10,7 @@ from reports.plan_table import candidate_columns
 
 MARKER = "plan.json"  # what makes a folder a plan's
 FILES = frozenset({MARKER, "scenario.yaml", "candidates.parquet", "report.html"})
+FILES |= {"csv", "png", "svg"}  # exports
 
 
 def write_plan(folder: Path, answer: Mapping[str, Any]) -> None:

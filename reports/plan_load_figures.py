@@ -5,12 +5,13 @@ from typing import Any
 
 from reports.figures import chart_layout
 from reports.page import Figure, Key, plotly_text
-from reports.plan_figures import BREAKS, SHAPES
+from reports.plan_figures import BREAKS
 from reports.plan_words import row_of
 from reports.quantity import compact, plain
 from reports.style import colour
 
 Answer = Mapping[str, Any]
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "star")  # of the objectives
 
 
 def until_it_breaks(answer: Answer) -> Figure | None:
@@ -77,7 +78,8 @@ def until_it_breaks(answer: Answer) -> Figure | None:
     ]
     layout["annotations"] = [
         _mark(load, "the load", "left"),
-        _mark(chosen["breaks_at"], "breaks", "right"),
+        # A line lower: on a narrow page the two are close together.
+        _mark(chosen["breaks_at"], "breaks", "right") | {"y": 0.9},
     ]
     return Figure(
         "until-it-breaks",

@@ -29,7 +29,7 @@ from reports.plan_words import (
     summary,
     verdict,
 )
-from reports.quantity import MISSING, percent, plain
+from reports.quantity import GAP, MISSING, percent, plain
 from reports.run_report import FOOTER
 from reports.scenario_section import scenario_section
 
@@ -129,11 +129,12 @@ def _why_cheapest(answer: Answer) -> str:
 
 
 def _candidates(answer: Answer) -> Section:
-    head = ["Deployment", "req/s a replica", "Interval", "Replicas", "GPUs", "USD/h"]
-    head += ["USD/M tokens", "tokens/s user", "tokens/s GPU", "Breaks first", "Verdict"]
+    head = ["Deployment", "Verdict", "req/s a replica", "Interval", "Replicas", "GPUs", "USD/h"]
+    head += ["USD/M tokens", "tokens/s user", "tokens/s GPU", "Breaks first"]
     rows = [
         [
             row["label"],
+            STATUS[row["status"]],
             _number(row["goodput"]),
             _interval(row),
             _whole(row["replicas"]),
@@ -143,10 +144,10 @@ def _candidates(answer: Answer) -> Section:
             _number(row["tokens_per_s_per_user"]),
             _number(row["tokens_per_s_per_gpu"]),
             row["breaks_first"] or MISSING,
-            STATUS[row["status"]],
         ]
         for row in ranked(answer)
     ]
+    whole = table(head, rows).replace("<table>", '<table class="dense">', 1)
     # Sentences, which a narrow page must wrap.
     reasons = table(
         ("Deployment", "Why not"),
@@ -157,7 +158,7 @@ def _candidates(answer: Answer) -> Section:
     return Section(
         "candidates",
         "Every candidate, and why it lost",
-        [panel(table(head, rows)), panel(reasons)],
+        [panel(whole), panel(reasons)],
         intro,
         link="Candidates",
     )
@@ -170,7 +171,7 @@ def _scenario(answer: Answer) -> Section:
 def _interval(row: Mapping[str, Any]) -> str:
     if row["goodput_low"] is None:
         return MISSING
-    return f"{plain(row['goodput_low'])} – {plain(row['goodput_high'])}"
+    return f"{plain(row['goodput_low'])}{GAP}–{GAP}{plain(row['goodput_high'])}"
 
 
 def _number(value: float | None) -> str:

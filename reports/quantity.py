@@ -1,7 +1,7 @@
 """Numbers with units, as people read them, and as few characters of JSON as they need."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,14 @@ def milliseconds(value_ms: float | None) -> str:
     if value_ms is None or not math.isfinite(value_ms):
         return MISSING
     return f"{plain(value_ms)}{GAP}ms" if abs(value_ms) < 10_000 else seconds(value_ms / 1e3)
+
+
+def alike(values_ms: Sequence[float | None]) -> list[str]:
+    """Durations given in milliseconds, all in seconds where one of them is 10 s or more."""
+    known = [abs(value) for value in values_ms if value is not None and math.isfinite(value)]
+    unit, size_ms = ("s", 1e3) if max(known, default=0.0) >= 10_000 else ("ms", 1.0)
+    shown = [plain(None if value is None else value / size_ms) for value in values_ms]
+    return [text if text == MISSING else f"{text}{GAP}{unit}" for text in shown]
 
 
 def seconds(value_s: float | None) -> str:

@@ -20,13 +20,17 @@ _MAX_LABELLED = 24
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """The replicas of a run by number: their names and roles, and when they were down."""
+    """The replicas of a run by number: their names and roles, and when they were down.
+
+    Those behind the last that an autoscaler ever started are left out.
+    """
 
     names: tuple[str, ...]
     roles: tuple[str, ...]
     down_s: tuple[tuple[int, float, float | None], ...]  # replica, from, to (None: for good)
     up_over_time: tuple[tuple[float, int], ...]  # (since, replicas that take requests)
     busy_share: tuple[float, ...]
+    never_started: int = 0
 
     @classmethod
     def of(
@@ -36,6 +40,11 @@ class Replicas:
         facts, given = _mapping(summary, "cluster"), _mapping(scenario, "cluster")
         seen = np.asarray(iterations["replica"])
         number = int(facts.get("replicas") or 0) or (int(seen.max()) + 1 if seen.size else 1)
+        up = [(float(step[0]), int(step[1])) for step in _sequence(facts.get("replicas_over_time"))]
+        asked = number
+        if _mapping(given, "autoscaling") and up:
+            ran = int(seen.max()) + 1 if seen.size else 1
+            number = min(asked, max(ran, *(running for _, running in up)))
         roles = ["both"] * number
         names = [f"replica {replica}" for replica in range(number)]
         at = 0
@@ -54,9 +63,8 @@ class Replicas:
                 begin, after = float(failure["at_s"]), failure.get("recover_after_s")
                 end = begin + float(after) if isinstance(after, (int, float)) else None
                 down.append((int(failure.get("replica") or 0), begin, end))
-        up = [(float(step[0]), int(step[1])) for step in _sequence(facts.get("replicas_over_time"))]
-        busy = [float(share) for share in _sequence(facts.get("busy_share"))]
-        return cls(tuple(names), tuple(roles), tuple(down), tuple(up), tuple(busy))
+        busy = [float(share) for share in _sequence(facts.get("busy_share"))][:number]
+        return cls(tuple(names), tuple(roles), tuple(down), tuple(up), tuple(busy), asked - number)
 
     def thing(self, replica: int) -> str:
         """Whose colour a replica's bars have."""

@@ -14,7 +14,7 @@ from reports.latency_figures import METRICS, latency_cdf
 from reports.operator_figures import of_parts, operator_totals, operators_over_time
 from reports.page import Figure, Row, Section, Widget, escape, facts, page, panel, table
 from reports.prompt_scatter import prompt_scatter
-from reports.quantity import MISSING, count, figure_of, milliseconds, percent, plain
+from reports.quantity import MISSING, alike, count, figure_of, percent, plain
 from reports.records import Columns, Latencies, RunRecords, request_latencies
 from reports.replica_figures import Replicas, replica_bars, replica_load, replicas_up
 from reports.request_lanes import request_lanes
@@ -87,10 +87,12 @@ def _latency_section(
         cells += [_quantile_ms(summary, latencies, metric, name) for name in QUANTILES]
         if all(cell is None for cell in cells):
             continue
-        row = [names[metric], *(milliseconds(cell) for cell in cells)]
+        limit_ms = limits_ms.get(metric)
+        *times, limit = alike([*cells, limit_ms])
+        row = [names[metric], *times]
         if limits_ms:
             judgement = judged.get(metric)
-            row.append(milliseconds(limits_ms.get(metric)))
+            row.append(limit)
             row.append(percent(judgement.within) if judgement else MISSING)
         rows.append(row)
     head = ["Latency", "Mean", "Median", "p90", "p95", "p99"]
@@ -121,11 +123,10 @@ def _classes(summary: Mapping[str, Any]) -> str:
     rows = []
     for name, figures in given.items():
         counts = [count(figure_of(figures, key)) for key in ("requests", "completed")]
-        times = [
-            milliseconds(figure_of(figures, f"{statistic}_{metric}_ms"))
-            for metric in ("ttft", "tpot", "e2el")
-            for statistic in ("mean", "p95")
-        ]
+        times = []
+        for metric in ("ttft", "tpot", "e2el"):
+            keys = (f"{statistic}_{metric}_ms" for statistic in ("mean", "p95"))
+            times += alike([figure_of(figures, key) for key in keys])
         rows.append([str(name), *counts, *times])
     head = ["Class", "Requests", "Completed", "Mean TTFT", "p95", "Mean TPOT", "p95"]
     return table([*head, "Mean E2E", "p95"], rows)
@@ -181,7 +182,9 @@ def _time_sections(
             *([up] if up else []),
             Row(replica_bars(replicas, requests, iterations)),
         ]
-        yield Section("replicas", "Replica by replica", parts, link="Replicas")
+        never = replicas.never_started
+        intro = f"{never} of {never + len(replicas.names)} replicas never started." if never else ""
+        yield Section("replicas", "Replica by replica", parts, intro, link="Replicas")
     found: list[str | Figure] = []
     lanes = request_lanes(requests, records.preemptions, charts.axis)
     if lanes is not None:

@@ -37,10 +37,11 @@ function styled(figure) {
   layout.uirevision = "kept";
   layout.dragmode = coarse.matches ? false : "zoom";
   if (narrow.matches) {
-    layout.margin = {...layout.margin, r: 8};
+    const {r} = layout.margin;  // a wide one holds text
+    layout.margin = {...layout.margin, r: r > 16 ? r : 8};
     if (figure.group) layout.margin.l = layout.margin.l > 90 ? 82 : 54;
     const [low, high] = layout.xaxis.range;
-    if (!layout.xaxis.dtick) layout.xaxis.nticks = 6;
+    if (!layout.xaxis.dtick) layout.xaxis.nticks = layout.margin.l > 150 ? 3 : 6;
     else if (layout.xaxis.dtick === 1 && high - low > 14) layout.xaxis.dtick = 5;
   }
   const shown = figure.div._fullLayout?.xaxis?.range;

@@ -13,6 +13,7 @@ FIGURES = "sizing.json"  # what makes a folder one of ours
 TABLE = "candidates.parquet"
 PLAN = "plan.yaml"  # for `orcast plan`
 FILES = frozenset({FIGURES, TABLE, PLAN, "sizing.yaml", "config.json", "report.html"})
+FILES |= {"csv", "png", "svg"}  # exports
 
 
 class Sized(Protocol):

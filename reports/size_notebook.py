@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class SizeStudy(NamedTuple):
-    """What `orcast.size` returns."""
+    """What `orcast.size` returns.
+
+    ``table``: a row for each candidate model. ``figure``: training against serving cost, or the
+    isoFLOP curves, or the memory of training. ``summary``: what `orcast size --json` prints.
+    """
 
     table: "pd.DataFrame"
     figure: "Figure"

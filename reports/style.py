@@ -51,6 +51,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     "surface": ("#ffffff", "#171b21"),
     "ground": ("#f5f6f8", "#0f1216"),
     "edge": ("#d9dee4", "#313944"),
+    "shade": ("#9fa7b0", "#545d68"),  # at the end of what scrolls sideways
     "accent": ("#0b5cad", "#79b8f2"),
     "good": ("#0f6b54", "#5cc7a5"),
     "bad": ("#a8320a", "#ff9a70"),
@@ -177,7 +178,12 @@ figure,.panel{{background:var(--surface);border:1px solid var(--edge);border-rad
 .row .plot{{margin-top:auto}}
 h2+figure,h2+.panel{{margin-top:10px}}
 .row{{margin-bottom:12px}}
-.panel{{padding:14px 16px;overflow-x:auto}}
+.panel{{padding:14px 16px;overflow-x:auto;
+ background:linear-gradient(90deg,var(--surface) 60%,transparent) 0 0/36px 100% no-repeat local,
+ linear-gradient(270deg,var(--surface) 60%,transparent) 100% 0/36px 100% no-repeat local,
+ linear-gradient(90deg,var(--shade),transparent) 0 0/14px 100% no-repeat scroll,
+ linear-gradient(270deg,var(--shade),transparent) 100% 0/14px 100% no-repeat scroll,
+ var(--surface)}}
 figcaption{{color:var(--muted);font-size:13px;line-height:1.45;padding:2px 0 6px;max-width:140ch}}
 .plot{{width:100%;border-radius:6px}}
 .plot .modebar{{opacity:0!important;transition:opacity .15s}}
@@ -201,6 +207,10 @@ tbody tr:last-child>*{{border-bottom:0}}
 .panel tbody th{{position:sticky;left:-1px;background:var(--surface)}}
 table.facts td,table.facts th{{text-align:left;white-space:normal;overflow-wrap:anywhere;
  vertical-align:top}}
+table.dense{{font-size:13px}}
+table.dense th,table.dense td{{padding:6px;white-space:normal;vertical-align:top}}
+table.dense th:first-child{{padding-left:0}}
+table.dense tbody th{{min-width:110px;overflow-wrap:anywhere}}
 table.facts th{{width:34%;color:var(--muted)}}
 pre{{margin:0;font:13px/1.55 {MONO};overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}}
 details summary{{cursor:pointer;font-weight:600}}

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from reports.figures import TimeAxis, chart_layout
+from reports.headline import report_warnings
 from reports.latency_figures import METRICS, _span, cdf_points
-from reports.quantity import MISSING, compact, count, figure_of, milliseconds, percent, plain
+from reports.quantity import GAP, MISSING, compact, count, figure_of, milliseconds, percent, plain
 from reports.records import RunRecords, request_latencies
 from reports.style import colour, dark_of_light, template
 from reports.timeline import Timeline, even_edges, run_end_s
@@ -45,7 +46,8 @@ def snapshot(records: RunRecords, summary: Mapping[str, Any]) -> Snapshot:
             curves[metric] = [compact(values * 1e3, 4), compact(share, 4)]
     found: Snapshot = {
         "figures": {key: figure_of(summary, key) for _, key, _, _ in ROWS},
-        "warnings": [str(warning) for warning in summary.get("warnings") or ()],
+        "warnings": report_warnings(summary),
+        "price": _price(summary),
         "slo_met": summary.get("slo_met"),
         "curves": curves,
     }
@@ -62,6 +64,16 @@ def snapshot(records: RunRecords, summary: Mapping[str, Any]) -> Snapshot:
             "kv": compact(taken, 4),
         }
     return found
+
+
+def _price(summary: Mapping[str, Any]) -> str:
+    """GPUs and what they cost an hour, as far as that is known."""
+    cost = summary.get("cost")
+    cost = cost if isinstance(cost, Mapping) else {}
+    gpus, usd = figure_of(cost, "gpus"), figure_of(cost, "usd_per_hour")
+    words = [] if gpus is None else [f"{count(gpus)}{GAP}GPU{'s' * (gpus != 1)}"]
+    words += [] if usd is None else [f"${usd:,.2f} an hour"]
+    return ", ".join(words)
 
 
 def comparison_rows(now: Snapshot, before: Snapshot | None) -> list[tuple[str, str, str, str, str]]:

@@ -122,8 +122,9 @@ def what_if_app(name: str, knobs: Sequence[Knob], ask: Ask) -> "Dash":
         " const root = document.documentElement;"
         " const dark = matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light';"
         " const next = clicks ? (theme === 'dark' ? 'light' : 'dark') : dark;"
-        " root.dataset.theme = next; return next; }",
+        " root.dataset.theme = next; return [next, next === 'dark' ? 'Light' : 'Dark']; }",
         Output("theme", "data"),
+        Output("theme-button", "children"),
         Input("theme-button", "n_clicks"),
         State("theme", "data"),
     )
@@ -148,7 +149,12 @@ def _shown(knob: Knob, value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     text = f"{value:,g}" if isinstance(value, int | float) else str(value)
-    return f"{text} {knob.unit}".rstrip()
+    unit = _ONE.get(knob.unit, knob.unit) if value == 1 else knob.unit
+    return f"{text} {unit}".rstrip()
+
+
+_ONE = {"GPUs": "GPU", "ranks": "rank", "stages": "stage", "sequences": "sequence"}
+_ONE |= {"tokens": "token", "requests/s": "request/s"}
 
 
 def _without_text(answer: Snapshot) -> Snapshot:
@@ -191,7 +197,7 @@ def _layout(name: str, knobs: Sequence[Knob]) -> Any:
                     [
                         html.Span("Orcast", className="brand"),
                         html.Nav(name, className="what"),
-                        html.Button("Light or dark", id="theme-button", className="theme"),
+                        html.Button("Dark", id="theme-button", className="theme"),
                     ]
                 ),
                 className="bar",
@@ -285,10 +291,13 @@ def _again() -> Any:
 
 
 def _verdict(html: Any, answer: Snapshot) -> Any:
-    parts = []
+    parts, said = [], []
+    if answer["price"]:
+        said.append(html.Strong(f"{answer['price']}. "))
     if answer["slo_met"] is not None:
         tone, word = ("good", "meets") if answer["slo_met"] else ("bad", "misses")
-        said = ["This setting ", html.Span(word, className=tone), " the service levels."]
+        said += ["This setting ", html.Span(word, className=tone), " the service levels."]
+    if said:
         parts.append(html.P(said, className="verdict"))
     if answer["warnings"]:
         items = [html.Li(warning) for warning in answer["warnings"]]

@@ -31,7 +31,8 @@ KINDS = {
 }
 FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions")}
 FILES |= {MARKER, "scenario.yaml", "details.json", "report.html", "compare.html"}
-FILES |= {"trace.json.gz", "bench.json", "csv", "png", "svg"}  # exports
+PICTURES = {f"{page}{kind}" for page in ("", "compare-") for kind in ("png", "svg")}
+FILES |= {"trace.json.gz", "bench.json", "csv"} | PICTURES  # exports
 
 
 @contextmanager

@@ -28,7 +28,10 @@ from sim.speculation.summary import speculation_figures
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """A finished simulation: its records, their summary, and the scenario as it was resolved."""
+    """A finished simulation: its records, their summary, and the scenario as it was resolved.
+
+    ``summary`` is the content of summary.json: vLLM's `bench serve` names, latencies in ms.
+    """
 
     deployment: Deployment
     records: Records

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from scenarios import library
@@ -37,9 +38,14 @@ class Knob:
     unit: str = ""
 
 
-def knobs(scenario: Scenario) -> list[Knob]:
-    """The knobs of `scenario`; each has the scenario's own value among its choices."""
-    return [*_load(scenario), *_hardware(scenario), *_engine(scenario), *_slo(scenario)]
+def knobs(scenario: Scenario, *, beside: Path | None = None) -> list[Knob]:
+    """The knobs of `scenario`; each has the scenario's own value among its choices.
+
+    A relative path of a model is looked up in the current folder, then in `beside`.
+    """
+    experts = library.model(scenario.model, beside=beside).moe is not None
+    hardware = _hardware(scenario, experts=experts)
+    return [*_load(scenario), *hardware, *_engine(scenario), *_slo(scenario)]
 
 
 def as_overrides(known: Iterable[Knob], values: Mapping[str, Any]) -> list[str]:
@@ -98,7 +104,7 @@ def _load(scenario: Scenario) -> Iterable[Knob]:
                     yield _ordered(path, label, LOAD, value, choices, "tokens")
 
 
-def _hardware(scenario: Scenario) -> Iterable[Knob]:
+def _hardware(scenario: Scenario, *, experts: bool) -> Iterable[Knob]:
     hardware = scenario.hardware
     yield _named("model", "Model", HARDWARE, scenario.model, library.model_names())
     if scenario.latency.source == "roofline":
@@ -107,6 +113,12 @@ def _hardware(scenario: Scenario) -> Iterable[Knob]:
     yield _ordered(
         "hardware.tensor_parallel", "Tensor parallel", HARDWARE, hardware.tensor_parallel, degrees,
         "GPUs",
+    )  # fmt: skip
+    # The other way to spread a model: its experts over ranks, or its layers over stages.
+    key = "expert_parallel" if experts else "pipeline_parallel"
+    yield _ordered(
+        f"hardware.{key}", key.replace("_", " ").capitalize(), HARDWARE, getattr(hardware, key),
+        degrees, "ranks" if experts else "stages",
     )  # fmt: skip
     if scenario.workload.max_concurrency is None:
         replicas = (1, 2, 3, 4, 6, 8, 12, 16)

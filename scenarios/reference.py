@@ -108,6 +108,7 @@ def _type(annotation: Any) -> str:
     if origin is dict:
         return "mapping"
     names = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`"}
+    names[Any] = "see above"  # of several kinds, which the section's text tells
     if annotation in names:
         return names[annotation]
     metadata = getattr(annotation, "__metadata__", None)
@@ -128,12 +129,12 @@ def _type(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if value is None or isinstance(value, BaseModel):
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`{value}`" if value not in ("", []) else ""
+    return f"`{value}`" if value not in ("", [], {}) else ""
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What the documentation says can be typed: every command is parsed, and every forecast is run.
+"""What the documentation says can be typed: every command is parsed, and run where it can be.
 
-Forecasts run with few requests: that a command works is the question here, not its figures.
+A page's commands run in its order, in one folder, with few requests: that a command works is the
+question here, not its figures.
 """
 
 from __future__ import annotations
 
+import pydoc
 import re
 import shlex
 from collections.abc import Iterator
@@ -22,24 +24,75 @@ from tests.orcast.command_line import orcast
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = {path.stem for path in LIBRARY.glob("*.yaml")}
-FEW = ["--set", "workload.num_requests=30"]
-# Files that only a reader has: tables, recordings, traces.
-PLACEHOLDERS = re.compile(
-    r"PROFILE|recorded/|tables?/|latency\.table|FILE|\.jsonl|\.csv|my-|=runs/"
-)
+# Commands that are parsed and not run here, and why.
+PARSED_ONLY = {
+    r"^ui\b": "a server, which runs until it is interrupted; it has tests of its own",
+    r"^validate\b|^calibrate (run|report)\b": "measures on a device, with PyTorch",
+    r"aiconfigurator": "needs the tables that come with the package aiconfigurator-core",
+    r"PROFILE|FILE|recorded/|\.jsonl|\.csv|my-|mine": "needs a file that only its reader has",
+    r"(^| |=)tables?(/|$)": "needs a latency table that only its reader has",
+    r"^export .* (png|svg)$": "needs kaleido and a browser; it has tests of its own",
+}
+SMALL = {  # by command: settings that make an answer cheap, not good
+    "run": {"workload.num_requests": "30"},
+    "sweep": {"workload.num_requests": "30", "sweep.seeds": "1"},
+    "plan": {
+        "plan.seeds": "3",
+        "plan.requests": "100",
+        "plan.tolerance": "0.5",
+        "plan.load.request_rate": "20",
+        "plan.candidates.layouts": "[{tensor_parallel: 1}]",
+        "plan.candidates.engine": "{scheduler: [chunked]}",
+    },
+    "size": {
+        "serving.gpus": "[h100-sxm]",
+        "serving.tensor_parallel": "[1]",
+        "over_training.sizes": "[0.5]",
+    },
+}
 
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The words of every `orcast` command in a page's code, in order."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    blocks += re.findall(r"((?:^    [^\n]*\n)+)", text, re.MULTILINE)
-    for block in blocks:
-        for line in block.replace("\\\n", " ").splitlines():
+    code = r"^```([^\n]*)\n(.*?)^```|((?:^    [^\n]*\n)+)|`(orcast [^`]+)`"
+    for language, fenced, indented, inline in re.findall(code, text, re.DOTALL | re.MULTILINE):
+        if inline:
+            words = inline.split()[1:]
+            # In a sentence, a command's name or what stands for an argument is no command yet.
+            if len(words) > 1 and words[-1] != "run" and not re.search(r"\b[A-Z]+\b", inline):
+                yield words
+        if language not in ("", "sh", "bash", "console"):
+            continue
+        for line in (fenced or indented).replace("\\\n", " ").splitlines():
             found = re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?orcast (.*)", line)
             if found and "…" not in line and "DIR" not in line:
                 words = shlex.split(found[1], comments=True)
                 yield words[: words.index("|")] if "|" in words else words
+
+
+def why_not_run(words: list[str]) -> str | None:
+    """Why a command is only parsed; None for one that is run."""
+    line = " ".join(words)
+    return next((why for what, why in PARSED_ONLY.items() if re.search(what, line)), None)
+
+
+def small(words: list[str]) -> list[str]:
+    """The command with settings that make it cheap, where it does not set them itself."""
+    settings = dict(SMALL.get(words[0], {}))
+    if words[1:2] == ["beam-search"]:  # a beam takes as long as hundreds of plain requests
+        settings["workload.num_requests"] = "3"
+    if any(word.startswith(("model=", "serving=")) for word in words) and words[0] == "size":
+        settings = {}
+    added = [
+        part
+        for path, value in settings.items()
+        if not any(word.startswith(f"{path}=") for word in words)
+        for part in ("--set", f"{path}={value}")
+    ]
+    if words[0] == "plan":  # of the GPUs it names, one
+        added += ["--set", "plan.candidates.gpus=[h100-sxm]"]
+    return [*words, *added, *(["--jobs", "1"] if words[0] in ("sweep", "plan", "size") else [])]
 
 
 ALL = [
@@ -68,18 +121,26 @@ def test_every_command_is_one_that_orcast_understands(words: list[str]) -> None:
         pytest.fail(f"orcast {' '.join(words)}: {error.format_message()}")
 
 
+def test_what_is_not_run_says_why() -> None:
+    run = [case.values[0] for case in ALL if why_not_run(case.values[0]) is None]
+    kinds = {words[0] for words in run}
+    assert {"run", "sweep", "plan", "size", "compare", "report"} <= kinds
+    assert len(run) > 0.7 * len(ALL)
+
+
 @pytest.mark.parametrize(
-    "words", [case for case in ALL if case.values[0][0] == "run" and case.values[0][1] in NAMES]
+    "page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES]
 )
-def test_every_forecast_of_the_documentation_runs(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_commands_of_a_page_run_in_the_order_it_gives_them(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if PLACEHOLDERS.search(" ".join(words)):
-        pytest.skip("needs a file that only its reader has")
+    known = {tuple(words): None for words in commands(page) if why_not_run(words) is None}
+    if not known:
+        pytest.skip("a page without a command that can run here")
     monkeypatch.chdir(tmp_path)
-    few = [] if any("num_requests" in word for word in words) else FEW
-    outcome = orcast(*words, *few)
-    assert outcome.status == 0, outcome.stderr
+    for words in known:
+        outcome = orcast(*small(list(words)))
+        assert outcome.status == 0, f"orcast {' '.join(words)}: {outcome.stderr}"
 
 
 def test_every_link_of_the_documentation_leads_somewhere() -> None:
@@ -107,6 +168,25 @@ def test_the_scenario_reference_is_that_of_the_schema() -> None:
     page = ROOT / "docs" / "reference" / "scenario.md"
     again = "python -m scenarios.reference > docs/reference/scenario.md"
     assert page.read_text(encoding="utf-8") == scenario_reference(), f"make it again: {again}"
+
+
+def test_the_scenario_reference_speaks_of_nothing_inside_python() -> None:
+    page = scenario_reference()
+    for word in ("Undefined", "typing", "<class", "NoneType", "Annotated"):
+        assert word not in page
+    assert "| `preferred_batch_sizes` | list of whole number ≥ 1 |  |" in page
+
+
+def test_the_python_reference_has_every_result_and_its_members() -> None:
+    text = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^::: (\S+)$(.*?)(?=^:::|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert {"Forecast", "Planned", "SizeStudy", "Records"} <= {n.split(".")[-1] for n in parts}
+    for name, options in parts.items():
+        members = re.search(r"members: \[(.*?)\]", options)
+        assert members is not None, name
+        thing = pydoc.locate(name)
+        known = {*dir(thing), *getattr(thing, "__annotations__", ())}
+        assert set(members[1].split(", ")) <= known, name
 
 
 def test_every_scenario_of_the_library_is_in_the_readme() -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from calibrate.comparison import compare
 from calibrate.measurement import read_measurement, simulated
+from reports.page_figures import page_figures
 from reports.run_folder import load_run
 from reports.trace_export import token_times_s
-from tests.orcast.command_line import orcast
+from tests.orcast.command_line import orcast, refusal
 from tests.reports.browser import CHROMIUM
 
 SETTINGS = ["workload.num_requests=150", "workload.arrivals.request_rate=60"]
@@ -83,6 +84,15 @@ def test_vllms_json_compares_with_the_run_it_is_from(run_folder: Path) -> None:
             assert pair.diff_pct == pytest.approx(0.0, abs=1e-6)
 
 
+def test_counts_of_vllms_json_are_whole_numbers(run_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    assert orcast("export", run_folder, "bench", "--out", path).status == 0
+    result = json.loads(path.read_text())
+    for name in ("num_prompts", "completed", "total_input_tokens", "total_output_tokens"):
+        assert type(result[name]) is int, name
+    assert {type(length) for length in result["input_lens"]} == {int}
+
+
 def test_tables_are_written_as_csv(run_folder: Path) -> None:
     assert orcast("export", str(run_folder), "csv").status == 0
     lines = (run_folder / "csv" / "requests.csv").read_text().splitlines()
@@ -98,6 +108,124 @@ def test_every_chart_becomes_a_picture(run_folder: Path) -> None:
     pictures = {path.stem for path in (run_folder / "svg").glob("*.svg")}
     assert {"throughput", "load", "batches", "kv-memory", "cdf-ttft"} <= pictures
     assert "<svg" in (run_folder / "svg" / "load.svg").read_text()
+
+
+def test_an_export_replaces_nothing_but_an_earlier_one(run_folder: Path, tmp_path: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in run_folder.glob("*.*")}
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for kind in ("trace", "bench"):
+        assert "is not a" in refusal("export", run_folder, kind, "--out", notes)
+        own = run_folder / "requests.parquet"
+        assert "a part of" in refusal("export", run_folder, kind, "--out", own)
+        for _ in range(2):  # the second takes the place of the first
+            assert orcast("export", run_folder, kind, "--out", tmp_path / kind).status == 0
+    assert "is not a bench" in refusal("export", run_folder, "bench", "--out", tmp_path / "trace")
+    assert "a file is in the way" in refusal("export", run_folder, "csv", "--out", notes)
+    (tmp_path / "requests.csv").write_text("name,what\n")
+    assert "remove it first" in refusal("export", run_folder, "csv", "--out", tmp_path)
+    assert not (tmp_path / "iterations.csv").exists()
+    for _ in range(2):
+        assert orcast("export", run_folder, "csv", "--out", tmp_path / "csv").status == 0
+    assert notes.read_text() == "mine"
+    after = {path.name: path.stat().st_mtime_ns for path in run_folder.glob("*.*")}
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_run_folder_stays_one_after_an_export(run_folder: Path) -> None:
+    for kind in ("csv", "svg", "png"):
+        said = refusal("export", run_folder, kind, "--out", run_folder)
+        assert f"holds results; name another folder, such as {run_folder / 'csv'}" in said
+    assert not list(run_folder.glob("*.csv"))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep, a plan, a sizing, a comparison and a table's folder, each as small as can be."""
+    root = tmp_path_factory.mktemp("results")
+    few = ("--set", "workload.num_requests=20")
+    candidates = "plan.candidates={gpus: [h100-sxm, l40s]}"
+    for name, *command in (
+        ("sweep", "sweep", "quickstart", *few, "--axis", "engine.max_num_seqs=2,8", "--jobs", "1"),
+        ("plan", "plan", "plan-chat", "--set", candidates, "--set", "plan.seeds=3", "--jobs", "1"),
+        ("size", "size", "budget-1e22", "--set", "serving=null"),
+        ("run", "run", "quickstart", *few),
+        ("other", "run", "quickstart", *few, "--set", "engine.max_num_seqs=2"),
+    ):
+        said = orcast(*command, "--out", root / name)
+        assert said.status == 0, said.stderr
+    assert orcast("compare", root / "run", root / "other").status == 0
+    (root / "table").mkdir()
+    (root / "table" / "meta.yaml").touch()
+    (root / "validation").mkdir()
+    (root / "validation" / "validation.json").touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "column"),
+    [
+        ("sweep", "sweep", "engine.max_num_seqs"),
+        ("plan", "candidates", "usd_per_hour"),
+        ("size", "candidates", "parameters"),
+    ],
+)
+def test_a_studys_table_is_written_as_csv(
+    results: Path, kind: str, table: str, column: str
+) -> None:
+    for _ in range(2):
+        said = orcast("export", results / kind, "csv")
+        assert said.status == 0, said.stderr
+    head, *rows = (results / kind / "csv" / f"{table}.csv").read_text().splitlines()
+    assert column in head.split(",") and len(rows) >= 2
+
+
+@pytest.mark.parametrize("kind", ["sweep", "plan", "size", "run/compare.html"])
+def test_every_figure_of_a_page_is_read_back(results: Path, kind: str) -> None:
+    page = results / kind if kind.endswith(".html") else results / kind / "report.html"
+    text = page.read_text(encoding="utf-8")
+    figures = page_figures(page)
+    assert len(figures) == text.count('<div class="plot"') > 0
+    assert sum(len(figure.keys) for figure in figures) == text.count('<button class="key"')
+    for figure in figures:
+        assert figure.title and figure.layout["height"] > 100
+        traces = [trace for key in figure.keys for trace in key.traces]
+        assert all(trace < len(figure.data) for trace in traces)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_pictures_of_a_plan_and_of_a_comparison(results: Path) -> None:
+    pytest.importorskip("kaleido", reason="needs kaleido (extra images)")
+    for _ in range(2):
+        said = orcast("export", results / "plan", "svg")
+        assert said.status == 0, said.stderr
+    drawn = (results / "plan" / "svg" / "cost-bars.svg").read_text()
+    assert "US dollars per hour" in drawn
+    said = orcast("export", results / "run" / "compare.html", "png")
+    assert said.status == 0, said.stderr
+    picture = results / "run" / "compare-png" / "cdf-ttft.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = ("run", "quickstart", "--set", "workload.num_requests=20", "--out", results / "run")
+    assert orcast(*again).status == 0, "exports are Orcast's own and may go"
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{results}/sweep", "trace"], "is a sweep's folder; trace is of a run"),
+        (["{results}/plan", "bench"], "Allowed here: csv, png, svg"),
+        (["{results}/table", "csv"], "are CSV files already"),
+        (["{results}/validation", "csv"], "validation/measured"),
+        (["{results}/table", "svg"], "make it with: orcast report"),
+        (["{results}/run/scenario.yaml", "svg"], "not a page of Orcast's"),
+        (["{results}/run/requests.parquet", "svg"], "not a page of Orcast's"),
+    ],
+)
+def test_a_format_without_meaning_for_a_folder_is_refused(
+    results: Path, arguments: list[str], words: str
+) -> None:
+    assert words in refusal("export", *(part.format(results=results) for part in arguments))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from orcast.ui_cli import question, what_if
 from reports.what_if_page import HOST
 from reports.what_if_page import values_at as positions_to_values
 from scenarios.errors import InputError
+from tests.orcast.command_line import refusal
 from tests.reports.browser import CHROMIUM, Browser
 
 SCENARIO = """
@@ -47,7 +49,7 @@ def scenario(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(scenario: Path) -> Iterator[str]:
     from werkzeug.serving import make_server
 
-    server = make_server(HOST, 0, what_if(str(scenario), []).server, threaded=True)
+    server = make_server(HOST, 0, what_if(str(scenario), [])[0].server, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://{HOST}:{server.server_port}/"
@@ -80,6 +82,10 @@ def test_a_turned_knob_changes_the_forecast(url: str, tmp_path: Path) -> None:
         browser.press("ArrowRight")
         browser.wait_for("document.getElementById('command').textContent.includes('rate=25')")
         second = cells(browser)
+        assert "not measured" in browser.run("document.querySelector('.warnings').textContent")
+        headline = browser.run("document.querySelector('.verdict').textContent")
+        assert headline.replace("\xa0", " ").startswith("1 GPU, $3.80 an hour. This setting ")
+        assert "1 GPUs" not in browser.run("document.body.textContent")
         assert second["Output tokens/s"][0] != first["Output tokens/s"][0]
         assert second["Output tokens/s"][1] != "–"
         assert browser.run("document.title") != "taken"
@@ -90,7 +96,10 @@ def test_a_turned_knob_changes_the_forecast(url: str, tmp_path: Path) -> None:
             browser.wait_for(f"document.documentElement.scrollWidth <= {width}")
             browser.screenshot(tmp_path / f"what-if-{width}.png")
         before = browser.run("getComputedStyle(document.body).backgroundColor")
+        word = "document.getElementById('theme-button').textContent"
+        assert browser.run(word) == "Dark", "the word of every report"
         browser.run("document.getElementById('theme-button').click()")
+        browser.wait_for(f"{word} === 'Light'")
         browser.wait_for(f"getComputedStyle(document.body).backgroundColor !== {before!r}")
         elsewhere = [
             address
@@ -148,8 +157,34 @@ def test_a_setting_without_a_forecast_is_refused_in_words(scenario: Path) -> Non
         ask({"model": "llama-3.1-405b"})
 
 
+def test_a_port_in_use_is_refused_before_any_address_is_shown(scenario: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = refusal("ui", scenario, "--port", str(port))
+    assert words == f"--port {port}: in use; name another, or 0 for any free one"
+
+
+def test_the_terminal_says_that_times_are_unmeasured(scenario: Path) -> None:
+    _, warnings = what_if(str(scenario), [])
+    assert "analytic roofline, not measured" in warnings[0]
+
+
+def test_experts_have_ranks_and_dense_layers_have_stages() -> None:
+    for model, path in (
+        ("qwen3-0.6b", "hardware.pipeline_parallel"),
+        ("mixtral-8x7b", "hardware.expert_parallel"),
+    ):
+        settings = [f"model={model}", "hardware.tensor_parallel=2", "workload.num_requests=20"]
+        _, known, ask = question("quickstart", settings)
+        paths = [knob.path for knob in known if knob.path.endswith("_parallel")]
+        assert paths == ["hardware.tensor_parallel", path]
+        assert ask({path: 2}).summary["cost"]["gpus"] in (2, 4)
+
+
 def test_another_host_name_is_refused(scenario: Path) -> None:
-    client = what_if(str(scenario), []).server.test_client()
+    client = what_if(str(scenario), [])[0].server.test_client()
     assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 403
     assert client.get("/", headers={"Host": "127.0.0.1:8050"}).status_code == 200
     assert client.get("/assets/../../../../etc/passwd").status_code == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -191,7 +192,10 @@ def test_words_of_a_comparison() -> None:
         "−0.25 %."
     )
     assert title(figures, NAMES) == "Every latency figure within 10.0\u00a0%"
-    assert "in A, 11.00\u00a0s in B" in headline(figures, ("A", "B"))
+    assert headline(figures | {"scenario": {}}, ("A", "B")).replace("\u00a0", " ") == (
+        "Not a single setting differs. The latency figure that changes most is the p99 TTFT, from "
+        "11.00 to 12.10 s (+10.0 %). A request's E2E changes by −0.25 % on average."
+    )
     assert Scale.of(figures, "ttft").text(99.0) == "0.09900"
     assert [signed(value) for value in (None, -0.001, 0.004)] == ["–", "0\u00a0%", "0\u00a0%"]
 
@@ -212,9 +216,23 @@ def test_page_goes_into_the_run_folder_or_where_it_is_told(tmp_path: Path) -> No
     (tmp_path / "summary.json").touch()
     assert page_target(None, tmp_path) == tmp_path / "compare.html"
     assert page_target(tmp_path / "x.html", tmp_path) == tmp_path / "x.html"
-    for bad in (tmp_path, tmp_path / "no" / "x.html"):
+    for bad in (tmp_path, tmp_path / "no" / "x.html", tmp_path / "report.html"):
         with pytest.raises(ValueError, match="--out"):
             page_target(bad, tmp_path)
+
+
+def test_page_takes_the_place_of_nothing_but_a_page(run_folder: Path, tmp_path: Path) -> None:
+    recording = recording_of(run_folder, tmp_path / "recording")
+    kept = {path: path.read_bytes() for path in (*run_folder.iterdir(), *recording.iterdir())}
+    assert "report.html" in {path.name for path in kept}
+    for path in kept:
+        words = refusal("compare", run_folder, recording, "--out", path)
+        assert f"--out {path}: " in words
+        assert "name another file" in words
+    assert {path: path.read_bytes() for path in kept} == kept
+    page = tmp_path / "page.html"
+    for _ in range(2):
+        assert orcast("compare", run_folder, recording, "--out", page).status == 0
 
 
 def test_page_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -229,7 +247,8 @@ def test_page_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> No
 def test_run_against_its_own_recording_differs_in_nothing(run_folder: Path, tmp_path: Path) -> None:
     recording = recording_of(run_folder, tmp_path / "recording")
     done = orcast("compare", run_folder, recording, "--json")
-    assert done.status == 0 and done.stderr == ""
+    assert done.status == 0
+    assert re.fullmatch("orcast: note: iteration times of A are unmeasured .*\n", done.stderr)
     found = json.loads(done.stdout)
     assert found["a"] == str(run_folder) and found["requests"] == 30
     assert "scenario" not in found
@@ -253,6 +272,39 @@ def test_two_runs_say_what_was_changed(run_folder: Path, tmp_path: Path) -> None
     assert changes["engine.max_num_seqs"]["b"] == 2
     assert "engine.max_num_seqs" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert not (run_folder / "compare.html").exists()
+
+
+def test_two_forecasts_have_changes_and_no_errors(run_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    settings = ("--set", "workload.num_requests=30", "--set", "engine.max_num_seqs=2")
+    assert orcast("run", "quickstart", *settings, "--out", other).status == 0
+    said = orcast("compare", other, run_folder).stdout
+    page = unescape((other / "compare.html").read_text(encoding="utf-8").partition("<script")[0])
+    assert "engine.max_num_seqs: 256 → 2" in said
+    assert "engine.max_num_seqs from 256 to 2" in page
+    assert said.index("engine.max_num_seqs") < said.index("Mean TTFT")
+    assert page.index('<section id="scenario"') < page.index('<section id="figures"')
+    for text in (said, page):
+        assert not re.search(r"\berrors?\b|\bbias\b|is off by", text)
+        for word in ("Goodput", "within the SLO", "KV memory", "Preemptions", "Cost", "unmeasured"):
+            assert word in text, word
+    found = json.loads(orcast("compare", other, run_folder, "--json").stdout)
+    summary = json.loads((other / "summary.json").read_text())
+    assert found["outcomes"]["request_goodput"]["a"] == summary["request_goodput"]
+    assert found["outcomes"]["slo_attainment"]["a"] == summary["slo_attainment"]["all"]
+    assert found["outcomes"]["usd_per_hour"]["diff_pct"] == 0
+
+
+def test_an_engines_run_is_a_measurement(run_folder: Path, tmp_path: Path) -> None:
+    measured = tmp_path / "measured"
+    shutil.copytree(run_folder, measured)
+    summary = json.loads((measured / "summary.json").read_text())
+    latency = {"source": "engine", "measured": True, "label": "an engine"}
+    summary |= {"mode": "engine", "latency": latency}
+    (measured / "summary.json").write_text(json.dumps(summary))
+    done = orcast("compare", run_folder, measured)
+    assert "mean absolute error" in done.stdout
+    assert "iteration times of A are unmeasured" in " ".join(done.stdout.split())
 
 
 def test_rejected_requests_are_told_beside_the_json(run_folder: Path, tmp_path: Path) -> None:

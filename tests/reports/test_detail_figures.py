@@ -1,6 +1,7 @@
 """What the run report draws beyond the records: numbers equal to the records', small, escaped."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,29 @@ def test_bars_by_replica_are_the_summarys_and_the_records(
     mine = requests["replica"] == 2
     expected = float((requests["finished_s"] - requests["arrival_s"])[mine].mean())
     assert e2e.data[0]["y"][2] == pytest.approx(expected, rel=1e-3)
+
+
+def test_replicas_that_an_autoscaler_never_started_are_left_out() -> None:
+    found, _ = run("autoscaling", {"workload.num_requests": 600})
+    records, summary = found.records, found.summary
+    up = max(number for _, number in summary["cluster"]["replicas_over_time"])
+    assert summary["cluster"]["replicas"] == 6 and 1 < up < 6
+    replicas = Replicas.of(found.scenario, summary, records.iterations)
+    assert len(replicas.names) == up and replicas.never_started == 6 - up
+    busy, *_ = replica_bars(replicas, records.requests, records.iterations)
+    assert len(busy.data[0]["y"]) == up and min(busy.data[0]["y"]) > 0
+    page = run_report(records, scenario=found.scenario, summary=summary)
+    assert f"up to {up} of 6 replicas of h100-sxm" in page
+    assert f"{6 - up} of 6 replicas never started." in page
+
+
+def test_rows_of_the_latency_table_have_one_unit_each(make_batched_run: Any) -> None:
+    run = make_batched_run([6, 8, 4, 7], rows=2)
+    run.summary |= {"mean_ttft_ms": 10_500, "p90_ttft_ms": 7_751, "p99_ttft_ms": 23_200}
+    page = run_report(run, scenario=run.scenario, summary=run.summary)
+    row = re.search(r'<th scope="row">TTFT.*?</tr>', page)
+    assert row is not None and "\u00a0ms" not in row[0]
+    assert "10.5\u00a0s" in row[0] and "7.75\u00a0s" in row[0]
 
 
 def test_roles_of_a_disaggregated_cluster_are_named_and_coloured() -> None:

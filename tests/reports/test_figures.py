@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+from plotly.graph_objects import Scatter
 
+from reports import gpu_looks
 from reports.figures import RunCharts
 from reports.latency_figures import CDF_POINTS, cdf_points, latency_cdf
 from reports.records import Latencies, request_latencies
 from reports.service_levels import Judgement, ServiceLevels
 from reports.style import PALETTE, colour, dark_of_light
 from reports.timeline import MAX_BINS
+from scenarios.library import gpus
 
 
 def charts_of(run):
@@ -173,6 +176,7 @@ TOGETHER = [
     ("contractions", "experts", "attention", "elementwise", "sampling", "all-reduce",
      "all-to-all", "gather", "swap", "draft", "host", "launch"),
     tuple(f"turn-{turn}" for turn in range(1, 7)),
+    tuple(thing for thing, _ in (*gpu_looks.LOOKS.values(), gpu_looks.OTHER)),
 ]  # fmt: skip
 
 
@@ -216,6 +220,15 @@ def test_text_has_enough_contrast(dark, ink):
         one, other = (float(weights @ linear(PALETTE[name][dark])) for name in (ink, ground))
         ratio = (max(one, other) + 0.05) / (min(one, other) + 0.05)
         assert ratio >= 4.5, f"{ink} on {ground}: {ratio:.2f}"
+
+
+def test_every_gpu_of_the_library_has_a_colour_and_a_marker_of_its_own():
+    looks = {name: gpu_looks.gpu_look(name) for name in gpus()}
+    looks["mine"] = gpu_looks.gpu_look("mine")
+    for part in zip(*looks.values(), strict=True):
+        assert len(set(part)) == len(looks)
+    for _, symbol in looks.values():
+        Scatter(marker={"symbol": symbol})  # raises for a symbol that Plotly does not know
 
 
 def test_every_light_colour_has_one_dark_one():

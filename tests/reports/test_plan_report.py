@@ -4,6 +4,7 @@ import json
 import re
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from reports.plan_report import plan_report
 from reports.plan_table import candidate_columns, plan_table
 from reports.plan_words import verdict
 from scenarios.plan import plan
+from tests.reports.browser import CHROMIUM, Browser
 from tests.scenarios.planning import small
 
 
@@ -115,6 +117,50 @@ def test_text_from_outside_is_shown_and_never_run() -> None:
     assert "<script>alert(1)" not in page
     assert "<img" not in page
     assert "<img src=x onerror=alert(2)>[bold]" in printed(json.loads(text)).replace("\n", "")
+
+
+def test_a_gpu_has_its_colour_whatever_else_is_planned() -> None:
+    looks = []
+    for gpus in ("[h100-sxm, l40s]", "[l40s, h100-sxm]"):
+        answer = answered(f"plan.candidates={{gpus: {gpus}}}", "slo.ttft_ms=2000")
+        data = figures_of(plan_report(answer))["cost-and-speed"]["data"]
+        looks.append(
+            {trace["name"]: (trace["marker"]["color"], trace["marker"]["symbol"])
+             for trace in data if "marker" in trace}
+        )  # fmt: skip
+    assert looks[0] == looks[1]
+    assert set(looks[0]) == {"h100-sxm", "l40s"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_long_names_and_high_prices_stay_inside(tmp_path: Path) -> None:
+    answer = answered(TWO)
+    more = " paged max_num_seqs=1024"
+    answer["chosen"] += more
+    for row in answer["candidates"]:
+        row["label"] += more
+        if row["usd_per_hour"]:
+            row["usd_per_hour"] *= 100
+    page = tmp_path / "plan.html"
+    page.write_text(plan_report(answer), encoding="utf-8")
+    with Browser(width=1280) as browser:
+        browser.open(page.as_uri())
+        browser.wait_for("Number(document.documentElement.dataset.drawn)")
+        table = "document.querySelector('#candidates table')"
+        assert browser.run(f"{table}.scrollWidth <= {table}.parentElement.clientWidth - 32")
+        browser.resize(390, 1600)
+        browser.wait_for("document.documentElement.scrollWidth <= 390")
+        boxes = "[...document.querySelectorAll('{}')].map(text => text.getBoundingClientRect())"
+        bars = browser.run(
+            boxes.format("#cost-bars .bartext") + ".every(box => box.right <= innerWidth - 12)"
+        )
+        assert bars, "the longest bar's figure is cut off"
+        marks = browser.run(
+            boxes.format("#until-it-breaks .annotation-text")
+            + ".map(box => [box.left, box.right, box.top, box.bottom])"
+        )
+        load, breaks = marks
+        assert load[3] <= breaks[2] or load[1] <= breaks[0], "one label lies on the other"
 
 
 def test_the_table_is_tidy() -> None:

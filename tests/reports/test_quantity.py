@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reports.quantity import (
+    alike,
     compact,
     compact_axis,
     figure_of,
@@ -43,6 +44,13 @@ def test_durations_pick_their_unit(value_s, text):
 def test_long_latencies_turn_into_seconds():
     assert milliseconds(9_500).replace("\u00a0", " ") == "9,500 ms"
     assert milliseconds(25_000).replace("\u00a0", " ") == "25 s"
+
+
+def test_durations_of_a_row_have_one_unit():
+    shown = [text.replace("\u00a0", " ") for text in alike([10_500, 7_751, None, 200])]
+    assert shown == ["10.5 s", "7.75 s", "–", "0.200 s"]
+    assert alike([9_999, 0.5]) == ["9,999\u00a0ms", "0.500\u00a0ms"]
+    assert alike([None, float("nan")]) == ["–", "–"]
 
 
 def test_a_share_is_never_rounded_to_all_or_nothing():
