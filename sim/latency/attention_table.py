@@ -19,7 +19,7 @@ lengths met in service are spread too evenly for that to be read off such batche
 
 from __future__ import annotations
 
-from math import log2
+from math import inf, log2
 
 import numpy as np
 
@@ -72,6 +72,10 @@ class PrefillAttention:
                 [mixed.coordinates[n] for n in names], mixed.time_s
             )
         self.longest = (self._axes[0][-1], self._axes[1][-1])
+        # Decodes, and their mean context, up to which both were measured in one launch.
+        self.most_beside = (inf, inf)
+        if self._mixed_axes is not None:
+            self.most_beside = (self._mixed_axes[2][-1], self._mixed_axes[3][-1])
 
     def most_pairs_per_s(self) -> float:
         """Query-key pairs scored per second by the fastest prefill measured."""
@@ -192,18 +196,29 @@ class AttentionTable:
         new = sum(chunk.new_tokens for chunk in chunks)
         cached = sum(chunk.new_tokens * chunk.cached_tokens for chunk in chunks) / new
         scored = sum(pairs(chunk.new_tokens, chunk.cached_tokens) for chunk in chunks)
-        together: float | None = None
-        if num_decodes:
-            context = context_tokens / num_decodes
-            together = self.prefill.beside(new, cached, num_decodes, context)
-        if together is not None:
-            base_s = self.decode.line(num_decodes)(context)
-        else:
-            together = self.prefill.alone(new, cached)
-            base_s = 0.0
         share = scored / pairs(new, cached)
-        if together <= base_s:
-            return 0.0
+        if num_decodes:
+            added_s = self._added_s(new, cached, num_decodes, context_tokens / num_decodes)
+            if added_s is not None:
+                return max(added_s, 0.0) * share
         # The launch itself is paid once, whatever it computes.
-        fixed_s = min(self.prefill.floor_s, together) if base_s == 0.0 else 0.0
-        return fixed_s + (together - base_s - fixed_s) * share
+        alone_s = self.prefill.alone(new, cached)
+        fixed_s = min(self.prefill.floor_s, alone_s)
+        return fixed_s + (alone_s - fixed_s) * share
+
+    def _added_s(self, new: float, cached: float, num_decodes: int, context: float) -> float | None:
+        """What one prompt adds to a decode launch; None where that was not measured.
+
+        Mixed launches are measured for fewer decodes and shorter contexts than decodes alone.
+        Beyond them utilisation is held: both together take longer as the decodes alone do.
+        """
+        most_decodes, longest = self.prefill.most_beside
+        decodes, measured = int(min(num_decodes, most_decodes)), min(context, longest)
+        together_s = self.prefill.beside(new, cached, decodes, measured)
+        if together_s is None:
+            return None
+        base_s = self.decode.line(decodes)(measured)
+        added_s = together_s - base_s
+        if (decodes, measured) != (num_decodes, context):
+            added_s *= self.decode.line(num_decodes)(context) / base_s
+        return added_s

@@ -375,6 +375,10 @@ class TableLatency:
             or batch.context_tokens > attention.decode.longest * decodes
         ):
             return True
+        if decodes and batch.prefills:
+            most, longest = attention.prefill.most_beside
+            if decodes > most or batch.context_tokens > longest * decodes:
+                return True
         new, cached = attention.prefill.longest
         return any(
             chunk.new_tokens > new or chunk.cached_tokens > cached for chunk in batch.prefills
