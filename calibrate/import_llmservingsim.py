@@ -47,7 +47,11 @@ def import_llmservingsim(
         raise TableError(f"{meta_path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(profile, dict):
         raise TableError(f"{meta_path}: expected a mapping")
-    degrees = sorted(int(path.name[2:]) for path in folder.glob("tp[0-9]*") if path.is_dir())
+    degrees = sorted(
+        int(path.name[2:])
+        for path in folder.glob("tp[0-9]*")
+        if path.is_dir() and path.name[2:].isdigit()
+    )
     if tensor_parallel not in degrees:
         there = ", ".join(map(str, degrees)) or "none"
         raise TableError(f"{folder}: no tp{tensor_parallel}; tensor-parallel degrees: {there}")
@@ -80,6 +84,8 @@ def import_llmservingsim(
         ),
         "gpu": card,
         "model": model_shape(model),
+        "profiled_gpu": str(profile.get("gpu") or profile.get("hardware") or card),
+        "profiled_model": str(profile.get("model") or model.name),
         "dtype": str(profile.get("variant", model.dtype)),
         "kv_cache_dtype": str(engine.get("kv_cache_dtype", "auto")),
         "tensor_parallel": tensor_parallel,
@@ -169,7 +175,8 @@ def _read(path: Path, *columns: str, times: tuple[str, ...] = ("time_us",)) -> R
         rows = []
         for line, row in enumerate(reader, start=2):
             # Later profiler versions measure more than one kernel or rank layout per file.
-            if int(row.get("decode_q_len") or 1) != 1 or int(row.get("ep") or 1) != 1:
+            layouts = (_number(path, line, c, row.get(c) or "1") for c in ("decode_q_len", "ep"))
+            if any(layout != 1 for layout in layouts):
                 continue
             key = [row[c] if c == "layer" else _number(path, line, c, row[c]) for c in columns]
             rows.append((*key, *(_number(path, line, time, row[time]) for time in times)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -179,9 +180,29 @@ def import_(
     except ValueError as error:
         raise InputError(str(error)) from None
     print(f"Table of {table.source}")
+    for said in _unlike_profile(meta, spec, gpu):
+        print(f"orcast: warning: {said}", file=sys.stderr)
     for name, part in table.parts.items():
         print(f"  {name:20} {len(part.time_s):6} points")
     print(f"Written to {out}; check it with: orcast calibrate check {out}")
+
+
+def _unlike_profile(meta: Mapping[str, Any], model: ModelSpec, gpu: str | None) -> Iterator[str]:
+    """Where a profile names another model or GPU than the table is to be of."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    for kind, given in (("model", model.name), ("gpu", gpu)):
+        profiled = meta.get(f"profiled_{kind}")
+        if not given or not profiled:
+            continue
+        telling = [word for word in re.split(r"[-_ /]", given) if re.search(r"\d", word)]
+        if not all(plain(word) in plain(str(profiled)) for word in telling):
+            yield (
+                f"the profile is of {profiled}, not of {given}: its times are taken as they are, "
+                "a layer for a layer"
+            )
 
 
 @app.command()

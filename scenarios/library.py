@@ -38,6 +38,28 @@ Loader.add_implicit_resolver(
 )
 
 
+class PlainNumberError(yaml.constructor.ConstructorError):
+    """A number that YAML 1.1 reads otherwise than people do."""
+
+
+def _plain_number(loader: Loader, node: yaml.ScalarNode) -> int | float:
+    """YAML 1.1 reads 010 as eight and 1:30 as ninety; nobody who writes them means that."""
+    if ":" in node.value or re.match(r"[-+]?0_?\d", node.value):
+        raise PlainNumberError(
+            None,
+            None,
+            f"{node.value} is read in base 8 or 60: write a plain number, or put it in quotes",
+            node.start_mark,
+        )
+    if node.tag.endswith(":int"):
+        return int(loader.construct_yaml_int(node))
+    return float(loader.construct_yaml_float(node))
+
+
+for kind in ("int", "float"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{kind}", _plain_number)
+
+
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file safely; InputError with line and column where it is not YAML."""
     try:

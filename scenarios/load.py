@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scenarios.errors import InputError, did_you_mean
-from scenarios.library import Loader, read_yaml, scenario_path
+from scenarios.library import Loader, PlainNumberError, read_yaml, scenario_path
 from scenarios.schema import Scenario
 from scenarios.sweep_section import Sweep
 
@@ -49,6 +49,8 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
             raise InputError(f"--set {override}: expected PATH=VALUE, e.g. engine.max_num_seqs=64")
         try:
             value = yaml.load(text, Loader)
+        except PlainNumberError as error:
+            raise InputError(f"--set {override}: {error.problem}") from None
         except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01
             raise InputError(f"--set {override}: the value is not valid YAML") from None
         set_value(content, keys, value, source=f"--set {override}")

@@ -52,15 +52,18 @@ class EngineConfig:
 
         The variants are those that the PagedAttention paper (section 6.1) compares with:
         ``max_model_len`` (its Orca (Max)), ``pow2`` (output rounded up to a power of two),
-        ``oracle`` (the true length), and Orca's own rule, the client's ``max_tokens``.
+        ``oracle`` (the true length), and Orca's own rule, the client's ``max_tokens``. No sequence
+        grows beyond ``max_model_len``, so none needs more.
         """
         if self.reservation == "max_model_len":
             return self.max_model_len
         if self.reservation == "pow2":
-            return prompt_tokens + (1 << (output_tokens - 1).bit_length())
-        if self.reservation == "oracle":
-            return prompt_tokens + output_tokens - 1
-        return prompt_tokens + max_tokens
+            wanted = prompt_tokens + (1 << (output_tokens - 1).bit_length())
+        elif self.reservation == "oracle":
+            wanted = prompt_tokens + output_tokens - 1
+        else:
+            wanted = prompt_tokens + max_tokens
+        return min(wanted, self.max_model_len)
 
 
 RESERVATIONS = ("max_tokens", "max_model_len", "pow2", "oracle")

@@ -95,7 +95,7 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
     gaps_s = records.gaps_s
     summary["max_itl_ms"] = float(gaps_s.max()) * 1e3 if len(gaps_s) else None
     if slo is not None and slo.limits:
-        summary |= _slo_figures(slo, times, per_s)
+        summary |= _slo_figures(slo, times, len(served), per_s)
     # Orca's and PagedAttention's measure: seconds of waiting for each token that was asked for.
     normalized = times["e2el"] / requests["output_tokens"][served]
     summary["mean_normalized_latency_ms"] = float(normalized.mean()) * 1e3 if completed else None
@@ -139,17 +139,20 @@ def weighted_percentiles(
     return found
 
 
-def _slo_figures(slo: Slo, times: Mapping[str, np.ndarray], per_s: Any) -> dict[str, Any]:
+def _slo_figures(
+    slo: Slo, times: Mapping[str, np.ndarray], asked: int, per_s: Any
+) -> dict[str, Any]:
+    """Shares are of all requests: one that got no answer has missed every limit."""
     good = np.ones(len(times["ttft"]), dtype=bool)
     attainment = {}
     for name, limit_s in slo.limits.items():
         met = ~(times[name] > limit_s)  # a one-token answer has no TPOT to miss
-        attainment[name] = float(met.mean()) if len(met) else None
+        attainment[name] = int(met.sum()) / asked if asked else None
         good &= met
     shares = [share for share in attainment.values() if share is not None]
     return {
         "request_goodput": per_s(int(good.sum())),
-        "slo_attainment": {"all": float(good.mean()) if len(good) else None, **attainment},
+        "slo_attainment": {"all": int(good.sum()) / asked if asked else None, **attainment},
         "slo_met": bool(shares) and min(shares) * 100.0 >= slo.percentile,
     }
 

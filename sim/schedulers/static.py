@@ -164,7 +164,11 @@ class StaticScheduler:
         )
 
     def _row_blocks(self, requests: list[Request]) -> int:
-        """Blocks of one row: the longest prompt and the longest output, side by side."""
+        """Blocks of one row: the longest prompt and the longest output, side by side.
+
+        A row is no longer than ``max_model_len``, unless one request's prompt padded to another's
+        length and its own output really are.
+        """
         reserved = max(
             self.config.reserved_tokens(r.prompt_tokens, r.max_tokens, r.output_tokens)
             - r.prompt_tokens
@@ -172,4 +176,5 @@ class StaticScheduler:
         )
         needed = max(r.output_tokens - 1 for r in requests)
         longest = max(r.prompt_tokens for r in requests)
-        return self.allocator.blocks_for(longest + max(reserved, needed))
+        row = min(longest + reserved, self.config.max_model_len)
+        return self.allocator.blocks_for(max(row, longest + needed))

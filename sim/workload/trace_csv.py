@@ -80,7 +80,11 @@ def _columns(file: TraceFile, kinds: dict[str, Kind]) -> list[NDArray[Any]]:
     if not rows:
         raise file.error(header_line, "the header is all there is, expected rows of requests")
     found: list[NDArray[Any]] | None = None
-    if sum(row.count(",") for row in rows) == len(rows) * (len(header) - 1):
+    if any('"' in row for row in rows):  # commas inside quotes separate nothing
+        commas = sum(len(_cells(row)) - 1 for row in rows)
+    else:
+        commas = sum(row.count(",") for row in rows)
+    if commas == len(rows) * (len(header) - 1):
         try:
             table = np.loadtxt(
                 rows,

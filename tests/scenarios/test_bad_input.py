@@ -149,6 +149,8 @@ def test_arrivals_beyond_the_clocks_resolution_are_refused_without_a_warning() -
         "hardware.gpu.memory=5": "hardware.gpu is 'h200-sxm', not a section with keys",
         "engine.max_num_seqs=[1": "the value is not valid YAML",
         "name=2024-13-01": "the value is not valid YAML",
+        "engine.max_num_seqs=010": "010 is read in base 8 or 60: write a plain number",
+        "workload.arrivals.request_rate=1:30": "1:30 is read in base 8 or 60",
         "name=!!python/object/apply:os.getcwd []": "the value is not valid YAML",
     }.items(),
 )

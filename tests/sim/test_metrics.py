@@ -244,6 +244,9 @@ def test_the_slo_is_met_when_its_share_of_requests_keeps_each_limit() -> None:
     # Three of four keep the first limit, three of four the second, only two both.
     limits = Slo(ttft_s=0.5, tpot_s=0.5)
     assert summarize(records_of(FOUR), replace(limits, percentile=75.0))["slo_met"] is True
+    rejecting = summarize(records_of(FOUR, rejected=4), replace(limits, percentile=50.0))
+    assert rejecting["slo_attainment"]["all"] == 2 / 8, "no answer: all limits missed"
+    assert rejecting["slo_met"] is False
     assert summarize(records_of(FOUR), replace(limits, percentile=76.0))["slo_met"] is False
 
 

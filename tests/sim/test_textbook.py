@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sim.engine_config import EngineConfig
+from sim.engine_config import RESERVATIONS, EngineConfig
 from sim.latency.protocol import FixedLatency
 from sim.simulation import simulate
 from sim.workload import Workload, arrivals
@@ -92,6 +92,12 @@ def test_orca_reserves_for_the_longest_answer_and_never_deadlocks() -> None:
     paged = run(workload, EngineConfig(block_size=4, max_num_seqs=8), scheduler="chunked",
                 num_blocks=12)  # fmt: skip
     assert paged.iterations["running"].max() > 1
+
+
+@pytest.mark.parametrize("reservation", RESERVATIONS)
+def test_no_reservation_is_longer_than_a_sequence_can_be(reservation: str) -> None:
+    config = EngineConfig(reservation=reservation, max_model_len=2048)
+    assert config.reserved_tokens(112, max_tokens=10_000, output_tokens=1900) <= 2048
 
 
 def test_contiguous_reservation_wastes_most_of_the_cache_and_paging_hardly_any() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scenarios import library
 from sim.batch import Batch, PrefillChunk
 from sim.engine_config import EngineConfig
+from sim.latency.attention_table import AttentionTable
 from sim.latency.grid import Line, filled_grid
 from sim.latency.protocol import HostOverhead
 from sim.latency.table import TableLatency, operator_class
@@ -117,6 +118,25 @@ def test_beyond_the_grid_utilisation_is_held_and_the_batch_marked(
     found_us = model_of(skew=False).iteration_s(batch) * 1e6 - rest_us(batch)
     assert found_us == pytest.approx(attention_us, rel=1e-6)
     assert batch.extrapolated
+
+
+def test_a_prompt_beside_more_decodes_than_were_measured_together_costs_ever_more() -> None:
+    """Decodes alone are measured to 64, beside prompts to 16 only."""
+    parts = rows()
+    parts["mixed_attention"] = [row for row in parts["mixed_attention"] if row[2] <= 16]
+    table = table_of(META, parts)
+    attention, whole = (AttentionTable(each, skew=False) for each in (table, small_table()))
+    chunk, context = PrefillChunk(SOMEONE, 512, 0), 256
+    added_us = {n: attention.prefills_s([chunk], n, n * context) * 1e6 for n in (8, 16, 24, 32, 64)}
+    assert added_us[16] == whole.prefills_s([chunk], 16, 16 * context) * 1e6 > 0
+    # Beyond, what is added grows as the decodes' own time does.
+    held = added_us[16] * decode_us(64, context) / decode_us(16, context)
+    assert added_us[64] == pytest.approx(held)
+    assert list(added_us.values())[1:] == sorted(list(added_us.values())[1:])
+    for count in added_us:
+        batch = prefill((512, 0), beside=decodes(count, context))
+        model_of(table, skew=False).iteration_s(batch)
+        assert batch.extrapolated == (count > 16)
 
 
 def test_more_tokens_than_measured_keep_the_last_rate() -> None:

@@ -129,6 +129,13 @@ def test_burstgpt_drops_failed_requests_and_says_how_many(write):
     )
 
 
+def test_commas_inside_quotes_separate_nothing(write):
+    quoted = BURSTGPT.replace("API log", '"API, log"')
+    assert quoted != BURSTGPT
+    workload = read_trace(write(quoted, "burst.csv"))
+    assert workload.prompt_tokens.tolist() == [472, 417]
+
+
 def test_mooncake_times_are_milliseconds_and_ids_stand_for_512_tokens(write):
     path = write(MOONCAKE)
     assert read_trace(path).content is None
