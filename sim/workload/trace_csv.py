@@ -47,9 +47,9 @@ _MOST_TOKENS = 2**31 - 1
 def read_azure(file: TraceFile) -> Workload:
     """Azure LLM inference traces (Patel et al., Splitwise, ISCA'24; and its 2024 successors).
 
-    Up to nine digits of a second; the +00:00 that the 2024 traces write is skipped.
+    Up to nine digits of a second; the +00:00 that the 2024 traces write, or a Z, is skipped.
     """
-    file = replace(file, text=file.text.replace("+00:00,", ","))
+    file = replace(file, text=re.sub(r"(?<=\d)(\+00:00|Z),", ",", file.text))
     arrival_s, prompt_tokens, output_tokens = _columns(file, AZURE_COLUMNS)
     return TraceRows(arrival_s, prompt_tokens, output_tokens).workload(file)
 

@@ -39,6 +39,8 @@ class TraceFile:
             raise TraceError(f"{path}: no such file, expected a trace") from None
         except OSError as error:
             raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+        if data[:2] == b"\x1f\x8b":
+            raise TraceError(f"{path}: is compressed, expected a text file: unpack it with gunzip")
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:

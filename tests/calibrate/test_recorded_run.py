@@ -16,11 +16,30 @@ from calibrate.import_llmservingsim import import_llmservingsim
 from orcast import simulate
 from scenarios import library
 from sim.latency.table_folder import TableError, read_table, write_table
+from tests.orcast.command_line import orcast
 
 RECORDING = Path(__file__).parents[2] / ".." / "shared" / "data" / "vllm-rtx4090"
 needs_recording = pytest.mark.skipif(
     not RECORDING.is_dir(), reason=f"no recorded run at {RECORDING}"
 )
+
+
+@needs_recording
+def test_a_profile_of_another_card_or_model_is_told(tmp_path: Path) -> None:
+    def warnings(model: str, gpu: str) -> str:
+        out = tmp_path / f"{model}-{gpu}"
+        told = orcast(
+            *("calibrate", "import", "llmservingsim", RECORDING / "profile"),
+            *("--model", model, "--gpu", gpu, "--out", out),
+        )
+        assert told.status == 0
+        return told.stderr
+
+    assert warnings("llama-3.1-8b", "rtx-4090") == ""
+    assert "the profile is of NVIDIA GeForce RTX 4090, not of h100-sxm" in warnings(
+        "llama-3.1-8b", "h100-sxm"
+    )
+    assert "of meta-llama/Llama-3.1-8B, not of qwen3-8b" in warnings("qwen3-8b", "rtx-4090")
 
 
 @needs_recording

@@ -1,5 +1,6 @@
 """What is wrong with a trace is one line: PATH:LINE: what is wrong, what is expected."""
 
+import gzip
 import json
 import os
 import re
@@ -68,6 +69,13 @@ def test_an_empty_file_is_an_error(tmp_path, content):
 def test_what_is_not_utf8_is_named_with_its_line(tmp_path):
     message = message_of(tmp_path, AZURE.encode() + b"2023,\xff,1\n")
     assert message == "3: byte 0xff is not UTF-8, expected a text file"
+
+
+def test_a_compressed_file_is_told_from_a_damaged_one(tmp_path):
+    path = tmp_path / "trace.csv.gz"
+    path.write_bytes(gzip.compress(b"TIMESTAMP,ContextTokens,GeneratedTokens\n"))
+    with pytest.raises(TraceError, match="unpack it with gunzip"):
+        read_trace(path)
 
 
 @pytest.mark.parametrize(

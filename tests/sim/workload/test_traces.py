@@ -101,9 +101,19 @@ def test_azure_times_are_read_to_the_seventh_digit(write):
         "\n" + AZURE.replace("\n", "\n\n"),
         AZURE.replace(" 18", "T18"),
         AZURE.replace(",3", "+00:00,3").replace(",12", "+00:00,12"),
+        AZURE.replace(",3", "Z,3").replace(",12", "Z,12"),
         AZURE.replace(",3", ", 3").replace(",44", ',"44"'),
     ],
-    ids=["crlf", "no last newline", "bom", "blank lines", "T", "utc offset", "blanks, quotes"],
+    ids=[
+        "crlf",
+        "no last newline",
+        "bom",
+        "blank lines",
+        "T",
+        "utc offset",
+        "zulu",
+        "blanks, quotes",
+    ],
 )
 def test_azure_files_are_read_however_they_were_saved(write, text):
     workload = read_trace(write(text))
