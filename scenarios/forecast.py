@@ -302,6 +302,16 @@ def _slots(deployment: Deployment) -> int:
     return memory.num_gpu_blocks // stages * memory.block_size
 
 
+def _whose_slots(deployment: Deployment) -> str:
+    """What holds them; under a pipeline or a watermark not all of the cache is a request's."""
+    stages = deployment.parallelism.pipeline_parallel
+    if stages > 1:
+        return f"the KV cache of each of its {stages} batches in flight holds {_slots(deployment)}"
+    engine = deployment.scenario.engine
+    spare = f", {engine.watermark:.0%} of it kept free," if engine.scheduler == "paged" else ""
+    return f"the KV cache holds {_slots(deployment)}{spare}"
+
+
 def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
     workload, config = deployment.workload, deployment.config
     smallest = int((workload.prompt_tokens + workload.output_tokens).argmin())
@@ -312,7 +322,7 @@ def _nothing_fits(deployment: Deployment, origin: Path | None) -> str:
         needs = f"has {config.reserved_tokens(prompt, limit, output)} tokens reserved"
     return (
         f"{origin or 'scenario'}: workload: no request can be served: the smallest {needs}, "
-        f"the KV cache holds {_slots(deployment)} and max_model_len is "
+        f"{_whose_slots(deployment)} and max_model_len is "
         f"{config.max_model_len}; raise engine.gpu_memory_utilization or "
         "engine.num_gpu_blocks_override, use more GPUs, or shorten the requests"
     )
