@@ -116,7 +116,8 @@ def calibrate(
         limits: how far to measure; by default what the memory holds.
         threads: of a CPU's operations. More than one wait for each other, for tens of ms where
             other processes want the processor too.
-        linear_backend: of the dense products; ``fastest`` chooses between cuBLAS and our kernel.
+        linear_backend: of the dense products; by default ``fastest`` on a GPU, which chooses
+            between cuBLAS and our kernel. The engine takes what its table was measured with.
         share: a folder of tables whose parts are taken over where device and shapes coincide.
         target: leave-one-out error that is good enough, relative.
         progress: called after every measurement.
@@ -134,7 +135,7 @@ def calibrate(
         block_size=block_size,
         gpu=gpu,
         limits=limits,
-        linear_backend=linear_backend,
+        linear_backend=linear_backend or ("fastest" if device == "cuda" else "torch"),
         share=share,
         target=target,
         seed=seed,
@@ -164,7 +165,7 @@ class _Setting:
     block_size: int
     gpu: str | None
     limits: Limits | None
-    linear_backend: LinearBackend | None
+    linear_backend: LinearBackend
     share: Path | None
     target: float
     seed: int
@@ -386,7 +387,7 @@ class _Calibration:
             "kv_cache_dtype": "auto",
             "tensor_parallel": 1,
             "block_size": given.block_size,
-            "linear_backend": given.linear_backend or ("triton" if self.timer.on_gpu else "torch"),
+            "linear_backend": given.linear_backend,
             "launch": "graph" if self.timer.on_gpu else "eager",
             "cudagraph_capture_sizes": list(self.captured),
             "environment": self.environment,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from calibrate.environment import require_device
+from calibrate.rig import LinearBackend
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 
@@ -113,6 +114,7 @@ def load_model(
     folder: Path | None = None,
     device: str,
     dtype: str | None = None,
+    linear_backend: LinearBackend | None = None,
     seed: int = 0,
 ) -> Transformer:
     """A model ready to serve, on ``cuda`` with our kernels or on ``cpu`` with plain PyTorch.
@@ -123,6 +125,7 @@ def load_model(
         config: its Hugging Face config.
         folder: a checkpoint; random weights without one, which timing cannot tell from real ones.
         dtype: of weights and cache; by default the config's.
+        linear_backend: of the dense products; a table's own where one forecasts this model.
         seed: of random weights.
 
     Raises: ValueError for what the kernels do not cover or a broken checkpoint, CalibrationError
@@ -138,7 +141,7 @@ def load_model(
         "dtype": DTYPES[wanted],
         "device": device,
         "backend": "triton" if device == "cuda" else "torch",
-        "linear_backend": "fastest" if device == "cuda" else "torch",
+        "linear_backend": linear_backend or ("fastest" if device == "cuda" else "torch"),
     }
     architecture = ModelConfig.from_hugging_face(config)
     try:

@@ -145,17 +145,27 @@ class Journal:
                 f"({differs} was {theirs.get(differs)!r}, now {ours.get(differs)!r}); "
                 "delete that folder or name another --out"
             )
-        for line in lines:
-            if "record" in line:
-                kind = line.pop("record")
-                self.records.setdefault(kind, []).append(line)
-            elif "skipped" in line:
-                self.of(line["part"]).skipped.add(tuple(line["point"]))
-            else:
-                take = Take(
-                    tuple(line["times_us"]), line["spread"], line["repeats"], line.get("source", "")
-                )
-                self._apply(line["part"], tuple(line["point"]), take, line["spent_s"])
+        for number, line in enumerate(lines, start=2):
+            try:
+                self._restore(line)
+            except (KeyError, TypeError) as error:
+                raise CalibrationError(
+                    f"{self.path}:{number}: not a measurement ({error} is missing or no such "
+                    "thing); delete that line, or the folder to begin anew"
+                ) from None
+
+    def _restore(self, line: dict[str, Any]) -> None:
+        """Take over one line of what was measured before."""
+        if "record" in line:
+            kind = line.pop("record")
+            self.records.setdefault(kind, []).append(line)
+        elif "skipped" in line:
+            self.of(line["part"]).skipped.add(tuple(line["point"]))
+        else:
+            take = Take(
+                tuple(line["times_us"]), line["spread"], line["repeats"], line.get("source", "")
+            )
+            self._apply(line["part"], tuple(line["point"]), take, line["spent_s"])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calibrate.environment import CalibrationError
 from calibrate.journal import Journal, Take
 from calibrate.parts import Bench
 from sim.latency.table_data import EXTRA_TIMES, PART_COLUMNS
@@ -29,13 +30,17 @@ def take_over(
     """Add points of fitting parts of the tables under ``folder``; says what came from where.
 
     `setting` are the entries of meta.yaml that have to be equal. Points beyond the part's limits
-    are left. A part that has points of its own keeps them.
+    are left. A part that has points of its own keeps them. Raises CalibrationError for a
+    broken table.
     """
     import yaml
 
     told = []
     for path in sorted(folder.glob("*/meta.yaml")):
-        meta = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            meta = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            raise CalibrationError(f"{path}: not YAML; mend that table or take it away") from None
         if not isinstance(meta, dict) or meta.get("measured_by") != "orcast calibrate":
             continue
         theirs = meta.get("environment") or {}

@@ -58,6 +58,8 @@ def run(
     allowed = ("triton", "best", "fastest")
     if linear is not None and linear not in allowed:
         raise InputError(f"unknown --linear {linear!r}; {did_you_mean(linear, allowed)}")
+    if share is not None and not share.is_dir():
+        raise InputError(f"--share {share}: no such folder; name the folder of a GPU's tables")
     path = library.model_path(model)
     name, config = library.model_name(path), library.model_config(path)
     from calibrate.calibration import budget_seconds, calibrate, partial_folder

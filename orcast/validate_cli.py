@@ -82,7 +82,7 @@ def validate(
     folder = out or Path("runs") / f"{name}-validation"
     with fresh_folder(folder, marker=MARKER, files=FILES) as partial:
         tables = _table_for(question, table, earlier=folder, into=partial, budget=budget)
-        model = load_model_of(question)
+        model = load_model_of(question, tables)
         served, validation, measured, forecast = ask_engine(question, model, tables, eos=eos)
         for part, run in (("measured", measured), ("forecast", forecast)):
             (partial / part).mkdir()
@@ -157,17 +157,20 @@ def question_of(
     )
 
 
-def load_model_of(question: Question) -> Transformer:
-    """The model on its device, as the question wants it."""
+def load_model_of(question: Question, table: Path | None = None) -> Transformer:
+    """The model on its device, with the matrix products that `table` was measured with."""
     from calibrate.checkpoint import load_model
     from calibrate.environment import CalibrationError
+    from sim.latency.table_folder import read_table
 
     try:
+        measured_with = None if table is None else read_table(table).meta.get("linear_backend")
         return load_model(
             question.config,
             folder=question.checkpoint,
             device=question.device,
             dtype=question.dtype,
+            linear_backend=measured_with,
         )
     except (CalibrationError, ValueError, MemoryError) as error:
         raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
@@ -191,8 +194,12 @@ def _table_for(
     table = into / "table"
     if _fits(earlier / "table", question):
         shutil.copytree(earlier / "table", table)
-    else:
-        _calibrate(question, table, budget or ("60s" if question.device == "cpu" else "8m"))
+        return table
+    # Measured beside the folder: what is there when somebody interrupts is gone on with.
+    measuring = earlier.with_name(f"{earlier.name}-table")
+    if not _fits(measuring, question):
+        _calibrate(question, measuring, budget or ("60s" if question.device == "cpu" else "8m"))
+    shutil.move(measuring, table)
     return table
 
 
@@ -218,7 +225,7 @@ def _fits(table: Path, question: Question) -> bool:
 
 def _calibrate(question: Question, table: Path, budget: str) -> None:
     """Measure the latency table of the question's model on its device."""
-    from calibrate.calibration import budget_seconds, calibrate
+    from calibrate.calibration import budget_seconds, calibrate, partial_folder
     from calibrate.environment import CalibrationError
     from orcast.calibrate_cli import progress_bar
 
@@ -235,6 +242,10 @@ def _calibrate(question: Question, table: Path, budget: str) -> None:
                 block_size=question.scenario.engine.block_size,
                 progress=tell,
             )
+    except KeyboardInterrupt:
+        kept = partial_folder(table)
+        print(f"stopped; what was measured is in {kept}: the same command goes on", file=sys.stderr)
+        sys.exit(130)
     except (CalibrationError, ValueError) as error:
         raise InputError(str(error)) from None
 
@@ -262,6 +273,7 @@ def ask_engine(
     measurable = scenario.model_copy(update={"latency": Latency(**settings)})
     predicted = forecast(measurable, origin=question.origin)
     measured = read_table(table)
+    warm_up(question, model)
     engine = _engine(question, model, measured, eos=eos)
     yardsticks_us = [yardstick_us(question.device)]
     with _stoppable(engine):
@@ -347,10 +359,48 @@ def _engine(question: Question, model: Transformer, table: LatencyTable, *, eos:
         )
     except ValueError as error:
         raise InputError(f"{question.origin or 'scenario'}: {error}") from None
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "out of memory" not in str(error):
+            raise
+        why = str(error).splitlines()[0]
         raise InputError(
-            f"{error}; lower engine.num_gpu_blocks_override or engine.gpu_memory_utilization"
+            f"{why}; lower engine.num_gpu_blocks_override or engine.gpu_memory_utilization"
         ) from None
+
+
+def warm_up(question: Question, model: Transformer) -> None:
+    """Serve prompts of every magnitude, each alone and then again: compiles what will be timed.
+
+    In an engine of its own with a cache just large enough, before the timed one is made.
+    """
+    import numpy as np
+
+    from calibrate.engine import Clock, engine
+    from sim.workload import Workload
+
+    config, available = question.deployment.config, question.deployment.memory.num_gpu_blocks
+    longest = min(
+        config.max_num_batched_tokens,
+        config.max_model_len - 2,
+        (available - 1) * config.block_size - 2,
+    )
+    if longest < 1:
+        return
+    powers = [1 << power for power in range(longest.bit_length())]
+    prompts = np.array([*powers, longest])
+    arrival_s = np.array([1e3 * number for number in range(len(prompts))], dtype=np.float64)
+    workload = Workload(arrival_s, prompts, np.full(len(prompts), 2))
+    try:
+        engine(
+            workload,
+            replace(config, queue=None, async_scheduling=False),
+            model,
+            scheduler="chunked",
+            num_blocks=-(-(longest + 2) // config.block_size) + 1,
+            clock=Clock(skip_idle=True),
+        ).run()
+    except MemoryError as error:
+        raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
 
 
 @contextmanager

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from tests.orcast.command_line import Outcome, orcast
 from tests.reports.browser import CHROMIUM, Browser
 
 SCENARIO = "scenarios/validation/tiny-cpu.yaml"
+ROOT = Path(__file__).parents[2]
 FEW = ["--set", "workload.num_requests=25"]
 
 
@@ -33,6 +38,26 @@ def test_it_prints_an_error_table(first: Outcome) -> None:
     for words in ("Mean TTFT", "p99 E2E", "Iterations:", "Engine time: schedule"):
         assert words in first.stdout
     assert "the simulator makes the same schedule" in " ".join(first.stdout.split())
+
+
+def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orcast.cli", "validate", SCENARIO, *FEW, "--budget", "60s"]
+    running = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    until_s = time.monotonic() + 60
+    while time.monotonic() < until_s and running.poll() is None:
+        found = next(tmp_path.rglob("journal.jsonl"), None)
+        if found is not None and '"part"' in found.read_text():
+            break
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 130, said
+    assert "the same command goes on" in said
+    (journal,) = tmp_path.rglob("journal.jsonl")
+    assert '"part"' in journal.read_text()
+    assert not (tmp_path / "out").exists()
 
 
 def test_both_runs_are_run_folders(first: Outcome, folder: Path) -> None:
