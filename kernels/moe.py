@@ -35,7 +35,7 @@ from kernels.linear import (
 from kernels.swiglu_mlp import gate_up_reference, silu
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _route_kernel(
     logits_ptr,  # [num_tokens, NUM_EXPERTS]
     experts_ptr,  # [num_tokens, TOP_K] int32
@@ -84,7 +84,7 @@ def _route_kernel(
     tl.store(ranks_ptr + pairs, ranks, mask=pair_used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def _sort_pairs_kernel(
     experts_ptr,  # [num_pairs] int32
     ranks_ptr,  # [num_pairs] int32
@@ -105,7 +105,7 @@ def _sort_pairs_kernel(
     tl.store(sorted_ptr + first + rank, pairs, mask=used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_m"])
 def _grouped_linear_kernel(
     x_ptr,  # GATED: [num_tokens, K] by token; else [num_pairs, K] in sorted order
     weight_source,  # [NUM_EXPERTS · (GATED: 2 ·) N, K], read in tiles [BLOCK_N, BLOCK_K]
