@@ -59,7 +59,7 @@ def load_tile(
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _linear_kernel(
     x_source,  # [M, K], read in tiles [BLOCK_M, BLOCK_K]
     weight_source,  # [N, K], read in tiles [BLOCK_N, BLOCK_K]

@@ -2,11 +2,13 @@
 
 Routing takes the k likeliest experts of each token (ties to the lower index) and counts, with
 atomics, the (token, expert) pairs of each expert; the order in which pairs arrive at an expert
-varies but no result depends on it. A grouped matrix product then gives each expert's tiles of rows
-their own weights: first gate and up with the activation fused, reading tokens through the sorted
-pairs, then down, and a last kernel sums each token's k results in float32. Tiles are found on the
-device from the counts, in a grid bounded by shapes: nothing synchronises. Only experts that were
-chosen are read. Accumulation is in float32; a pair's results are stored in the working dtype.
+varies but no result depends on it. A token with a NaN logit goes to experts that exist, with NaN
+weights: its own result is NaN and no other's. A grouped matrix product then gives each expert's
+tiles of rows their own weights: first gate and up with the activation fused, reading tokens through
+the sorted pairs, then down, and a last kernel sums each token's k results in float32. Tiles are
+found on the device from the counts, in a grid bounded by shapes: nothing synchronises. Only experts
+that were chosen are read. Accumulation is in float32; a pair's results are stored in the working
+dtype.
 """
 
 # Jitted functions are typed by Triton when they are compiled.
@@ -33,7 +35,7 @@ from kernels.linear import (
 from kernels.swiglu_mlp import gate_up_reference, silu
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _route_kernel(
     logits_ptr,  # [num_tokens, NUM_EXPERTS]
     experts_ptr,  # [num_tokens, TOP_K] int32
@@ -55,10 +57,13 @@ def _route_kernel(
     inside = used[:, None] & (experts < NUM_EXPERTS)[None, :]
     offsets = tokens.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :]
     logits = tl.load(logits_ptr + offsets, mask=inside, other=float("-inf")).to(tl.float32)
-    largest = tl.where(used, tl.max(logits, 1), 0.0)
+    numbers = tl.where(logits == logits, logits, float("-inf"))
+    largest = tl.where(used, tl.max(numbers, 1), 0.0)
     probabilities = tl.math.exp2((logits - largest[:, None]) * 1.4426950408889634)
-    total = tl.sum(probabilities, 1)
-    remaining = tl.where((experts < NUM_EXPERTS)[None, :], probabilities, -1.0)
+    total = tl.sum(probabilities, 1)  # NaN if any is: so are all weights of that token
+    # A NaN equals nothing, itself included: it must not be what the experts are chosen by.
+    likely = tl.where(probabilities == probabilities, probabilities, 0.0)
+    remaining = tl.where((experts < NUM_EXPERTS)[None, :], likely, -1.0)
     chosen = tl.zeros([BLOCK_TOKENS, BLOCK_K], tl.int32)
     weights = tl.zeros([BLOCK_TOKENS, BLOCK_K], tl.float32)
     for place in tl.static_range(TOP_K):
@@ -69,7 +74,7 @@ def _route_kernel(
         chosen = tl.where(here, first[:, None], chosen)
         weights = tl.where(here, best[:, None], weights)
     if RENORMALIZE:
-        total = tl.sum(weights, 1)
+        total = tl.where(total == total, tl.sum(weights, 1), total)
     weights = weights / tl.where(used, total, 1.0)[:, None]
     pair_used = used[:, None] & (places < TOP_K)[None, :]
     pairs = tokens.to(tl.int64)[:, None] * TOP_K + places[None, :]
@@ -79,7 +84,7 @@ def _route_kernel(
     tl.store(ranks_ptr + pairs, ranks, mask=pair_used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def _sort_pairs_kernel(
     experts_ptr,  # [num_pairs] int32
     ranks_ptr,  # [num_pairs] int32
@@ -100,7 +105,7 @@ def _sort_pairs_kernel(
     tl.store(sorted_ptr + first + rank, pairs, mask=used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_m"])
 def _grouped_linear_kernel(
     x_ptr,  # GATED: [num_tokens, K] by token; else [num_pairs, K] in sorted order
     weight_source,  # [NUM_EXPERTS · (GATED: 2 ·) N, K], read in tiles [BLOCK_N, BLOCK_K]

@@ -132,7 +132,7 @@ def _attend(
     return accumulator, row_max, row_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "total_tokens", "num_seqs"])
 def _prefill_attention_kernel(
     q_ptr,  # [total_tokens, NUM_KV_HEADS * GROUP, HEAD_DIM], token rows q_stride apart
     k_ptr,  # paged: [num_blocks, KV_BLOCK, NUM_KV_HEADS, HEAD_DIM]; else [total_tokens, …]

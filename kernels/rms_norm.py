@@ -17,7 +17,7 @@ import triton.language as tl
 from kernels.checks import Backend, float_types, require, require_backend, require_tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     x_ptr,  # [num_rows, hidden]
     residual_ptr,  # [num_rows, hidden]; read and overwritten by the sum

@@ -24,7 +24,7 @@ from kernels.checks import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries"])
 def _scores_kernel(
     q_ptr,  # [num_queries, NUM_HEADS, HEAD_DIM]
     k_ptr,  # [num_keys, NUM_HEADS / GROUP, HEAD_DIM]
@@ -56,7 +56,7 @@ def _scores_kernel(
     tl.store(scores_ptr + offsets, scores.to(scores_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries"])
 def _softmax_kernel(
     scores_ptr,  # [NUM_HEADS, num_queries, num_keys]; overwritten by the weights
     num_queries,
@@ -78,7 +78,7 @@ def _softmax_kernel(
     tl.store(pointers, weights.to(scores_ptr.dtype.element_ty), mask=keys < num_keys)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries"])
 def _values_kernel(
     weights_ptr,  # [NUM_HEADS, num_queries, num_keys]
     v_ptr,  # [num_keys, NUM_HEADS / GROUP, HEAD_DIM]

@@ -35,7 +35,7 @@ def silu(z):
     return z / (1.0 + tl.math.exp2(-1.4426950408889634 * z))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _gate_up_kernel(
     x_source,  # [M, K], read in tiles [BLOCK_M, BLOCK_K]
     weight_source,  # [2 · N, K], gate rows then up rows, read in tiles [BLOCK_N, BLOCK_K]

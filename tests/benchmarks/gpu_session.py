@@ -1,54 +1,67 @@
 """Everything that needs a GPU, in one command: ``python -m tests.benchmarks.gpu_session [FOLDER]``.
 
-Stages, each with a small result file under FOLDER (or $OUT, or ./gpu-results) written as soon as it
-ends, so that an interrupted session leaves what it had:
+Stages, each with a small result file under FOLDER (or $OUT, or ./gpu-results), most of them written
+as they go, so that an interrupted session leaves what it had:
 
-- ``check``: the kernel tests (``pytest -m gpu``) → ``check.json``, ``check.xml``
+- ``check``: the kernel tests (``pytest -m gpu``) → ``check.log``, ``check.json``, ``check.xml``
 - ``benchmark``: the table of ratios → ``benchmark.csv``
 - ``tune``: the candidate tiles of prefill and products → ``tune.csv``
 - ``numerics``: deviation of the kernels and of their emulations → ``numerics.csv``
-- ``tables``: latency tables of ``--models`` → ``tables/GPU/MODEL/``; parts are shared between them
-- ``repeat``: a second table of the first of ``--models`` against the first → ``repeat.json``
+- ``tables``: latency tables of ``--models``; parts are shared between them → ``tables.tar.gz``
+- ``repeat``: a second table of the first of ``--models`` against the first → ``repeat.json``,
+  ``tables.tar.gz``
 - ``end_to_end``: random iterations, run against what the tables say → ``end_to_end.csv``
 - ``engine``: how fast the engine serves, decode steps by batch size → ``engine.json``
 - ``validate``: forecast against engine over nine scenarios → ``validation.json`` (this stage needs
-  the core dependencies, simpy, pydantic and plotly, and llama-3.1-8b's table in ``--known``)
+  the core dependencies, simpy, pydantic and plotly, and llama-3.1-8b's table)
 
-A machine lent for ten minutes at a time runs them so, with the tables brought back in between put
-where ``--known`` finds them (``calibrate/tables/GPU``):
+A machine lent for ten minutes at a time, bare every time and handing back few files, runs them so;
+each run has eight files at most and no folders:
 
     … OUT --stages check,numerics
     … OUT --stages benchmark
     … OUT --stages tables --models llama-3.1-8b --budget 8m
-    … OUT --stages tables --models qwen3-8b,qwen3-0.6b --budget 8m
-    … OUT --stages tables --models qwen3-30b-a3b --budget 8m
-    … OUT --stages repeat,end_to_end --models llama-3.1-8b --budget 8m
-    … OUT --stages engine,validate
+    … OUT --stages tables --models qwen3-8b,qwen3-0.6b --budget 8m --known tables.tar.gz
+    … OUT --stages tables --models qwen3-30b-a3b --budget 8m --known tables.tar.gz
+    … OUT --stages repeat,end_to_end --models llama-3.1-8b --budget 8m --known tables.tar.gz
+    … OUT --stages engine,validate --known tables.tar.gz
+
+``tables.tar.gz`` holds ``tables/GPU/MODEL``, journals of tables that were not finished (the same
+command goes on from them) and ``repeated/MODEL``: what lay in the archives it was given, then this
+run's. Given are FOLDER's own and what ``--known`` names, another run's archive; or that is a folder
+of tables, by default ``calibrate/tables/GPU``, where ``tar -xzf tables.tar.gz -C calibrate tables``
+puts them.
 
 ``--budget`` is for all tables of a run, ``--limit`` ends a run before its machine does: no stage
-begins after it. ``meta.json`` holds GPU, driver, torch and Triton versions, measured ceilings and
-stage times.
+begins after it, and tests, engine and validation that still run then are stopped. ``meta.json``
+holds GPU, driver, torch and Triton versions, measured ceilings and stage times, whatever happens.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from calibrate.calibration import budget_seconds, calibrate
+from calibrate.calibration import Progress, budget_seconds, calibrate
 from calibrate.end_to_end import end_to_end
 from calibrate.environment import environment
 from calibrate.repeatability import differences
@@ -57,13 +70,14 @@ from kernels.numerics import Deviation, deviations, kernel_deviations
 from sim.latency.table_folder import read_table
 from sim.model_spec import ModelSpec
 from tests.benchmarks.kernels import SECTIONS, run_sections
-from tests.kernels.timing import write_csv
 
 ROOT = Path(__file__).parents[2]
 
-
+TESTS = ROOT / "tests" / "kernels" / "operations"
 # The driver's names of GPUs, and the library's.
 GPUS = {"H200": "h200-sxm", "H100 80GB HBM3": "h100-sxm", "A100-SXM4-80GB": "a100-80gb"}
+ARCHIVE = "tables.tar.gz"
+PACKED = ("tables", "repeated")  # folders of the archive
 # Shares of the budget: attention and logits of a family are measured once.
 MODELS = {"llama-3.1-8b": 4.0, "qwen3-8b": 2.0, "qwen3-0.6b": 2.0, "qwen3-30b-a3b": 4.0}
 
@@ -73,27 +87,51 @@ class Run:
     """What a stage is told."""
 
     folder: Path
+    work: Path  # tables while they are made, and those brought along
     reference: Path | None
     models: list[str]
     budget_s: float
+    left_s: float  # until the run's limit
     known: Path | None
     device: str
 
     @property
     def gpu(self) -> str:
-        name = torch.cuda.get_device_name(0) if self.device == "cuda" else "cpu"
-        return next((ours for theirs, ours in GPUS.items() if theirs in name), name)
+        return gpu_name(self.device)
 
     @property
     def tables(self) -> Path:
-        return self.folder / "tables" / self.gpu.replace(" ", "-").lower()
+        return self.work / "tables" / self.gpu.replace(" ", "-").lower()
 
     def table(self, model: str) -> Path:
-        """The model's table: of this run, or one brought along."""
+        """The model's table: of this run or an archive, else of the known folder."""
         own = self.tables / model
         if own.is_dir() or self.known is None:
             return own
         return self.known / model
+
+    def pack(self) -> None:
+        """Put all tables and journals into the results, over what was packed before."""
+        archive = self.folder / ARCHIVE
+        unfinished = archive.with_name(f"{ARCHIVE}.new")
+        with tarfile.open(unfinished, "w:gz", compresslevel=6) as packed:
+            for name in PACKED:
+                if (self.work / name).is_dir():
+                    packed.add(self.work / name, arcname=name)
+        unfinished.replace(archive)
+
+
+def unpack(archive: Path, work: Path) -> None:
+    """Lay out the tables and journals of an archive."""
+    with tarfile.open(archive) as packed:
+        wanted = [one for one in packed.getmembers() if one.name.split("/")[0] in PACKED]
+        packed.extractall(work, members=wanted, filter="data")
+
+
+def gpu_name(device: str) -> str:
+    """Our name of the GPU, or the driver's."""
+    name = torch.cuda.get_device_name(0) if device == "cuda" else "cpu"
+    return next((ours for theirs, ours in GPUS.items() if theirs in name), name)
 
 
 def _config(model: str) -> dict[str, object]:
@@ -106,34 +144,48 @@ def tables(run: Run) -> dict[str, object]:
     told: dict[str, object] = {}
     shares = [MODELS.get(model, 2.0) for model in run.models]
     for model, share in zip(run.models, shares, strict=True):
-        if run.known is not None and run.known.is_dir():  # where the next finds shared parts
-            for path in run.known.iterdir():
-                if path.is_dir() and not (run.tables / path.name).exists():
-                    shutil.copytree(path, run.tables / path.name)
-                    told[f"{path.name} (known)"] = True
         budget_s = run.budget_s * share / sum(shares)
-        told[model] = _table(run, model, run.tables / model, budget_s)
-    for name in [name for name in told if name.endswith(" (known)")]:
-        shutil.rmtree(run.tables / name.removesuffix(" (known)"))  # not this run's to bring back
-        del told[name]
+        told[model] = _table(run, model, run.tables / model, budget_s, share=_others(run, model))
     return told
 
 
-def _table(run: Run, model: str, out: Path, budget_s: float, share: bool = True) -> object:
-    calibrate(
-        _config(model),
-        name=model,
-        out=out,
-        device=run.device,
-        budget_s=budget_s,
-        gpu=run.gpu if run.device == "cuda" else None,
-        share=run.tables if share else None,
-        progress=lambda state: (
+def _others(run: Run, model: str) -> Path:
+    """A folder of the other models' finished tables, of this run and known ones."""
+    folder = run.work / "others"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for source in (run.tables, run.known):
+        for path in source.iterdir() if source is not None and source.is_dir() else ():
+            finished = (path / "meta.yaml").is_file() and path.suffix not in (".partial", ".old")
+            if finished and path.name != model and not (folder / path.name).exists():
+                shutil.copytree(path, folder / path.name)
+    return folder
+
+
+def _table(run: Run, model: str, out: Path, budget_s: float, share: Path | None = None) -> object:
+    part = ""
+
+    def tell(state: Progress) -> None:
+        nonlocal part
+        if state.part != part:  # one is finished: keep it, should the machine go
+            part = state.part
+            run.pack()
+        if state.points % 100 == 0:
             print(f"{state.elapsed_s:6.0f} s {state.part}", flush=True)
-            if state.points % 100 == 0
-            else None
-        ),
-    )
+
+    try:
+        calibrate(
+            _config(model),
+            name=model,
+            out=out,
+            device=run.device,
+            budget_s=budget_s,
+            gpu=run.gpu if run.device == "cuda" else None,
+            share=share,
+            progress=tell,
+        )
+    finally:
+        run.pack()
     torch.cuda.empty_cache()
     meta = read_table(out).meta
     print(f"{model}: {meta['whole_iterations']}")
@@ -145,9 +197,9 @@ def repeat(run: Run) -> dict[str, object]:
     model = run.models[0]
     first = run.table(model)
     if not first.is_dir():
-        _table(run, model, first, run.budget_s / 2, share=False)
-    second = run.folder / "repeated" / model
-    _table(run, model, second, run.budget_s / 2, share=False)
+        _table(run, model, first, run.budget_s / 2)
+    second = run.work / "repeated" / model
+    _table(run, model, second, run.budget_s / 2)
     a, b = read_table(first), read_table(second)
     spec = ModelSpec.from_config(_config(model), name=model)
     found = differences(a, b, spec, Limits(**a.meta["limits"]))
@@ -173,25 +225,25 @@ def check_end_to_end(run: Run) -> dict[str, object]:
                 counts = (len(given.decodes), sum(given.decodes), len(given.prefills), new)
                 times = (one.predicted_us, one.measured_us, one.eager_us)
                 writer.writerow([model, *counts, *(f"{time_us:.5g}" for time_us in times)])
+            file.flush()
             told[model] = errors.as_dict()
     return told
 
 
 def check(run: Run) -> dict[str, object]:
     """Run the kernel tests on the GPU; failures are named, not raised."""
-    folder = run.folder
-    report = folder / "check.xml"
-    tests = ROOT / "tests" / "kernels" / "operations"
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", f"--junitxml={report}", str(tests)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    (folder / "check.log").write_text(done.stdout[-200_000:] + done.stderr[-20_000:])
-    print(done.stdout[-6000:])
+    report, log = run.folder / "check.xml", run.folder / "check.log"
+    report.unlink(missing_ok=True)  # of an earlier run
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short"]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
+    command += ["-p", "no:cacheprovider", f"--junitxml={report}", str(TESTS)]
+    with log.open("w") as file:  # as it comes
+        ended = _run(command, run.left_s, stdout=file, stderr=subprocess.STDOUT)
+    tail = log.read_text(encoding="utf-8", errors="replace")[-6000:]
+    print(tail)
     if not report.exists():
-        return {"returncode": done.returncode, "error": done.stderr[-2000:]}
+        return {"error": f"no report of the tests: {ended}", "log": tail[-2000:]}
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = [
         f"{case.get('classname')}::{case.get('name')}"
@@ -200,23 +252,40 @@ def check(run: Run) -> dict[str, object]:
     ]
     skipped = sum(case.find("skipped") is not None for case in cases)
     passed = len(cases) - len(failed) - skipped
-    result = {"passed": passed, "skipped": skipped, "failed": failed}
-    (folder / "check.json").write_text(json.dumps(result, indent=1))
+    result: dict[str, object] = {"passed": passed, "skipped": skipped, "failed": failed}
+    if passed == 0 or (ended != "status 0" and not failed):
+        result["error"] = f"{passed} tests passed: {ended}"
+    (run.folder / "check.json").write_text(json.dumps(result, indent=1))
     return result
+
+
+def _run(command: list[str], limit_s: float, **streams: Any) -> str:
+    """Run a command from the repository's root with its packages; says how it ended."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, process_group=0, **streams)
+    try:
+        return f"status {process.wait(limit_s)}"
+    except subprocess.TimeoutExpired:
+        return f"stopped after {limit_s:.0f} s"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too: they hold the GPU
+            process.wait()
 
 
 def time_kernels(run: Run) -> dict[str, object]:
     """The benchmark table."""
-    ceilings, rows = run_sections(list(SECTIONS), reference=run.reference)
-    write_csv(rows, run.folder / "benchmark.csv")
+    out = run.folder / "benchmark.csv"
+    ceilings = run_sections(list(SECTIONS), reference=run.reference, out=out)
     return dataclasses.asdict(ceilings)
 
 
 def tune(run: Run) -> dict[str, object]:
     """The candidate tiles of prefill attention and the products."""
     sections = ["prefill", "products"]
-    ceilings, rows = run_sections(sections, tune=True, reference=run.reference)
-    write_csv(rows, run.folder / "tune.csv")
+    out = run.folder / "tune.csv"
+    ceilings = run_sections(sections, tune=True, reference=run.reference, out=out)
     return dataclasses.asdict(ceilings)
 
 
@@ -241,29 +310,25 @@ def numerics(run: Run) -> dict[str, object]:
 
 def engine(run: Run) -> dict[str, object]:
     """The engine's speed."""
-    return _benchmark("engine", "--out", str(run.folder / "engine.json"))
+    return _benchmark(run, "engine", "--out", str(run.folder / "engine.json"))
 
 
 def validate(run: Run) -> dict[str, object]:
     """Forecast against engine."""
-    if run.known is None:
-        return {"error": "--known: the tables to forecast with"}
-    table = run.known / "llama-3.1-8b"
-    return _benchmark(
-        "validation", "--table", str(table), "--out", str(run.folder / "validation.json")
-    )
+    table = run.table("llama-3.1-8b")
+    if not table.is_dir():
+        return {"error": "--known: no table of llama-3.1-8b to forecast with"}
+    out = run.folder / "validation.json"
+    return _benchmark(run, "validation", "--table", str(table), "--out", str(out))
 
 
-def _benchmark(name: str, *arguments: str) -> dict[str, object]:
+def _benchmark(run: Run, name: str, *arguments: str) -> dict[str, object]:
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments]
-    ran = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    print(ran.stdout[-6000:])
-    if ran.returncode:
-        return {"returncode": ran.returncode, "error": ran.stderr[-2000:]}
-    return {"returncode": 0}
+    with tempfile.TemporaryFile("w+") as errors:
+        ended = _run(command, run.left_s, stderr=errors)
+        errors.seek(0)
+        said = errors.read()
+    return {} if ended == "status 0" else {"error": f"{ended}: {said[-2000:]}"}
 
 
 STAGES: dict[str, Callable[[Run], dict[str, object]]] = {
@@ -279,6 +344,41 @@ STAGES: dict[str, Callable[[Run], dict[str, object]]] = {
 }
 
 
+def run_stages(run: Run, names: list[str], limit_s: float) -> bool:
+    """Run the stages in order; True if all went well. meta.json is there from the beginning."""
+    stages: dict[str, dict[str, object]] = {name: {"error": "not begun"} for name in names}
+    meta = {"environment": environment(run.device), "stages": stages}
+
+    def write_meta() -> None:
+        (run.folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+    write_meta()
+    started = time.perf_counter()
+    for name in names:
+        began = time.perf_counter()
+        left_s = limit_s - (began - started)
+        if left_s <= 0:
+            stages[name] = {"error": f"not begun: {limit_s:.0f} s are over"}
+            write_meta()
+            continue
+        stages[name] = result = {"error": "interrupted"}  # unless it ends
+        write_meta()
+        try:
+            within_s = min(run.budget_s, 0.9 * left_s)
+            result = STAGES[name](dataclasses.replace(run, budget_s=within_s, left_s=left_s))
+        except Exception as error:  # the next stages are still worth having
+            result = {"error": f"{type(error).__name__}: {error}"}
+            with contextlib.suppress(Exception):  # after some errors CUDA refuses everything
+                if run.device == "cuda":
+                    torch.cuda.synchronize()
+        finally:
+            result["duration_s"] = round(time.perf_counter() - began, 1)
+            stages[name] = result
+            write_meta()
+        print(f"{name}: {result}", flush=True)
+    return not any(result.get("error") or result.get("failed") for result in stages.values())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(os.environ.get("OUT", "gpu-results"))
@@ -288,7 +388,7 @@ def main() -> int:
     parser.add_argument("--models", default=",".join(MODELS), help="of tables and their checks")
     parser.add_argument("--budget", default="8m", help="for all tables of this run")
     parser.add_argument("--limit", default="9m", help="no stage begins after it")
-    parser.add_argument("--known", type=Path, help="tables brought along; calibrate/tables/GPU")
+    parser.add_argument("--known", type=Path, help="tables: an archive or a folder")
     parser.add_argument(
         "--device", default="cuda", choices=("cuda", "cpu"), help="cpu: tables only"
     )
@@ -300,41 +400,28 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA GPU here: nothing was run", file=sys.stderr)
         return 1
-    options.folder.mkdir(parents=True, exist_ok=True)
-    run = Run(
-        folder=options.folder,
-        reference=options.reference,
-        models=options.models.split(","),
-        budget_s=budget_seconds(options.budget),
-        known=options.known,
-        device=options.device,
-    )
-    known = ROOT / "calibrate" / "tables" / run.gpu
-    if run.known is None and known.is_dir():
-        run = dataclasses.replace(run, known=known)
-    meta: dict[str, object] = {"environment": environment(options.device), "stages": {}}
-    started, limit_s = time.perf_counter(), budget_seconds(options.limit)
-    failed = False
-    for name in names:
-        began = time.perf_counter()
-        left_s = limit_s - (began - started)
-        if left_s <= 0:
-            meta["stages"][name] = {"error": f"not begun: {limit_s:.0f} s are over"}
-            failed = True
-            continue
-        try:
-            within = min(run.budget_s, 0.9 * left_s)
-            result = STAGES[name](dataclasses.replace(run, budget_s=within))
-        except Exception as error:  # the next stages are still worth having
-            result = {"error": f"{type(error).__name__}: {error}"}
-            if options.device == "cuda":
-                torch.cuda.synchronize()
-        result["duration_s"] = round(time.perf_counter() - began, 1)
-        failed |= bool(result.get("error") or result.get("failed"))
-        meta["stages"][name] = result
-        (options.folder / "meta.json").write_text(json.dumps(meta, indent=1))
-        print(f"{name}: {result}")
-    return 1 if failed else 0
+    known = options.known or ROOT / "calibrate" / "tables" / gpu_name(options.device)
+    if options.known is not None and not known.exists():
+        parser.error(f"--known {known}: neither an archive nor a folder of tables")
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # told in meta.json
+    with tempfile.TemporaryDirectory(prefix="orcast-") as work:
+        for archive in (known, folder / ARCHIVE):
+            if archive.is_file():
+                unpack(archive, Path(work))
+        limit_s = budget_seconds(options.limit)
+        run = Run(
+            folder=folder,
+            work=Path(work),
+            reference=options.reference.resolve() if options.reference else None,
+            models=options.models.split(","),
+            budget_s=budget_seconds(options.budget),
+            left_s=limit_s,
+            known=known.resolve() if known.is_dir() else None,
+            device=options.device,
+        )
+        return 0 if run_stages(run, names, limit_s) else 1
 
 
 if __name__ == "__main__":

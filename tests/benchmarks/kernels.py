@@ -38,12 +38,7 @@ from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary_table
 from kernels.standard_attention import standard_attention
 from kernels.swiglu_mlp import gate_up, swiglu_mlp
-from tests.kernels.timing import (
-    Row,
-    compare,
-    normal,
-    write_csv,
-)
+from tests.kernels.timing import Row, append_csv, compare, normal, start_csv
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 14_336, 128_256
@@ -346,21 +341,27 @@ def reference_us(row: Row, folder: Path) -> float | None:
 
 
 def run_sections(
-    names: list[str], *, tune: bool = False, reference: Path | None = None
-) -> tuple[Ceilings, list[Row]]:
-    """Measure the sections, printing each row as it comes."""
+    names: list[str],
+    *,
+    tune: bool = False,
+    reference: Path | None = None,
+    out: Path | None = None,
+) -> Ceilings:
+    """Measure the sections; each row is printed, and written to ``out``, as it comes."""
+    if out is not None:
+        start_csv(out)
     ceilings = measure_ceilings(Timer("cuda"))
     print(f"copy {ceilings.copy_bytes_per_s / 1e12:.2f} TB/s read plus written, ", end="")
     print(f"8192 cubed product {ceilings.matrix_flops_per_s / 1e12:.0f} TFLOP/s")
-    rows: list[Row] = []
     for name in names:
         for row in SECTIONS[name](ceilings, tune):
             if reference is not None:
                 row.reference_us = reference_us(row, reference)
-            rows.append(row)
+            if out is not None:
+                append_csv(row, out)
             print(row.line(), flush=True)
             torch.cuda.empty_cache()
-    return ceilings, rows
+    return ceilings
 
 
 def main() -> int:
@@ -379,9 +380,7 @@ def main() -> int:
         return 1
     for name, value in environment("cuda").items():
         print(f"{name}: {value}")
-    _, rows = run_sections(names, tune=options.tune, reference=options.reference)
-    if options.out is not None:
-        write_csv(rows, options.out)
+    run_sections(names, tune=options.tune, reference=options.reference, out=options.out)
     return 0
 
 

@@ -31,6 +31,12 @@ MATRIX_KERNELS = {
     "_grouped_linear_kernel",
 }
 
+# What changes from batch to batch: a new value must not mean a new kernel.
+COUNTS = {
+    "M", "num_pairs", "num_queries", "num_rows", "num_seqs", "num_splits", "num_tokens",
+    "table_stride", "tiles_m", "total_tokens",
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
@@ -71,6 +77,12 @@ def test_every_kernel_of_the_package_is_compiled(compiled):
     defined = {name for text in sources for name in re.findall(r"^def (_\w+_kernel)\(", text, re.M)}
     assert {configuration["kernel"] for configuration in compiled} == defined
     assert defined >= MATRIX_KERNELS
+
+
+def test_counts_of_a_batch_are_not_compiled_in(compiled):
+    """Triton makes a constant of an argument that is 1, unless told not to."""
+    fixed = [_described(c) for c in compiled if COUNTS & c["constants"].keys()]
+    assert not fixed, "\n".join(fixed)
 
 
 def test_no_configuration_spills_registers(compiled):

@@ -91,11 +91,16 @@ def compare(
     return row
 
 
-def write_csv(rows: list[Row], path: Path) -> None:
-    """Every field of every row, and the ratio."""
+def start_csv(path: Path) -> None:
+    """A table without rows yet: the fields of a row, and the ratio."""
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [field.name for field in dataclasses.fields(Row)]
-        writer.writerow([*names, "ratio"])
-        for row in rows:
-            writer.writerow([*(getattr(row, name) for name in names), row.ratio])
+        csv.writer(file).writerow([*_FIELDS, "ratio"])
+
+
+def append_csv(row: Row, path: Path) -> None:
+    """Add one row, on disk at once: a run that is killed keeps what it had."""
+    with path.open("a", newline="") as file:
+        csv.writer(file).writerow([*(getattr(row, name) for name in _FIELDS), row.ratio])
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Row))

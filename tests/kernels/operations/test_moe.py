@@ -56,6 +56,37 @@ def test_tied_experts_go_to_the_lower_index(draw):
     assert route(logits, 3).experts.tolist() == [[0, 1, 2]] * 4
 
 
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("columns", [[3], [0, 1, 2, 3, 4, 5, 6, 7]])
+def test_logits_that_are_no_numbers_go_to_experts_that_exist(
+    wrong, columns, renormalize, draw, close
+):
+    logits = draw(5, 8)
+    logits[2, columns] = wrong
+    routing = route(logits, 2, renormalize=renormalize)
+    experts, weights = route_reference(logits.double(), 2, renormalize=renormalize)
+    others = [0, 1, 3, 4]
+    assert torch.equal(routing.experts[others].long(), experts[others])
+    close(routing.weights[others], weights[others])
+    assert torch.equal(routing.weights[2].isnan(), weights[2].isnan())
+    first, second = routing.experts[2].tolist()
+    assert first != second and {first, second} <= set(range(8))
+    chosen = routing.experts.flatten().long()
+    assert torch.equal(routing.counts.long(), torch.bincount(chosen, minlength=8))
+    assert routing.sorted_pairs.sort().values.tolist() == list(range(10))
+
+
+def test_a_token_that_is_no_number_spoils_only_its_own_result(draw, layer):
+    x, weights = draw(9, 64), layer(8, 64, 32)
+    expected = moe(x, *weights, top_k=2)
+    x[4, 7] = float("nan")
+    y = moe(x, *weights, top_k=2)
+    assert y[4].isnan().all()
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(y[others], expected[others])
+
+
 @pytest.mark.parametrize("num_tokens", [1, 3, 40, 130])
 def test_every_number_of_tokens_matches_the_reference(num_tokens, draw, layer, close):
     x, weights = draw(num_tokens, 64), layer(6, 64, 72)
