@@ -46,6 +46,11 @@ _NOT_FINITE = "the model's logits are not finite"
 PHASES = ("schedule_s", "prepare_s", "forward_s", "sample_s")
 
 
+def out_of_memory(error: Exception) -> str:
+    """What those hear whose batch could not be computed."""
+    return f"out of memory: {(str(error).splitlines() or ['no more is known'])[0]}"
+
+
 class Clock:
     """Wall-clock seconds since its creation, minus the time that was skipped."""
 
@@ -266,7 +271,7 @@ class Engine:
             try:
                 return self.executor.run(batch, scheduler.decoding())
             except (torch.OutOfMemoryError, MemoryError) as error:
-                reason = f"out of memory: {str(error).splitlines()[0]}"
+                reason = out_of_memory(error)
             # What was moved to or from the host has been moved.
             batch.swapped_out = batch.swapped_in = ()
             if batch.prefills:

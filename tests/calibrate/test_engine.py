@@ -325,3 +325,34 @@ def test_samples_share_blocks_and_copy_what_they_write(
         num_blocks=num_blocks,
     )
     assert again.differences == []
+
+
+@pytest.mark.parametrize("step", ["prepare", "launch", "collect"])
+@pytest.mark.parametrize("scheduler", ["orca", "paged", "chunked"])
+def test_ahead_running_out_of_memory_at_any_step_ends_everybody_with_an_error(
+    step: str, scheduler: str, reference: dict[int, list[int]]
+) -> None:
+    engine = tiny_engine(
+        WORKLOAD, MODEL, scheduler=scheduler, num_blocks=60, async_scheduling=True
+    )
+    work = getattr(engine.executor, step)
+    calls = 0
+
+    def fail(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB\nand more")
+        return work(*arguments)
+
+    setattr(engine.executor, step, fail)
+    served = engine.run()
+    assert "out of memory: tried to allocate 20.00 GiB" in served.errors.values()
+    assert len(served.records.requests["request"]) == len(WORKLOAD)
+    for request, tokens in reference.items():
+        if request in served.errors:
+            answer = served.outputs.get(request, [])  # none, of those who had not come
+            assert answer == tokens[: len(answer)]
+        else:
+            assert served.outputs[request] == tokens
+    assert engine.scheduler.allocator.num_free == 60
