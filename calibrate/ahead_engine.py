@@ -109,10 +109,7 @@ class AheadEngine(Engine):
         return self._served()
 
     def _next(self, number: int) -> Batch | None:
-        while self._cancelled:
-            request = self._present.get(self._cancelled.popleft())
-            if request is not None:
-                self._abort(request, "cancelled", number)
+        self._let_go(number)
         for request in self._doomed:
             if request.index in self._present:
                 self.scheduler.allocator.forget(request.block_table)

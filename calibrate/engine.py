@@ -181,10 +181,7 @@ class Engine:
                     self._leave(one)
                 source.release(len(gone), now_s)
                 self._take_arrivals(now_s)
-            while self._cancelled:
-                request = self._present.get(self._cancelled.popleft())
-                if request is not None:
-                    self._abort(request, "cancelled", now_s)
+            self._let_go(now_s)
             if self._stopped:
                 self._end_all(now_s)
                 return now_s, None
@@ -304,6 +301,16 @@ class Engine:
                 request.output_tokens = request.num_generated_tokens + 1
             elif request.joined_step >= 0:
                 self.scheduler.pool.decodes.end_next(request)
+
+    def _let_go(self, now_s: float) -> None:
+        """End those whose clients are gone; who has not been taken in yet ends when it is."""
+        for _ in range(len(self._cancelled)):
+            number = self._cancelled.popleft()
+            request = self._present.get(number)
+            if request is not None:
+                self._abort(request, "cancelled", now_s)
+            elif number not in self._outputs and number not in self._errors:
+                self._cancelled.append(number)
 
     def _abort(self, request: Request, reason: str, now_s: float) -> None:
         self._errors[request.index] = reason

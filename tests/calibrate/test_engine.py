@@ -356,3 +356,16 @@ def test_ahead_running_out_of_memory_at_any_step_ends_everybody_with_an_error(
         else:
             assert served.outputs[request] == tokens
     assert engine.scheduler.allocator.num_free == 60
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_who_is_cancelled_before_the_engine_has_taken_it_in_is_cancelled_all_the_same(
+    ahead: bool, reference: dict[int, list[int]]
+) -> None:
+    engine = tiny_engine(WORKLOAD, MODEL, num_blocks=60, async_scheduling=ahead)
+    for request in (11, 15):
+        engine.cancel(request)
+    served = engine.run()
+    assert served.errors == {11: "cancelled", 15: "cancelled"}
+    assert served.outputs == reference | {11: [], 15: []}
+    assert not engine._cancelled
