@@ -111,8 +111,8 @@ class AheadEngine(Engine):
     def _next(self, number: int) -> Batch | None:
         self._let_go(number)
         for request in self._doomed:
+            self._forget(request)
             if request.index in self._present:
-                self.scheduler.allocator.forget(request.block_table)
                 self._abort(request, self._errors[request.index], number)
         self._doomed.clear()
         return self.scheduler.schedule(float(number))

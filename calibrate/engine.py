@@ -224,9 +224,9 @@ class Engine:
             self._take_arrivals(end_s)
             self._source.release(len(finished), end_s)
         for request in outcome.not_finite:
+            self._forget(request)
             self._errors[request.index] = _NOT_FINITE
             if request.index in self._present:
-                scheduler.allocator.forget(request.block_table)
                 self._abort(request, _NOT_FINITE, end_s)
         if self._check:
             check_iteration(scheduler, batch)
@@ -301,6 +301,14 @@ class Engine:
                 request.output_tokens = request.num_generated_tokens + 1
             elif request.joined_step >= 0:
                 self.scheduler.pool.decodes.end_next(request)
+
+    def _forget(self, request: Request) -> None:
+        """Nobody may find again what is in its blocks, given back by now where it has finished."""
+        allocator = self.scheduler.allocator
+        allocator.forget(request.block_table)
+        for block_hash in request.block_hashes:
+            while found := allocator.cached((block_hash,)):
+                allocator.forget(found)
 
     def _let_go(self, now_s: float) -> None:
         """End those whose clients are gone; who has not been taken in yet ends when it is."""

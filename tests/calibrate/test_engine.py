@@ -13,10 +13,12 @@ pytest.importorskip("triton", reason="needs triton (extra gpu)")
 
 from calibrate.executor import Outcome  # noqa: E402
 from calibrate.replay import replay  # noqa: E402
+from kernels.transformer import ForwardBatch  # noqa: E402
 from sim.batch import Batch  # noqa: E402
 from sim.engine_config import EngineConfig  # noqa: E402
 from sim.queues import QueueRules  # noqa: E402
 from sim.request import Request  # noqa: E402
+from sim.workload.content import PromptContent  # noqa: E402
 from sim.workload.samples import Samples  # noqa: E402
 from sim.workload.workload import Workload  # noqa: E402
 from tests.calibrate.tiny_model import (  # noqa: E402
@@ -369,3 +371,34 @@ def test_who_is_cancelled_before_the_engine_has_taken_it_in_is_cancelled_all_the
     assert served.errors == {11: "cancelled", 15: "cancelled"}
     assert served.outputs == reference | {11: [], 15: []}
     assert not engine._cancelled
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_nan_in_a_last_token_leaves_nothing_in_the_prefix_cache(ahead: bool, tokens: int) -> None:
+    ids = [list(range(20)), [*range(20), 3], [*range(20), 5]]
+    workload = Workload(
+        arrival_s=np.array([0.0, 5.0, 10.0]),
+        prompt_tokens=np.array([20, 21, 21]),
+        output_tokens=np.array([tokens, 4, 4]),
+        content=PromptContent.from_lists(ids),
+    )
+    model = tiny_transformer()
+    forward = model.forward
+    passes = 0
+
+    def spoil(batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        hidden = forward(batch, kv_cache)
+        if passes == tokens:
+            kv_cache.copy_(torch.where(kv_cache != 0, torch.nan, kv_cache))
+            hidden = hidden * torch.nan
+        return hidden
+
+    model.forward = spoil  # type: ignore[method-assign]
+    engine = tiny_engine(workload, model, num_blocks=60, async_scheduling=ahead)
+    served = engine.run()
+    assert served.errors == {0: "the model's logits are not finite"}
+    for request in (1, 2):
+        assert served.outputs[request] == greedy_reference(model, ids[request], 4)
