@@ -223,7 +223,7 @@ class Engine:
         if finished:
             self._take_arrivals(end_s)
             self._source.release(len(finished), end_s)
-        for request in outcome.not_finite:
+        for request in dict.fromkeys(map(_asked_by, outcome.not_finite)):
             self._forget(request)
             self._errors[request.index] = _NOT_FINITE
             if request.index in self._present:
@@ -274,20 +274,24 @@ class Engine:
             if batch.prefills:
                 for chunk in batch.prefills:
                     # Published to the prefix cache, and never computed.
-                    scheduler.allocator.forget(chunk.request.block_table)
+                    self._forget(_asked_by(chunk.request))
                     chunk.request.num_computed_tokens += chunk.new_tokens
-                    self._abort(chunk.request, reason, now_s)
-                batch.num_tokens = batch.num_decodes
-                batch.num_emitting = batch.num_decodes
+                for request in dict.fromkeys(_asked_by(c.request) for c in batch.prefills):
+                    self._abort(request, reason, now_s)
                 batch.prefills.clear()
             else:
-                self._abort(next(reversed(scheduler.decoding())), reason, now_s)  # type: ignore[call-overload]
-                batch.num_decodes = len(scheduler.decoding())
-                batch.num_tokens = batch.num_emitting = batch.num_decodes
-                batch.context_tokens = scheduler.pool.decodes.context_tokens
-            batch.num_seqs = batch.num_decodes
+                last = next(reversed(scheduler.decoding()))  # type: ignore[call-overload]
+                self._abort(_asked_by(last), reason, now_s)
+            self._count_decodes(batch)
             if not batch.num_decodes:
                 return None
+
+    def _count_decodes(self, batch: Batch) -> None:
+        """What is left of a batch after some who were in it have ended: its decodes."""
+        if batch.num_decodes:  # some policies compute prompts alone
+            batch.num_decodes = len(self.scheduler.decoding())
+            batch.context_tokens = self.scheduler.pool.decodes.context_tokens
+        batch.num_tokens = batch.num_emitting = batch.num_seqs = batch.num_decodes
 
     def _end_early(self, batch: Batch, outcome: Outcome) -> None:
         """Let sequences end whose new token is the end-of-sequence token."""
@@ -306,6 +310,8 @@ class Engine:
         """Nobody may find again what is in its blocks, given back by now where it has finished."""
         allocator = self.scheduler.allocator
         allocator.forget(request.block_table)
+        for sample in request.group.samples if request.group is not None else ():
+            allocator.forget(sample.block_table)
         for block_hash in request.block_hashes:
             while found := allocator.cached((block_hash,)):
                 allocator.forget(found)
@@ -343,6 +349,11 @@ class Engine:
                 self._samples[request.index] = answers
 
 
+def _asked_by(sequence: Request) -> Request:
+    """The request that a sequence belongs to: itself, or the one that it is a sample of."""
+    return sequence if sequence.group is None else sequence.group.request
+
+
 def engine(
     workload: Workload,
     config: EngineConfig,
@@ -373,6 +384,8 @@ def engine(
         raise ValueError("the engine neither speculates nor offloads: turn that off to validate")
     if samples is not None and samples.beam is not None:
         raise ValueError("the engine samples, it does not search: workload.beam_search cannot run")
+    if samples is not None and eos_token is not None:
+        raise ValueError("several samples end by length: workload.samples cannot go with --eos")
     policy: Scheduler = scheduler_class(scheduler, config, samples=samples is not None)(
         pool, allocator, config
     )

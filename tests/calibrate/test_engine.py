@@ -402,3 +402,56 @@ def test_a_nan_in_a_last_token_leaves_nothing_in_the_prefix_cache(ahead: bool, t
     assert served.errors == {0: "the model's logits are not finite"}
     for request in (1, 2):
         assert served.outputs[request] == greedy_reference(model, ids[request], 4)
+
+
+def sampled_workload() -> tuple[Workload, list[list[int]]]:
+    """Requests for one to three samples each, and how long those are."""
+    rng = np.random.default_rng(4)
+    counts = rng.integers(1, 4, 16)
+    lengths = [rng.integers(1, 14, n).tolist() for n in counts.tolist()]
+    samples = Samples(counts, np.concatenate(lengths).astype(np.int64))
+    longest = np.array([max(each) for each in lengths])
+    return replace(WORKLOAD, output_tokens=longest, max_tokens=None, samples=samples), lengths
+
+
+@pytest.mark.parametrize("failure", ["nan", "memory"])
+@pytest.mark.parametrize("scheduler", ["paged", "chunked"])
+def test_what_goes_wrong_with_a_sample_ends_its_request(failure: str, scheduler: str) -> None:
+    workload, lengths = sampled_workload()
+    engine = tiny_engine(workload, MODEL, scheduler=scheduler, num_blocks=60)
+    forward, sample = MODEL.forward, engine.executor._sample
+    spoiled = 0
+
+    def fail(batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+        nonlocal spoiled
+        if failure == "memory" and batch.cu_seqlens is None and not spoiled:
+            spoiled = 1
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        return forward(batch, kv_cache)
+
+    def spoil(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal spoiled
+        tokens, finite = sample(hidden)
+        spoiled += failure == "nan"
+        return tokens, finite & (spoiled != 6) if failure == "nan" else finite
+
+    MODEL.forward, engine.executor._sample = fail, spoil  # type: ignore[method-assign]
+    try:
+        served = engine.run()
+    finally:
+        del MODEL.forward
+    assert 0 < len(served.errors) < 16
+    assert set(served.errors) <= set(range(16))
+    assert served.records.requests["rejected"].sum() <= len(served.errors)
+    for request, each in enumerate(lengths):
+        if request in served.errors:
+            continue
+        expected = greedy_reference(MODEL, prompt(WORKLOAD, request), max(each))
+        answers = served.samples.get(request, [served.outputs[request]])
+        assert sorted(answers) == sorted(expected[:tokens] for tokens in each)
+    assert engine.scheduler.allocator.num_free == 60
+
+
+def test_samples_cannot_end_by_the_end_of_sequence_token() -> None:
+    with pytest.raises(ValueError, match=r"workload\.samples cannot go with --eos"):
+        tiny_engine(sampled_workload()[0], MODEL, eos_token=3)
