@@ -262,16 +262,23 @@ class Engine:
     # -- what can go wrong --------------------------------------------------------------------
 
     def _run_or_shed(self, batch: Batch, now_s: float) -> Outcome | None:
-        """Compute `batch`; when memory runs out, give up its prompts first, then decodes."""
+        """Compute `batch`; when memory runs out, give up its prompts first, then decodes.
+
+        Where it runs out as blocks move to or from the host, those end whose blocks they are.
+        """
         scheduler = self.scheduler
         while True:
             try:
                 return self.executor.run(batch, scheduler.decoding())
             except (torch.OutOfMemoryError, MemoryError) as error:
                 reason = out_of_memory(error)
-            # What was moved to or from the host has been moved.
-            batch.swapped_out = batch.swapped_in = ()
-            if batch.prefills:
+            if batch.swapped_out:
+                request, batch.swapped_out = batch.swapped_out[0][0], batch.swapped_out[1:]
+                self._abort(request, reason, now_s)
+            elif batch.swapped_in:
+                request, batch.swapped_in = batch.swapped_in[0], batch.swapped_in[1:]
+                self._abort(request, reason, now_s)
+            elif batch.prefills:
                 for chunk in batch.prefills:
                     # Published to the prefix cache, and never computed.
                     self._forget(_asked_by(chunk.request))

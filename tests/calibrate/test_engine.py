@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,9 +335,7 @@ def test_samples_share_blocks_and_copy_what_they_write(
 def test_ahead_running_out_of_memory_at_any_step_ends_everybody_with_an_error(
     step: str, scheduler: str, reference: dict[int, list[int]]
 ) -> None:
-    engine = tiny_engine(
-        WORKLOAD, MODEL, scheduler=scheduler, num_blocks=60, async_scheduling=True
-    )
+    engine = tiny_engine(WORKLOAD, MODEL, scheduler=scheduler, num_blocks=60, async_scheduling=True)
     work = getattr(engine.executor, step)
     calls = 0
 
@@ -455,3 +454,62 @@ def test_what_goes_wrong_with_a_sample_ends_its_request(failure: str, scheduler:
 def test_samples_cannot_end_by_the_end_of_sequence_token() -> None:
     with pytest.raises(ValueError, match=r"workload\.samples cannot go with --eos"):
         tiny_engine(sampled_workload()[0], MODEL, eos_token=3)
+
+
+@pytest.mark.parametrize("samples", [False, True])
+@pytest.mark.parametrize("failing", [{1}, {2, 3}])
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_a_swap_that_runs_out_of_memory_ends_its_request_and_keeps_no_host_blocks(
+    direction: str, failing: set[int], samples: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calibrate import host_blocks
+
+    workload, lengths = WORKLOAD, [[tokens] for tokens in WORKLOAD.output_tokens.tolist()]
+    if samples:
+        workload, lengths = sampled_workload()
+        workload = replace(workload, arrival_s=np.zeros(16))
+    engine = tiny_engine(
+        workload, MODEL, scheduler="paged", num_blocks=24, preemption="swap", swap_blocks=40
+    )
+    swap, calls = host_blocks.swap_blocks, 0
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        nonlocal calls
+        calls += more["direction"] == direction
+        if more["direction"] == direction and calls in failing:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        swap(*arguments, **more)
+
+    monkeypatch.setattr(host_blocks, "swap_blocks", fail)
+    served = engine.run()
+    told = {number for number, text in served.errors.items() if text.startswith("out of memory")}
+    assert len(told) == len(failing)
+    for request, each in enumerate(lengths):
+        if request in served.errors:
+            continue
+        expected = greedy_reference(MODEL, prompt(WORKLOAD, request), max(each))
+        answers = served.samples.get(request, [served.outputs[request]])
+        assert sorted(answers) == sorted(expected[:tokens] for tokens in each)
+    assert engine.executor._host.num_free == 40
+    assert engine.scheduler.allocator.num_free == 24
+
+
+@pytest.mark.parametrize("step", ["_tables", "_to_device"])
+def test_running_out_of_memory_while_inputs_are_prepared_leaves_no_stale_tokens(
+    step: str, reference: dict[int, list[int]]
+) -> None:
+    engine = tiny_engine(WORKLOAD, MODEL, num_blocks=60)
+    work, calls = getattr(engine.executor, step), 0
+
+    def fail(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 6, 8):
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        return work(*arguments)
+
+    setattr(engine.executor, step, fail)
+    served = engine.run()
+    assert 0 < len(served.errors) < 16
+    for request in set(reference) - set(served.errors):
+        assert served.outputs[request] == reference[request]
