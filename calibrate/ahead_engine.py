@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibrate.engine import PHASES, Clock, Engine, Served
+from calibrate.engine import PHASES, Clock, Engine, Served, out_of_memory
 from calibrate.executor import Launched, Outcome, Prepared, TransformerExecutor
 from sim.batch import Batch
 from sim.records import Records
@@ -69,19 +69,26 @@ class AheadEngine(Engine):
             batch = None if self._stopped else self._next(number)
             scheduled_s = clock.now_s()
             prepared: Prepared | None = None
+            failed: str | None = None
             if batch is not None:
-                prepared = self._device.prepare(batch, self.scheduler.decoding())
+                try:
+                    prepared = self._device.prepare(batch, self.scheduler.decoding())
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    failed = out_of_memory(error)  # the batch in flight may end all the same
             if flight is not None:
                 try:
                     outcome = self._device.collect(flight.launched)
                 except (torch.OutOfMemoryError, MemoryError) as error:
-                    self._give_up(f"out of memory: {str(error).splitlines()[0]}", flight, now_s)
+                    self._give_up(out_of_memory(error), batch, flight, now_s)
                     break
                 now_s = max(clock.now_s(), flight.start_s + 1e-9)
                 self._land(flight, outcome, now_s)
                 flight = None
                 if batch is None and not self._stopped:
                     continue  # the device pauses: decide anew, seeing everybody
+            if failed is not None:
+                self._give_up(failed, batch, None, now_s)
+                break
             if self._stopped:
                 self._end_everybody(now_s)
                 break
@@ -94,17 +101,18 @@ class AheadEngine(Engine):
                     now_s = wake_s
                 continue
             assert prepared is not None
-            flight = self._launch(batch, prepared, number, now_s, scheduled_s)
+            try:
+                flight = self._launch(batch, prepared, number, now_s, scheduled_s)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                self._give_up(out_of_memory(error), batch, None, now_s)
+                break
         return self._served()
 
     def _next(self, number: int) -> Batch | None:
-        while self._cancelled:
-            request = self._present.get(self._cancelled.popleft())
-            if request is not None:
-                self._abort(request, "cancelled", number)
+        self._let_go(number)
         for request in self._doomed:
+            self._forget(request)
             if request.index in self._present:
-                self.scheduler.allocator.forget(request.block_table)
                 self._abort(request, self._errors[request.index], number)
         self._doomed.clear()
         return self.scheduler.schedule(float(number))
@@ -179,14 +187,20 @@ class AheadEngine(Engine):
             self.scheduler.pool.reject(request)
         self._end_all(float(len(self._began_s)))
 
-    def _give_up(self, reason: str, flight: _Flight, now_s: float) -> None:
-        """The device lost a batch that the schedule counts as done: nothing can go on."""
-        self._ended_s.append(now_s)
-        for name in PHASES:
-            self._phases[name].append(0.0)
-        for request in flight.finished:
-            self._errors[request.index] = reason
-            self._drop(request)
+    def _give_up(
+        self, reason: str, batch: Batch | None, flight: _Flight | None, now_s: float
+    ) -> None:
+        """Nothing can go on: `batch` cannot begin, or a `flight` that counts as done is lost."""
+        if flight is not None:
+            self._ended_s.append(now_s)
+            for name in PHASES:
+                self._phases[name].append(0.0)
+            for request in flight.finished:
+                self._errors[request.index] = reason
+                self._drop(request)
+        if batch is not None:
+            for chunk in batch.prefills:  # of what the scheduler counts as stored
+                chunk.request.num_computed_tokens += chunk.new_tokens
         for request in list(self._present.values()):
             self._abort(request, reason, len(self._began_s))
         self._end_everybody(now_s)

@@ -110,8 +110,8 @@ class DecodeRows:
     def _send(self) -> None:
         device = self.tables.device
         changes = np.array(list(self._changes.items()), dtype=np.int64).T
-        self._changes.clear()
         staged = torch.from_numpy(np.ascontiguousarray(changes))
         if device.type == "cuda":
             staged = staged.pin_memory().to(device, non_blocking=True)
         self.tables.view(-1)[staged[0]] = staged[1].to(torch.int32)
+        self._changes.clear()  # not before: where memory runs out they are sent the next time

@@ -46,6 +46,11 @@ _NOT_FINITE = "the model's logits are not finite"
 PHASES = ("schedule_s", "prepare_s", "forward_s", "sample_s")
 
 
+def out_of_memory(error: Exception) -> str:
+    """What those hear whose batch could not be computed."""
+    return f"out of memory: {(str(error).splitlines() or ['no more is known'])[0]}"
+
+
 class Clock:
     """Wall-clock seconds since its creation, minus the time that was skipped."""
 
@@ -176,10 +181,7 @@ class Engine:
                     self._leave(one)
                 source.release(len(gone), now_s)
                 self._take_arrivals(now_s)
-            while self._cancelled:
-                request = self._present.get(self._cancelled.popleft())
-                if request is not None:
-                    self._abort(request, "cancelled", now_s)
+            self._let_go(now_s)
             if self._stopped:
                 self._end_all(now_s)
                 return now_s, None
@@ -221,10 +223,10 @@ class Engine:
         if finished:
             self._take_arrivals(end_s)
             self._source.release(len(finished), end_s)
-        for request in outcome.not_finite:
+        for request in dict.fromkeys(map(_asked_by, outcome.not_finite)):
+            self._forget(request)
             self._errors[request.index] = _NOT_FINITE
             if request.index in self._present:
-                scheduler.allocator.forget(request.block_table)
                 self._abort(request, _NOT_FINITE, end_s)
         if self._check:
             check_iteration(scheduler, batch)
@@ -260,32 +262,43 @@ class Engine:
     # -- what can go wrong --------------------------------------------------------------------
 
     def _run_or_shed(self, batch: Batch, now_s: float) -> Outcome | None:
-        """Compute `batch`; when memory runs out, give up its prompts first, then decodes."""
+        """Compute `batch`; when memory runs out, give up its prompts first, then decodes.
+
+        Where it runs out as blocks move to or from the host, those end whose blocks they are.
+        """
         scheduler = self.scheduler
         while True:
             try:
                 return self.executor.run(batch, scheduler.decoding())
             except (torch.OutOfMemoryError, MemoryError) as error:
-                reason = f"out of memory: {str(error).splitlines()[0]}"
-            # What was moved to or from the host has been moved.
-            batch.swapped_out = batch.swapped_in = ()
-            if batch.prefills:
+                reason = out_of_memory(error)
+            if batch.swapped_out:
+                request, batch.swapped_out = batch.swapped_out[0][0], batch.swapped_out[1:]
+                self._abort(request, reason, now_s)
+            elif batch.swapped_in:
+                request, batch.swapped_in = batch.swapped_in[0], batch.swapped_in[1:]
+                self._abort(request, reason, now_s)
+            elif batch.prefills:
                 for chunk in batch.prefills:
                     # Published to the prefix cache, and never computed.
-                    scheduler.allocator.forget(chunk.request.block_table)
+                    self._forget(_asked_by(chunk.request))
                     chunk.request.num_computed_tokens += chunk.new_tokens
-                    self._abort(chunk.request, reason, now_s)
-                batch.num_tokens = batch.num_decodes
-                batch.num_emitting = batch.num_decodes
+                for request in dict.fromkeys(_asked_by(c.request) for c in batch.prefills):
+                    self._abort(request, reason, now_s)
                 batch.prefills.clear()
             else:
-                self._abort(next(reversed(scheduler.decoding())), reason, now_s)  # type: ignore[call-overload]
-                batch.num_decodes = len(scheduler.decoding())
-                batch.num_tokens = batch.num_emitting = batch.num_decodes
-                batch.context_tokens = scheduler.pool.decodes.context_tokens
-            batch.num_seqs = batch.num_decodes
+                last = next(reversed(scheduler.decoding()))  # type: ignore[call-overload]
+                self._abort(_asked_by(last), reason, now_s)
+            self._count_decodes(batch)
             if not batch.num_decodes:
                 return None
+
+    def _count_decodes(self, batch: Batch) -> None:
+        """What is left of a batch after some who were in it have ended: its decodes."""
+        if batch.num_decodes:  # some policies compute prompts alone
+            batch.num_decodes = len(self.scheduler.decoding())
+            batch.context_tokens = self.scheduler.pool.decodes.context_tokens
+        batch.num_tokens = batch.num_emitting = batch.num_seqs = batch.num_decodes
 
     def _end_early(self, batch: Batch, outcome: Outcome) -> None:
         """Let sequences end whose new token is the end-of-sequence token."""
@@ -299,6 +312,26 @@ class Engine:
                 request.output_tokens = request.num_generated_tokens + 1
             elif request.joined_step >= 0:
                 self.scheduler.pool.decodes.end_next(request)
+
+    def _forget(self, request: Request) -> None:
+        """Nobody may find again what is in its blocks, given back by now where it has finished."""
+        allocator = self.scheduler.allocator
+        allocator.forget(request.block_table)
+        for sample in request.group.samples if request.group is not None else ():
+            allocator.forget(sample.block_table)
+        for block_hash in request.block_hashes:
+            while found := allocator.cached((block_hash,)):
+                allocator.forget(found)
+
+    def _let_go(self, now_s: float) -> None:
+        """End those whose clients are gone; who has not been taken in yet ends when it is."""
+        for _ in range(len(self._cancelled)):
+            number = self._cancelled.popleft()
+            request = self._present.get(number)
+            if request is not None:
+                self._abort(request, "cancelled", now_s)
+            elif number not in self._outputs and number not in self._errors:
+                self._cancelled.append(number)
 
     def _abort(self, request: Request, reason: str, now_s: float) -> None:
         self._errors[request.index] = reason
@@ -321,6 +354,11 @@ class Engine:
             self._outputs[request.index] = answers[0] if answers else []
             if len(answers) > 1:
                 self._samples[request.index] = answers
+
+
+def _asked_by(sequence: Request) -> Request:
+    """The request that a sequence belongs to: itself, or the one that it is a sample of."""
+    return sequence if sequence.group is None else sequence.group.request
 
 
 def engine(
@@ -353,6 +391,8 @@ def engine(
         raise ValueError("the engine neither speculates nor offloads: turn that off to validate")
     if samples is not None and samples.beam is not None:
         raise ValueError("the engine samples, it does not search: workload.beam_search cannot run")
+    if samples is not None and eos_token is not None:
+        raise ValueError("several samples end by length: workload.samples cannot go with --eos")
     policy: Scheduler = scheduler_class(scheduler, config, samples=samples is not None)(
         pool, allocator, config
     )

@@ -209,38 +209,53 @@ class TransformerExecutor:
         Moves blocks first: with batches in flight none may be swapped or copied.
         """
         started_s = time.perf_counter()
-        for request, blocks in batch.swapped_out:
-            self._host.swap_out(request, blocks)
-        for request in batch.swapped_in:
-            self._host.swap_in(request)
+        returned = batch.swapped_in
+        self._swap(batch)
         if batch.copies:
             pairs = torch.tensor(batch.copies, dtype=torch.int64)
             copy_blocks(self.kv_cache, self._to_device(pairs), backend=self.model.backend)
         rows = self._rows
         rows.keep_only(decoding)
         count = batch.num_decodes  # all or none: some policies compute prompts alone
-        newcomers = []
-        if count:
-            for request in decoding:
-                if request not in rows:
-                    rows.add(request)
-                    newcomers.append((request, request.num_computed_tokens))
-        # A copy replaces a block in the middle of a table.
-        rows.refresh(list(rows.requests) if batch.copies else batch.swapped_in)
-        graph_size = 0 if batch.prefills else self._graph_size(count)
-        prepared = Prepared(
-            count,
-            [*rows.requests[:count], *(one for c in batch.prefills for one in _emitters(c))],
-            newcomers,
-            graph_size,
-            self._stage(graph_size) if graph_size else None,
-            None if graph_size else self._inputs_of(batch, count),
-        )
+        newcomers: list[tuple[Request, int]] = []
+        try:
+            if count:
+                for request in decoding:
+                    if request not in rows:
+                        rows.add(request)
+                        newcomers.append((request, request.num_computed_tokens))
+            # A copy replaces a block in the middle of a table.
+            rows.refresh(list(rows.requests) if batch.copies else returned)
+            graph_size = 0 if batch.prefills else self._graph_size(count)
+            prepared = Prepared(
+                count,
+                [*rows.requests[:count], *(one for c in batch.prefills for one in _emitters(c))],
+                newcomers,
+                graph_size,
+                self._stage(graph_size) if graph_size else None,
+                None if graph_size else self._inputs_of(batch, count),
+            )
+        except (RuntimeError, MemoryError):  # newcomers have no token yet: they come again
+            new = {request for request, _ in newcomers}
+            rows.keep_only([request for request in rows.requests if request not in new])
+            raise
         if count:
             rows.step()
         prepared.order = rows.version
         prepared.host_s = time.perf_counter() - started_s
         return prepared
+
+    def _swap(self, batch: Batch) -> None:
+        """Move blocks to the host and back; what has been moved is taken off the batch.
+
+        So when memory runs out, the first that is left is the one that could not be moved.
+        """
+        while batch.swapped_out:
+            self._host.swap_out(*batch.swapped_out[0])
+            batch.swapped_out = batch.swapped_out[1:]
+        while batch.swapped_in:
+            self._host.swap_in(batch.swapped_in[0])
+            batch.swapped_in = batch.swapped_in[1:]
 
     def launch(self, prepared: Prepared) -> Launched:
         """Fill in the tokens and let the device compute; a GPU is not waited for."""

@@ -36,18 +36,18 @@ class HostBlocks:
         """Copy a sequence's device `blocks` here; they may be overwritten afterwards."""
         assert len(blocks) <= len(self._free), "the scheduler swapped out more than the host holds"
         held = self._free[: len(blocks)]
+        self._move(blocks, held, "out")
         del self._free[: len(blocks)]
         self._held[request] = held
-        self._move(blocks, held, "out")
 
     def swap_in(self, request: Request) -> None:
         """Copy a sequence's blocks back, to the first blocks of its new table."""
-        held = self._held.pop(request)
+        held = self._held[request]
         self._move(request.block_table[: len(held)], held, "in")
         if self._kv_cache.device.type == "cuda":
             # The host blocks are free now: nothing may overwrite them while they are being read.
             torch.cuda.current_stream().synchronize()
-        self._free += held
+        self.release(request)
 
     def release(self, request: Request) -> None:
         """Forget what is kept of a sequence that will not come back."""

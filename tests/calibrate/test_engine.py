@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ pytest.importorskip("triton", reason="needs triton (extra gpu)")
 
 from calibrate.executor import Outcome  # noqa: E402
 from calibrate.replay import replay  # noqa: E402
+from kernels.transformer import ForwardBatch  # noqa: E402
 from sim.batch import Batch  # noqa: E402
 from sim.engine_config import EngineConfig  # noqa: E402
 from sim.queues import QueueRules  # noqa: E402
 from sim.request import Request  # noqa: E402
+from sim.workload.content import PromptContent  # noqa: E402
 from sim.workload.samples import Samples  # noqa: E402
 from sim.workload.workload import Workload  # noqa: E402
 from tests.calibrate.tiny_model import (  # noqa: E402
@@ -325,3 +328,188 @@ def test_samples_share_blocks_and_copy_what_they_write(
         num_blocks=num_blocks,
     )
     assert again.differences == []
+
+
+@pytest.mark.parametrize("step", ["prepare", "launch", "collect"])
+@pytest.mark.parametrize("scheduler", ["orca", "paged", "chunked"])
+def test_ahead_running_out_of_memory_at_any_step_ends_everybody_with_an_error(
+    step: str, scheduler: str, reference: dict[int, list[int]]
+) -> None:
+    engine = tiny_engine(WORKLOAD, MODEL, scheduler=scheduler, num_blocks=60, async_scheduling=True)
+    work = getattr(engine.executor, step)
+    calls = 0
+
+    def fail(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB\nand more")
+        return work(*arguments)
+
+    setattr(engine.executor, step, fail)
+    served = engine.run()
+    assert "out of memory: tried to allocate 20.00 GiB" in served.errors.values()
+    assert len(served.records.requests["request"]) == len(WORKLOAD)
+    for request, tokens in reference.items():
+        if request in served.errors:
+            answer = served.outputs.get(request, [])  # none, of those who had not come
+            assert answer == tokens[: len(answer)]
+        else:
+            assert served.outputs[request] == tokens
+    assert engine.scheduler.allocator.num_free == 60
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_who_is_cancelled_before_the_engine_has_taken_it_in_is_cancelled_all_the_same(
+    ahead: bool, reference: dict[int, list[int]]
+) -> None:
+    engine = tiny_engine(WORKLOAD, MODEL, num_blocks=60, async_scheduling=ahead)
+    for request in (11, 15):
+        engine.cancel(request)
+    served = engine.run()
+    assert served.errors == {11: "cancelled", 15: "cancelled"}
+    assert served.outputs == reference | {11: [], 15: []}
+    assert not engine._cancelled
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_nan_in_a_last_token_leaves_nothing_in_the_prefix_cache(ahead: bool, tokens: int) -> None:
+    ids = [list(range(20)), [*range(20), 3], [*range(20), 5]]
+    workload = Workload(
+        arrival_s=np.array([0.0, 5.0, 10.0]),
+        prompt_tokens=np.array([20, 21, 21]),
+        output_tokens=np.array([tokens, 4, 4]),
+        content=PromptContent.from_lists(ids),
+    )
+    model = tiny_transformer()
+    forward = model.forward
+    passes = 0
+
+    def spoil(batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        hidden = forward(batch, kv_cache)
+        if passes == tokens:
+            kv_cache.copy_(torch.where(kv_cache != 0, torch.nan, kv_cache))
+            hidden = hidden * torch.nan
+        return hidden
+
+    model.forward = spoil  # type: ignore[method-assign]
+    engine = tiny_engine(workload, model, num_blocks=60, async_scheduling=ahead)
+    served = engine.run()
+    assert served.errors == {0: "the model's logits are not finite"}
+    for request in (1, 2):
+        assert served.outputs[request] == greedy_reference(model, ids[request], 4)
+
+
+def sampled_workload() -> tuple[Workload, list[list[int]]]:
+    """Requests for one to three samples each, and how long those are."""
+    rng = np.random.default_rng(4)
+    counts = rng.integers(1, 4, 16)
+    lengths = [rng.integers(1, 14, n).tolist() for n in counts.tolist()]
+    samples = Samples(counts, np.concatenate(lengths).astype(np.int64))
+    longest = np.array([max(each) for each in lengths])
+    return replace(WORKLOAD, output_tokens=longest, max_tokens=None, samples=samples), lengths
+
+
+@pytest.mark.parametrize("failure", ["nan", "memory"])
+@pytest.mark.parametrize("scheduler", ["paged", "chunked"])
+def test_what_goes_wrong_with_a_sample_ends_its_request(failure: str, scheduler: str) -> None:
+    workload, lengths = sampled_workload()
+    engine = tiny_engine(workload, MODEL, scheduler=scheduler, num_blocks=60)
+    forward, sample = MODEL.forward, engine.executor._sample
+    spoiled = 0
+
+    def fail(batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+        nonlocal spoiled
+        if failure == "memory" and batch.cu_seqlens is None and not spoiled:
+            spoiled = 1
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        return forward(batch, kv_cache)
+
+    def spoil(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal spoiled
+        tokens, finite = sample(hidden)
+        spoiled += failure == "nan"
+        return tokens, finite & (spoiled != 6) if failure == "nan" else finite
+
+    MODEL.forward, engine.executor._sample = fail, spoil  # type: ignore[method-assign]
+    try:
+        served = engine.run()
+    finally:
+        del MODEL.forward
+    assert 0 < len(served.errors) < 16
+    assert set(served.errors) <= set(range(16))
+    assert served.records.requests["rejected"].sum() <= len(served.errors)
+    for request, each in enumerate(lengths):
+        if request in served.errors:
+            continue
+        expected = greedy_reference(MODEL, prompt(WORKLOAD, request), max(each))
+        answers = served.samples.get(request, [served.outputs[request]])
+        assert sorted(answers) == sorted(expected[:tokens] for tokens in each)
+    assert engine.scheduler.allocator.num_free == 60
+
+
+def test_samples_cannot_end_by_the_end_of_sequence_token() -> None:
+    with pytest.raises(ValueError, match=r"workload\.samples cannot go with --eos"):
+        tiny_engine(sampled_workload()[0], MODEL, eos_token=3)
+
+
+@pytest.mark.parametrize("samples", [False, True])
+@pytest.mark.parametrize("failing", [{1}, {2, 3}])
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_a_swap_that_runs_out_of_memory_ends_its_request_and_keeps_no_host_blocks(
+    direction: str, failing: set[int], samples: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calibrate import host_blocks
+
+    workload, lengths = WORKLOAD, [[tokens] for tokens in WORKLOAD.output_tokens.tolist()]
+    if samples:
+        workload, lengths = sampled_workload()
+        workload = replace(workload, arrival_s=np.zeros(16))
+    engine = tiny_engine(
+        workload, MODEL, scheduler="paged", num_blocks=24, preemption="swap", swap_blocks=40
+    )
+    swap, calls = host_blocks.swap_blocks, 0
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        nonlocal calls
+        calls += more["direction"] == direction
+        if more["direction"] == direction and calls in failing:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        swap(*arguments, **more)
+
+    monkeypatch.setattr(host_blocks, "swap_blocks", fail)
+    served = engine.run()
+    told = {number for number, text in served.errors.items() if text.startswith("out of memory")}
+    assert len(told) == len(failing)
+    for request, each in enumerate(lengths):
+        if request in served.errors:
+            continue
+        expected = greedy_reference(MODEL, prompt(WORKLOAD, request), max(each))
+        answers = served.samples.get(request, [served.outputs[request]])
+        assert sorted(answers) == sorted(expected[:tokens] for tokens in each)
+    assert engine.executor._host.num_free == 40
+    assert engine.scheduler.allocator.num_free == 24
+
+
+@pytest.mark.parametrize("step", ["_tables", "_to_device"])
+def test_running_out_of_memory_while_inputs_are_prepared_leaves_no_stale_tokens(
+    step: str, reference: dict[int, list[int]]
+) -> None:
+    engine = tiny_engine(WORKLOAD, MODEL, num_blocks=60)
+    work, calls = getattr(engine.executor, step), 0
+
+    def fail(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 6, 8):
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        return work(*arguments)
+
+    setattr(engine.executor, step, fail)
+    served = engine.run()
+    assert 0 < len(served.errors) < 16
+    for request in set(reference) - set(served.errors):
+        assert served.outputs[request] == reference[request]
