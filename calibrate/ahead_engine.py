@@ -56,13 +56,14 @@ class AheadEngine(Engine):
         self._arrived: deque[Request] = deque()  # and not seen by a decision
         self._began_s, self._ended_s = array("d"), array("d")
         self._doomed: list[Request] = []  # whose logits were not finite
+        self._seen_s = 0.0  # who came by then is seen by the decision that is made
 
     def _serve(self) -> Served:
         clock = self._clock or Clock()
         now_s = 0.0
         flight: _Flight | None = None
         while True:
-            seen_s = now_s if flight is None else flight.start_s
+            self._seen_s = seen_s = now_s if flight is None else flight.start_s
             self._come(seen_s)
             self._show(seen_s)
             number = len(self._began_s)
@@ -179,6 +180,13 @@ class AheadEngine(Engine):
     def _drop(self, request: Request) -> None:
         answers = self.executor.drop(request)
         self._outputs[request.index] = answers[0] if answers else []
+
+    def _abort(self, request: Request, reason: str, now_s: float) -> None:
+        """`now_s` is an iteration's number; the client comes again by the clock."""
+        self._errors[request.index] = reason
+        self.scheduler.abort(request, now_s)
+        self._leave(request)
+        self._source.release(1, self._seen_s)
 
     def _end_everybody(self, now_s: float) -> None:
         while self._arrived:  # they came, and were not seen

@@ -359,6 +359,20 @@ def test_ahead_running_out_of_memory_at_any_step_ends_everybody_with_an_error(
     assert engine.scheduler.allocator.num_free == 60
 
 
+def test_a_cancelled_clients_next_request_comes_by_the_clock() -> None:
+    """Deciding ahead counts in iterations, clients do not."""
+    workload = replace(
+        WORKLOAD, arrival_s=np.zeros(len(WORKLOAD)), max_concurrency=3, request_ids=None
+    )
+    engine = tiny_engine(workload, MODEL, num_blocks=60, async_scheduling=True)
+    for request in (1, 2, 5):
+        engine.cancel(request)
+    records = engine.run().records
+    ended_s = float((records.iterations["start_s"] + records.iterations["duration_s"]).max())
+    assert (records.requests["arrival_s"] <= ended_s).all()
+    assert (records.iterations["waiting"] >= 0).all()
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_who_is_cancelled_before_the_engine_has_taken_it_in_is_cancelled_all_the_same(
     ahead: bool, reference: dict[int, list[int]]
