@@ -181,12 +181,8 @@ class AheadEngine(Engine):
         answers = self.executor.drop(request)
         self._outputs[request.index] = answers[0] if answers else []
 
-    def _abort(self, request: Request, reason: str, now_s: float) -> None:
-        """`now_s` is an iteration's number; the client comes again by the clock."""
-        self._errors[request.index] = reason
-        self.scheduler.abort(request, now_s)
-        self._leave(request)
-        self._source.release(1, self._seen_s)
+    def _by_the_clock(self, now_s: float) -> float:
+        return self._seen_s  # `now_s` is an iteration's number
 
     def _end_everybody(self, now_s: float) -> None:
         while self._arrived:  # they came, and were not seen

@@ -337,7 +337,11 @@ class Engine:
         self._errors[request.index] = reason
         self.scheduler.abort(request, now_s)
         self._leave(request)
-        self._source.release(1, now_s)
+        self._source.release(1, self._by_the_clock(now_s))
+
+    def _by_the_clock(self, now_s: float) -> float:
+        """When the clients hear of what the scheduler does at `now_s`."""
+        return now_s
 
     def _end_all(self, now_s: float) -> None:
         for request in list(self._present.values()):

@@ -37,10 +37,10 @@ class Limits:
         )
 
 
-class WithoutAttention(Transformer):
-    """A model's pass without attention and experts, on the same weights."""
+class _SameWeights(Transformer):
+    """A model on the weights of another."""
 
-    def __init__(self, model: Transformer, max_tokens: int) -> None:
+    def __init__(self, model: Transformer) -> None:
         super().__init__(
             model.config,
             embeddings=model.embeddings,
@@ -50,6 +50,13 @@ class WithoutAttention(Transformer):
             backend=model.backend,
             linear_backend=model.linear_backend,
         )
+
+
+class WithoutAttention(_SameWeights):
+    """A model's pass without attention and experts."""
+
+    def __init__(self, model: Transformer, max_tokens: int) -> None:
+        super().__init__(model)
         config = model.config
         shape = (max_tokens, config.num_heads, config.head_dim)
         like = model.embeddings
@@ -70,19 +77,11 @@ class WithoutAttention(Transformer):
         return hidden if self.config.num_experts else super()._mlp(hidden, layer)
 
 
-class TimedAttention(Transformer):
+class TimedAttention(_SameWeights):
     """A model's whole pass that knows how much of its time was attention; for eager passes."""
 
     def __init__(self, model: Transformer, clock: Callable[[], float]) -> None:
-        super().__init__(
-            model.config,
-            embeddings=model.embeddings,
-            layers=model.layers,
-            final_norm=model.final_norm,
-            head=model.head,
-            backend=model.backend,
-            linear_backend=model.linear_backend,
-        )
+        super().__init__(model)
         self._clock, self._attention_s = clock, 0.0
 
     def attend(

@@ -260,6 +260,7 @@ def ask_engine(
     from calibrate.measurement import simulated
     from calibrate.replay import replay
     from calibrate.validation import EngineRun, Validation
+    from calibrate.warm_up import warm_up
     from calibrate.yardstick import yardstick_us
     from scenarios.forecast import forecast
     from scenarios.schema import Latency
@@ -273,7 +274,10 @@ def ask_engine(
     measurable = scenario.model_copy(update={"latency": Latency(**settings)})
     predicted = forecast(measurable, origin=question.origin)
     measured = read_table(table)
-    warm_up(question, model)
+    try:
+        warm_up(model, deployment.config, num_blocks=deployment.memory.num_gpu_blocks)
+    except MemoryError as error:
+        raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
     engine = _engine(question, model, measured, eos=eos)
     yardsticks_us = [yardstick_us(question.device)]
     with _stoppable(engine):
@@ -366,41 +370,6 @@ def _engine(question: Question, model: Transformer, table: LatencyTable, *, eos:
         raise InputError(
             f"{why}; lower engine.num_gpu_blocks_override or engine.gpu_memory_utilization"
         ) from None
-
-
-def warm_up(question: Question, model: Transformer) -> None:
-    """Serve prompts of every magnitude, each alone and then again: compiles what will be timed.
-
-    In an engine of its own with a cache just large enough, before the timed one is made.
-    """
-    import numpy as np
-
-    from calibrate.engine import Clock, engine
-    from sim.workload import Workload
-
-    config, available = question.deployment.config, question.deployment.memory.num_gpu_blocks
-    longest = min(
-        config.max_num_batched_tokens,
-        config.max_model_len - 2,
-        (available - 1) * config.block_size - 2,
-    )
-    if longest < 1:
-        return
-    powers = [1 << power for power in range(longest.bit_length())]
-    prompts = np.array([*powers, longest])
-    arrival_s = np.array([1e3 * number for number in range(len(prompts))], dtype=np.float64)
-    workload = Workload(arrival_s, prompts, np.full(len(prompts), 2))
-    try:
-        engine(
-            workload,
-            replace(config, queue=None, async_scheduling=False),
-            model,
-            scheduler="chunked",
-            num_blocks=-(-(longest + 2) // config.block_size) + 1,
-            clock=Clock(skip_idle=True),
-        ).run()
-    except MemoryError as error:
-        raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
 
 
 @contextmanager

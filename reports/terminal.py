@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from reports.quantity import MISSING, figure_of
+from sim.metrics import UNANSWERED
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -91,7 +92,7 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Iterations:", "iterations"),
     ):
         value = figure_of(summary, key)
-        if value is None and key in ("refused", "gave_up", "stranded"):  # it cannot happen here
+        if value is None and key in UNANSWERED:  # it cannot happen here
             continue
         style = "yellow" if value and key == "rejected" else ""
         lines.append((_line(label, MISSING if value is None else f"{value:.0f}"), style))

@@ -423,7 +423,7 @@ class _Cluster:
     def _strand(self) -> None:
         """Turn away whom nobody is left to serve: at the door, within, and still to come."""
         now_s = self.clock.now
-        log, home = self.replicas[0].scheduler.pool.log, self.replicas[0]
+        home = self.replicas[0]
         left: list[Request] = []
         for queue in self._nowhere.values():
             left += queue
@@ -439,5 +439,4 @@ class _Cluster:
             self._restore(request)
             home.came_s.append(request.arrival_s)
             home.gone_s.append(request.arrival_s)
-            home.scheduler.pool.num_rejected += 1
-            log.strand(request)
+            home.pool.strand(request)

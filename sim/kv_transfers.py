@@ -86,7 +86,7 @@ class KvTransfers:
         self._arrived = arrived
         self._free_s: dict[int, float] = {}  # when each replica's link has sent all it has
         self._holders: dict[Request, ClusterReplica] = {}
-        self._under_way: dict[Request, tuple[int, int]] = {}  # -> its sender, its transfer's number
+        self._under_way: dict[Request, int] = {}  # -> the number of its transfer
         self._sent = 0
 
     def send(
@@ -102,7 +102,7 @@ class KvTransfers:
         request.finished_s = float("nan")
         self._sent += 1
         self._holders[request] = replica
-        self._under_way[request] = replica.number, self._sent
+        self._under_way[request] = self._sent
         self._clock.at(
             arrives_s,
             ARRIVAL,
@@ -112,7 +112,7 @@ class KvTransfers:
     def _arrive(
         self, request: Request, number: int, size_bytes: float, took_s: float, now_s: float
     ) -> None:
-        if self._under_way.get(request, (0, 0))[1] != number:
+        if self._under_way.get(request) != number:
             return  # lost with its sender
         del self._under_way[request]
         facts = self._facts

@@ -118,6 +118,11 @@ class RequestPool:
         self.num_rejected += 1
         self.log.refuse(request)
 
+    def strand(self, request: Request) -> None:
+        """No replica is left to serve it."""
+        self.num_rejected += 1
+        self.log.strand(request)
+
     def evict(self) -> list[Request]:
         """Take every unfinished request out, in order of arrival, set back to its beginning."""
         lost = sorted([*self.running, *self.swapped, *self.waiting], key=lambda r: r.index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch (extra gpu)")
 pytest.importorskip("triton", reason="needs triton (extra gpu)")
 
+from calibrate.engine import Served  # noqa: E402
 from calibrate.executor import Outcome  # noqa: E402
 from calibrate.replay import replay  # noqa: E402
 from kernels.transformer import ForwardBatch  # noqa: E402
@@ -427,6 +428,16 @@ def sampled_workload() -> tuple[Workload, list[list[int]]]:
     return replace(WORKLOAD, output_tokens=longest, max_tokens=None, samples=samples), lengths
 
 
+def assert_the_others_are_answered(served: Served, lengths: Sequence[Sequence[int]]) -> None:
+    """Every sample of a request without an error has the reference's tokens."""
+    for request, each in enumerate(lengths):
+        if request in served.errors:
+            continue
+        expected = greedy_reference(MODEL, prompt(WORKLOAD, request), max(each))
+        answers = served.samples.get(request, [served.outputs[request]])
+        assert sorted(answers) == sorted(expected[:tokens] for tokens in each)
+
+
 @pytest.mark.parametrize("failure", ["nan", "memory"])
 @pytest.mark.parametrize("scheduler", ["paged", "chunked"])
 def test_what_goes_wrong_with_a_sample_ends_its_request(failure: str, scheduler: str) -> None:
@@ -456,12 +467,7 @@ def test_what_goes_wrong_with_a_sample_ends_its_request(failure: str, scheduler:
     assert 0 < len(served.errors) < 16
     assert set(served.errors) <= set(range(16))
     assert served.records.requests["rejected"].sum() <= len(served.errors)
-    for request, each in enumerate(lengths):
-        if request in served.errors:
-            continue
-        expected = greedy_reference(MODEL, prompt(WORKLOAD, request), max(each))
-        answers = served.samples.get(request, [served.outputs[request]])
-        assert sorted(answers) == sorted(expected[:tokens] for tokens in each)
+    assert_the_others_are_answered(served, lengths)
     assert engine.scheduler.allocator.num_free == 60
 
 
@@ -498,12 +504,7 @@ def test_a_swap_that_runs_out_of_memory_ends_its_request_and_keeps_no_host_block
     served = engine.run()
     told = {number for number, text in served.errors.items() if text.startswith("out of memory")}
     assert len(told) == len(failing)
-    for request, each in enumerate(lengths):
-        if request in served.errors:
-            continue
-        expected = greedy_reference(MODEL, prompt(WORKLOAD, request), max(each))
-        answers = served.samples.get(request, [served.outputs[request]])
-        assert sorted(answers) == sorted(expected[:tokens] for tokens in each)
+    assert_the_others_are_answered(served, lengths)
     assert engine.executor._host.num_free == 40
     assert engine.scheduler.allocator.num_free == 24
 
