@@ -36,19 +36,20 @@ from calibrate.environment import (
     require_device,
 )
 from calibrate.executor import CAPTURE_SIZES
-from calibrate.import_llmservingsim import model_shape
 from calibrate.journal import Journal, writing
 from calibrate.measured_table import MeasuredTable, write_measured
 from calibrate.measuring import TARGET, Measuring, failed
+from calibrate.meta import model_shape
 from calibrate.parts import Bench, benches
 from calibrate.random_work import RandomWork
-from calibrate.rig import Limits, LinearBackend, Rig
+from calibrate.rig import Limits, Rig
 from calibrate.shared_parts import take_over
 from calibrate.timer import Timer, measure_ceilings
 from calibrate.yardstick import yardstick_us
+from kernels.checks import LinearBackend
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
-from sim.model_spec import ModelSpec
+from sim.model_config import read_config
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDS = 3
@@ -182,7 +183,7 @@ class _Calibration:
         if not given.budget_s > 0:
             raise CalibrationError(f"--budget: must be above zero, got {given.budget_s:g} s")
         try:
-            self.spec = ModelSpec.from_config(given.config, name=given.name)
+            self.spec = read_config(given.config, name=given.name)
             self.config = ModelConfig.from_hugging_face(given.config)
         except (ValueError, KeyError) as error:
             raise CalibrationError(f"{given.name}: the kernels cannot run it: {error}") from None

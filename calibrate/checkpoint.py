@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from calibrate.environment import require_device
-from calibrate.rig import LinearBackend
+from kernels.checks import LinearBackend
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 

@@ -19,7 +19,7 @@ from calibrate.timer import Timer
 from calibrate.whole_iterations import Errors, latency_of, parts_us, random_lengths
 from kernels.model_config import ModelConfig
 from sim.latency.table_data import LatencyTable
-from sim.model_spec import ModelSpec
+from sim.model_config import read_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def end_to_end(
     """Run random batches within the table's limits. Raises ValueError for a table of another model,
     torch.OutOfMemoryError where they do not fit beside the weights.
     """
-    spec = ModelSpec.from_config(config, name=name)
+    spec = read_config(config, name=name)
     limits = Limits(**table.meta["limits"])
     latency = latency_of(table, spec, limits)
     before = torch.get_num_threads()

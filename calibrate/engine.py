@@ -15,27 +15,22 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
 import numpy as np
 import torch
 
-from calibrate.executor import Executor, Outcome, Sampling, TransformerExecutor
+from calibrate.executor import Executor, Outcome
 from calibrate.token_ids import TokenIds
-from kernels.transformer import Transformer
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
 from sim.records import IterationLog, Records
 from sim.request import Request
-from sim.request_pool import RequestPool
 from sim.run_log import check_iteration, collect, note_iteration
-from sim.schedulers import Scheduler, scheduler_class
+from sim.schedulers import Scheduler
 from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
-from sim.workload.workload import Workload
 
 _SPIN_S = 1e-3  # sleeping is no more exact than this
 
@@ -363,76 +358,3 @@ class Engine:
 def _asked_by(sequence: Request) -> Request:
     """The request that a sequence belongs to: itself, or the one that it is a sample of."""
     return sequence if sequence.group is None else sequence.group.request
-
-
-def engine(
-    workload: Workload,
-    config: EngineConfig,
-    model: Transformer,
-    *,
-    scheduler: str,
-    num_blocks: int,
-    capture_sizes: Sequence[int] = (),
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-    eos_token: int | None = None,
-    seed: int = 0,
-    clock: Clock | None = None,
-    check: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> Engine:
-    """An engine that will serve `workload` under a policy by name, as `sim.simulate` would.
-
-    `seed` draws the token ids of prompts whose content is not known; the rest is as for `Engine`
-    and `TransformerExecutor`. Raises MemoryError when the KV cache does not fit, ValueError for
-    what only the simulator can do.
-    """
-    pool = RequestPool(config.block_size)
-    allocator = BlockAllocator(
-        num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
-    )
-    samples = workload.samples
-    if config.speculation is not None or config.offload_blocks:
-        raise ValueError("the engine neither speculates nor offloads: turn that off to validate")
-    if samples is not None and samples.beam is not None:
-        raise ValueError("the engine samples, it does not search: workload.beam_search cannot run")
-    if samples is not None and eos_token is not None:
-        raise ValueError("several samples end by length: workload.samples cannot go with --eos")
-    policy: Scheduler = scheduler_class(scheduler, config, samples=samples is not None)(
-        pool, allocator, config
-    )
-    # Rows of a request-level batch go on until its longest output ends.
-    longest = int(workload.prompt_tokens.max() + workload.output_tokens.max())
-    if samples is not None:
-        longest = int(workload.prompt_tokens.max() + samples.output_tokens.max())
-    swaps = scheduler == "paged" and config.preemption == "swap"
-    if config.async_scheduling and (swaps or samples is not None):
-        raise ValueError(
-            "with async_scheduling the engine neither swaps nor samples: blocks would move under a "
-            "batch that is being computed"
-        )
-    executor = TransformerExecutor(
-        model,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_blocks=min(allocator.blocks_for(longest), num_blocks),
-        swap_blocks=config.swap_blocks if swaps else 0,
-        capture_sizes=capture_sizes,
-        sampling=sampling,
-    )
-    kind = Engine
-    if config.async_scheduling:
-        from calibrate.ahead_engine import AheadEngine as kind
-    return kind(
-        policy,
-        executor,
-        RequestSource(
-            workload, block_size=config.block_size, prefix_caching=config.enable_prefix_caching
-        ),
-        TokenIds(workload, model.config.vocab_size, seed=seed),
-        samples=samples,
-        eos_token=eos_token,
-        clock=clock,
-        check=check,
-        progress=progress,
-    )

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.cached_prefixes import behind_prefixes
-from calibrate.import_llmservingsim import model_shape
 from calibrate.kernel_tables import KernelTables, NotMeasured, find_system, package_version
 from calibrate.matrix_products import WEIGHT_BYTES, product_us
+from calibrate.meta import model_shape
 from sim.latency.roofline import ELEMENTWISE_OVERHEAD_S
 from sim.latency.table_folder import TableError
 from sim.model_spec import LinearOperation, ModelSpec

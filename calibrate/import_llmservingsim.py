@@ -18,6 +18,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from calibrate.meta import model_shape
 from sim.latency.table_folder import TableError
 from sim.model_spec import ModelSpec
 
@@ -94,23 +95,6 @@ def import_llmservingsim(
         "imported_from": "llmservingsim",
         "host_overhead_us": None,
     }, parts
-
-
-def model_shape(model: ModelSpec) -> dict[str, Any]:
-    """What a table remembers of the model it was measured for."""
-    shape: dict[str, Any] = {
-        "name": model.name,
-        "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "num_attention_heads": model.num_attention_heads,
-        "num_kv_heads": model.num_kv_heads,
-        "head_dim": model.head_dim,
-        "vocab_size": model.vocab_size,
-    }
-    if model.moe is not None:
-        shape["num_experts"] = model.moe.num_experts
-        shape["experts_per_token"] = model.moe.experts_per_token
-    return shape
 
 
 def _times(layer: str, num_layers: int) -> int:

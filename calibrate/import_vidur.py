@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.import_llmservingsim import model_shape
+from calibrate.meta import model_shape
 from sim.latency.table_folder import TableError
 from sim.model_spec import ModelSpec
 

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from calibrate import grids
+from calibrate.assembly import engine
 from calibrate.batches import Lengths
-from calibrate.engine import Clock, engine
+from calibrate.engine import Clock
 from calibrate.rig import Rig
 from calibrate.timer import Call, Mode
 from kernels.copy_blocks import copy_blocks

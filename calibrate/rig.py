@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from calibrate.batches import Lengths, emitting_rows, forward_batch
 from calibrate.timer import Call, Timer
-from kernels.checks import Backend
+from kernels.checks import Backend, LinearBackend
 from kernels.logits_and_sample import sample
 from kernels.model_config import ModelConfig
 from kernels.transformer import ForwardBatch, LayerWeights, Transformer
-
-LinearBackend = Backend | Literal["fastest"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from calibrate.token_ids import TokenIds
 from sim.batch import Batch, PrefillChunk
 from sim.engine_config import EngineConfig
 from sim.kv_cache import BlockAllocator
+from sim.policy import scheduler_class
 from sim.request import Request
 from sim.request_pool import RequestPool
-from sim.schedulers import scheduler_class
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibrate.engine import Clock, engine
+from calibrate.assembly import engine
+from calibrate.engine import Clock
 from kernels.transformer import Transformer
 from sim.engine_config import EngineConfig
 from sim.workload import Workload

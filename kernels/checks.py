@@ -11,6 +11,8 @@ from kernels import gpu
 Backend = Literal["triton", "torch", "best"]
 """``triton``: our kernel. ``torch``: the plain reference, on any device. ``best``: torch's own
 fastest (SDPA, cuBLAS), or the reference where torch has nothing better."""
+LinearBackend = Backend | Literal["fastest"]
+"""``fastest``: ``triton`` or ``best``, whichever is quicker (`kernels.linear.fastest_backend`)."""
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 INDEX_TYPES = (torch.int32, torch.int64)

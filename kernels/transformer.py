@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 
-from kernels.checks import HALF_TYPES, Backend, float_types, require, require_backend
+from kernels.checks import HALF_TYPES, Backend, LinearBackend, float_types, require, require_backend
 from kernels.decode_attention import decode_attention
 from kernels.embedding import embedding
 from kernels.kv_cache_write import kv_cache_write
@@ -131,7 +130,7 @@ class Transformer:
         final_norm: torch.Tensor,
         head: torch.Tensor,
         backend: Backend = "triton",
-        linear_backend: Backend | Literal["fastest"] | None = None,
+        linear_backend: LinearBackend | None = None,
     ) -> None:
         require_backend(backend, embeddings)
         given = len(layers) == config.num_layers
@@ -158,7 +157,7 @@ class Transformer:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cuda",
         backend: Backend = "triton",
-        linear_backend: Backend | Literal["fastest"] | None = None,
+        linear_backend: LinearBackend | None = None,
     ) -> Transformer:
         """Weights drawn so that activations keep their scale; norms are 1.
 
@@ -198,7 +197,7 @@ class Transformer:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cuda",
         backend: Backend = "triton",
-        linear_backend: Backend | Literal["fastest"] | None = None,
+        linear_backend: LinearBackend | None = None,
     ) -> Transformer:
         """Weights under their Hugging Face names, as safetensors files hold them.
 

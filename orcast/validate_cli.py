@@ -337,8 +337,8 @@ def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
 
 
 def _engine(question: Question, model: Transformer, table: LatencyTable, *, eos: bool) -> Engine:
+    from calibrate.assembly import engine
     from calibrate.checkpoint import eos_token
-    from calibrate.engine import engine
 
     token = None
     if eos:

@@ -11,6 +11,7 @@ import yaml
 
 from scenarios.errors import InputError, did_you_mean
 from sim.hardware import Gpu
+from sim.model_config import read_config
 from sim.model_spec import ModelSpec
 
 ROOT = Path(__file__).parent
@@ -117,7 +118,7 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
     path = model_path(name, beside=beside)
     config = model_config(path)
     try:
-        return ModelSpec.from_config(config, name=model_name(path))
+        return read_config(config, name=model_name(path))
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 

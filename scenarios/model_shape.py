@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sim.model_config import read_config
 from sim.model_spec import ModelSpec
 
 WIDTH_MULTIPLE = 256  # of the MLP: tiles of tensor cores, split 2 ways and still whole
@@ -107,7 +108,7 @@ def _whole(units: int) -> int:
 
 
 def _shape(layers: int, units: int, rules: ShapeRules, name: str) -> ModelSpec:
-    return ModelSpec.from_config(shape_config(layers, units, rules), name=name)
+    return read_config(shape_config(layers, units, rules), name=name)
 
 
 def shape_config(layers: int, units: int, rules: ShapeRules) -> dict[str, Any]:

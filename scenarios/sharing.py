@@ -12,7 +12,8 @@ from sim.hardware import Gpu
 from sim.latency.block_moves import BlockMoves
 from sim.latency.protocol import LatencyModel
 from sim.memory import MemoryBudget
-from sim.workload.samples import BeamSearch, Samples
+from sim.request import BeamSearch
+from sim.workload.samples import Samples
 from sim.workload.sessions import Conversations, conversations, turns_of_sessions
 
 GIB = 2**30

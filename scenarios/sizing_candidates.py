@@ -27,6 +27,7 @@ from scenarios.serving_price import RuledOut, ServingCost, cheapest, nearest_mis
 from scenarios.sizing_schema import Serving, Sizing
 from scenarios.training import TrainingCost, cost_of_flops
 from sim.hardware import Gpu
+from sim.model_config import read_config
 from sim.model_spec import ModelSpec
 
 
@@ -253,7 +254,7 @@ class Maker:
         name = short_count(model.num_parameters)
         if model.moe is not None:
             name += f"-a{short_count(model.num_activated_parameters)}"
-        return ModelSpec.from_config(config_of(model, self._rules), name=f"sized-{name}")
+        return read_config(config_of(model, self._rules), name=f"sized-{name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sim.batch import Batch
-from sim.request import Request
+from sim.request import SAMPLE_NUMBERS, Request
 from sim.schedulers.scheduler import Scheduler
 from sim.schedulers.static import StaticScheduler
 
@@ -92,7 +92,7 @@ def _state(
     reserves = by_request or getattr(scheduler, "reserves", False)
     number = 0
     if sequence is not request and request.group is not None:
-        number = sequence.index // _SAMPLE_NUMBERS
+        number = sequence.index // SAMPLE_NUMBERS
     return TableState(
         request=request.index,
         sample=number,
@@ -100,6 +100,3 @@ def _state(
         used_tokens=int(used),
         reserved_tokens=sequence.final_tokens - int(used) if reserves and not ended else 0,
     )
-
-
-_SAMPLE_NUMBERS = 1 << 40  # as `sim.sharing.group` numbers them

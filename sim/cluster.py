@@ -23,13 +23,12 @@ import simpy
 from sim.block_history import BlockRecorder, watched
 from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster_replica import ARRIVAL, ClusterReplica, ReplicaPool
-from sim.kv_offload import block_allocator
 from sim.kv_transfers import DecodePool, KvTransfers, PrefillPool, free_held
+from sim.policy import block_allocator, scheduler_class
 from sim.records import Records
 from sim.request import Request
 from sim.routers import ROUTERS, Routing
 from sim.run_log import collect
-from sim.schedulers import scheduler_class
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 

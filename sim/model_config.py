@@ -23,7 +23,11 @@ MODEL_TYPES = (
 
 
 def read_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
-    """The architecture that a configuration describes; see `ModelSpec.from_config`."""
+    """The architecture that a Hugging Face configuration describes.
+
+    Raises ``ValueError``, one line, on an unknown ``model_type``, a missing or bad key, or a
+    quantisation that is not understood.
+    """
     keys = _Keys(config, name)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:

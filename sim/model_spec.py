@@ -10,7 +10,6 @@ replicated, the vocabulary is split, norms, routers and low-rank latents are rep
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float8": 1}
 
@@ -150,17 +149,6 @@ class ModelSpec:
     position_rows: int = 0
     moe: MoeSpec | None = None
     mla: MlaSpec | None = None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, name: str) -> "ModelSpec":
-        """Read a Hugging Face configuration.
-
-        Raises ``ValueError``, one line, on an unknown ``model_type``, a missing or bad key, or a
-        quantisation that is not understood.
-        """
-        from sim.model_config import read_config  # it makes a ModelSpec itself
-
-        return read_config(config, name=name)
 
     def quantised(self, weight_dtype: str) -> "ModelSpec":
         """The same model served with its matrices in ``weight_dtype`` (a key of WEIGHT_DTYPES).

@@ -1,14 +1,14 @@
-"""A request: what a client asked for, how far it has come, and when."""
+"""A request: what a client asked for, how far it has come, when, and what it splits into."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sim.sharing.group import SampleGroup
+import numpy as np
 
 NEVER = float("nan")
+SAMPLE_NUMBERS = 1 << 40  # samples are numbered beyond all requests
 
 
 @dataclass(slots=True, eq=False)
@@ -56,3 +56,81 @@ class Request:
     def final_tokens(self) -> int:
         """Tokens in the cache at the very end; the last token generated is never written."""
         return self.prompt_tokens + self.output_tokens - 1
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearch:
+    """How hypotheses replace each other; which ones do is drawn, for the text is not known.
+
+    At every token each hypothesis goes on by itself with probability `survival`; otherwise its
+    place goes to a fork of one drawn uniformly from all of them (of itself, too).
+
+    Raises ValueError for a `survival` outside [0, 1].
+    """
+
+    survival: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.survival <= 1:
+            raise ValueError(f"survival is {self.survival}, expected 0 to 1")
+
+
+class SampleGroup:
+    """A request's sequences; before its prompt is computed, and after their ends, there are none.
+
+    ``samples`` are those that have not ended. ``pending`` are those that wait, after a preemption,
+    for the first one to have computed the prompt again.
+    """
+
+    def __init__(
+        self, request: Request, output_tokens: Sequence[int], beam: BeamSearch | None = None
+    ) -> None:
+        self.request = request
+        self.output_tokens = tuple(output_tokens)
+        self.samples: list[Request] = []
+        self.pending: list[Request] = []
+        self.num_seqs = len(output_tokens)  # seats in the batch: all until they end
+        self.swapped_tables: list[list[int]] = []  # by sample: positions in the swapped blocks
+        self.beam = beam
+        self.draws: np.random.Generator | None = None  # of the beam
+        if beam is not None:
+            self.draws = np.random.default_rng([beam.seed, request.index])
+
+    @property
+    def started(self) -> bool:
+        """Whether the prompt has been computed and the request has split."""
+        return bool(self.samples)
+
+    def start_anew(self) -> None:
+        """Nothing is left of what had been computed."""
+        self.samples, self.pending, self.swapped_tables = [], [], []
+        self.num_seqs = len(self.output_tokens)
+
+    def active(self) -> list[Request]:
+        """Samples that may compute something now."""
+        if not self.pending:
+            return self.samples
+        return [sample for sample in self.samples if sample not in self.pending]
+
+    def blocks(self) -> list[int]:
+        """All blocks that the samples hold, each once."""
+        return list(dict.fromkeys(block for sample in self.samples for block in sample.block_table))
+
+    def most_blocks(self, block_size: int) -> int:
+        """Blocks when every sample is at its end and only the prompt's full blocks are shared."""
+        prompt = self.request.prompt_tokens
+        shared = prompt // block_size
+        own = (-(-(prompt + tokens - 1) // block_size) - shared for tokens in self.output_tokens)
+        return max(shared + sum(own), -(-prompt // block_size))
+
+    def blocks_to_split(self, block_size: int) -> int:
+        """Blocks for the prompt and for what each sample writes first."""
+        shared, partial = divmod(self.request.prompt_tokens, block_size)
+        writing = sum(tokens > 1 for tokens in self.output_tokens)
+        return shared + max(writing, int(partial > 0))
+
+    def blocks_to_resume(self, block_size: int) -> int:
+        """Blocks for the prompt and for what each sample has generated, after a preemption."""
+        shared = self.request.prompt_tokens // block_size
+        return shared + sum(-(-one.num_tokens // block_size) - shared for one in self.samples)

@@ -11,15 +11,14 @@ import simpy
 from sim.ahead_replica import AheadReplica
 from sim.block_history import BlockRecorder, watched
 from sim.engine_config import EngineConfig
-from sim.kv_offload import block_allocator
 from sim.latency.pipeline_latency import PipelineLatency
 from sim.latency.protocol import LatencyModel
 from sim.pipeline import Pipeline, stage_columns
+from sim.policy import block_allocator, scheduler_class
 from sim.records import Records
 from sim.replica import Replica
 from sim.request_pool import RequestPool
 from sim.run_log import collect
-from sim.schedulers import scheduler_class
 from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload

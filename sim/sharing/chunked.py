@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from sim.batch import Batch
-from sim.request import Request
+from sim.request import Request, SampleGroup
 from sim.schedulers.chunked import ChunkedScheduler
-from sim.sharing.group import SampleGroup
 from sim.sharing.scheduler import SamplingScheduler
 
 

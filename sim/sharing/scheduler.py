@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 from sim.batch import Batch
 from sim.engine_config import EngineConfig
 from sim.kv_cache import BlockAllocator
-from sim.request import Request
+from sim.request import Request, SampleGroup
 from sim.request_pool import RequestPool
 from sim.schedulers.scheduler import IterationScheduler
-from sim.sharing.group import SampleGroup
+from sim.sharing.splitting import next_hypotheses, split
 
 
 class SamplingScheduler(IterationScheduler):
@@ -150,7 +150,7 @@ class SamplingScheduler(IterationScheduler):
             group.pending = []
 
     def _next_hypotheses(self, group: SampleGroup) -> None:
-        if group.next_hypotheses(self.allocator):
+        if next_hypotheses(group, self.allocator):
             self._forked[group] = None
 
     def _end_prefill(self, request: Request, now_s: float) -> Sequence[Request]:
@@ -181,7 +181,7 @@ class SamplingScheduler(IterationScheduler):
         request = group.request
         if request.first_token_s != request.first_token_s:  # NaN: none yet
             request.first_token_s = now_s
-        group.split(self.allocator, now_s)
+        split(group, self.allocator, now_s)
         ended = []
         for sample in group.samples:
             if sample.output_tokens == 1:

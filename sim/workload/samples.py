@@ -7,23 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True)
-class BeamSearch:
-    """How hypotheses replace each other; which ones do is drawn, for the text is not known.
-
-    At every token each hypothesis goes on by itself with probability `survival`; otherwise its
-    place goes to a fork of one drawn uniformly from all of them (of itself, too).
-
-    Raises ValueError for a `survival` outside [0, 1].
-    """
-
-    survival: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.survival <= 1:
-            raise ValueError(f"survival is {self.survival}, expected 0 to 1")
+from sim.request import BeamSearch
 
 
 @dataclass(frozen=True, slots=True, eq=False)

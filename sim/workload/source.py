@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from sim.request import Request
-from sim.sharing.group import SampleGroup
+from sim.request import Request, SampleGroup
 from sim.workload.workload import Workload
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from calibrate.assembly import engine
 from calibrate.checkpoint import load_model
-from calibrate.engine import PHASES, Clock, engine
+from calibrate.engine import PHASES, Clock
 from calibrate.executor import CAPTURE_SIZES
 from kernels.transformer import Transformer
 from sim.engine_config import EngineConfig

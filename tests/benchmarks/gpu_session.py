@@ -68,7 +68,7 @@ from calibrate.repeatability import differences
 from calibrate.rig import Limits
 from kernels.numerics import Deviation, deviations, kernel_deviations
 from sim.latency.table_folder import read_table
-from sim.model_spec import ModelSpec
+from sim.model_config import read_config
 from tests.benchmarks.kernels import SECTIONS, run_sections
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +201,7 @@ def repeat(run: Run) -> dict[str, object]:
     second = run.work / "repeated" / model
     _table(run, model, second, run.budget_s / 2)
     a, b = read_table(first), read_table(second)
-    spec = ModelSpec.from_config(_config(model), name=model)
+    spec = read_config(_config(model), name=model)
     found = differences(a, b, spec, Limits(**a.meta["limits"]))
     (run.folder / "repeat.json").write_text(json.dumps(found, indent=1))
     return {"iterations": found["iterations"]}

@@ -34,12 +34,12 @@ from scenarios import library
 from sim.latency.table import one_line
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import TableError, read_table
-from sim.model_spec import ModelSpec
+from sim.model_config import read_config
 from tests.orcast.command_line import orcast, refusal
 
 ROOT = Path(__file__).parents[2]
 NAME, CONFIG = "tiny", library.model_config(library.model_path("tiny"))
-SPEC = ModelSpec.from_config(CONFIG, name=NAME)
+SPEC = read_config(CONFIG, name=NAME)
 LIMITS = Limits(max_tokens=128, max_seqs=8, max_context=256, cache_tokens=4096)
 
 

@@ -276,7 +276,8 @@ def test_a_cache_that_cannot_be_allocated_says_how_large_it_was() -> None:
 
 
 def test_sampling_is_drawn_from_its_seed() -> None:
-    from calibrate.engine import Clock, engine
+    from calibrate.assembly import engine
+    from calibrate.engine import Clock
     from calibrate.executor import Sampling
 
     config = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, block_size=4)

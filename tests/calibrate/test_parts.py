@@ -22,7 +22,7 @@ from calibrate.work import WorkOf
 from kernels.model_config import ModelConfig
 from kernels.moe import route_reference
 from scenarios import library
-from sim.model_spec import ModelSpec
+from sim.model_config import read_config
 
 LIMITS = Limits(max_tokens=64, max_seqs=8, max_context=128, cache_tokens=2048)
 TINY = ModelConfig.from_hugging_face(library.model_config(library.model_path("tiny")))
@@ -145,7 +145,7 @@ def test_experts_are_a_part_and_no_part_of_linear(expert_rig: Rig) -> None:
 
 def test_work_is_that_of_the_model() -> None:
     name, config = "llama-3.1-8b", library.model_config(library.model_path("llama-3.1-8b"))
-    spec = ModelSpec.from_config(config, name=name)
+    spec = read_config(config, name=name)
     work_of = WorkOf(ModelConfig.from_hugging_face(config), block_size=16)
     counted = sum(op.flops(100) for op in spec.linear_operations(1))
     assert work_of("linear", (100,)).flops == pytest.approx(counted)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from calibrate.engine import Clock, Engine, Served, engine
+from calibrate.assembly import engine
+from calibrate.engine import Clock, Engine, Served
 from kernels.model_config import ModelConfig
 from kernels.rotary import rotary_table
 from kernels.transformer import Transformer

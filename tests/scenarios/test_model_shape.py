@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenarios.model_shape import ShapeRules, config_of, nearest_shape, smallest_shape
-from sim.model_spec import ModelSpec
+from sim.model_config import read_config
 
 DENSE = ShapeRules()
 SPARSE = ShapeRules(num_experts=64, experts_per_token=8, expert_width_ratio=0.25)
@@ -33,7 +33,7 @@ def test_seven_billion_parameters_make_a_llama() -> None:
 def test_the_configuration_describes_the_same_model() -> None:
     for rules in (DENSE, SPARSE):
         model = nearest_shape(3e9, rules, name="sized")
-        assert ModelSpec.from_config(config_of(model, rules), name="sized") == model
+        assert read_config(config_of(model, rules), name="sized") == model
 
 
 def test_experts_are_idle_parameters() -> None:

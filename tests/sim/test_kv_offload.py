@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sim.engine_config import EngineConfig
 from sim.kv_offload import HostBlockCache, TieredAllocator
+from sim.policy import scheduler_class
 from sim.request import Request
-from sim.schedulers import scheduler_class
 from sim.workload import PromptContent, Workload
 from tests.sim.serving import assert_same_records, engines, run, workloads
 

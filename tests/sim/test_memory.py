@@ -9,6 +9,7 @@ import yaml
 
 from sim.hardware import Gpu
 from sim.memory import MemoryBudget, activation_bytes, memory_budget
+from sim.model_config import read_config
 from sim.model_spec import ModelSpec
 from sim.parallelism import Parallelism
 
@@ -18,7 +19,7 @@ GPUS = yaml.safe_load((SCENARIOS / "gpus.yaml").read_text())
 
 def model(name: str) -> ModelSpec:
     text = (SCENARIOS / "models" / f"{name}.json").read_text()
-    return ModelSpec.from_config(json.loads(text), name=name)
+    return read_config(json.loads(text), name=name)
 
 
 def budget(model_name: str, gpu_name: str, **settings: Any) -> MemoryBudget:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sim.model_config import MODEL_TYPES
+from sim.model_config import MODEL_TYPES, read_config
 from sim.model_spec import ModelSpec
 
 MODELS = Path(__file__).parents[2] / "scenarios" / "models"
@@ -18,7 +18,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def load(name: str, **changes: Any) -> ModelSpec:
-    return ModelSpec.from_config({**config(name), **changes}, name=name)
+    return read_config({**config(name), **changes}, name=name)
 
 
 # Exact where the checkpoint's tensors have been counted in public, else the published rounding.

@@ -16,6 +16,7 @@ from sim.batch import Batch, PrefillChunk
 from sim.hardware import Gpu
 from sim.latency.protocol import OPERATORS, LatencyModel
 from sim.latency.roofline import RooflineLatency
+from sim.model_config import read_config
 from sim.model_spec import ModelSpec
 from sim.request import Request
 
@@ -45,7 +46,7 @@ def prefill(new: int, cached: int = 0) -> Batch:
 @cache
 def spec(name: str) -> ModelSpec:
     text = (SCENARIOS / "models" / f"{name}.json").read_text()
-    return ModelSpec.from_config(json.loads(text), name=name)
+    return read_config(json.loads(text), name=name)
 
 
 def latency(model: str = "llama-3.1-8b", gpu: str = "h200-sxm", **settings: Any) -> RooflineLatency:

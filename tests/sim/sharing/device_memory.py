@@ -13,11 +13,9 @@ from typing import Any
 
 from sim.batch import Batch
 from sim.engine_config import EngineConfig
-from sim.kv_offload import block_allocator
-from sim.request import Request
+from sim.policy import block_allocator, scheduler_class
+from sim.request import Request, SampleGroup
 from sim.request_pool import RequestPool
-from sim.schedulers import scheduler_class
-from sim.sharing.group import SampleGroup
 from sim.workload import Workload
 from sim.workload.source import RequestSource
 

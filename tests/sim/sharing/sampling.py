@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
+from sim.request import BeamSearch
 from sim.workload import Workload
-from sim.workload.samples import BeamSearch, Samples
+from sim.workload.samples import Samples
 from tests.sim.serving import workloads
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.engine_config import EngineConfig
+from sim.request import BeamSearch
 from sim.workload import Workload
-from sim.workload.samples import BeamSearch
 from sim.workload.sessions import conversations
 from tests.sim.serving import engines, workloads
 from tests.sim.sharing.device_memory import DeviceMemory

@@ -8,12 +8,11 @@ from sim.cluster_plan import Failure, KvLink, ReplicaGroup
 from sim.engine_config import EngineConfig
 from sim.kv_cache import BlockAllocator
 from sim.latency.protocol import FixedLatency
-from sim.request import Request
-from sim.schedulers import scheduler_class
-from sim.sharing.group import SampleGroup
+from sim.policy import scheduler_class
+from sim.request import BeamSearch, Request, SampleGroup
+from sim.sharing.splitting import next_hypotheses, split
 from sim.simulation import simulate
 from sim.workload import Workload
-from sim.workload.samples import BeamSearch
 from tests.sim.serving import LinearLatency, assert_same_records, run
 from tests.sim.sharing.sampling import with_samples
 
@@ -115,11 +114,11 @@ def test_static_and_reserving_policies_cannot_share() -> None:
 def test_a_hypothesis_without_successor_takes_over_a_fork_and_its_blocks_come_back() -> None:
     allocator, group = BlockAllocator(40, 4), a_beam(4, survival=0.0, seed=3)
     allocator.allocate(group.request.block_table, 3)
-    group.split(allocator, 0.0)
+    split(group, allocator, 0.0)
     for sample in group.samples:  # private last blocks
         allocator.write(sample.block_table, 2)
     before = [list(sample.block_table) for sample in group.samples]
-    assert group.next_hypotheses(allocator)
+    assert next_hypotheses(group, allocator)
     after = [sample.block_table for sample in group.samples]
     assert all(table in before for table in after), "everyone is a fork of one that was there"
     survivors = {tuple(table) for table in after}
@@ -130,8 +129,8 @@ def test_a_hypothesis_without_successor_takes_over_a_fork_and_its_blocks_come_ba
 def test_hypotheses_that_all_survive_share_the_prompt_only() -> None:
     allocator, group = BlockAllocator(40, 4), a_beam(3, survival=1.0)
     allocator.allocate(group.request.block_table, 3)
-    group.split(allocator, 0.0)
-    assert not any(group.next_hypotheses(allocator) for _ in range(50))
+    split(group, allocator, 0.0)
+    assert not any(next_hypotheses(group, allocator) for _ in range(50))
 
 
 @pytest.mark.parametrize("scheduler", PAGED)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.request import Request
+from sim.schedulers.speculative_decode_set import SpeculativeDecodeSet
 from sim.speculation import DraftShape, Speculation
 from sim.speculation.acceptance import RandomAcceptance, RecordedAcceptance
-from sim.speculation.decode_set import SpeculativeDecodeSet
 
 BLOCK_SIZE = 4
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from sim.cluster import Failure, ReplicaGroup, simulate_cluster
 from sim.engine_config import EngineConfig
-from sim.schedulers import SCHEDULERS, scheduler_class
+from sim.policy import scheduler_class
+from sim.schedulers import SCHEDULERS
+from sim.schedulers.speculating import speculating
 from sim.speculation import DraftShape, Speculation
 from sim.speculation.acceptance import RandomAcceptance, RecordedAcceptance
 from sim.speculation.drafting import FixedDraft
 from sim.speculation.latency import SpeculativeLatency
-from sim.speculation.schedulers import speculating
 from sim.workload import Workload
 from tests.sim.serving import assert_same_records, engines, workloads
 from tests.sim.speculation.speculating import (

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from sim.request import BeamSearch
 from sim.workload import Workload
-from sim.workload.samples import BeamSearch, Samples
+from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
 
 

@@ -19,7 +19,7 @@ from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.paged import PagedScheduler
 from sim.schedulers.scheduler import IterationScheduler
-from sim.speculation.decode_set import SpeculativeDecodeSet
+from sim.schedulers.speculative_decode_set import SpeculativeDecodeSet
 
 
 @cache

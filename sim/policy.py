@@ -1,0 +1,42 @@
+"""What an engine schedules with: a policy by name and what the engine adds, and an allocator."""
+
+from __future__ import annotations
+
+from sim.engine_config import EngineConfig
+from sim.kv_cache import BlockAllocator
+from sim.kv_offload import TieredAllocator
+from sim.schedulers import SCHEDULERS
+from sim.schedulers.installed import installed_policy
+
+
+def scheduler_class(name: str, config: EngineConfig, *, samples: bool = False) -> type:
+    """The policy of that name, with what the engine adds to it. Raises ValueError where it cannot.
+
+    It speculates and offloads where `config` says so; `samples`: for requests of several sequences.
+    """
+    policy = SCHEDULERS.get(name) or installed_policy(name)
+    if policy is None:
+        raise ValueError(f"scheduler {name!r} is not known; allowed: {', '.join(SCHEDULERS)}")
+    # Only those who need these load them.
+    if config.speculation is not None:
+        from sim.schedulers.speculating import speculating
+
+        policy = speculating(policy)
+    if samples:
+        from sim.sharing.schedulers import sampling
+
+        policy = sampling(policy)
+    if config.offload_blocks:
+        from sim.schedulers.offloading import offloading
+
+        policy = offloading(policy)
+    return policy
+
+
+def block_allocator(config: EngineConfig, num_blocks: int) -> BlockAllocator:
+    """The allocator of an engine, with a second tier where it has one."""
+    if config.offload_blocks:
+        return TieredAllocator(num_blocks, config.block_size, host_blocks=config.offload_blocks)
+    return BlockAllocator(
+        num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
+    )
