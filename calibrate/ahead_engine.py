@@ -5,8 +5,8 @@
     collect(batch k)                             its tokens; they go into batch k + 1
 
 So a decision sees who had arrived when the iteration before it began, and an iteration takes as
-long as the slower of host and device (`sim/ahead_replica.py` is the same in the simulator). When an
-iteration will end is not known when the schedule moves on: the schedule runs on numbers of
+long as the slower of host and device (`sim/engine/ahead_replica.py` is the same in the simulator).
+When an iteration will end is not known when the schedule moves on: the schedule runs on numbers of
 iterations, and the clock's times are filled in at the end.
 """
 
@@ -24,9 +24,9 @@ import torch
 from calibrate.engine import PHASES, Clock, Engine, Served, out_of_memory
 from calibrate.executor import Launched, Outcome, Prepared, TransformerExecutor
 from sim.batch import Batch
+from sim.engine.run_log import check_iteration, collect, note_iteration, waiting_at
 from sim.records import Records
 from sim.request import Request
-from sim.run_log import check_iteration, collect, note_iteration, waiting_at
 
 
 @dataclass(slots=True)

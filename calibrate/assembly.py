@@ -9,11 +9,11 @@ from calibrate.engine import Clock, Engine
 from calibrate.executor import Sampling, TransformerExecutor
 from calibrate.token_ids import TokenIds
 from kernels.transformer import Transformer
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
-from sim.policy import scheduler_class
+from sim.engine.policy import scheduler_class
+from sim.kv.cache import BlockAllocator
 from sim.request_pool import RequestPool
 from sim.schedulers import Scheduler
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 

@@ -49,7 +49,7 @@ from calibrate.yardstick import yardstick_us
 from kernels.checks import LinearBackend
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
-from sim.model_config import read_config
+from sim.model.config import read_config
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDS = 3

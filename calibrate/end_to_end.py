@@ -19,7 +19,7 @@ from calibrate.timer import Timer
 from calibrate.whole_iterations import Errors, latency_of, parts_us, random_lengths
 from kernels.model_config import ModelConfig
 from sim.latency.table_data import LatencyTable
-from sim.model_config import read_config
+from sim.model.config import read_config
 
 
 @dataclass(frozen=True, slots=True)

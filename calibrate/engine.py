@@ -25,9 +25,9 @@ import torch
 from calibrate.executor import Executor, Outcome
 from calibrate.token_ids import TokenIds
 from sim.batch import Batch
+from sim.engine.run_log import check_iteration, collect, note_iteration
 from sim.records import IterationLog, Records
 from sim.request import Request
-from sim.run_log import check_iteration, collect, note_iteration
 from sim.schedulers import Scheduler
 from sim.workload.samples import Samples
 from sim.workload.source import RequestSource

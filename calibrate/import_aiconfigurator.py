@@ -28,7 +28,7 @@ from calibrate.matrix_products import WEIGHT_BYTES, product_us
 from calibrate.meta import model_shape
 from sim.latency.roofline import ELEMENTWISE_OVERHEAD_S
 from sim.latency.table_folder import TableError
-from sim.model_spec import LinearOperation, ModelSpec
+from sim.model.spec import LinearOperation, ModelSpec
 
 # The package's number formats for the weights of a model, in order of preference: a checkpoint
 # quantised by ``fp8`` has a scale for each block of weights.

@@ -20,7 +20,7 @@ from typing import Any
 
 from calibrate.meta import model_shape
 from sim.latency.table_folder import TableError
-from sim.model_spec import ModelSpec
+from sim.model.spec import ModelSpec
 
 ONCE = {"embedding", "final_layernorm"}
 TWICE_A_LAYER = {"layernorm"}

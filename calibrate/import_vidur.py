@@ -22,7 +22,7 @@ import numpy as np
 
 from calibrate.meta import model_shape
 from sim.latency.table_folder import TableError
-from sim.model_spec import ModelSpec
+from sim.model.spec import ModelSpec
 
 # Once a layer; a model without the second norm has no times of it.
 OPERATIONS = (

@@ -24,7 +24,7 @@ from sim.batch import Batch
 from sim.latency.table import measured_host, one_line
 from sim.latency.table_data import EXTRA_TIMES, PART_COLUMNS, REQUIRED_PARTS, LatencyTable
 from sim.latency.table_folder import SCHEMA_VERSION, table_of
-from sim.model_spec import ModelSpec
+from sim.model.spec import ModelSpec
 
 OPERATIONS = {"linear": "pass without attention", "logits": "projection and sampling"}
 COLUMNS = ("time_us", "isolated_us", "spread_us", "takes", "repeats", "flops", "bytes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.model_spec import ModelSpec
+from sim.model.spec import ModelSpec
 
 
 def model_shape(model: ModelSpec) -> dict[str, Any]:

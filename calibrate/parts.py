@@ -34,7 +34,7 @@ from calibrate.timer import Call, Mode
 from kernels.copy_blocks import copy_blocks
 from kernels.moe import moe
 from kernels.swap_blocks import swap_blocks
-from sim.engine_config import EngineConfig
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload.workload import Workload
 
 HOST_PROMPT, HOST_ITERATIONS = 16, 12  # tokens of the engine's runs that tell its host's time

@@ -9,7 +9,7 @@ import numpy as np
 from calibrate.rig import Limits
 from calibrate.whole_iterations import Errors, latency_of, parts_us, random_lengths
 from sim.latency.table_data import LatencyTable, Part
-from sim.model_spec import ModelSpec
+from sim.model.spec import ModelSpec
 
 ITERATIONS = 200
 

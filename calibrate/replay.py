@@ -14,10 +14,10 @@ from math import inf, nextafter
 import numpy as np
 
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
+from sim.engine.simulation import simulate
 from sim.latency.protocol import LatencyModel
 from sim.records import Columns, Records
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload.workload import Workload
 
 _NOT_SCHEDULE = ("extrapolated",)

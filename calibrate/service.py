@@ -17,11 +17,11 @@ from calibrate.executor import Outcome, TransformerExecutor
 from calibrate.rig import Limits, Rig
 from calibrate.token_ids import TokenIds
 from sim.batch import Batch, PrefillChunk
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
-from sim.policy import scheduler_class
+from sim.engine.policy import scheduler_class
+from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 

@@ -9,7 +9,7 @@ import numpy as np
 from calibrate.assembly import engine
 from calibrate.engine import Clock
 from kernels.transformer import Transformer
-from sim.engine_config import EngineConfig
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 
 

@@ -18,11 +18,11 @@ from calibrate.batches import Lengths
 from calibrate.rig import Limits
 from calibrate.service import Iteration
 from sim.batch import Batch
-from sim.hardware import Interconnect
 from sim.latency.protocol import HostOverhead
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
-from sim.model_spec import ModelSpec
+from sim.model.hardware import Interconnect
+from sim.model.spec import ModelSpec
 
 # Priors: how far from one a part's factor may be, and what an iteration may take besides in shares
 # of a typical one. Then how noisy a whole iteration is.

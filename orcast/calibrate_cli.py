@@ -18,9 +18,9 @@ from scenarios.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from calibrate.calibration import Progress
     from scenarios.schema import Scenario
-    from sim.hardware import Gpu
     from sim.latency.table_data import LatencyTable
-    from sim.model_spec import ModelSpec
+    from sim.model.hardware import Gpu
+    from sim.model.spec import ModelSpec
 
 app = typer.Typer(help="Make latency tables and check them.", no_args_is_help=True)
 

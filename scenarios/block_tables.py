@@ -8,8 +8,8 @@ import numpy as np
 
 from scenarios.deployment import Deployment
 from scenarios.forecast import serve
-from sim.block_history import BlockRecorder, EngineHistory
-from sim.latency.pipeline_latency import PipelineLatency
+from sim.engine.block_history import BlockRecorder, EngineHistory
+from sim.latency.pipeline import PipelineLatency
 from sim.records import Records
 
 MAX_REQUESTS = 64

@@ -24,18 +24,18 @@ from scenarios.unused_settings import (
     unused_knobs,
     without_effect_on_time,
 )
-from sim.cluster_plan import ReplicaGroup
-from sim.engine_config import EngineConfig
-from sim.expert_routing import ExpertRouting
-from sim.hardware import Gpu
+from sim.cluster.plan import ReplicaGroup
+from sim.kv.memory import MemoryBudget, memory_budget
 from sim.latency.overlapped import OverlappedLatency
-from sim.latency.pipeline_latency import PipelineLatency
+from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
-from sim.memory import MemoryBudget, memory_budget
 from sim.metrics import Slo
-from sim.model_spec import ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.expert_routing import ExpertRouting
+from sim.model.hardware import Gpu
+from sim.model.parallelism import Parallelism
+from sim.model.spec import ModelSpec
 from sim.schedulers import SCHEDULERS
+from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.installed import installed_policy
 from sim.workload import Workload
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from scenarios import library, schema
-from sim.expert_routing import ExpertRouting
-from sim.model_spec import ModelSpec, MoeSpec
+from sim.model.expert_routing import ExpertRouting
+from sim.model.spec import ModelSpec, MoeSpec
 
 
 def expert_routing(

@@ -16,13 +16,13 @@ from scenarios.errors import InputError
 from scenarios.latency_source import Composer
 from scenarios.queueing import by_class
 from scenarios.schema import Scenario
-from sim.block_history import BlockRecorder
-from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink
-from sim.expert_routing import ExpertRouting
+from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
+from sim.engine.block_history import BlockRecorder
+from sim.engine.simulation import simulate
 from sim.latency.protocol import LatencyModel
 from sim.metrics import UNANSWERED, summarize
+from sim.model.expert_routing import ExpertRouting
 from sim.records import Records
-from sim.simulation import simulate
 from sim.speculation.summary import speculation_figures
 
 
@@ -146,7 +146,7 @@ def _simulate_cluster(
     progress: Callable[[int], None] | None,
     recorder: BlockRecorder | None,
 ) -> tuple[Records, ClusterFacts]:
-    from sim.cluster import simulate_cluster
+    from sim.cluster.cluster import simulate_cluster
 
     cluster = deployment.scenario.cluster
     link, scaling = cluster.kv_link, cluster.autoscaling

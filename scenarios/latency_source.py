@@ -10,16 +10,16 @@ from typing import Any
 from scenarios import library, schema
 from scenarios.expert_counts import expert_routing
 from scenarios.schema import Scenario
-from sim.hardware import Gpu, Interconnect
-from sim.latency.pipeline_latency import PipelineLatency, roofline_latency
+from sim.kv.memory import MemoryBudget
+from sim.latency.pipeline import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
 from sim.latency.roofline import HOST_LINK_EFFICIENCY
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import read_table
-from sim.memory import MemoryBudget
-from sim.model_spec import ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.hardware import Gpu, Interconnect
+from sim.model.parallelism import Parallelism
+from sim.model.spec import ModelSpec
 
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
 

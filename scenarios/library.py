@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from scenarios.errors import InputError, did_you_mean
-from sim.hardware import Gpu
-from sim.model_config import read_config
-from sim.model_spec import ModelSpec
+from sim.model.config import read_config
+from sim.model.hardware import Gpu
+from sim.model.spec import ModelSpec
 
 ROOT = Path(__file__).parent
 GPUS_FILE = ROOT / "gpus.yaml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sim.model_spec import LinearOperation, ModelSpec
+from sim.model.spec import LinearOperation, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sim.model_config import read_config
-from sim.model_spec import ModelSpec
+from sim.model.config import read_config
+from sim.model.spec import ModelSpec
 
 WIDTH_MULTIPLE = 256  # of the MLP: tiles of tensor cores, split 2 ways and still whole
 MOST_LAYERS = 256

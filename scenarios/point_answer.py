@@ -16,9 +16,9 @@ from scenarios.forecast import forecast
 from scenarios.latency_source import Composer
 from scenarios.requests import draw_workload
 from scenarios.schema import Scenario
-from sim.hardware import Gpu
 from sim.latency.table_data import LatencyTable
-from sim.model_spec import ModelSpec
+from sim.model.hardware import Gpu
+from sim.model.spec import ModelSpec
 from sim.workload import Workload
 
 # Of this run on this machine, not of the deployment; or no figure.

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from scenarios.breaking import Bottleneck, bottleneck
 from scenarios.deployment import Deployment
 from scenarios.objectives import Objective, latencies_s
+from sim.engine.simulation import simulate
 from sim.records import Records
-from sim.simulation import simulate
 from sim.workload import Workload
 
 WARM_UP, COOL_DOWN = 0.2, 0.1  # shares of a run's requests

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from scenarios.deployment import Deployment
-from sim.hardware import Gpu
 from sim.latency import communication, roofline
 from sim.latency.block_moves import BlockMoves
 from sim.latency.overlapped import OverlappedLatency
-from sim.latency.pipeline_latency import PipelineLatency
+from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
 from sim.latency.roofline import RooflineLatency
 from sim.latency.table import TableLatency
+from sim.model.hardware import Gpu
 from sim.speculation.latency import SpeculativeLatency
 
 _TABLE_PARTS = {

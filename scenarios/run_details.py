@@ -20,11 +20,11 @@ from scenarios.expert_counts import expert_routing
 from scenarios.forecast import Forecast
 from scenarios.latency_source import parallelism_of
 from scenarios.provenance import Origin, latency_origins
-from sim.hardware import Gpu
 from sim.latency.protocol import LatencyModel
-from sim.prefill_contexts import prefill_contexts
+from sim.model.hardware import Gpu
+from sim.model.prefill_contexts import prefill_contexts
+from sim.model.work import Features, ModelWork
 from sim.records import Columns, Records
-from sim.work import Features, ModelWork
 
 MAX_SAMPLED_ITERATIONS = 2_000
 KINDS = ("prefill", "mixed", "decode")

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios import schema
-from sim.hardware import Gpu
+from sim.kv.memory import MemoryBudget
 from sim.latency.block_moves import BlockMoves
 from sim.latency.protocol import LatencyModel
-from sim.memory import MemoryBudget
+from sim.model.hardware import Gpu
 from sim.request import BeamSearch
 from sim.workload.samples import Samples
 from sim.workload.sessions import Conversations, conversations, turns_of_sessions

@@ -20,9 +20,9 @@ from scenarios.training import (
     training_flops_per_token,
     training_memory,
 )
-from sim.hardware import Gpu
-from sim.memory import memory_budget
-from sim.model_spec import ModelSpec
+from sim.kv.memory import memory_budget
+from sim.model.hardware import Gpu
+from sim.model.spec import ModelSpec
 
 MOST_TENSOR_PARALLEL = 64
 

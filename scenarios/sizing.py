@@ -39,7 +39,7 @@ from scenarios.sizing_candidates import Candidate, Maker, counted_by
 from scenarios.sizing_curves import all_laws, iso_flop_curves, optimum_figures
 from scenarios.sizing_schema import Law, Sizing
 from scenarios.training import flops_of_usd
-from sim.hardware import Gpu
+from sim.model.hardware import Gpu
 
 FEW_TOKENS_PER_PARAMETER = 200  # beyond, laws are extrapolated: Sardana et al. 2024, section 4
 

@@ -26,9 +26,9 @@ from scenarios.serving_cost import serving_cost
 from scenarios.serving_price import RuledOut, ServingCost, cheapest, nearest_miss
 from scenarios.sizing_schema import Serving, Sizing
 from scenarios.training import TrainingCost, cost_of_flops
-from sim.hardware import Gpu
-from sim.model_config import read_config
-from sim.model_spec import ModelSpec
+from sim.model.config import read_config
+from sim.model.hardware import Gpu
+from sim.model.spec import ModelSpec
 
 
 def without_embedding(model: ModelSpec) -> int:

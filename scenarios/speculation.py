@@ -14,11 +14,11 @@ from scenarios import library, schema
 from scenarios.errors import InputError
 from scenarios.schema import Scenario
 from scenarios.speculation_schema import Speculation as Given
-from sim.hardware import Gpu
+from sim.kv.memory import MemoryBudget
 from sim.latency.protocol import LatencyModel
 from sim.latency.roofline import GEMM_EFFICIENCY, GEMM_OVERHEAD_S, MEMORY_EFFICIENCY
-from sim.memory import MemoryBudget
-from sim.model_spec import ModelSpec
+from sim.model.hardware import Gpu
+from sim.model.spec import ModelSpec
 from sim.speculation import DraftShape, Speculation, acceptance
 from sim.speculation.drafting import (
     Drafting,

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scenarios.model_anatomy import forward_flops_per_token
-from sim.hardware import Gpu
-from sim.model_spec import ModelSpec
+from sim.model.hardware import Gpu
+from sim.model.spec import ModelSpec
 
 HALF, SINGLE = 2, 4  # bytes
 Checkpointing = Literal["none", "layer"]

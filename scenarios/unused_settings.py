@@ -7,10 +7,10 @@ import re
 from scenarios import schema
 from scenarios.latency_source import parallelism_of
 from scenarios.schema import Scenario
-from sim.cluster_plan import ReplicaGroup
-from sim.hardware import Gpu
+from sim.cluster.plan import ReplicaGroup
 from sim.latency.protocol import LatencyModel
 from sim.latency.table import TableLatency
+from sim.model.hardware import Gpu
 from sim.workload import Workload
 
 _KNOBS = {  # knob -> the schedulers it means something to

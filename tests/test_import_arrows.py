@@ -36,11 +36,11 @@ FORBIDDEN = {
     "kernels": {"simpy", "pydantic", "plotly"},
 }
 CLOCKS = {
-    "sim/replica.py",
-    "sim/ahead_replica.py",
-    "sim/pipeline.py",
-    "sim/cluster.py",
-    "sim/simulation.py",
+    "sim/engine/replica.py",
+    "sim/engine/ahead_replica.py",
+    "sim/engine/pipeline.py",
+    "sim/cluster/cluster.py",
+    "sim/engine/simulation.py",
 }  # these alone know SimPy
 TABLES = {"sim/latency/table_folder.py"}  # a latency table's meta.yaml is read and written here
 # The GPU machine has none of these: what measures there must start without them.
@@ -77,7 +77,7 @@ def imports_of(path: Path, root: Path) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             name = [*base, *([node.module] if node.module else [])]
-            for alias in node.names:  # `from sim import replica` imports sim.replica
+            for alias in node.names:  # `from sim import batch` imports sim.batch
                 yield Import(file, node.lineno, ".".join([*name, alias.name]), late)
         elif isinstance(node, ast.Call) and node.args:
             called = ast.unparse(node.func).rpartition(".")[2]
@@ -175,7 +175,7 @@ def test_the_simulators_processes_do_import_simpy() -> None:
         for path in module_files(ROOT, "sim")
         if any(one.top == "simpy" for one in imports_of(path, ROOT))
     }
-    assert "sim/replica.py" in users
+    assert "sim/engine/replica.py" in users
     assert users <= CLOCKS
 
 
@@ -194,7 +194,7 @@ PLANTED = {
     "calibrate/a.py": ["import scenarios.load", "import reports", "import plotly",
                        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import orcast",
                        "import torch\nimport pydantic",
-                       "import kernels.linear\nimport sim.replica"],
+                       "import kernels.linear\nimport sim.engine.replica"],
     "kernels/a.py": ["import sim", "from sim.batch import Batch", "import calibrate",
                      "import simpy", "from pydantic import BaseModel", "import plotly"],
     "kernels/__init__.py": [""],
@@ -203,12 +203,12 @@ PLANTED = {
 
 PERMITTED = {
     "sim/a.py": ["import numpy\nimport sim.batch\nfrom . import batch", "import simplejson"],
-    "sim/replica.py": ["import simpy"],
+    "sim/engine/replica.py": ["import simpy"],
     "sim/latency/table_folder.py": ["import yaml"],
     "scenarios/a.py": ["import yaml, pydantic\nfrom sim import metrics"],
     "reports/a.py": ["import plotly\nfrom scenarios import load\nimport sim.records"],
     "calibrate/a.py": ["import torch\nimport kernels.linear\nimport sim.batch\nimport yaml",
-                       "import torch\ndef f():\n    import sim.replica"],
+                       "import torch\ndef f():\n    import sim.engine.replica"],
     "kernels/a.py": ["import torch, triton\nfrom kernels import gpu"],
     "orcast/a.py": ["import calibrate, kernels, sim, scenarios, reports"],
 }  # fmt: skip
@@ -216,10 +216,10 @@ PERMITTED = {
 
 def planted(root: Path, file: str, text: str) -> list[str]:
     """What the checker says of a tree with one module of this text."""
-    for other in ("sim/replica.py", "sim/batch.py", file):
+    for other in ("sim/engine/replica.py", "sim/batch.py", file):
         path = root / other
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("import simpy\n" if other == "sim/replica.py" else "")
+        path.write_text("import simpy\n" if other == "sim/engine/replica.py" else "")
     (root / file).write_text(text)
     return violations(root)
 

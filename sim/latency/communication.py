@@ -22,7 +22,7 @@ over the slower link between nodes. The bytes add up to those of one level:
 
 import numpy as np
 
-from sim.hardware import Interconnect
+from sim.model.hardware import Interconnect
 
 # Published timings on eight H200 (NCCL 2.29): 512 MiB at 78 % of the datasheet's bandwidth with
 # 8 ranks, 68 % with 2; vLLM's one-shot kernel in a CUDA graph needs 4.4-4.8 us for 128 bytes

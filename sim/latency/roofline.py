@@ -17,7 +17,7 @@ One iteration is the sum of
     swap       bytes over the host link
 
 One pipeline stage's share of a model is a model here (``ModelSpec.stages``); ranks that share out
-tokens are `sim.latency.spread_roofline`, stages in a row `sim.latency.pipeline_latency`.
+tokens are `sim.latency.spread_roofline`, stages in a row `sim.latency.pipeline`.
 
 Whatever depends on one count is tabulated in the constructor, so that ``iteration_s`` is a few
 additions; beyond the tables the same formulas are evaluated.
@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 
 from sim.batch import Batch
-from sim.expert_routing import ExpertRouting
-from sim.hardware import Gpu, Interconnect
 from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
 from sim.latency.protocol import HostOverhead, looked_up
-from sim.model_spec import DTYPE_BYTES, LinearOperation, ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.expert_routing import ExpertRouting
+from sim.model.hardware import Gpu, Interconnect
+from sim.model.parallelism import Parallelism
+from sim.model.spec import DTYPE_BYTES, LinearOperation, ModelSpec
 
 # Published H200 timings, bf16, that the defaults below round:
 GEMM_EFFICIENCY = 0.80  # cuBLAS 715-830 TFLOP/s of 989 from 2,048 rows

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from sim.batch import Batch
-from sim.hardware import Gpu
 from sim.latency.communication import all_gather_s, all_to_all_s, send_s
 from sim.latency.protocol import looked_up
 from sim.latency.roofline import MOE_OVERHEAD_S, RooflineLatency
 from sim.latency.traffic import decode_exchange_bytes, ulysses_widths
-from sim.model_spec import DTYPE_BYTES, ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.hardware import Gpu
+from sim.model.parallelism import Parallelism
+from sim.model.spec import DTYPE_BYTES, ModelSpec
 
 
 class SpreadRoofline(RooflineLatency):

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from sim.batch import Batch
-from sim.expert_routing import ExpertRouting
-from sim.hardware import Interconnect
 from sim.latency.attention_table import AttentionTable
 from sim.latency.communication import all_reduce_s, ring_all_reduce_s
 from sim.latency.grid import Line, bracket, filled_grid
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.latency.table_data import LatencyTable, Part
-from sim.model_spec import ModelSpec
+from sim.model.expert_routing import ExpertRouting
+from sim.model.hardware import Interconnect
+from sim.model.spec import ModelSpec
 
 
 class TableLatency:

@@ -24,8 +24,8 @@ from sim.latency.communication import (
     all_to_all_bytes,
     ring_pass_bytes,
 )
-from sim.model_spec import DTYPE_BYTES, ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.parallelism import Parallelism
+from sim.model.spec import DTYPE_BYTES, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ merely a request that is one token behind (Agrawal et al., OSDI 2024; vLLM V1 sc
 from __future__ import annotations
 
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
+from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.scheduler import IterationScheduler
 
 

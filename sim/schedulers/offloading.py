@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from sim.batch import Batch
-from sim.kv_offload import TieredAllocator
+from sim.kv.offload import TieredAllocator
 from sim.schedulers.scheduler import IterationScheduler
 
 

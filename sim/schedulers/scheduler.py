@@ -17,10 +17,10 @@ from math import inf
 from typing import Protocol
 
 from sim.batch import Batch, PrefillChunk
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
+from sim.schedulers.engine_config import EngineConfig
 
 
 class Scheduler(Protocol):

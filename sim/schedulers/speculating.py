@@ -13,10 +13,10 @@ from functools import cache
 import numpy as np
 
 from sim.batch import Batch, Verification
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
+from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.paged import PagedScheduler
 from sim.schedulers.scheduler import IterationScheduler
 from sim.schedulers.speculative_decode_set import SpeculativeDecodeSet

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
+from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.paged import PagedScheduler
 from sim.sharing.scheduler import SamplingScheduler
 

@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.kv.cache import BlockAllocator
 from sim.request import Request, SampleGroup
 from sim.request_pool import RequestPool
+from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.scheduler import IterationScheduler
 from sim.sharing.splitting import next_hypotheses, split
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sim.kv_cache import BlockAllocator
+from sim.kv.cache import BlockAllocator
 from sim.request import SAMPLE_NUMBERS, Request, SampleGroup
 
 

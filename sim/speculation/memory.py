@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sim.memory import MemoryBudget, activation_bytes
-from sim.model_spec import ModelSpec
+from sim.kv.memory import MemoryBudget, activation_bytes
+from sim.model.spec import ModelSpec
 
 
 def share_memory(

@@ -12,7 +12,7 @@ import time
 
 from scenarios.forecast import forecast
 from scenarios.load import load_scenario
-from sim.routers import ROUTERS
+from sim.cluster.routers import ROUTERS
 
 RATE = 46.6  # requests/s for each replica: 80 % of what one can do, as in `million`
 

@@ -19,7 +19,7 @@ from calibrate.checkpoint import load_model
 from calibrate.engine import PHASES, Clock
 from calibrate.executor import CAPTURE_SIZES
 from kernels.transformer import Transformer
-from sim.engine_config import EngineConfig
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload.workload import Workload
 
 MODELS = Path(__file__).parents[2] / "scenarios" / "models"

@@ -68,7 +68,7 @@ from calibrate.repeatability import differences
 from calibrate.rig import Limits
 from kernels.numerics import Deviation, deviations, kernel_deviations
 from sim.latency.table_folder import read_table
-from sim.model_config import read_config
+from sim.model.config import read_config
 from tests.benchmarks.kernels import SECTIONS, run_sections
 
 ROOT = Path(__file__).parents[2]

@@ -34,7 +34,7 @@ from scenarios import library
 from sim.latency.table import one_line
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import TableError, read_table
-from sim.model_config import read_config
+from sim.model.config import read_config
 from tests.orcast.command_line import orcast, refusal
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ from calibrate.executor import Outcome  # noqa: E402
 from calibrate.replay import replay  # noqa: E402
 from kernels.transformer import ForwardBatch  # noqa: E402
 from sim.batch import Batch  # noqa: E402
-from sim.engine_config import EngineConfig  # noqa: E402
 from sim.queues import QueueRules  # noqa: E402
 from sim.request import Request  # noqa: E402
+from sim.schedulers.engine_config import EngineConfig  # noqa: E402
 from sim.workload.content import PromptContent  # noqa: E402
 from sim.workload.samples import Samples  # noqa: E402
 from sim.workload.workload import Workload  # noqa: E402

@@ -22,7 +22,7 @@ from calibrate.work import WorkOf
 from kernels.model_config import ModelConfig
 from kernels.moe import route_reference
 from scenarios import library
-from sim.model_config import read_config
+from sim.model.config import read_config
 
 LIMITS = Limits(max_tokens=64, max_seqs=8, max_context=128, cache_tokens=2048)
 TINY = ModelConfig.from_hugging_face(library.model_config(library.model_path("tiny")))

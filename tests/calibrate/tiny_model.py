@@ -10,7 +10,7 @@ from calibrate.engine import Clock, Engine, Served
 from kernels.model_config import ModelConfig
 from kernels.rotary import rotary_table
 from kernels.transformer import Transformer
-from sim.engine_config import EngineConfig
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload.content import PromptContent
 from sim.workload.workload import Workload
 

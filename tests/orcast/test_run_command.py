@@ -302,7 +302,7 @@ def test_check_changes_nothing() -> None:
 
 
 def test_check_finds_a_block_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sim.kv_cache import BlockAllocator
+    from sim.kv.cache import BlockAllocator
 
     free = BlockAllocator.free
 

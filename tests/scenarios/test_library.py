@@ -11,7 +11,7 @@ from scenarios import library
 from scenarios.deployment import deploy
 from scenarios.forecast import forecast
 from scenarios.load import load_scenario
-from sim.memory import memory_budget
+from sim.kv.memory import memory_budget
 from tests.orcast.command_line import AZURE_TRACE
 
 SHIPPED = sorted(path.stem for path in library.ROOT.glob("*.yaml") if path != library.GPUS_FILE)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenarios.model_shape import ShapeRules, config_of, nearest_shape, smallest_shape
-from sim.model_config import read_config
+from sim.model.config import read_config
 
 DENSE = ShapeRules()
 SPARSE = ShapeRules(num_experts=64, experts_per_token=8, expert_width_ratio=0.25)

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
+from sim.engine.simulation import simulate
 from sim.records import Records
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import PromptContent, Workload
 
 POLICIES = ("static", "dynamic", "orca", "paged", "chunked")

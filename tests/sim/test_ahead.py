@@ -13,11 +13,11 @@ from scenarios.errors import InputError
 from scenarios.forecast import forecast
 from scenarios.load import load_scenario
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
 from sim.latency.overlapped import OverlappedLatency
 from sim.latency.protocol import FixedLatency, HostOverhead
 from sim.queues import QueueRules
 from sim.records import Records
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import LinearLatency, assert_same_records, engines, run, workloads
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from sim.block_history import BlockRecorder, EngineHistory
-from sim.engine_config import EngineConfig
+from sim.engine.block_history import BlockRecorder, EngineHistory
+from sim.engine.simulation import simulate
 from sim.records import Records
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import POLICIES, LinearLatency, assert_same_records, engines, workloads
 

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 
 from sim.batch import Batch, PrefillChunk
-from sim.engine_config import EngineConfig
 from sim.request import Request
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import LinearLatency, engines, run, workloads
 

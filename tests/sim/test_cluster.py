@@ -11,11 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.cluster import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup, simulate_cluster
-from sim.engine_config import EngineConfig
+from sim.cluster.cluster import (
+    Autoscaling,
+    ClusterFacts,
+    Failure,
+    KvLink,
+    ReplicaGroup,
+    simulate_cluster,
+)
+from sim.cluster.routers import ROUTERS
 from sim.latency.protocol import FixedLatency
 from sim.records import Records
-from sim.routers import ROUTERS
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import PromptContent, Workload
 from tests.sim.serving import (
     POLICIES,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sim.expert_routing import ExpertRouting
+from sim.model.expert_routing import ExpertRouting
 
 
 def routed(routing: ExpertRouting, tokens: int, rng: np.random.Generator) -> np.ndarray:

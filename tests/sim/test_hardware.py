@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sim.hardware import Gpu, Interconnect
+from sim.model.hardware import Gpu, Interconnect
 
 GPUS = Path(__file__).parents[2] / "scenarios" / "gpus.yaml"
 LIBRARY: dict[str, dict[str, Any]] = yaml.safe_load(GPUS.read_text())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.kv_cache import BlockAllocator
+from sim.kv.cache import BlockAllocator
 from sim.request import Request
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine_config import EngineConfig
-from sim.kv_offload import HostBlockCache, TieredAllocator
-from sim.policy import scheduler_class
+from sim.engine.policy import scheduler_class
+from sim.kv.offload import HostBlockCache, TieredAllocator
 from sim.request import Request
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import PromptContent, Workload
 from tests.sim.serving import assert_same_records, engines, run, workloads
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine_config import EngineConfig
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import POLICIES, assert_same_records, engines, run, workloads
 
@@ -67,7 +67,7 @@ def test_what_must_always_hold_does(
 def test_replicas_leap_together(
     scheduler: str, workload: Workload, engine: tuple[EngineConfig, int], replicas: int
 ) -> None:
-    from sim.simulation import simulate
+    from sim.engine.simulation import simulate
     from tests.sim.serving import LinearLatency
 
     config, num_blocks = engine

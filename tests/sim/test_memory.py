@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from sim.hardware import Gpu
-from sim.memory import MemoryBudget, activation_bytes, memory_budget
-from sim.model_config import read_config
-from sim.model_spec import ModelSpec
-from sim.parallelism import Parallelism
+from sim.kv.memory import MemoryBudget, activation_bytes, memory_budget
+from sim.model.config import read_config
+from sim.model.hardware import Gpu
+from sim.model.parallelism import Parallelism
+from sim.model.spec import ModelSpec
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 GPUS = yaml.safe_load((SCENARIOS / "gpus.yaml").read_text())

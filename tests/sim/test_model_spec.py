@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sim.model_config import MODEL_TYPES, read_config
-from sim.model_spec import ModelSpec
+from sim.model.config import MODEL_TYPES, read_config
+from sim.model.spec import ModelSpec
 
 MODELS = Path(__file__).parents[2] / "scenarios" / "models"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sim.parallelism import Parallelism
+from sim.model.parallelism import Parallelism
 from tests.sim.test_model_spec import load
 
 

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine_config import EngineConfig
-from sim.latency.pipeline_latency import PipelineLatency
+from sim.engine.pipeline import StageClock
+from sim.engine.simulation import simulate
+from sim.latency.pipeline import PipelineLatency
 from sim.metrics import summarize
-from sim.pipeline import StageClock
 from sim.records import Records
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import POLICIES, LinearLatency, assert_same_records, engines, workloads
 

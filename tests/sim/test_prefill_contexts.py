@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
-from sim.prefill_contexts import prefill_contexts
+from sim.engine.simulation import simulate
+from sim.model.prefill_contexts import prefill_contexts
 from sim.records import Records
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import LinearLatency, engines, workloads
 

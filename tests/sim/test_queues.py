@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine_config import EngineConfig
 from sim.queues import ORDERS, FairQueue, QueueRules
 from sim.records import Records
 from sim.request import Request
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import POLICIES, assert_same_records, engines, run, workloads
 from tests.sim.test_cluster import group, serve

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sim import records as records_module
-from sim.engine_config import EngineConfig
 from sim.records import IterationLog, Records, RequestLog
 from sim.request import Request
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import POLICIES, assert_same_records, run
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import simpy
 
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.engine.replica import Replica
+from sim.engine.simulation import simulate
+from sim.kv.cache import BlockAllocator
 from sim.latency.protocol import FixedLatency, LatencyModel
-from sim.replica import Replica
 from sim.request_pool import RequestPool
 from sim.schedulers import SCHEDULERS
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from sim.workload.source import RequestSource
 from tests.sim.serving import POLICIES, LinearLatency

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sim.engine_config import RESERVATIONS, EngineConfig
+from sim.engine.simulation import simulate
 from sim.latency.protocol import FixedLatency
-from sim.simulation import simulate
+from sim.schedulers.engine_config import RESERVATIONS, EngineConfig
 from sim.workload import Workload, arrivals
 from tests.sim.serving import run
 

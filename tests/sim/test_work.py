@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from sim.batch import Batch
-from sim.latency.pipeline_latency import roofline_latency
-from sim.parallelism import Parallelism
-from sim.work import Features, ModelWork
+from sim.latency.pipeline import roofline_latency
+from sim.model.parallelism import Parallelism
+from sim.model.work import Features, ModelWork
 from tests.sim.latency.test_roofline import decodes, prefill, spec
 from tests.sim.latency.test_spread_roofline import H200
 

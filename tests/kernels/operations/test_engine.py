@@ -10,7 +10,7 @@ import torch
 from calibrate.assembly import engine
 from calibrate.engine import Clock
 from kernels.transformer import Transformer
-from sim.engine_config import EngineConfig
+from sim.schedulers.engine_config import EngineConfig
 from tests.calibrate.tiny_model import CONFIG, all_logits, drawn_workload
 
 SMALL = replace(CONFIG, hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, vocab_size=61)

@@ -277,7 +277,7 @@ QWEN3_30B = {
 )
 def test_memory_equals_the_simulators_figure_and_the_published_count(config, parameters):
     """Published parameter counts of Llama-3.1-8B and Qwen3-30B-A3B; two bytes each."""
-    spec = pytest.importorskip("sim.model_config").read_config(config, name="model")
+    spec = pytest.importorskip("sim.model.config").read_config(config, name="model")
     transformer = Transformer.random(
         ModelConfig.from_hugging_face(config), device="meta", backend="torch"
     )

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
+from sim.engine.simulation import simulate
 from sim.latency.block_moves import BlockMoves
 from sim.latency.protocol import FixedLatency
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import LinearLatency
 from tests.sim.sharing.sampling import with_samples

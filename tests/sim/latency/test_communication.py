@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.hardware import Interconnect
 from sim.latency.communication import (
     all_gather_bytes,
     all_gather_s,
@@ -16,6 +15,7 @@ from sim.latency.communication import (
     ring_pass_bytes,
     send_s,
 )
+from sim.model.hardware import Interconnect
 
 NVLINK4 = Interconnect(
     bytes_per_s=450e9, latency_s=1e-6, inter_node_bytes_per_s=50e9, inter_node_latency_s=5e-6

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.batch import Batch, PrefillChunk
-from sim.hardware import Gpu
 from sim.latency.protocol import OPERATORS, LatencyModel
 from sim.latency.roofline import RooflineLatency
-from sim.model_config import read_config
-from sim.model_spec import ModelSpec
+from sim.model.config import read_config
+from sim.model.hardware import Gpu
+from sim.model.spec import ModelSpec
 from sim.request import Request
 
 SCENARIOS = Path(__file__).parents[3] / "scenarios"

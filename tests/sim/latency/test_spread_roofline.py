@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from sim.batch import Batch
-from sim.expert_routing import ExpertRouting
-from sim.hardware import Gpu, Interconnect
-from sim.latency.pipeline_latency import PipelineLatency, roofline_latency
+from sim.latency.pipeline import PipelineLatency, roofline_latency
 from sim.latency.roofline import RooflineLatency
 from sim.latency.spread_roofline import SpreadRoofline
 from sim.latency.traffic import traffic
-from sim.model_spec import ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.expert_routing import ExpertRouting
+from sim.model.hardware import Gpu, Interconnect
+from sim.model.parallelism import Parallelism
+from sim.model.spec import ModelSpec
 from tests.sim.latency.test_roofline import GPUS, IDEAL, chunk, decodes, prefill, records, spec
 
 H200 = Gpu.from_mapping(GPUS["h200-sxm"], name="h200-sxm")

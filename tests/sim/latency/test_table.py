@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scenarios import library
 from sim.batch import Batch, PrefillChunk
-from sim.engine_config import EngineConfig
+from sim.engine.simulation import simulate
 from sim.latency.attention_table import AttentionTable
 from sim.latency.grid import Line, filled_grid
 from sim.latency.protocol import HostOverhead
@@ -17,7 +17,7 @@ from sim.latency.table import TableLatency, operator_class
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import table_of
 from sim.request import Request
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.latency.tables import META, decode_us, linear_us, prefill_us, rows, small_table
 from tests.sim.serving import assert_same_records, workloads

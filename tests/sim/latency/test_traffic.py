@@ -6,7 +6,7 @@ import pytest
 
 from sim.batch import Batch
 from sim.latency.traffic import traffic
-from sim.parallelism import Parallelism
+from sim.model.parallelism import Parallelism
 from tests.sim.latency.test_roofline import decodes, prefill, spec
 
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from sim.batch import Batch
-from sim.engine_config import EngineConfig
-from sim.policy import block_allocator, scheduler_class
+from sim.engine.policy import block_allocator, scheduler_class
 from sim.request import Request, SampleGroup
 from sim.request_pool import RequestPool
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from sim.workload.source import RequestSource
 

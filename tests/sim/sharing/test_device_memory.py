@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine_config import EngineConfig
 from sim.request import BeamSearch
+from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from sim.workload.sessions import conversations
 from tests.sim.serving import engines, workloads

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from sim.cluster import simulate_cluster
-from sim.cluster_plan import Failure, KvLink, ReplicaGroup
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
+from sim.cluster.cluster import simulate_cluster
+from sim.cluster.plan import Failure, KvLink, ReplicaGroup
+from sim.engine.policy import scheduler_class
+from sim.engine.simulation import simulate
+from sim.kv.cache import BlockAllocator
 from sim.latency.protocol import FixedLatency
-from sim.policy import scheduler_class
 from sim.request import BeamSearch, Request, SampleGroup
+from sim.schedulers.engine_config import EngineConfig
 from sim.sharing.splitting import next_hypotheses, split
-from sim.simulation import simulate
 from sim.workload import Workload
 from tests.sim.serving import LinearLatency, assert_same_records, run
 from tests.sim.sharing.sampling import with_samples

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from sim.engine_config import EngineConfig
+from sim.engine.simulation import simulate
 from sim.records import Records
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.speculation import DraftShape, Speculation
 from sim.speculation.acceptance import Acceptance, RandomAcceptance, chain
 from sim.speculation.drafting import Drafting, FixedDraft

@@ -9,13 +9,13 @@ import pytest
 
 from scenarios import library
 from sim.batch import Batch, PrefillChunk, Verification
-from sim.engine_config import EngineConfig
+from sim.engine.simulation import simulate
+from sim.kv.memory import memory_budget
 from sim.latency.protocol import FixedLatency
 from sim.latency.roofline import RooflineLatency
-from sim.memory import memory_budget
-from sim.model_spec import ModelSpec
+from sim.model.spec import ModelSpec
 from sim.request import Request
-from sim.simulation import simulate
+from sim.schedulers.engine_config import EngineConfig
 from sim.speculation.drafting import (
     FixedDraft,
     HeadsDraft,

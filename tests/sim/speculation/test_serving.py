@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.cluster import Failure, ReplicaGroup, simulate_cluster
-from sim.engine_config import EngineConfig
-from sim.policy import scheduler_class
+from sim.cluster.cluster import Failure, ReplicaGroup, simulate_cluster
+from sim.engine.policy import scheduler_class
 from sim.schedulers import SCHEDULERS
+from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.speculating import speculating
 from sim.speculation import DraftShape, Speculation
 from sim.speculation.acceptance import RandomAcceptance, RecordedAcceptance

@@ -15,7 +15,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from sim.cluster_replica import ClusterReplica
+from sim.cluster.replica import ClusterReplica
 from sim.request import Request
 
 # Called for every replica and request: a lambda would cost as much as all else.

@@ -16,9 +16,9 @@ from typing import Any
 import simpy
 
 from sim.batch import Batch
-from sim.replica import Replica
+from sim.engine.replica import Replica
+from sim.engine.run_log import check_iteration, note_iteration
 from sim.request import Request
-from sim.run_log import check_iteration, note_iteration
 
 
 class AheadReplica(Replica):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from sim.engine_config import EngineConfig
 from sim.latency.protocol import LatencyModel
+from sim.schedulers.engine_config import EngineConfig
 
 Role = Literal["both", "prefill", "decode"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sim.engine_config import EngineConfig
-from sim.kv_cache import BlockAllocator
-from sim.kv_offload import TieredAllocator
+from sim.kv.cache import BlockAllocator
+from sim.kv.offload import TieredAllocator
 from sim.schedulers import SCHEDULERS
+from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.installed import installed_policy
 
 

@@ -1,8 +1,8 @@
 """An iteration that passes through stages: how long each keeps it, and the way between them.
 
 A batch leaves a stage, its activations are sent on, and the stage takes the next batch at once
-(sends overlap with it). How batches queue for stages is the engine's matter (`sim.pipeline`);
-alone in the engine an iteration takes the sum of all stages and sends.
+(sends overlap with it). How batches queue for stages is the engine's matter
+(`sim.engine.pipeline`); alone in the engine an iteration takes the sum of all stages and sends.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from sim.batch import Batch
-from sim.expert_routing import ExpertRouting
-from sim.hardware import Gpu, Interconnect
 from sim.latency.communication import LINK_EFFICIENCY, send_s
 from sim.latency.protocol import FixedLatency, LatencyModel, looked_up
 from sim.latency.roofline import RooflineLatency
 from sim.latency.spread_roofline import SpreadRoofline
-from sim.model_spec import DTYPE_BYTES, ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.expert_routing import ExpertRouting
+from sim.model.hardware import Gpu, Interconnect
+from sim.model.parallelism import Parallelism
+from sim.model.spec import DTYPE_BYTES, ModelSpec
 
 
 class PipelineLatency:

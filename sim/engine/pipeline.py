@@ -24,9 +24,9 @@ import numpy as np
 import simpy
 
 from sim.batch import Batch
-from sim.latency.pipeline_latency import PipelineLatency
+from sim.engine.run_log import check_iteration, note_iteration
+from sim.latency.pipeline import PipelineLatency
 from sim.records import Columns, IterationLog
-from sim.run_log import check_iteration, note_iteration
 from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 

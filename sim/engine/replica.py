@@ -14,9 +14,9 @@ from typing import Any
 import simpy
 
 from sim.batch import Batch
+from sim.engine.run_log import check_iteration, note_iteration
 from sim.latency.protocol import LatencyModel
 from sim.records import IterationLog
-from sim.run_log import check_iteration, note_iteration
 from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from sim.kv_cache import BlockAllocator
+from sim.kv.cache import BlockAllocator
 
 
 class HostBlockCache:

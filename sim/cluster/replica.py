@@ -15,11 +15,11 @@ from math import inf
 from typing import Protocol
 
 from sim.batch import Batch
+from sim.engine.run_log import check_iteration, note_iteration
 from sim.latency.protocol import LatencyModel
 from sim.records import IterationLog
 from sim.request import Request
 from sim.request_pool import RequestPool
-from sim.run_log import check_iteration, note_iteration
 from sim.schedulers.scheduler import Scheduler
 
 # What happens at the same time happens in this order, and in the order of the replicas' numbers.

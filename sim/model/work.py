@@ -1,6 +1,6 @@
 """What an iteration asks of a GPU: floating-point operations, and bytes to and from its memory.
 
-Counted from the model's shape (`sim.model_spec`), whatever the latencies come from: matrix products
+Counted from the model's shape (`sim.model.spec`), whatever the latencies come from: matrix products
 with their weights, activations in and out of them, attention over the KV cache. Norms, activations
 and sampling, whose operations are few, are left out; so are drafts. Peaks that such counts are held
 against: Williams, Waterman and Patterson, "Roofline", 2009.
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.expert_routing import ExpertRouting
-from sim.model_spec import ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.expert_routing import ExpertRouting
+from sim.model.parallelism import Parallelism
+from sim.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sim.model_spec import ModelSpec
+from sim.model.spec import ModelSpec
 
 SEQUENCE_KINDS = ("ulysses", "ring")
 

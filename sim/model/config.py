@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sim.model_spec import MlaSpec, ModelSpec, MoeSpec
+from sim.model.spec import MlaSpec, ModelSpec, MoeSpec
 
 MODEL_TYPES = (
     "llama",

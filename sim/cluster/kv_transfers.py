@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from sim.cluster_plan import ClusterFacts, KvLink
-from sim.cluster_replica import ARRIVAL, Clock, ClusterReplica, ReplicaPool
+from sim.cluster.plan import ClusterFacts, KvLink
+from sim.cluster.replica import ARRIVAL, Clock, ClusterReplica, ReplicaPool
 from sim.request import Request
 
 

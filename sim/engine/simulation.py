@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import simpy
 
-from sim.ahead_replica import AheadReplica
-from sim.block_history import BlockRecorder, watched
-from sim.engine_config import EngineConfig
-from sim.latency.pipeline_latency import PipelineLatency
+from sim.engine.ahead_replica import AheadReplica
+from sim.engine.block_history import BlockRecorder, watched
+from sim.engine.pipeline import Pipeline, stage_columns
+from sim.engine.policy import block_allocator, scheduler_class
+from sim.engine.replica import Replica
+from sim.engine.run_log import collect
+from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
-from sim.pipeline import Pipeline, stage_columns
-from sim.policy import block_allocator, scheduler_class
 from sim.records import Records
-from sim.replica import Replica
 from sim.request_pool import RequestPool
-from sim.run_log import collect
+from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.scheduler import Scheduler
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import simpy
 
-from sim.block_history import BlockRecorder, watched
-from sim.cluster_plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
-from sim.cluster_replica import ARRIVAL, ClusterReplica, ReplicaPool
-from sim.kv_transfers import DecodePool, KvTransfers, PrefillPool, free_held
-from sim.policy import block_allocator, scheduler_class
+from sim.cluster.kv_transfers import DecodePool, KvTransfers, PrefillPool, free_held
+from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
+from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
+from sim.cluster.routers import ROUTERS, Routing
+from sim.engine.block_history import BlockRecorder, watched
+from sim.engine.policy import block_allocator, scheduler_class
+from sim.engine.run_log import collect
 from sim.records import Records
 from sim.request import Request
-from sim.routers import ROUTERS, Routing
-from sim.run_log import collect
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 

@@ -14,9 +14,9 @@ The engine may use ``gpu_memory_utilization`` of the memory the driver reports. 
 
 The rest, in whole blocks, is the KV cache.
 
-Spread over several GPUs (`sim.parallelism`), the stage of a pipeline with the least room decides;
-sequence parallelism divides a block's bytes, expert parallelism adds up the ranks' blocks, since
-each sequence lives on one of them. The budget shown is that of a GPU of the deciding stage.
+Spread over several GPUs (`sim.model.parallelism`), the stage of a pipeline with the least room
+decides; sequence parallelism divides a block's bytes, expert parallelism adds up the ranks' blocks,
+since each sequence lives on one of them. The budget shown is that of a GPU of the deciding stage.
 
 Check against a recorded engine (vLLM 0.19, Llama-3.1-8B, RTX 4090, 0.9, 2,048 tokens, 256
 sequences): 2,588 blocks of 16; this budget says 2,441. The difference is the CUDA-graph pool: vLLM
@@ -27,9 +27,9 @@ is the way to use it.
 
 from dataclasses import dataclass
 
-from sim.hardware import Gpu
-from sim.model_spec import DTYPE_BYTES, ModelSpec
-from sim.parallelism import Parallelism
+from sim.model.hardware import Gpu
+from sim.model.parallelism import Parallelism
+from sim.model.spec import DTYPE_BYTES, ModelSpec
 
 # About half a GiB is gone once a process has a context, cuBLAS and its kernels loaded; the graphs
 # of the usual capture sizes share one pool of a few hundred MiB. Round assumptions, not fits.
