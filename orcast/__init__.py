@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from orcast.planned import Planned
     from reports.size_notebook import SizeStudy
-    from scenarios.forecast import Forecast
+    from scenarios.forecast.forecast import Forecast
 
 __version__ = "0.1.0"
 
@@ -36,8 +36,8 @@ def simulate(
     `scenarios.errors.InputError` for a scenario that cannot be simulated.
     """
     from orcast.calibrate_cli import compose
-    from scenarios.forecast import forecast
-    from scenarios.load import load_scenario
+    from scenarios.forecast.forecast import forecast
+    from scenarios.schema.load import load_scenario
 
     loaded, origin = load_scenario(scenario, _settings(overrides))
     return forecast(loaded, origin=origin, compose=compose, leap=not step)
@@ -56,8 +56,8 @@ def size(
     """
     from orcast.calibrate_cli import compose
     from reports.size_notebook import size_study
-    from scenarios.sizing import size as answer
-    from scenarios.sizing_load import load_sizing
+    from scenarios.sizing.load import load_sizing
+    from scenarios.sizing.sizing import size as answer
 
     loaded, origin = load_sizing(sizing, _settings(overrides))
     return size_study(answer(loaded, origin=origin, compose=compose, jobs=jobs))
@@ -83,10 +83,10 @@ def sweep(
     from orcast.calibrate_cli import compose
     from reports.sweep_folder import check_target, write_sweep
     from reports.sweep_frame import frame_of
-    from scenarios.axes import axes_from_mapping
-    from scenarios.point_workers import local_workers
-    from scenarios.sweep import run_sweep
-    from scenarios.sweep_points import load_study
+    from scenarios.sweep.axes import axes_from_mapping
+    from scenarios.sweep.point_workers import local_workers
+    from scenarios.sweep.points import load_study
+    from scenarios.sweep.sweep import run_sweep
 
     given = {
         path: values if isinstance(values, str) else [_plain(value) for value in values]
@@ -98,7 +98,7 @@ def sweep(
         check_target(folder)
     workers = local_workers(jobs)
     if ray:
-        from scenarios.ray_workers import ray_workers
+        from scenarios.sweep.ray_workers import ray_workers
 
         workers = ray_workers(ray if isinstance(ray, str) else None)
     result = run_sweep(study, workers, folder=folder, compose=compose)

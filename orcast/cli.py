@@ -69,9 +69,9 @@ def run(
 ) -> None:
     """Simulate a scenario; print the result and write a run folder with its report."""
     from reports.writer import fresh_folder, write_run
-    from scenarios.forecast import forecast
-    from scenarios.load import load_scenario
-    from scenarios.run_details import run_details
+    from scenarios.forecast.forecast import forecast
+    from scenarios.forecast.run_details import run_details
+    from scenarios.schema.load import load_scenario
 
     loaded, origin = load_scenario(scenario, set_ or [])
     folder = out or Path("runs") / _file_name(loaded.name)

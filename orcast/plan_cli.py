@@ -37,8 +37,8 @@ def plan(
     """Find the cheapest deployment for a load, what breaks it first, and why the others lost."""
     from reports.plan_folder import FILES, MARKER, write_plan
     from reports.writer import fresh_folder
-    from scenarios.load import load_scenario
-    from scenarios.plan import plan as plan_scenario
+    from scenarios.plan.plan import plan as plan_scenario
+    from scenarios.schema.load import load_scenario
 
     settings = list(set_ or [])
     if prices is not None:

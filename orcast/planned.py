@@ -71,8 +71,8 @@ def plan(scenario: str, overrides: Mapping[str, Any] | None = None, *, jobs: int
     """
     from orcast import _plain
     from orcast.calibrate_cli import compose
-    from scenarios.load import load_scenario
-    from scenarios.plan import plan as plan_scenario
+    from scenarios.plan.plan import plan as plan_scenario
+    from scenarios.schema.load import load_scenario
 
     settings = [
         f"{path}={json.dumps(value, ensure_ascii=False, default=_plain)}"

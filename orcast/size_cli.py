@@ -45,8 +45,8 @@ def size(
     from contextlib import nullcontext
 
     from reports.size_folder import fresh_size_folder, write_size
-    from scenarios.sizing import size as answer
-    from scenarios.sizing_load import load_sizing
+    from scenarios.sizing.load import load_sizing
+    from scenarios.sizing.sizing import size as answer
 
     loaded, origin = load_sizing(sizing, set_ or [])
     progress = TaskProgress("serving models")

@@ -14,7 +14,7 @@ import typer
 from orcast.calibrate_cli import compose
 
 if TYPE_CHECKING:
-    from scenarios.sweep import SweepResult
+    from scenarios.sweep.sweep import SweepResult
 
 HERE = "this machine"  # --ray without an address
 _ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d+")
@@ -59,10 +59,10 @@ def sweep(
     """Simulate a scenario at every setting of its axes; what was simulated before is kept."""
     from orcast.cli import _file_name
     from reports.sweep_folder import check_target, write_sweep
-    from scenarios.axes import axis_from_text
     from scenarios.errors import InputError
-    from scenarios.sweep import run_sweep
-    from scenarios.sweep_points import load_study
+    from scenarios.sweep.axes import axis_from_text
+    from scenarios.sweep.points import load_study
+    from scenarios.sweep.sweep import run_sweep
 
     if ray is not None and jobs is not None:
         raise InputError("--jobs and --ray: a cluster says itself how many run at once; keep one")
@@ -94,11 +94,11 @@ def sweep(
 
 
 def _workers(jobs: int | None, ray: str | None) -> Any:
-    from scenarios.point_workers import local_workers
+    from scenarios.sweep.point_workers import local_workers
 
     if ray is None:
         return local_workers(jobs)
-    from scenarios.ray_workers import ray_workers
+    from scenarios.sweep.ray_workers import ray_workers
 
     return ray_workers(None if ray == HERE else ray)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from dash import Dash
 
     from reports.what_if_page import Ask
-    from scenarios.knobs import Knob
-    from scenarios.schema import Scenario
+    from scenarios.schema.knobs import Knob
+    from scenarios.schema.schema import Scenario
 
 
 def ui(
@@ -73,9 +73,9 @@ def question(name: str, overrides: list[str]) -> tuple[Scenario, list[Knob], Ask
     import yaml
 
     from reports.what_if_page import Answer
-    from scenarios.forecast import forecast
-    from scenarios.knobs import as_overrides, knobs
-    from scenarios.load import load_scenario
+    from scenarios.forecast.forecast import forecast
+    from scenarios.schema.knobs import as_overrides, knobs
+    from scenarios.schema.load import load_scenario
 
     base, origin = load_scenario(name, overrides)
     known = knobs(base, beside=origin.parent if origin else None)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from calibrate.engine import Engine, Served
     from calibrate.validation import EngineRun, Validation
     from kernels.transformer import Transformer
-    from scenarios.deployment import Deployment
-    from scenarios.forecast import Forecast
-    from scenarios.schema import Scenario
+    from scenarios.forecast.deployment import Deployment
+    from scenarios.forecast.forecast import Forecast
+    from scenarios.schema.schema import Scenario
     from sim.latency.table_data import LatencyTable
 
 MARKER = "validation.json"
@@ -125,10 +125,10 @@ def question_of(
     """A scenario by file or name, ready to be served. Raises InputError where it cannot be."""
     from calibrate.checkpoint import has_weights
     from scenarios import library
-    from scenarios.deployment import deploy
-    from scenarios.latency_source import parallelism_of
-    from scenarios.load import load_scenario
-    from scenarios.schema import Latency
+    from scenarios.forecast.deployment import deploy
+    from scenarios.forecast.latency_source import parallelism_of
+    from scenarios.schema.load import load_scenario
+    from scenarios.schema.schema import Latency
 
     scenario, origin = load_scenario(name, overrides)
     for key, refused, why in (
@@ -262,8 +262,8 @@ def ask_engine(
     from calibrate.validation import EngineRun, Validation
     from calibrate.warm_up import warm_up
     from calibrate.yardstick import yardstick_us
-    from scenarios.forecast import forecast
-    from scenarios.schema import Latency
+    from scenarios.forecast.forecast import forecast
+    from scenarios.schema.schema import Latency
     from sim.latency.table_folder import read_table
 
     scenario, deployment = question.scenario, question.deployment

@@ -18,8 +18,8 @@ from reports.records import RunRecords
 from reports.timeline import Timeline, chart_edges, run_end_s
 
 if TYPE_CHECKING:
-    from scenarios.block_tables import BlockTables
-    from scenarios.run_details import RunDetails
+    from scenarios.forecast.block_tables import BlockTables
+    from scenarios.forecast.run_details import RunDetails
 
 FILE = "details.json"
 VERSION = 1

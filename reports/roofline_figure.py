@@ -15,7 +15,8 @@ from reports.quantity import compact, count, percent
 from reports.records import Columns, Floats
 from reports.style import colour
 
-# kind of an iteration: (label, whose colour, marker); the order of `scenarios.run_details.KINDS`
+# kind of an iteration: (label, whose colour, marker); the order of
+# `scenarios.forecast.run_details.KINDS`
 KINDS = (
     ("Prefill", "prefill", "diamond"),
     ("Mixed", "mixed", "square"),

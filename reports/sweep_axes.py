@@ -9,7 +9,7 @@ from typing import Any
 from reports.page import plotly_text
 from reports.quantity import plain
 from reports.sweep_words import axis_title, level_label
-from scenarios.sweep_table import SweepTable, better
+from scenarios.sweep.table import SweepTable, better
 
 
 def ticks(table: SweepTable, axis: int, levels: list[tuple[Any, ...]]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from reports.sweep_axes import (
     wrapped,
 )
 from reports.sweep_words import Measure, axis_label, axis_title, level_label, varying
-from scenarios.sweep_statistics import Interval, Sensitivity, best_setting, interval, intervals
-from scenarios.sweep_table import SweepTable, better
+from scenarios.sweep.statistics import Interval, Sensitivity, best_setting, interval, intervals
+from scenarios.sweep.table import SweepTable, better
 
 SERIES = ("decode", "prefill", "running", "preempted", "waiting", "e2e", "used", "fragmentation")
 # Cividis (Nunez, Anderton, Renslow 2018): the same to every eye, readable on white and on black.

@@ -14,13 +14,13 @@ import numpy as np
 from reports.sweep_report import sweep_report
 from reports.sweep_summary import sweep_summary
 from scenarios.errors import InputError
-from scenarios.point_store import FOLDER, is_answers
-from scenarios.sweep_table import SweepTable
+from scenarios.sweep.point_store import FOLDER, is_answers
+from scenarios.sweep.table import SweepTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from scenarios.sweep import SweepResult
+    from scenarios.sweep.sweep import SweepResult
 
 TABLE, SWEEP, SUMMARY, REPORT = "sweep.parquet", "sweep.yaml", "sweep.json", "report.html"
 FILES = (SWEEP, SUMMARY, TABLE, REPORT)
@@ -69,7 +69,7 @@ def write_sweep(folder: Path, result: SweepResult) -> dict[str, Any]:
     """
     import yaml
 
-    from scenarios.sweep import resolved
+    from scenarios.sweep.sweep import resolved
 
     table = result.table
     description = resolved(result.study, table.metrics)

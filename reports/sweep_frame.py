@@ -8,7 +8,7 @@ from reports.page import Figure
 from reports.style import template
 from reports.sweep_figures import heat_map, lines, points
 from scenarios.errors import did_you_mean
-from scenarios.sweep_table import SweepTable
+from scenarios.sweep.table import SweepTable
 
 if TYPE_CHECKING:
     from pandas import DataFrame

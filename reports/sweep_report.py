@@ -21,7 +21,7 @@ from reports.sweep_words import (
     setting_label,
     varying,
 )
-from scenarios.sweep_statistics import (
+from scenarios.sweep.statistics import (
     Interval,
     Sensitivity,
     as_good,
@@ -29,7 +29,7 @@ from scenarios.sweep_statistics import (
     intervals,
     sensitivity,
 )
-from scenarios.sweep_table import SweepTable, better
+from scenarios.sweep.table import SweepTable, better
 
 MOST_ROWS = 200  # of the table of settings
 MOST_ERRORS = 20

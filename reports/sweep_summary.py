@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from scenarios.sweep_statistics import (
+from scenarios.sweep.statistics import (
     Interval,
     as_good,
     best_setting,
     intervals,
     sensitivity,
 )
-from scenarios.sweep_table import SweepTable
+from scenarios.sweep.table import SweepTable
 
 
 def sweep_summary(table: SweepTable, warnings: Iterable[str]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from reports.sweep_report import headline
 from reports.sweep_words import Measure, axis_label, varying
-from scenarios.axes import level_text
-from scenarios.sweep_statistics import Interval, intervals, sensitivity
-from scenarios.sweep_table import SweepTable, better
+from scenarios.sweep.axes import level_text
+from scenarios.sweep.statistics import Interval, intervals, sensitivity
+from scenarios.sweep.table import SweepTable, better
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderResult

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.quantity import MISSING, plain
-from scenarios.axes import level_text
-from scenarios.sweep_statistics import Interval
-from scenarios.sweep_table import SweepTable
+from scenarios.sweep.axes import level_text
+from scenarios.sweep.statistics import Interval
+from scenarios.sweep.table import SweepTable
 
 _TIMES = {
     "ttft": "TTFT",

@@ -27,7 +27,7 @@ CHARTS = {
 
 
 class Knob(Protocol):
-    """One value that can be turned; see `scenarios.knobs`."""
+    """One value that can be turned; see `scenarios.schema.knobs`."""
 
     @property
     def path(self) -> str: ...

@@ -18,7 +18,7 @@ from scenarios.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from scenarios.run_details import RunDetails
+    from scenarios.forecast.run_details import RunDetails
     from sim.records import Records
 
 MARKER = "summary.json"  # what makes a folder one of ours, to be replaced without asking

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from orcast.cli import app
 from scenarios.library import ROOT as LIBRARY
-from scenarios.reference import scenario_reference
+from scenarios.schema.reference import scenario_reference
 from tests.orcast.command_line import orcast
 
 ROOT = Path(__file__).parents[1]
@@ -166,7 +166,7 @@ def test_no_page_of_the_site_links_to_what_is_not_on_it() -> None:
 
 def test_the_scenario_reference_is_that_of_the_schema() -> None:
     page = ROOT / "docs" / "reference" / "scenario.md"
-    again = "python -m scenarios.reference > docs/reference/scenario.md"
+    again = "python -m scenarios.schema.reference > docs/reference/scenario.md"
     assert page.read_text(encoding="utf-8") == scenario_reference(), f"make it again: {again}"
 
 

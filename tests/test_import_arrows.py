@@ -191,7 +191,7 @@ PLANTED = {
     "scenarios/a.py": ["import reports", "from calibrate import engine", "import torch",
                        "import plotly.graph_objects as go", "import triton"],
     "reports/a.py": ["import orcast", "import calibrate.compare", "import simpy", "import torch"],
-    "calibrate/a.py": ["import scenarios.load", "import reports", "import plotly",
+    "calibrate/a.py": ["import scenarios.schema.load", "import reports", "import plotly",
                        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import orcast",
                        "import torch\nimport pydantic",
                        "import kernels.linear\nimport sim.engine.replica"],

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from sim.cluster.routers import ROUTERS
 
 RATE = 46.6  # requests/s for each replica: 80 % of what one can do, as in `million`

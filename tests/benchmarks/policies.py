@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from reports.style import PALETTE
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from tests.benchmarks.sharing import axes, chart
 
 ORDERS = ("fcfs", "priority", "earliest_deadline")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from reports.style import FONT, PALETTE
-from scenarios.deployment import deploy
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.deployment import deploy
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from sim.batch import Batch, PrefillChunk
 from sim.request import Request
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from reports.style import FONT, PALETTE
 from scenarios import library
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 RATES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)

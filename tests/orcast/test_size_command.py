@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import orcast
-from scenarios.sizing_load import load_sizing
+from scenarios.sizing.load import load_sizing
 from tests.orcast.command_line import orcast as run
 from tests.orcast.command_line import refusal
 

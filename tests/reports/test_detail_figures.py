@@ -20,9 +20,9 @@ from reports.run_report import run_report, run_sections
 from reports.saturation import saturation_warning
 from reports.style import PALETTE
 from reports.timeline import chart_edges, run_end_s
-from scenarios.forecast import Forecast, forecast
-from scenarios.load import load_scenario
-from scenarios.run_details import run_details
+from scenarios.forecast.forecast import Forecast, forecast
+from scenarios.forecast.run_details import run_details
+from scenarios.schema.load import load_scenario
 from sim.latency.protocol import OPERATORS
 from tests.reports.test_run_report import EVIL, Checker, figures_of
 

@@ -13,7 +13,7 @@ import pytest
 from reports.plan_report import plan_report
 from reports.plan_table import candidate_columns, plan_table
 from reports.plan_words import verdict
-from scenarios.plan import plan
+from scenarios.plan.plan import plan
 from tests.reports.browser import CHROMIUM, Browser
 from tests.scenarios.planning import small
 

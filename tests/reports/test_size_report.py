@@ -12,8 +12,8 @@ import pytest
 from reports.size_figures import costs, deployments, iso_flops, laws, training_memory
 from reports.size_report import size_report
 from reports.size_text import days, headline, memory, power, short, usd
-from scenarios.sizing import size
-from scenarios.sizing_load import load_sizing
+from scenarios.sizing.load import load_sizing
+from scenarios.sizing.sizing import size
 from tests.reports.browser import CHROMIUM, Browser
 
 SETTINGS = (

@@ -15,8 +15,8 @@ from reports.sweep_figures import heat_map, lines, points, sensitivity_chart
 from reports.sweep_report import headline, sweep_report
 from reports.sweep_terminal import sweep_table
 from reports.sweep_words import Measure, axis_label, axis_title, level_label
-from scenarios.sweep_statistics import sensitivity
-from scenarios.sweep_table import SweepTable, columns_of
+from scenarios.sweep.statistics import sensitivity
+from scenarios.sweep.table import SweepTable, columns_of
 from tests.reports.browser import CHROMIUM, Browser
 
 SIZE, BLOCK = "engine.max_num_seqs", "engine.block_size"

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from scenarios.breaking import Bottleneck
-from scenarios.load import apply_overrides, parse_scenario
-from scenarios.objectives import Objective
-from scenarios.probe import COOL_DOWN, WARM_UP, Sample, Saturation
-from scenarios.schema import Scenario
+from scenarios.plan.breaking import Bottleneck
+from scenarios.plan.objectives import Objective
+from scenarios.plan.probe import COOL_DOWN, WARM_UP, Sample, Saturation
+from scenarios.schema.load import apply_overrides, parse_scenario
+from scenarios.schema.schema import Scenario
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenarios.axes import axes_from_mapping, axis_from_text, level_text, merged
 from scenarios.errors import InputError
+from scenarios.sweep.axes import axes_from_mapping, axis_from_text, level_text, merged
 
 SIZE = "engine.max_num_seqs"
 SHARE = "engine.gpu_memory_utilization"

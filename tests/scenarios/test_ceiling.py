@@ -2,11 +2,11 @@
 
 import pytest
 
-from scenarios.ceiling import SLACK, ceiling
-from scenarios.exploration import deploy_engine
-from scenarios.objectives import Objective
-from scenarios.probe import run_sample, run_saturated
-from scenarios.replications import Replications
+from scenarios.plan.ceiling import SLACK, ceiling
+from scenarios.plan.exploration import deploy_engine
+from scenarios.plan.objectives import Objective
+from scenarios.plan.probe import run_sample, run_saturated
+from scenarios.plan.replications import Replications
 from tests.scenarios.planning import small
 
 OBJECTIVES = (

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from scenarios.errors import InputError
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from tests.sim.serving import assert_same_records
 
 COLOCATED = ["cluster.groups=[]", "cluster.kv_link=null", "cluster.replicas=4"]

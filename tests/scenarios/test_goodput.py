@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from scenarios.exploration import deploy_engine
-from scenarios.goodput import Goodput, find_goodput
-from scenarios.objectives import Objective
-from scenarios.probe import run_sample, run_saturated
-from scenarios.replications import Replications
+from scenarios.plan.exploration import deploy_engine
+from scenarios.plan.goodput import Goodput, find_goodput
+from scenarios.plan.objectives import Objective
+from scenarios.plan.probe import run_sample, run_saturated
+from scenarios.plan.replications import Replications
 from tests.scenarios.planning import DeterministicServer, deterministic_server_load, small
 
 

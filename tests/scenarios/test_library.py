@@ -8,9 +8,9 @@ import pytest
 
 from orcast.calibrate_cli import compose
 from scenarios import library
-from scenarios.deployment import deploy
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.deployment import deploy
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from sim.kv.memory import memory_budget
 from tests.orcast.command_line import AZURE_TRACE
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import yaml
 
-from scenarios.deployment import deploy
 from scenarios.errors import InputError
-from scenarios.forecast import forecast
-from scenarios.load import apply_overrides, load_scenario, parse_scenario
-from scenarios.requests import draw_workload
-from scenarios.schema import Scenario
+from scenarios.forecast.deployment import deploy
+from scenarios.forecast.forecast import forecast
+from scenarios.forecast.requests import draw_workload
+from scenarios.schema.load import apply_overrides, load_scenario, parse_scenario
+from scenarios.schema.schema import Scenario
 from sim.workload import Workload
 
 MINIMAL: dict[str, Any] = {

@@ -3,9 +3,9 @@
 import pytest
 
 from scenarios import library
-from scenarios.model_anatomy import forward_flops_per_token, parameter_split
-from scenarios.sized_model import model_figures
-from scenarios.sizing_schema import Training
+from scenarios.schema.sizing import Training
+from scenarios.sizing.model_anatomy import forward_flops_per_token, parameter_split
+from scenarios.sizing.sized_model import model_figures
 
 # As published; within 1 %. Sources: GPT-3 paper, table 2.1; Hugging Face's counts of the
 # checkpoints for Llama 2, Llama 3.1, Mixtral and Qwen3; DeepSeek-V3 technical report.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scenarios.model_shape import ShapeRules, config_of, nearest_shape, smallest_shape
+from scenarios.sizing.model_shape import ShapeRules, config_of, nearest_shape, smallest_shape
 from sim.model.config import read_config
 
 DENSE = ShapeRules()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from scenarios import library
-from scenarios.deployment import deploy
 from scenarios.errors import InputError
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.deployment import deploy
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from tests.sim.latency.tables import small_table_folder
 from tests.sim.serving import assert_same_records
 

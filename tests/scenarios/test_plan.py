@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenarios.candidates import candidates_of
 from scenarios.errors import InputError
-from scenarios.exploration import deploy_engine
-from scenarios.objectives import objectives_of
-from scenarios.plan import plan
-from scenarios.plan_answer import front
-from scenarios.probe import pooled, run_sample, run_saturated
-from scenarios.replications import Replications
-from scenarios.schema import Scenario
+from scenarios.plan.answer import front
+from scenarios.plan.candidates import candidates_of
+from scenarios.plan.exploration import deploy_engine
+from scenarios.plan.objectives import objectives_of
+from scenarios.plan.plan import plan
+from scenarios.plan.probe import pooled, run_sample, run_saturated
+from scenarios.plan.replications import Replications
+from scenarios.schema.schema import Scenario
 from tests.scenarios.planning import small
 from tests.sim.latency.tables import small_table_folder
 

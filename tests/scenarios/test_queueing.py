@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from scenarios.errors import InputError
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from tests.sim.serving import assert_same_records
 
 FCFS = "engine.scheduling_policy=fcfs"

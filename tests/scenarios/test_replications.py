@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scenarios.errors import InputError
-from scenarios.replications import Replications
+from scenarios.plan.replications import Replications
 from tests.scenarios.planning import small
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

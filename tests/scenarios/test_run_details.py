@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scenarios.block_tables import BlockTables
-from scenarios.forecast import Forecast, forecast
-from scenarios.load import load_scenario
-from scenarios.run_details import MAX_SAMPLED_ITERATIONS, run_details
+from scenarios.forecast.block_tables import BlockTables
+from scenarios.forecast.forecast import Forecast, forecast
+from scenarios.forecast.run_details import MAX_SAMPLED_ITERATIONS, run_details
+from scenarios.schema.load import load_scenario
 from sim.latency.protocol import OPERATORS
 
 SMALL = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from scenarios.errors import InputError
-from scenarios.scaling_fit import Runs, fit_law, read_runs
-from scenarios.scaling_law import LAWS, RosenfeldLaw, ScalingLaw
+from scenarios.sizing.scaling_fit import Runs, fit_law, read_runs
+from scenarios.sizing.scaling_law import LAWS, RosenfeldLaw, ScalingLaw
 
 ROSENFELD = RosenfeldLaw("own", "", 40.0, 0.34, 41.0, 0.29, 0.17, 1.0, 11.0)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scenarios.scaling_law import (
+from scenarios.sizing.scaling_law import (
     LAWS,
     AdditiveLaw,
     RosenfeldLaw,

@@ -9,13 +9,13 @@ import yaml
 
 from scenarios import library
 from scenarios.errors import InputError
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario, parse_scenario
-from scenarios.plan import plan
-from scenarios.serving_cost import FLOOR_SLACK, serving_cost
-from scenarios.serving_plan import FLEET, YEAR_S, model_file, ready_plan, service_figures
-from scenarios.serving_price import RuledOut, ServingCost, cheapest, nearest_miss
-from scenarios.sizing_schema import Serving
+from scenarios.forecast.forecast import forecast
+from scenarios.plan.plan import plan
+from scenarios.schema.load import load_scenario, parse_scenario
+from scenarios.schema.sizing import Serving
+from scenarios.sizing.serving_cost import FLOOR_SLACK, serving_cost
+from scenarios.sizing.serving_plan import FLEET, YEAR_S, model_file, ready_plan, service_figures
+from scenarios.sizing.serving_price import RuledOut, ServingCost, cheapest, nearest_miss
 
 CONFIG = library.model_config(library.model_path("llama-3.1-8b"))
 # Short requests and a small batch, to be simulated quickly.

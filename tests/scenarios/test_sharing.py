@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scenarios.deployment import deploy
 from scenarios.errors import InputError
-from scenarios.forecast import Forecast, forecast
-from scenarios.load import load_scenario, parse_scenario
+from scenarios.forecast.deployment import deploy
+from scenarios.forecast.forecast import Forecast, forecast
+from scenarios.schema.load import load_scenario, parse_scenario
 from sim.batch import Batch, PrefillChunk
 from sim.request import Request
 from tests.sim.serving import assert_same_records

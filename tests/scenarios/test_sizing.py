@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from scenarios import library
-from scenarios.scaling_law import LAWS
-from scenarios.sizing import Sized, size
-from scenarios.sizing_load import load_sizing
-from scenarios.training import cost_of_flops
+from scenarios.sizing.load import load_sizing
+from scenarios.sizing.scaling_law import LAWS
+from scenarios.sizing.sizing import Sized, size
+from scenarios.sizing.training import cost_of_flops
 
 ONE = ("serving.gpus=[l40s]", "serving.tensor_parallel=[1]")
 LIGHT = (*ONE, "serving.slo={}", "over_training.sizes=[0.6,0.4,0.2]")
@@ -242,7 +242,7 @@ def test_a_sizing_is_repeatable_to_the_last_bit() -> None:
 
 
 def test_a_resolved_sizing_is_a_sizing_again() -> None:
-    from scenarios.sizing_schema import Sizing
+    from scenarios.schema.sizing import Sizing
 
     sizing, _ = load_sizing("budget-1e22", LIGHT)
     assert Sizing.model_validate(sizing.model_dump(mode="json")) == sizing

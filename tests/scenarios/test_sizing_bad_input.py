@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from scenarios.errors import InputError
-from scenarios.sizing import size
-from scenarios.sizing_load import load_sizing
+from scenarios.sizing.load import load_sizing
+from scenarios.sizing.sizing import size
 
 
 def refusal(*settings: str, name: str | None = "budget-1e22") -> str:

@@ -9,10 +9,10 @@ import pytest
 
 from orcast import simulate
 from scenarios import library
-from scenarios.deployment import deploy
 from scenarios.errors import InputError
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.deployment import deploy
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from tests.orcast.command_line import refusal
 from tests.sim.latency.tables import small_table_folder
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 import orcast
-from scenarios import point_answer, point_workers
-from scenarios.axes import axis_from_text
 from scenarios.errors import InputError
-from scenarios.point_answer import Task, answer
-from scenarios.point_store import PointStore
-from scenarios.point_workers import Answers, local_workers
-from scenarios.sweep import SweepResult, resolved, run_sweep
-from scenarios.sweep_points import Study, load_study
+from scenarios.sweep import point_answer, point_workers
+from scenarios.sweep.axes import axis_from_text
+from scenarios.sweep.point_answer import Task, answer
+from scenarios.sweep.point_store import PointStore
+from scenarios.sweep.point_workers import Answers, local_workers
+from scenarios.sweep.points import Study, load_study
+from scenarios.sweep.sweep import SweepResult, resolved, run_sweep
 
 SMALL = ["workload.num_requests=40"]
 AXES = ["engine.max_num_seqs=2,8", "engine.block_size=16,32"]

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scenarios import library, point_key
-from scenarios.axes import axis_from_text
+from scenarios import library
 from scenarios.errors import InputError
-from scenarios.load import load_scenario
-from scenarios.sweep_points import Study, latin_hypercube, load_study
+from scenarios.schema.load import load_scenario
+from scenarios.sweep import point_key
+from scenarios.sweep.axes import axis_from_text
+from scenarios.sweep.points import Study, latin_hypercube, load_study
 
 SIZES = "engine.max_num_seqs=8..32:x2"
 

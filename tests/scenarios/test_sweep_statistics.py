@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scenarios.sweep_statistics import (
+from scenarios.sweep.statistics import (
     as_good,
     best_setting,
     interval,
     intervals,
     sensitivity,
 )
-from scenarios.sweep_table import SweepTable, better, columns_of
+from scenarios.sweep.table import SweepTable, better, columns_of
 
 A, B = "engine.max_num_seqs", "engine.block_size"
 

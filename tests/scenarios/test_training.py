@@ -3,7 +3,7 @@
 import pytest
 
 from scenarios import library
-from scenarios.training import (
+from scenarios.sizing.training import (
     ActivationSettings,
     cost_of_flops,
     flops_of_usd,

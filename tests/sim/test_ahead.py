@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from scenarios.errors import InputError
-from scenarios.forecast import forecast
-from scenarios.load import load_scenario
+from scenarios.forecast.forecast import forecast
+from scenarios.schema.load import load_scenario
 from sim.batch import Batch
 from sim.latency.overlapped import OverlappedLatency
 from sim.latency.protocol import FixedLatency, HostOverhead

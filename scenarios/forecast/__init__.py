@@ -1,0 +1,4 @@
+"""A scenario made into objects, simulated, and what its report shows.
+
+May import: scenarios.schema.
+"""

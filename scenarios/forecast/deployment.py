@@ -1,0 +1,346 @@
+"""A scenario -> the objects that are simulated: model, GPU, memory, engine, latency, workload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from scenarios import library
+from scenarios.errors import InputError
+from scenarios.forecast.expert_counts import expert_routing
+from scenarios.forecast.latency_source import Composer, latency_model, parallelism_of
+from scenarios.forecast.queueing import queue_rules, unknown_classes
+from scenarios.forecast.requests import draw_workload
+from scenarios.forecast.sharing import host_blocks, with_block_moves
+from scenarios.forecast.speculation import speculator
+from scenarios.forecast.unused_settings import (
+    blind_router,
+    other_than_measured,
+    unused_knobs,
+    without_effect_on_time,
+)
+from scenarios.schema import schema
+from scenarios.schema.schema import Scenario
+from sim.cluster.plan import ReplicaGroup
+from sim.kv.memory import MemoryBudget, memory_budget
+from sim.latency.overlapped import OverlappedLatency
+from sim.latency.pipeline import PipelineLatency
+from sim.latency.protocol import LatencyModel
+from sim.metrics import Slo
+from sim.model.expert_routing import ExpertRouting
+from sim.model.hardware import Gpu
+from sim.model.parallelism import Parallelism
+from sim.model.spec import ModelSpec
+from sim.schedulers import SCHEDULERS
+from sim.schedulers.engine_config import EngineConfig
+from sim.schedulers.installed import installed_policy
+from sim.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Everything a simulation needs, and what its reader has to be told."""
+
+    scenario: Scenario
+    model: ModelSpec
+    gpu: Gpu
+    parallelism: Parallelism
+    routing: ExpertRouting | None  # of a mixture of experts
+    memory: MemoryBudget
+    config: EngineConfig
+    latency: LatencyModel
+    workload: Workload
+    slo: Slo
+    notes: tuple[str, ...]
+    groups: tuple[ReplicaGroup, ...] = ()  # of the cluster; none: equal replicas, in turn
+
+    def group_of(self, replicas: np.ndarray) -> np.ndarray:
+        """The group that each of these replicas (by number) belongs to; 0 where there are none."""
+        last = np.cumsum([group.replicas for group in self.groups or ()])
+        group: np.ndarray = np.searchsorted(last, replicas, side="right")
+        return group
+
+
+Drawer = Callable[[schema.Workload, schema.Engine, Path | None], Workload]
+
+
+def deploy(
+    scenario: Scenario,
+    *,
+    origin: Path | None = None,
+    compose: Composer | None = None,
+    draw: Drawer | None = None,
+) -> Deployment:
+    """Resolve names and files, draw the workload, divide the memory.
+
+    Relative paths are looked up in the current folder, then beside `origin`. `compose` makes a
+    latency table from other people's measurements (source ``aiconfigurator``); `draw` stands in
+    for `draw_workload` where many runs share their requests. Raises InputError.
+    """
+    source = str(origin or "scenario")
+    beside = None if origin is None else origin.parent
+    engine = _engine(scenario, source, beside=beside, compose=compose)
+    with _at(source, "workload"):
+        workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
+    with _at(source, "engine"):
+        rules = queue_rules(scenario.engine, scenario.workload, workload.labels)
+    slo = Slo(
+        ttft_s=_ms(scenario.slo.ttft_ms),
+        tpot_s=_ms(scenario.slo.tpot_ms),
+        e2el_s=_ms(scenario.slo.e2el_ms),
+        percentile=scenario.slo.percentile,
+    )
+    cluster = scenario.cluster
+    groups: tuple[ReplicaGroup, ...] = ()
+    if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
+        groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
+        _refuse_unlike_groups(groups, workload, source)
+    return Deployment(
+        scenario=scenario,
+        model=engine.model,
+        gpu=engine.gpu,
+        parallelism=parallelism_of(scenario.hardware),
+        routing=engine.routing,
+        memory=engine.memory,
+        config=engine.config if rules is None else replace(engine.config, queue=rules),
+        latency=engine.latency,
+        workload=workload,
+        slo=slo,
+        notes=(
+            *workload.notes,
+            *unknown_classes(scenario.workload, workload.labels),
+            *blind_router(scenario, workload, groups),
+            *engine.notes,
+        ),
+        groups=groups,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """One engine: what it runs on, its limits, its latencies."""
+
+    model: ModelSpec
+    gpu: Gpu
+    routing: ExpertRouting | None  # of a mixture of experts
+    memory: MemoryBudget
+    config: EngineConfig
+    latency: LatencyModel
+    notes: tuple[str, ...]
+
+
+def _engine(
+    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+) -> _Engine:
+    """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
+    with _at(source, "model"):
+        model = served_model(scenario, beside=beside)
+    with _at(source, "hardware.gpu"):
+        gpu = library.gpu(scenario.hardware.gpu)
+    with _at(source, "hardware"):
+        memory = _memory(scenario, model, gpu)
+    with _at(source, "speculation"):
+        speculating = speculator(scenario, model, beside=beside)
+        spread = parallelism_of(scenario.hardware)
+        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
+            raise ValueError(
+                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
+            )
+        if speculating is not None:
+            memory = speculating.memory(memory, scenario, model)
+    with _at(source, "engine.scheduler"):
+        if scenario.engine.scheduler not in SCHEDULERS:
+            installed_policy(scenario.engine.scheduler)  # says what is wrong with it
+    with _at(source, "engine"):
+        config = _engine_config(scenario.engine, model, memory)
+    if speculating is not None:
+        config = replace(config, speculation=speculating.technique)
+
+    with _at(source, "experts"):
+        routing = expert_routing(scenario.experts, model, beside=beside)
+
+    def latency_of(model: ModelSpec, scenario: Scenario) -> LatencyModel:
+        return latency_model(scenario, model, gpu, memory, beside=beside, compose=compose)
+
+    with _at(source, "latency"):
+        wide = scenario if speculating is None else speculating.widened(scenario)
+        latency = latency_of(model, wide)
+        measured_elsewhere = other_than_measured(latency, gpu, scenario)
+    if speculating is not None:
+        with _at(source, "speculation"):
+            latency = speculating.latency(latency, wide, model, gpu, latency_of)
+    latency = with_block_moves(latency, scenario, memory, gpu)
+    if scenario.engine.async_scheduling:
+        latency = _overlapped(latency, scenario, source)
+    notes = (
+        *(speculating.notes(scenario) if speculating is not None else ()),
+        *unused_knobs(scenario),
+        *without_effect_on_time(scenario),
+        *measured_elsewhere,
+    )
+    return _Engine(model, gpu, routing, memory, config, latency, notes)
+
+
+def _overlapped(latency: LatencyModel, scenario: Scenario, source: str) -> LatencyModel:
+    """With the host's time hidden behind the device's. Raises InputError where that cannot be."""
+    where = f"{source}: engine.async_scheduling"
+    if scenario.speculation is not None:
+        raise InputError(f"{where}: beside speculation it is not modelled: drafts decide the batch")
+    if scenario.hardware.pipeline_parallel > 1:
+        raise InputError(f"{where}: a pipeline overlaps already: pipeline_parallel must be 1")
+    cluster = scenario.cluster
+    if not cluster.is_plain:
+        raise InputError(f"{where}: needs a plain cluster (replicas behind round_robin)")
+    if cluster.replicas > 1 and scenario.workload.max_concurrency is not None:
+        raise InputError(f"{where}: replicas that share clients (max_concurrency) are not modelled")
+    with _at(source, "engine"):
+        return OverlappedLatency(latency)
+
+
+def _groups(
+    scenario: Scenario,
+    source: str,
+    labels: list[str] | None,
+    *,
+    beside: Path | None,
+    compose: Composer | None,
+) -> Iterator[ReplicaGroup]:
+    """The cluster's groups; values that a group does not give are the scenario's."""
+    for number, (group, mine, where) in enumerate(group_scenarios(scenario, source)):
+        scheduler = mine.engine.scheduler
+        if mine.engine.async_scheduling:
+            raise InputError(f"{where}: engine.async_scheduling: needs a plain cluster")
+        if group.role != "both":
+            if scheduler in ("static", "dynamic"):
+                raise InputError(
+                    f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
+                    "split into prefill and decode"
+                )
+            if mine.speculation is not None:
+                raise InputError(
+                    f"{where}.role: speculation across prefill and decode pools is not modelled"
+                )
+        with _at(where, "engine"):
+            rules = queue_rules(mine.engine, scenario.workload, labels)
+        if group.role != "both" and rules is not None and rules.limits:
+            raise InputError(
+                f"{where}: engine: max_num_waiting and max_queue_time_s are not modelled across "
+                "prefill and decode pools"
+            )
+        engine = _engine(mine, where, beside=beside, compose=compose)
+        if isinstance(engine.latency, PipelineLatency):
+            raise InputError(
+                f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin, "
+                "without workload.max_concurrency)"
+            )
+        parallelism = parallelism_of(mine.hardware)
+        yield ReplicaGroup(
+            group.replicas,
+            replace(engine.config, queue=rules),
+            engine.latency,
+            scheduler,
+            engine.memory.num_gpu_blocks,
+            role=group.role,
+            name=group.name or f"group {number}",
+            kv_cache_dtype=mine.engine.kv_cache_dtype,
+            kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
+            gpus=parallelism.num_gpus,
+            usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
+        )
+
+
+def _refuse_unlike_groups(
+    groups: tuple[ReplicaGroup, ...], workload: Workload, source: str
+) -> None:
+    """Groups whose caches have to be alike: those that send them, those that compare prefixes."""
+    types = {group.kv_cache_dtype for group in groups if group.role != "both"}
+    if len(types) > 1:
+        raise InputError(
+            f"{source}: cluster.groups: a KV cache is sent as it is, and kv_cache_dtype is "
+            f"{' here, '.join(sorted(types))} there: give all pools the same"
+        )
+    sizes = {group.config.block_size for group in groups if group.config.enable_prefix_caching}
+    if len(sizes) > 1 and workload.content is not None:
+        raise InputError(
+            f"{source}: cluster.groups: cached prefixes are compared block by block, and "
+            f"block_size is {' here, '.join(map(str, sorted(sizes)))} there: give all groups the "
+            "same, or set engine.enable_prefix_caching=false"
+        )
+
+
+def group_scenarios(
+    scenario: Scenario, source: str = "scenario"
+) -> Iterator[tuple[schema.ReplicaGroup, Scenario, str]]:
+    """Each group of the cluster, the scenario as it is for this group, and where it was given."""
+    from scenarios.schema.load import parse_scenario
+
+    cluster = scenario.cluster
+    given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
+    for number, group in enumerate(given):
+        content = scenario.model_dump(exclude_defaults=True)
+        content["cluster"] = {}
+        for section in ("hardware", "engine", "latency"):
+            own = getattr(group, section)
+            if own:
+                content[section] = content.get(section, {}) | own
+        where = f"{source}: cluster.groups[{number}]" if cluster.groups else source
+        yield group, parse_scenario(content, origin=where), where
+
+
+@contextmanager
+def _at(source: str, path: str) -> Iterator[None]:
+    """Let a ValueError say where in the scenario its cause is."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{source}: {path}: {error}") from None
+
+
+def _ms(value: float | None) -> float | None:
+    return None if value is None else value / 1e3
+
+
+def served_model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
+    """The scenario's model, its matrices in the type they are served in."""
+    model = library.model(scenario.model, beside=beside)
+    weight_dtype = scenario.engine.weight_dtype
+    return model if weight_dtype == "auto" else model.quantised(weight_dtype)
+
+
+def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
+    engine = scenario.engine
+    return memory_budget(
+        model,
+        gpu,
+        parallelism=parallelism_of(scenario.hardware),
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        block_size=engine.block_size,
+        kv_cache_dtype=engine.kv_cache_dtype,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        num_gpu_blocks_override=engine.num_gpu_blocks_override,
+    )
+
+
+def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
+    swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
+    return EngineConfig(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        block_size=engine.block_size,
+        max_model_len=engine.max_model_len or model.max_position_embeddings,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        preemption=engine.preemption,
+        swap_blocks=swap_blocks,
+        offload_blocks=offload_blocks,
+        watermark=engine.watermark,
+        reservation=engine.reservation,
+        preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
+        max_queue_delay_s=engine.max_queue_delay_ms / 1e3,
+        async_scheduling=engine.async_scheduling,
+    )

@@ -1,0 +1,183 @@
+"""Where a scenario's iteration times come from: a fixed value, the roofline or a measured table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scenarios import library
+from scenarios.forecast.expert_counts import expert_routing
+from scenarios.schema import schema
+from scenarios.schema.schema import Scenario
+from sim.kv.memory import MemoryBudget
+from sim.latency.pipeline import PipelineLatency, roofline_latency
+from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
+from sim.latency.roofline import HOST_LINK_EFFICIENCY
+from sim.latency.table import TableLatency
+from sim.latency.table_data import LatencyTable
+from sim.latency.table_folder import read_table
+from sim.model.hardware import Gpu, Interconnect
+from sim.model.parallelism import Parallelism
+from sim.model.spec import ModelSpec
+
+Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
+
+
+def parallelism_of(hardware: schema.Hardware) -> Parallelism:
+    """All the degrees of one engine."""
+    sequence = hardware.sequence_parallel
+    return Parallelism(
+        tensor_parallel=hardware.tensor_parallel,
+        pipeline_parallel=hardware.pipeline_parallel,
+        expert_parallel=hardware.expert_parallel,
+        sequence_parallel=1 if sequence is None else sequence.degree,
+        sequence_kind="ulysses" if sequence is None else sequence.kind,
+        gpus_per_node=hardware.gpus_per_node,
+    )
+
+
+def latency_model(
+    scenario: Scenario,
+    model: ModelSpec,
+    gpu: Gpu,
+    memory: MemoryBudget,
+    *,
+    beside: Path | None,
+    compose: Composer | None,
+) -> LatencyModel:
+    """The times of one engine. Raises ValueError where its source cannot tell them."""
+    latency, engine, hardware = scenario.latency, scenario.engine, scenario.hardware
+    parallelism = parallelism_of(hardware)
+    if latency.source == "fixed":
+        assert latency.iteration_ms is not None
+        if hardware.pipeline_parallel > 1:
+            return PipelineLatency.fixed(latency.iteration_ms / 1e3, hardware.pipeline_parallel)
+        return FixedLatency(latency.iteration_ms / 1e3)
+    # A dense draft model beside a mixture of experts has no routing.
+    given_experts = None if model.moe is None else scenario.experts
+    routing = expert_routing(given_experts, model, beside=beside)
+    host = latency.host_overhead
+    if latency.source == "roofline":
+        given: dict[str, Any] = dict(latency.efficiencies)
+        if host is not None:
+            given["host_per_iteration_s"] = host.per_iteration_us / 1e6
+            given["host_per_sequence_s"] = host.per_sequence_us / 1e6
+        return roofline_latency(
+            model,
+            gpu,
+            parallelism=parallelism,
+            routing=routing,
+            interconnect=_interconnect(hardware, gpu),
+            kv_cache_dtype=engine.kv_cache_dtype,
+            block_size=engine.block_size,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            **given,
+        )
+    _refuse_what_no_table_measured(parallelism, latency.source)
+    if latency.source == "table":
+        assert latency.table is not None
+        folder = library.find_file(latency.table, beside=beside)
+        table = read_table(latency.table if folder is None else folder)
+    elif compose is None:
+        raise ValueError(
+            "source aiconfigurator is available from the command line and orcast.simulate"
+        )
+    else:
+        table = compose(scenario, model, gpu)
+    _refuse_other_weights(table, model, engine)
+    skew = latency.skew
+    return TableLatency(
+        table,
+        model,
+        tensor_parallel=hardware.tensor_parallel,
+        ranks_per_node=parallelism.tensor_per_node,
+        routing=None if routing is None or routing.is_uniform else routing,
+        interconnect=_interconnect(hardware, gpu),
+        link_measured=hardware.link is not None,
+        host=_host_overhead(host, table),
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        swapped_block_s=memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY),
+        block_size=engine.block_size,
+        capture_sizes=_capture_sizes(engine, table),
+        launch_s=_launch_s(latency, table),
+        skew=table.corrects_skew if skew is None else skew,
+    )
+
+
+def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
+    """Tables hold whole models on the ranks of one tensor-parallel group, and no more."""
+    whole = Parallelism(parallelism.tensor_parallel, gpus_per_node=parallelism.gpus_per_node)
+    if parallelism.num_gpus > whole.num_gpus:
+        raise ValueError(
+            f"source {source} measured tensor parallelism at most, hardware asks for "
+            f"{parallelism.words}; source roofline can (unmeasured)"
+        )
+
+
+def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: schema.Engine) -> None:
+    """Times of 16-bit products say nothing of quantised ones, nor the other way round."""
+    measured = str(table.meta["dtype"])
+    kind = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}.get(measured, measured)
+    same = kind == model.weight_dtype or {kind, model.weight_dtype} == {"bfloat16", "float16"}
+    if engine.weight_dtype != "auto" and not same:
+        raise ValueError(
+            f"the table was measured with weights in {measured}, engine.weight_dtype is "
+            f"{engine.weight_dtype}: measure that, or take source roofline (unmeasured)"
+        )
+
+
+def _capture_sizes(engine: schema.Engine, table: LatencyTable) -> tuple[int, ...]:
+    """The scenario's, else those of the engine the table was measured for."""
+    sizes = engine.cudagraph_capture_sizes
+    if sizes is None:
+        sizes = table.meta.get("cudagraph_capture_sizes") or []
+    return tuple(sorted(sizes))
+
+
+def _launch_s(latency: schema.Latency, table: LatencyTable) -> float:
+    """What launching a batch kernel by kernel takes; zero where that is not asked for."""
+    if latency.launch != "eager" or table.meta.get("launch") == "eager":
+        return 0.0  # eager times have their launches in them
+    launch_us = table.meta.get("eager_launch_us")
+    if not isinstance(launch_us, int | float) or not launch_us > 0:
+        raise ValueError("launch: eager needs a table that measured it (eager_launch_us)")
+    return float(launch_us) / 1e6
+
+
+def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead | None:
+    """The scenario's value, else the measured one (None: a part); never silently zero."""
+    if given is not None:
+        return HostOverhead(
+            given.per_iteration_us / 1e6, given.per_sequence_us / 1e6, "given in the scenario"
+        )
+    if "host" in table.parts:
+        return None
+    measured = table.meta.get("host_overhead_us")
+    if measured is None:
+        raise ValueError(
+            "the table has no host overhead measured: say what the engine's host adds, e.g. "
+            "--set latency.host_overhead.per_iteration_us=300 (0 where the engine hides it)"
+        )
+    return HostOverhead(
+        measured["per_iteration"] / 1e6, measured["per_sequence"] / 1e6, "measured, in the table"
+    )
+
+
+def _interconnect(hardware: schema.Hardware, gpu: Gpu) -> Interconnect:
+    links = gpu.interconnect
+    near, far = hardware.link, hardware.inter_node_link
+    if near is not None:
+        links = replace(
+            links, bytes_per_s=near.bandwidth_gb_per_s * 1e9, latency_s=near.latency_us / 1e6
+        )
+    if far is not None:
+        links = replace(
+            links,
+            inter_node_bytes_per_s=far.bandwidth_gb_per_s * 1e9,
+            inter_node_latency_s=far.latency_us / 1e6,
+        )
+    return links

@@ -1,0 +1,173 @@
+"""Where every part of an iteration's time comes from, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scenarios.forecast.deployment import Deployment
+from sim.latency import communication, roofline
+from sim.latency.block_moves import BlockMoves
+from sim.latency.overlapped import OverlappedLatency
+from sim.latency.pipeline import PipelineLatency
+from sim.latency.protocol import LatencyModel
+from sim.latency.roofline import RooflineLatency
+from sim.latency.table import TableLatency
+from sim.model.hardware import Gpu
+from sim.speculation.latency import SpeculativeLatency
+
+_TABLE_PARTS = {
+    "linear": "Linear layers, norms, activations",
+    "logits": "Output head and sampling",
+    "prefill_attention": "Attention of prompts",
+    "decode_attention": "Attention of decodes",
+    "mixed_attention": "Attention of mixed batches",
+    "decode_skew": "Attention over uneven contexts",
+    "moe": "Experts",
+    "communication": "All-reduce",
+    "swap": "Swapped blocks",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A part of the latency, whether somebody measured it, and where it comes from."""
+
+    part: str
+    measured: bool
+    source: str
+
+
+def latency_origins(deployment: Deployment) -> Iterator[Origin]:
+    """Every part of the latency of each group."""
+    given = deployment.scenario.latency.efficiencies
+    if not deployment.groups:
+        yield from _origins(deployment.latency, deployment.gpu, given)
+        return
+    told: list[Origin] = []
+    for group in deployment.groups:
+        for origin in _origins(group.latency, deployment.gpu, given):
+            part = f"{group.name}: {origin.part}" if len(deployment.groups) > 1 else origin.part
+            told.append(Origin(part, origin.measured, origin.source))
+    yield from told
+
+
+def _origins(latency: LatencyModel, gpu: Gpu, given: Mapping[str, float]) -> Iterator[Origin]:
+    if isinstance(latency, BlockMoves | OverlappedLatency):
+        yield from _origins(latency.inner, gpu, given)
+        return
+    if isinstance(latency, SpeculativeLatency):
+        yield from _origins(latency.target, gpu, given)
+        drafting = latency.drafting
+        yield Origin("Drafting", drafting.measured, drafting.label)
+        return
+    if isinstance(latency, PipelineLatency):
+        yield from _origins(latency.stages[0], gpu, given)
+        yield Origin("Sends between stages", False, _links(gpu))
+        return
+    if isinstance(latency, RooflineLatency):
+        yield from _analytic(latency, given)
+    elif isinstance(latency, TableLatency):
+        yield from _tabulated(latency, gpu)
+    else:
+        yield Origin("Iteration", latency.measured, latency.label)
+    host = getattr(latency, "host", None)
+    if host is not None:
+        yield Origin(
+            "Host",
+            host.source.startswith("measured"),
+            f"{host.per_iteration_s * 1e6:g} µs per iteration, {host.per_sequence_s * 1e6:g} µs "
+            f"per sequence: {host.source}",
+        )
+
+
+def _analytic(latency: RooflineLatency, given: Mapping[str, float]) -> Iterator[Origin]:
+    gpu, model = latency.gpu, latency.model
+
+    def share(name: str) -> str:
+        of = communication if name == "link_efficiency" else roofline
+        assumed = getattr(of, name.upper())
+        value = given.get(name, assumed)
+        return f"{value:g} ({'given' if name in given else 'assumed'})"
+
+    peak = f"{gpu.peak_flops_per_s(model.weight_dtype) / 1e12:,.0f} TFLOP/s {model.weight_dtype}"
+    bandwidth = f"{gpu.memory_bytes_per_s / 1e12:g} TB/s"
+    sheet = f"datasheet figures of {gpu.name} ({gpu.source})"
+    yield Origin(
+        "Matrix products",
+        False,
+        f"analytic: {peak} × {share('gemm_efficiency')}, or {bandwidth} × "
+        f"{share('memory_efficiency')}; {sheet}",
+    )
+    if model.moe is not None:
+        rate = f"{peak} × {share('moe_efficiency')}, or {bandwidth} × {share('memory_efficiency')}"
+        yield Origin("Experts", False, f"analytic: {rate}")
+    yield Origin(
+        "Attention",
+        False,
+        f"analytic: {gpu.bfloat16_flops_per_s / 1e12:,.0f} TFLOP/s × "
+        f"{share('attention_efficiency')}, or {bandwidth} × "
+        f"{share('attention_memory_efficiency')}",
+    )
+    yield Origin(
+        "Norms, activations, sampling",
+        False,
+        f"analytic: bytes at {bandwidth} × {share('memory_efficiency')}",
+    )
+    if latency.parallelism.gpus_per_stage > 1:
+        yield Origin(
+            "Communication", False, f"{_links(gpu)}, bandwidth × {share('link_efficiency')}"
+        )
+    yield Origin(
+        "Swapped blocks",
+        False,
+        f"analytic: {gpu.host_link_bytes_per_s / 1e9:g} GB/s × {roofline.HOST_LINK_EFFICIENCY:g}",
+    )
+
+
+def _tabulated(latency: TableLatency, gpu: Gpu) -> Iterator[Origin]:
+    table = latency.table
+    described = table.meta.get("parts")
+    facts = described if isinstance(described, Mapping) else {}
+    for name, title in _TABLE_PARTS.items():
+        if name in table.parts:
+            points = len(table.parts[name].time_s)
+            more = _facts(facts.get(name))
+            yield Origin(title, True, f"{table.source}: {points:,} points{more}")
+    for line in table.meta.get("estimated") or ():
+        part, _, how = str(line).partition(": ")
+        yield Origin(f"{_TABLE_PARTS.get(part, part)}, in part", False, how or part)
+    if latency.parallel and "communication" not in table.parts:
+        yield Origin("All-reduce", False, _links(gpu))
+    if "swap" not in table.parts:
+        yield Origin(
+            "Swapped blocks",
+            False,
+            f"analytic: {gpu.host_link_bytes_per_s / 1e9:g} GB/s × "
+            f"{roofline.HOST_LINK_EFFICIENCY:g}",
+        )
+
+
+def _facts(found: Any) -> str:
+    """What a table's meta.yaml says of how well a part was measured."""
+    if not isinstance(found, Mapping):
+        return ""
+    told = []
+    spread, errors = found.get("spread_median"), found.get("held_out")
+    if isinstance(spread, int | float):
+        told.append(f"median spread {spread:.1%}")
+    if isinstance(errors, Mapping) and isinstance(errors.get("median"), int | float):
+        told.append(f"median error on held-out points {errors['median']:.1%}")
+    if isinstance(found.get("taken_over_from"), str):
+        told.append(f"taken over from {found['taken_over_from']}")
+    return "".join(f", {text}" for text in told)
+
+
+def _links(gpu: Gpu) -> str:
+    links = gpu.interconnect
+    return (
+        f"analytic (α–β): {links.bytes_per_s / 1e9:g} GB/s and {links.latency_s * 1e6:g} µs a hop "
+        f"in a node, {links.inter_node_bytes_per_s / 1e9:g} GB/s and "
+        f"{links.inter_node_latency_s * 1e6:g} µs between nodes (figures of {gpu.name})"
+    )

@@ -1,0 +1,181 @@
+"""What a run's report shows beyond its records: where the time goes, work, blocks, provenance.
+
+All of it is told afterwards, from the records and the objects they were simulated with, so that a
+simulation costs the same whether anybody looks or not. Block tables come from simulating a small
+run once more, iteration by iteration, with a recorder watching; the records must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scenarios import library
+from scenarios.forecast.block_tables import BlockTables, block_tables
+from scenarios.forecast.deployment import Deployment, group_scenarios, served_model
+from scenarios.forecast.expert_counts import expert_routing
+from scenarios.forecast.forecast import Forecast
+from scenarios.forecast.latency_source import parallelism_of
+from scenarios.forecast.provenance import Origin, latency_origins
+from sim.latency.protocol import LatencyModel
+from sim.model.hardware import Gpu
+from sim.model.prefill_contexts import prefill_contexts
+from sim.model.work import Features, ModelWork
+from sim.records import Columns, Records
+
+MAX_SAMPLED_ITERATIONS = 2_000
+KINDS = ("prefill", "mixed", "decode")
+_CHUNK = 1 << 18  # iterations whose classes are computed at once
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """A GPU's ceilings, from its datasheet, for products with weights of ``weight_dtype``."""
+
+    gpu: str
+    weight_dtype: str
+    peak_flops_per_s: float
+    memory_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampledWork:
+    """Work of some iterations on one GPU: `rows` of the records, FLOPs and bytes, whose roof."""
+
+    rows: np.ndarray
+    kind: np.ndarray  # index into KINDS
+    flops: np.ndarray
+    moved_bytes: np.ndarray
+    roof: np.ndarray  # index into `roofs`
+    roofs: tuple[Roof, ...]
+    of_each_kind: tuple[int, ...]  # iterations in the run, by kind
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetails:
+    """`operators_s`: seconds of every iteration by class (`sim.latency.protocol.OPERATORS`), f4."""
+
+    operators_s: Columns
+    work: SampledWork
+    blocks: BlockTables | str  # or why there are none
+    origins: tuple[Origin, ...]
+
+
+def run_details(forecast: Forecast, *, origin: Path | None = None) -> RunDetails:
+    """The details of a finished run; `origin` is the scenario's file."""
+    deployment, records = forecast.deployment, forecast.records
+    beside = None if origin is None else origin.parent
+    return RunDetails(
+        operators_s=operator_seconds(deployment, records.iterations),
+        work=sampled_work(deployment, records, beside=beside),
+        blocks=block_tables(deployment, records),
+        origins=tuple(latency_origins(deployment)),
+    )
+
+
+def operator_seconds(deployment: Deployment, iterations: Columns) -> Columns:
+    """Seconds of each iteration by class of operation; each group's latency model splits its own.
+
+    Classes that take no time at all are left out.
+    """
+    found: Columns = {}
+    for latency, rows in _shares(deployment, iterations):
+        for begin in range(0, len(rows), _CHUNK):
+            some = rows[begin : begin + _CHUNK]
+            own = {name: column[some] for name, column in iterations.items()}
+            for name, seconds in latency.operators_s(own).items():
+                if name not in found:
+                    found[name] = np.zeros(len(iterations["start_s"]), dtype=np.float32)
+                found[name][some] = seconds
+    return {name: seconds for name, seconds in found.items() if seconds.any()}
+
+
+def _shares(
+    deployment: Deployment, iterations: Columns
+) -> Iterator[tuple[LatencyModel, np.ndarray]]:
+    """Latency models and the rows that are theirs."""
+    group_of = deployment.group_of(iterations["replica"])
+    models = [group.latency for group in deployment.groups] or [deployment.latency]
+    for number, latency in enumerate(models):
+        yield latency, np.flatnonzero(group_of == number)
+
+
+def sampled_work(
+    deployment: Deployment, records: Records, *, beside: Path | None = None
+) -> SampledWork:
+    """FLOPs and bytes of at most `MAX_SAMPLED_ITERATIONS` iterations, evenly from each kind."""
+    iterations = records.iterations
+    prefills, decodes = iterations["prefill_seqs"] > 0, iterations["decode_seqs"] > 0
+    kind = np.where(prefills & decodes, 1, np.where(prefills, 0, 2)).astype(np.int8)
+    rows = _sample(kind, MAX_SAMPLED_ITERATIONS)
+    contexts = prefill_contexts(records.requests, iterations, wanted=rows)
+    group = deployment.group_of(iterations["replica"][rows])
+    flops, moved = np.zeros(len(rows)), np.zeros(len(rows))
+    roofs: list[Roof] = []
+    roof_of = np.zeros(len(rows), dtype=np.int64)
+    for number, (work, roof) in enumerate(_engines(deployment, beside)):
+        if roof not in roofs:
+            roofs.append(roof)
+        mine = np.flatnonzero(group == number)
+        at = rows[mine]
+
+        def column(name: str, at: np.ndarray = at) -> np.ndarray:
+            return np.asarray(iterations[name][at], dtype=np.float64)
+
+        asked = work.of(
+            Features(
+                tokens=column("num_tokens"),
+                rows=column("num_emitting"),
+                prefill_tokens=column("prefill_tokens"),
+                prefill_pairs=contexts.pairs[at],
+                prefill_cached=contexts.cached_tokens[at],
+                decodes=column("decode_seqs"),
+                context_tokens=column("context_tokens"),
+            )
+        )
+        flops[mine], moved[mine], roof_of[mine] = asked.flops, asked.moved_bytes, roofs.index(roof)
+    totals = tuple(int(number) for number in np.bincount(kind, minlength=len(KINDS)))
+    return SampledWork(rows, kind[rows], flops, moved, roof_of, tuple(roofs), totals)
+
+
+def _sample(kind: np.ndarray, most: int) -> np.ndarray:
+    """Rows, in order: each kind gets an equal share, what a rare one leaves goes to the others."""
+    by_size = sorted((np.flatnonzero(kind == k) for k in range(len(KINDS))), key=len)
+    chosen = []
+    for place, rows in enumerate(by_size):
+        share = min(len(rows), most // (len(by_size) - place))
+        most -= share
+        if share:
+            chosen.append(rows[np.linspace(0, len(rows) - 1, share).round().astype(np.intp)])
+    return np.sort(np.concatenate(chosen or [np.zeros(0, dtype=np.intp)]))
+
+
+def _engines(deployment: Deployment, beside: Path | None) -> Iterator[tuple[ModelWork, Roof]]:
+    """Each group's work and ceilings."""
+    scenario = deployment.scenario
+    if not deployment.groups:
+        work = ModelWork(
+            deployment.model,
+            deployment.parallelism,
+            routing=deployment.routing,
+            kv_cache_dtype=scenario.engine.kv_cache_dtype,
+        )
+        yield work, _roof(deployment.gpu, deployment.model.weight_dtype)
+        return
+    for _, mine, _ in group_scenarios(scenario):
+        model = served_model(mine, beside=beside)
+        work = ModelWork(
+            model,
+            parallelism_of(mine.hardware),
+            routing=expert_routing(mine.experts, model, beside=beside),
+            kv_cache_dtype=mine.engine.kv_cache_dtype,
+        )
+        yield work, _roof(library.gpu(mine.hardware.gpu), model.weight_dtype)
+
+
+def _roof(gpu: Gpu, weight_dtype: str) -> Roof:
+    peak = gpu.peak_flops_per_s(weight_dtype)
+    return Roof(gpu.name, weight_dtype, peak, gpu.memory_bytes_per_s)

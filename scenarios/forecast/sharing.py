@@ -1,0 +1,112 @@
+"""What requests share, drawn: samples and beams of one prompt, turns of conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.schema import schema
+from sim.kv.memory import MemoryBudget
+from sim.latency.block_moves import BlockMoves
+from sim.latency.protocol import LatencyModel
+from sim.model.hardware import Gpu
+from sim.request import BeamSearch
+from sim.workload.samples import Samples
+from sim.workload.sessions import Conversations, conversations, turns_of_sessions
+
+GIB = 2**30
+# The share of the peak bandwidth that plain copies reach (an H200's: 4.3 of 4.8 TB/s).
+_COPY_EFFICIENCY = 0.9
+
+Lengths = Callable[[int], NDArray[np.int64]]  # so many lengths of the workload's outputs
+
+
+def draw_samples(
+    workload: schema.Workload,
+    outputs: NDArray[np.int64],
+    more: Lengths,
+    rng: np.random.Generator,
+) -> Samples | None:
+    """Samples or beams of every request, the first as long as its output; None: it has neither.
+
+    `more` draws the lengths of further samples that are independent.
+    """
+    n = len(outputs)
+    if workload.beam_search is not None:
+        counts = np.full(n, workload.beam_search.width)
+        beam = BeamSearch(workload.beam_search.survival, workload.seed)
+        return Samples(counts, np.repeat(outputs, counts), beam)
+    if workload.samples is None:
+        return None
+    asked = workload.samples
+    counts = np.full(n, asked.n) if isinstance(asked.n, int) else rng.choice(asked.n, size=n)
+    counts = counts.astype(np.int64)
+    tokens = np.repeat(outputs, counts)
+    if asked.lengths == "independent":
+        further = np.ones(len(tokens), bool)
+        further[np.cumsum(counts) - counts] = False
+        tokens[further] = more(int(further.sum()))
+    return Samples(counts, tokens)
+
+
+def draw_conversations(
+    workload: schema.Workload,
+    session_arrivals: Callable[[int], NDArray[np.float64]],
+    user_tokens: NDArray[np.int64],
+    reply_tokens: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> Conversations:
+    """The turns of `workload.sessions`; arrivals are drawn for as many sessions as it takes."""
+    sessions, shared = workload.sessions, workload.shared_prefixes
+    assert sessions is not None
+    count = len(user_tokens)
+    turns = turns_of_sessions(
+        rng, count, mean=sessions.turns, geometric=sessions.spread == "geometric"
+    )
+    prefixes = None
+    if shared is not None:
+        prefixes = rng.integers(shared.num_prefixes, size=len(turns))
+    return conversations(
+        session_arrival_s=session_arrivals(len(turns)),
+        turns=turns,
+        gaps_s=rng.exponential(sessions.turn_gap_s, size=count),
+        user_tokens=user_tokens,
+        reply_tokens=reply_tokens,
+        max_context_tokens=sessions.max_context_tokens,
+        prefixes=prefixes,
+        prefix_tokens=0 if shared is None else shared.tokens,
+    )
+
+
+def host_blocks(engine: schema.Engine, bytes_per_block: int) -> tuple[int, int]:
+    """Blocks of host memory for swapping and for offloading. ValueError where not one fits."""
+    blocks = {}
+    for name in ("swap_space_gib", "kv_offloading_size_gib"):
+        space = getattr(engine, name)
+        blocks[name] = int(space * GIB) // bytes_per_block
+        swaps = engine.scheduler == "paged" and engine.preemption == "swap"
+        wanted = swaps if name == "swap_space_gib" else space > 0
+        if wanted and not blocks[name]:
+            raise ValueError(
+                f"{name} {space:g} does not hold even one block of {bytes_per_block / GIB:.3g} GiB"
+            )
+    return blocks["swap_space_gib"], blocks["kv_offloading_size_gib"]
+
+
+def with_block_moves(
+    latency: LatencyModel, scenario: schema.Scenario, memory: MemoryBudget, gpu: Gpu
+) -> LatencyModel:
+    """`latency` with what copying and swapping blocks costs, where the scenario can do either."""
+    workload, given = scenario.workload, scenario.latency
+    swapped_us = given.swapped_block_us or 0.0
+    shares = workload.samples is not None or workload.beam_search is not None
+    if given.source == "fixed" or not (shares or swapped_us):
+        return latency
+    copied_bytes = 2 * memory.bytes_per_block  # read and written
+    return BlockMoves(
+        latency,
+        copied_block_s=copied_bytes / (gpu.memory_bytes_per_s * _COPY_EFFICIENCY),
+        swapped_block_s=swapped_us / 1e6,
+    )

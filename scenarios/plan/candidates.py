@@ -1,0 +1,141 @@
+"""The deployments a plan considers: every combination of GPU, layout and engine knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from scenarios import library
+from scenarios.errors import InputError, did_you_mean
+from scenarios.schema import schema
+from scenarios.schema.load import parse_scenario
+from scenarios.schema.schema import Scenario
+from scenarios.schema.section import Section
+
+MOST = 2000  # candidates; more is a slip
+PARALLEL = ("tensor_parallel", "pipeline_parallel")  # whose product is the GPUs of a replica
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One deployment: its name, what distinguishes it, and its scenario or why there is none."""
+
+    label: str
+    gpu: str
+    settings: tuple[tuple[str, Any], ...]  # engine knobs that differ between candidates
+    gpus_per_replica: int
+    layout: str
+    price_usd_per_hour: float  # of one replica
+    scenario: Scenario | None
+    refused: str = ""
+
+
+def candidates_of(scenario: Scenario, *, origin: Path | None = None) -> list[Candidate]:
+    """All combinations, in the order of their lists. Raises InputError for a list that names
+    something unknown; a combination that the schema refuses is a candidate with its reason."""
+    assert scenario.plan is not None
+    wanted, where = scenario.plan.candidates, f"{origin or 'scenario'}: plan.candidates"
+    prices = gpu_prices(scenario.plan.prices, origin=origin)
+    gpus = wanted.gpus or [scenario.hardware.gpu]
+    for name in gpus:
+        if name not in prices:
+            raise InputError(f"{where}.gpus: unknown GPU {name!r}; {did_you_mean(name, prices)}")
+    layouts: list[dict[str, int]] = wanted.layouts or [{}]
+    _check_keys(layouts, schema.Hardware, f"{where}.layouts")
+    _check_keys([wanted.engine], schema.Engine, f"{where}.engine")
+    knobs = list(wanted.engine)
+    combinations = list(product(gpus, layouts, *wanted.engine.values()))
+    if len(combinations) > MOST:
+        raise InputError(f"{where}: {len(combinations)} combinations, at most {MOST} are compared")
+    varied = [knob for knob in knobs if len(wanted.engine[knob]) > 1]
+    found = []
+    for gpu, layout, *values in combinations:
+        settings = dict(zip(knobs, values, strict=True))
+        shown = tuple((knob, settings[knob]) for knob in varied)
+        found.append(_candidate(scenario, gpu, layout, settings, shown=shown, price=prices[gpu]))
+    repeated = [one.label for one in found if [each.label for each in found].count(one.label) > 1]
+    if repeated:
+        raise InputError(f"{where}: {repeated[0]} comes out more than once; list each value once")
+    return found
+
+
+def gpu_prices(file: str | None, *, origin: Path | None = None) -> dict[str, float]:
+    """USD per hour of one GPU: the library's, or those of a YAML file {gpu: price}.
+
+    A file need not price every GPU; the library's prices stand for the rest.
+    """
+    prices = {name: library.gpu(name).price_usd_per_hour for name in library.gpus()}
+    if file is None:
+        return prices
+    found = library.find_file(file, beside=None if origin is None else origin.parent)
+    if found is None:
+        raise InputError(f"{origin or 'scenario'}: plan.prices: {file}: no such file")
+    given = library.read_yaml(found)
+    if not isinstance(given, Mapping):
+        raise InputError(f"{found}: expected lines such as h100-sxm: 2.50 (USD per GPU and hour)")
+    for name, price in given.items():
+        if name not in prices:
+            raise InputError(f"{found}: unknown GPU {name!r}; {did_you_mean(name, prices)}")
+        number = isinstance(price, int | float) and not isinstance(price, bool)
+        if not number or not 0 < price < 1e6:
+            raise InputError(f"{found}: {name}: {price!r}, expected USD per hour above 0")
+        prices[name] = float(price)
+    return prices
+
+
+def _check_keys(mappings: list[dict[str, Any]], section: type[Section], where: str) -> None:
+    """InputError for a key that the section does not have, or that is another list's business."""
+    allowed = [name for name in section.model_fields if name not in ("gpu", "link")]
+    for mapping in mappings:
+        for key in mapping:
+            if key not in allowed:
+                raise InputError(f"{where}: unknown key {key!r}; {did_you_mean(key, allowed)}")
+
+
+def _candidate(
+    base: Scenario,
+    gpu: str,
+    layout: Mapping[str, int],
+    settings: Mapping[str, Any],
+    *,
+    shown: tuple[tuple[str, Any], ...],
+    price: float,
+) -> Candidate:
+    content = base.model_dump(mode="json")
+    content["plan"] = None
+    content["hardware"] |= {"gpu": gpu, **layout}
+    content["engine"] |= settings
+    count = 1
+    for degree in PARALLEL:
+        count *= content["hardware"].get(degree, 1)
+    arrangement = "+".join(_arrangement(content["hardware"]))
+    words = [gpu if count == 1 else f"{count}x {gpu}"]
+    words += [arrangement] if arrangement else []
+    words += [str(value) if knob == "scheduler" else f"{knob}={value}" for knob, value in shown]
+    label = " ".join(words)
+    scenario, refused = None, ""
+    try:
+        scenario = parse_scenario(content, origin=label)
+    except InputError as error:
+        refused = str(error).removeprefix(f"{label}: ")
+    return Candidate(
+        label=label,
+        gpu=gpu,
+        settings=shown,
+        gpus_per_replica=count,
+        layout=arrangement or "1 GPU",
+        price_usd_per_hour=count * price,
+        scenario=scenario,
+        refused=refused,
+    )
+
+
+def _arrangement(hardware: Mapping[str, Any]) -> Iterator[str]:
+    """``tp4``, ``pp2``, and other degrees of parallelism as they come."""
+    for key, value in hardware.items():
+        kind, _, rest = key.partition("_")
+        if rest == "parallel" and isinstance(value, int) and value > 1:
+            yield f"{kind[0]}p{value}"

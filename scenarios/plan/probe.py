@@ -1,0 +1,207 @@
+"""One load tried on one deployment: several runs, judged in their steady part; and the load at
+which a deployment is full.
+
+A run ends when the last request is served, so its last requests meet less company than they would
+in service, and its first ones too if it starts empty. The first WARM_UP and the last COOL_DOWN of
+the arrivals load the engine but are not judged, and a run has a *head start*: as many requests as
+a lower load is known to keep in the system are there at time 0. Processor sharing settles slowly
+near saturation, far more slowly than one request takes.
+
+Keeping the objectives in a run is not enough: a loose limit, or one on TPOT alone, is kept in any
+run that is short enough while the queue grows. So a load is *sustained* only below the rate at
+which the same requests leave an engine whose queue is never empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenarios.forecast.deployment import Deployment
+from scenarios.plan.breaking import Bottleneck, bottleneck
+from scenarios.plan.objectives import Objective, latencies_s
+from sim.engine.simulation import simulate
+from sim.records import Records
+from sim.workload import Workload
+
+WARM_UP, COOL_DOWN = 0.2, 0.1  # shares of a run's requests
+FILLED = 0.3  # of a saturated run's requests have left before its rate is taken
+QUEUED_PER_ROW = 4  # requests of a saturated run for each that runs at once
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one run says, over its judged requests.
+
+    latencies_s: one array for each objective, of the requests it is about. resident: requests in
+    the system that an arrival found, in the mean.
+    """
+
+    latencies_s: tuple[NDArray[np.float64], ...]
+    tpot_s: NDArray[np.float64]
+    resident: float
+    bottleneck: Bottleneck
+
+    def stress(self, objectives: Sequence[Objective]) -> float:
+        """The worst latency at its rank over its limit; at most 1 where all are kept."""
+        return max(
+            one.at_rank(values) / one.limit_s
+            for one, values in zip(objectives, self.latencies_s, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """Requests per second of an engine whose queue is never empty; `peak` ran at once.
+
+    `full` says whether the run had enough requests to say so.
+    """
+
+    rate_per_s: float
+    peak: int
+    full: bool
+    bottleneck: Bottleneck
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One load in requests per second, over all runs that were tried."""
+
+    rate_per_s: float
+    samples: tuple[Sample, ...]
+    at_rank_s: tuple[float, ...]  # pooled over the runs, by objective
+    stress: float  # pooled: the worst of them over its limit
+    whole: bool = True  # whether every seed was run: a load far too high is given up early
+
+    @property
+    def kept(self) -> bool:
+        return self.stress <= 1.0
+
+    @property
+    def resident(self) -> float:
+        return float(np.mean([sample.resident for sample in self.samples]))
+
+    @property
+    def tpot_s(self) -> float:
+        """Median over requests of more than one token; NaN where there is none."""
+        together = np.concatenate([sample.tpot_s for sample in self.samples])
+        return float(np.median(together)) if len(together) else float("nan")
+
+
+def run_sample(
+    deployment: Deployment,
+    workload: Workload,
+    objectives: Sequence[Objective],
+    *,
+    head_start: int = 0,
+    replicas: int = 1,
+) -> Sample:
+    """Serve `workload` and judge the requests of its steady part.
+
+    The first `head_start` requests, at most the warm-up, are there when the clock starts.
+    """
+    count = len(workload)
+    window = slice(int(WARM_UP * count), count - int(COOL_DOWN * count))
+    early_s = workload.arrival_s[min(head_start, window.start)]
+    if head_start:
+        workload = replace(workload, arrival_s=np.maximum(workload.arrival_s - early_s, 0.0))
+    records = _serve(deployment, workload, replicas)
+    every = records.requests
+    order = np.argsort(every["request"], kind="stable")
+    requests = {name: column[order][window] for name, column in every.items()}
+    labels = None if workload.labels is None else np.array(workload.labels[window])
+    chosen = [one.concerned(labels, len(requests["request"])) for one in objectives]
+    talking = ~requests["rejected"] & (requests["output_tokens"] > 1)
+    spoken_s = (requests["finished_s"] - requests["first_token_s"])[talking]
+    return Sample(
+        latencies_s=tuple(
+            latencies_s(requests, one)[about] for one, about in zip(objectives, chosen, strict=True)
+        ),
+        tpot_s=spoken_s / (requests["output_tokens"][talking] - 1),
+        resident=_resident(every),
+        bottleneck=bottleneck(
+            records.iterations,
+            requests,
+            between_s=(float(requests["arrival_s"][0]), float(requests["arrival_s"][-1])),
+            max_num_seqs=deployment.config.max_num_seqs,
+        ),
+    )
+
+
+def run_saturated(deployment: Deployment, workload: Workload) -> Saturation:
+    """The rate at which requests like these leave an engine that they all wait for.
+
+    Tokens are counted, not requests, from when a share FILLED has left until the queue is empty:
+    which request ends just inside is chance.
+    """
+    records = _serve(deployment, replace(workload, arrival_s=np.zeros(len(workload))), 1)
+    requests, iterations = records.requests, records.iterations
+    served = ~requests["rejected"]
+    peak = int(iterations["running"].max(initial=0))
+    nothing = Bottleneck(0, 0, 0, 0, 0, 0, 0, 0)
+    if not served.any():
+        return Saturation(0.0, peak, True, nothing)
+    start_s = float(np.quantile(requests["finished_s"][served], FILLED))
+    end_s = float(requests["scheduled_s"][served].max())
+    full = len(workload) >= QUEUED_PER_ROW * peak and end_s > start_s
+    if end_s <= start_s:
+        start_s, end_s = 0.0, float(requests["finished_s"][served].max())
+    inside = (iterations["start_s"] >= start_s) & (iterations["start_s"] < end_s)
+    busy_s = float(iterations["duration_s"][inside].sum())
+    emitted = float(iterations["emitted"][inside].sum())
+    tokens = float(requests["output_tokens"][served].mean())
+    rate_per_s = emitted / busy_s / tokens / float(served.mean()) if busy_s > 0 else inf
+    return Saturation(
+        rate_per_s,
+        peak,
+        full,
+        bottleneck(
+            iterations,
+            requests,
+            between_s=(start_s, end_s),
+            max_num_seqs=deployment.config.max_num_seqs,
+        ),
+    )
+
+
+def _serve(deployment: Deployment, workload: Workload, replicas: int) -> Records:
+    return simulate(
+        workload,
+        deployment.config,
+        deployment.latency,
+        scheduler=deployment.scenario.engine.scheduler,
+        num_blocks=deployment.memory.num_gpu_blocks,
+        replicas=replicas,
+    )
+
+
+def _resident(requests: dict[str, NDArray]) -> float:
+    """Requests in the system that the judged arrivals found, in the mean."""
+    served = ~requests["rejected"]
+    arrivals, gone = (np.sort(requests[name][served]) for name in ("arrival_s", "finished_s"))
+    if not len(arrivals):
+        return 0.0
+    within = slice(int(WARM_UP * len(arrivals)), len(arrivals) - int(COOL_DOWN * len(arrivals)))
+    number = np.arange(len(arrivals))[within]
+    return float(np.mean(number - np.searchsorted(gone, arrivals[within], side="right")))
+
+
+def pooled(
+    rate_per_s: float,
+    samples: Sequence[Sample],
+    objectives: Sequence[Objective],
+    *,
+    whole: bool = True,
+) -> Probe:
+    """All runs of a load as one."""
+    at_rank = tuple(
+        one.at_rank(np.concatenate([sample.latencies_s[index] for sample in samples]))
+        for index, one in enumerate(objectives)
+    )
+    pairs = zip(at_rank, objectives, strict=True)
+    stress = max(value_s / one.limit_s for value_s, one in pairs)
+    return Probe(rate_per_s, tuple(samples), at_rank, stress, whole)

@@ -1,0 +1,189 @@
+"""A scenario file and ``--set`` overrides -> a validated `Scenario`."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from scenarios.errors import InputError, did_you_mean
+from scenarios.library import Loader, PlainNumberError, read_yaml, scenario_path
+from scenarios.schema.schema import Scenario
+from scenarios.schema.sweep import Sweep
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+_CHOICE = re.compile(r"(constrained-)?(int|float|str|bool)|.*[\[(].*")  # pydantic's, in locations
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
+def load_scenario(name: str, overrides: Iterable[str] = ()) -> tuple[Scenario, Path]:
+    """Read the scenario `name` (path or library name) and apply ``PATH=VALUE`` overrides.
+
+    Returns it with the file it came from. Raises InputError, one line naming file and YAML path.
+    """
+    path = scenario_path(name)
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of keys such as model, hardware, workload")
+    overridden = apply_overrides(content, overrides)
+    return parse_scenario(content, origin=str(path), overridden=overridden), path
+
+
+def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[str]:
+    """Set ``PATH=VALUE`` in `content`, values in YAML syntax; returns the paths that were set."""
+    paths = set()
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise InputError(f"--set {override}: expected PATH=VALUE, e.g. engine.max_num_seqs=64")
+        try:
+            value = yaml.load(text, Loader)
+        except PlainNumberError as error:
+            raise InputError(f"--set {override}: {error.problem}") from None
+        except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01
+            raise InputError(f"--set {override}: the value is not valid YAML") from None
+        set_value(content, keys, value, source=f"--set {override}")
+        paths.add(".".join(keys))
+    return paths
+
+
+def set_value(content: dict[str, Any], keys: Sequence[str], value: Any, *, source: str) -> None:
+    """Set what lies at the path `keys`; InputError, naming `source`, where no section is."""
+    section = content
+    for position, key in enumerate(keys[:-1]):
+        inner = section.setdefault(key, {})
+        if inner is None:
+            inner = section[key] = {}
+        if not isinstance(inner, dict):
+            here = ".".join(keys[: position + 1])
+            raise InputError(f"{source}: {here} is {_SHORT.repr(inner)}, not a section with keys")
+        section = inner
+    section[keys[-1]] = value
+
+
+def parse_scenario(
+    content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
+) -> Scenario:
+    """Validate `content`; InputError names `origin`, or ``--set`` where an override is at fault."""
+    return parse_as(Scenario, content, origin=origin, overridden=overridden)
+
+
+def parse_as(
+    schema: type[Parsed], content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()
+) -> Parsed:
+    """Validate `content` against any schema, with the same refusals."""
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise _refused(error.errors(), origin, overridden, schema) from None
+
+
+def parse_sweep(content: dict[str, Any], *, origin: str, overridden: Iterable[str] = ()) -> Sweep:
+    """Validate the sweep section of `content` alone: the rest may be whole only with its axes."""
+    try:
+        return Scenario.model_validate(content).sweep or Sweep()
+    except ValidationError as error:
+        details = [one for one in error.errors() if one["loc"][:1] == ("sweep",)]
+        if details:
+            raise _refused(details, origin, overridden, Scenario) from None
+        return Sweep.model_validate(content.get("sweep") or {})
+
+
+def _refused(
+    details: list[ErrorDetails],
+    origin: str,
+    overridden: Iterable[str],
+    schema: type[BaseModel],
+) -> InputError:
+    first = details[0]
+    path = _yaml_path(first)
+    source = _blamed(path, origin, overridden)
+    others = {_yaml_path(one) for one in details} - {path}
+    more = f" (and {len(others)} more)" if others else ""
+    where = f"{source}: {path}" if path else source
+    return InputError(f"{where}: {_explain(first, schema)}{more}")
+
+
+def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
+    """Who gave what is wrong at `path`: the file, ``--set``, or for a whole section maybe both."""
+    given = set(overridden)
+    if any(
+        f"{path}.".startswith(f"{setting}.") or path.startswith(f"{setting}[") for setting in given
+    ):
+        return "--set"
+    inside = sorted(setting for setting in given if setting.startswith(f"{path}.") or not path)
+    return f"{origin} with --set {inside[0]}" if inside else origin
+
+
+def _yaml_path(error: ErrorDetails) -> str:
+    path, parts = "", list(error["loc"])
+    if parts and isinstance(parts[-1], str) and _CHOICE.fullmatch(parts[-1]):
+        parts.pop()  # not a key: which of several types was tried
+    for part in parts:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
+    # A short form: a YAML file of a few lines can hold a list of a million items.
+    given, context = _SHORT.repr(error["input"]), error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            section = _section(error["loc"][:-1], schema)
+            return f"unknown key; {did_you_mean(error['loc'][-1], section.model_fields)}"
+        case "missing":
+            return "missing"
+        case "literal_error":
+            names = _literals(error["loc"], schema)
+            hint = did_you_mean(given.strip("'"), names)
+            return f"{given} is not known; {hint}"
+        case "value_error":
+            return str(context["error"])
+        case "model_type":
+            return f"{given}: expected a section with keys"
+        case "finite_number":
+            return f"{given}: expected a finite number"
+    message = error["msg"].replace("Input should be", "expected")
+    message = message.replace("a valid integer", "a whole number").replace("valid ", "")
+    return f"{given}: {message}"
+
+
+def _section(location: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    """The section that a location lies in, through lists and mappings of sections."""
+    section = schema
+    for key in location:
+        # A key that is no field names an entry of a mapping, whose section was found before.
+        if isinstance(key, str) and key in section.model_fields:
+            section = next(_sections(section.model_fields[key].annotation), section)
+    return section
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value so annotated may hold, itself or as items."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for option in get_args(annotation):
+        yield from _sections(option)
+
+
+def _literals(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
+    annotation = _section(location[:-1], schema).model_fields[str(location[-1])].annotation
+    names = (get_args(option) or (option,) for option in _alternatives(annotation))
+    return [str(name) for group in names for name in group if isinstance(name, str)]
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) in (Union, UnionType):
+        return get_args(annotation)
+    return (annotation,)
