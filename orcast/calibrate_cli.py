@@ -16,7 +16,7 @@ import typer
 from scenarios.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from calibrate.calibration import Progress
+    from calibrate.measure.calibration import Progress
     from scenarios.schema.schema import Scenario
     from sim.latency.table_data import LatencyTable
     from sim.model.hardware import Gpu
@@ -62,8 +62,8 @@ def run(
         raise InputError(f"--share {share}: no such folder; name the folder of a GPU's tables")
     path = library.model_path(model)
     name, config = library.model_name(path), library.model_config(path)
-    from calibrate.calibration import budget_seconds, calibrate, partial_folder
-    from calibrate.environment import CalibrationError
+    from calibrate.device.environment import CalibrationError
+    from calibrate.measure.calibration import budget_seconds, calibrate, partial_folder
     from reports.calibration_report import write_calibration_report
 
     try:
@@ -213,7 +213,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Coverage, leave-one-out error, monotonicity and gaps; exit status 1 for a broken table."""
-    from calibrate.check import check_table
+    from calibrate.tables.check import check_table
     from sim.latency.table_folder import TableError, read_table
 
     try:
@@ -257,7 +257,7 @@ def _imported(
     kv_cache_dtype: str = "auto",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     if format_ == "aiconfigurator":
-        from calibrate.import_aiconfigurator import import_aiconfigurator
+        from calibrate.profiles.aiconfigurator import import_aiconfigurator
 
         return import_aiconfigurator(
             source,
@@ -270,9 +270,9 @@ def _imported(
     if backend is not None or version is not None:
         raise InputError("--backend and --version belong to the format aiconfigurator")
     if format_ == "vidur":
-        from calibrate.import_vidur import import_vidur
+        from calibrate.profiles.vidur import import_vidur
 
         return import_vidur(Path(source), model, gpu=gpu, tensor_parallel=tp)
-    from calibrate.import_llmservingsim import import_llmservingsim
+    from calibrate.profiles.llmservingsim import import_llmservingsim
 
     return import_llmservingsim(Path(source), model, gpu=gpu, tensor_parallel=tp)

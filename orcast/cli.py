@@ -158,8 +158,8 @@ def compare(
 
     Request by request, both of the same requests.
     """
-    from calibrate.comparison import compare as compare_runs
-    from calibrate.measurement import read_measurement, simulated
+    from calibrate.recordings.comparison import compare as compare_runs
+    from calibrate.recordings.measurement import read_measurement, simulated
     from reports.compare_figures import side_names
     from reports.compare_report import is_run_folder, page_target, write_compare_report
     from reports.run_folder import load_run

@@ -17,8 +17,8 @@ import typer
 from scenarios.errors import InputError
 
 if TYPE_CHECKING:
-    from calibrate.engine import Engine, Served
-    from calibrate.validation import EngineRun, Validation
+    from calibrate.engine.engine import Engine, Served
+    from calibrate.recordings.validation import EngineRun, Validation
     from kernels.transformer import Transformer
     from scenarios.forecast.deployment import Deployment
     from scenarios.forecast.forecast import Forecast
@@ -73,7 +73,7 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the engine on a scenario's requests, simulate the same, and compare."""
-    from calibrate.environment import device_name
+    from calibrate.device.environment import device_name
     from reports.validation_report import validation_report
     from reports.writer import fresh_folder, write_run
 
@@ -123,7 +123,7 @@ def question_of(
     name: str, overrides: list[str], *, device: str | None = None, dtype: str = "bfloat16"
 ) -> Question:
     """A scenario by file or name, ready to be served. Raises InputError where it cannot be."""
-    from calibrate.checkpoint import has_weights
+    from calibrate.engine.checkpoint import has_weights
     from scenarios import library
     from scenarios.forecast.deployment import deploy
     from scenarios.forecast.latency_source import parallelism_of
@@ -159,8 +159,8 @@ def question_of(
 
 def load_model_of(question: Question, table: Path | None = None) -> Transformer:
     """The model on its device, with the matrix products that `table` was measured with."""
-    from calibrate.checkpoint import load_model
-    from calibrate.environment import CalibrationError
+    from calibrate.device.environment import CalibrationError
+    from calibrate.engine.checkpoint import load_model
     from sim.latency.table_folder import read_table
 
     try:
@@ -205,7 +205,7 @@ def _table_for(
 
 def _fits(table: Path, question: Question) -> bool:
     """Whether an earlier validation left a table of this model on this device."""
-    from calibrate.environment import device_name
+    from calibrate.device.environment import device_name
     from sim.latency.table_folder import TableError, read_table
 
     if not (table / "meta.yaml").is_file():
@@ -225,8 +225,8 @@ def _fits(table: Path, question: Question) -> bool:
 
 def _calibrate(question: Question, table: Path, budget: str) -> None:
     """Measure the latency table of the question's model on its device."""
-    from calibrate.calibration import budget_seconds, calibrate, partial_folder
-    from calibrate.environment import CalibrationError
+    from calibrate.device.environment import CalibrationError
+    from calibrate.measure.calibration import budget_seconds, calibrate, partial_folder
     from orcast.calibrate_cli import progress_bar
 
     try:
@@ -254,14 +254,14 @@ def ask_engine(
     question: Question, model: Transformer, table: Path, *, eos: bool
 ) -> tuple[Served, Validation, EngineRun, Forecast]:
     """Both runs of the scenario, and one held against the other."""
-    from calibrate.comparison import compare
-    from calibrate.engine import GAVE_UP, REFUSED
-    from calibrate.environment import device_name
-    from calibrate.measurement import simulated
-    from calibrate.replay import replay
-    from calibrate.validation import EngineRun, Validation
-    from calibrate.warm_up import warm_up
-    from calibrate.yardstick import yardstick_us
+    from calibrate.device.environment import device_name
+    from calibrate.device.yardstick import yardstick_us
+    from calibrate.engine.engine import GAVE_UP, REFUSED
+    from calibrate.engine.warm_up import warm_up
+    from calibrate.recordings.comparison import compare
+    from calibrate.recordings.measurement import simulated
+    from calibrate.recordings.replay import replay
+    from calibrate.recordings.validation import EngineRun, Validation
     from scenarios.forecast.forecast import forecast
     from scenarios.schema.schema import Latency
     from sim.latency.table_folder import read_table
@@ -321,7 +321,7 @@ def ask_engine(
 
 def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
     """A line a request: its tokens, their text where there is a tokenizer, and what went wrong."""
-    from calibrate.checkpoint import decode
+    from calibrate.engine.checkpoint import decode
 
     with path.open("w", encoding="utf-8") as file:
         for request in sorted(served.outputs.keys() | served.errors.keys()):
@@ -337,8 +337,8 @@ def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
 
 
 def _engine(question: Question, model: Transformer, table: LatencyTable, *, eos: bool) -> Engine:
-    from calibrate.assembly import engine
-    from calibrate.checkpoint import eos_token
+    from calibrate.engine.assembly import engine
+    from calibrate.engine.checkpoint import eos_token
 
     token = None
     if eos:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.import_llmservingsim import import_llmservingsim
+from calibrate.profiles.llmservingsim import import_llmservingsim
 from orcast import simulate
 from scenarios import library
 from sim.latency.table_folder import write_table

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calibrate.assembly import engine
-from calibrate.checkpoint import load_model
-from calibrate.engine import PHASES, Clock
-from calibrate.executor import CAPTURE_SIZES
+from calibrate.engine.assembly import engine
+from calibrate.engine.checkpoint import load_model
+from calibrate.engine.engine import PHASES, Clock
+from calibrate.engine.executor import CAPTURE_SIZES
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload.workload import Workload

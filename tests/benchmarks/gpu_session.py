@@ -61,11 +61,11 @@ from typing import Any
 
 import torch
 
-from calibrate.calibration import Progress, budget_seconds, calibrate
-from calibrate.end_to_end import end_to_end
-from calibrate.environment import environment
-from calibrate.repeatability import differences
-from calibrate.rig import Limits
+from calibrate.device.environment import environment
+from calibrate.measure.calibration import Progress, budget_seconds, calibrate
+from calibrate.measure.end_to_end import end_to_end
+from calibrate.measure.repeatability import differences
+from calibrate.measure.rig import Limits
 from kernels.numerics import Deviation, deviations, kernel_deviations
 from sim.latency.table_folder import read_table
 from sim.model.config import read_config

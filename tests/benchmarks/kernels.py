@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from calibrate.environment import environment
-from calibrate.timer import Call, Ceilings, Timer, measure_ceilings
+from calibrate.device.environment import environment
+from calibrate.device.timer import Call, Ceilings, Timer, measure_ceilings
 from kernels import linear as linear_module
 from kernels import prefill_attention as prefill_module
 from kernels import swiglu_mlp as swiglu_module

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate import calibration
-from calibrate.calibration import Progress, budget_seconds, calibrate, partial_folder
-from calibrate.check import check_table
-from calibrate.end_to_end import end_to_end
-from calibrate.environment import CalibrationError
-from calibrate.journal import Journal
-from calibrate.parts import benches
-from calibrate.repeatability import differences
-from calibrate.rig import Limits, Rig
-from calibrate.service import Iteration
-from calibrate.shared_parts import take_over
-from calibrate.timer import Timer
-from calibrate.whole_iterations import latency_of, parts_us
-from calibrate.yardstick import yardstick_us
+from calibrate.device.environment import CalibrationError
+from calibrate.device.timer import Timer
+from calibrate.device.yardstick import yardstick_us
+from calibrate.measure import calibration
+from calibrate.measure.calibration import Progress, budget_seconds, calibrate, partial_folder
+from calibrate.measure.end_to_end import end_to_end
+from calibrate.measure.journal import Journal
+from calibrate.measure.parts import benches
+from calibrate.measure.repeatability import differences
+from calibrate.measure.rig import Limits, Rig
+from calibrate.measure.service import Iteration
+from calibrate.measure.shared_parts import take_over
+from calibrate.measure.whole_iterations import latency_of, parts_us
+from calibrate.tables.check import check_table
 from kernels.model_config import ModelConfig
 from reports.calibration_report import calibration_report
 from scenarios import library
@@ -225,7 +225,7 @@ def test_it_runs_where_the_simulators_dependencies_are_missing(tmp_path: Path) -
     program = (
         "import sys\n"
         "for name in ('simpy', 'pydantic', 'plotly'): sys.modules[name] = None\n"
-        "from calibrate.calibration import main\n"
+        "from calibrate.measure.calibration import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     config = ROOT / "scenarios" / "models" / "tiny.json"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from calibrate.check import AxisCheck, TableCheck, check_table
-from calibrate.import_llmservingsim import import_llmservingsim
+from calibrate.profiles.llmservingsim import import_llmservingsim
+from calibrate.tables.check import AxisCheck, TableCheck, check_table
 from scenarios import library
 from sim.latency.table_folder import table_of
 from tests.sim.latency.tables import META, rows, small_table

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason="needs torch (extra gpu)")
 pytest.importorskip("triton", reason="needs triton (extra gpu)")
 safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors (extra gpu)")
 
-from calibrate.checkpoint import Checkpoint, decode, eos_token, has_weights, load_model  # noqa: E402
-from calibrate.environment import CalibrationError  # noqa: E402
+from calibrate.device.environment import CalibrationError  # noqa: E402
+from calibrate.engine.checkpoint import Checkpoint, decode, eos_token, has_weights, load_model  # noqa: E402
 from tests.calibrate.tiny_model import greedy_reference  # noqa: E402
 
 CONFIG = {

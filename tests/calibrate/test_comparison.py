@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibrate.comparison import changed_settings, compare
-from calibrate.measurement import Measurement, MeasurementError, simulated
+from calibrate.recordings.comparison import changed_settings, compare
+from calibrate.recordings.measurement import Measurement, MeasurementError, simulated
 
 
 def run_of(

@@ -12,9 +12,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch (extra gpu)")
 pytest.importorskip("triton", reason="needs triton (extra gpu)")
 
-from calibrate.engine import Served  # noqa: E402
-from calibrate.executor import Outcome  # noqa: E402
-from calibrate.replay import replay  # noqa: E402
+from calibrate.engine.engine import Served  # noqa: E402
+from calibrate.engine.executor import Outcome  # noqa: E402
+from calibrate.recordings.replay import replay  # noqa: E402
 from kernels.transformer import ForwardBatch  # noqa: E402
 from sim.batch import Batch  # noqa: E402
 from sim.queues import QueueRules  # noqa: E402
@@ -276,9 +276,9 @@ def test_a_cache_that_cannot_be_allocated_says_how_large_it_was() -> None:
 
 
 def test_sampling_is_drawn_from_its_seed() -> None:
-    from calibrate.assembly import engine
-    from calibrate.engine import Clock
-    from calibrate.executor import Sampling
+    from calibrate.engine.assembly import engine
+    from calibrate.engine.engine import Clock
+    from calibrate.engine.executor import Sampling
 
     config = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, block_size=4)
 
@@ -483,7 +483,7 @@ def test_samples_cannot_end_by_the_end_of_sequence_token() -> None:
 def test_a_swap_that_runs_out_of_memory_ends_its_request_and_keeps_no_host_blocks(
     direction: str, failing: set[int], samples: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from calibrate import host_blocks
+    from calibrate.engine import host_blocks
 
     workload, lengths = WORKLOAD, [[tokens] for tokens in WORKLOAD.output_tokens.tolist()]
     if samples:

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from calibrate.cached_prefixes import behind_prefixes
-from calibrate.import_aiconfigurator import import_aiconfigurator
-from calibrate.kernel_tables import version_key
+from calibrate.profiles.aiconfigurator import import_aiconfigurator
+from calibrate.profiles.cached_prefixes import behind_prefixes
+from calibrate.profiles.kernel_tables import version_key
 from scenarios import library
 from sim.batch import Batch, PrefillChunk
 from sim.latency.protocol import HostOverhead
@@ -248,7 +248,7 @@ def test_a_bad_row_is_refused_with_its_file(systems: Path, bad: float | None) ->
 
 
 def test_without_the_package_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibrate.kernel_tables.find_spec", lambda name: None)
+    monkeypatch.setattr("calibrate.profiles.kernel_tables.find_spec", lambda name: None)
     with pytest.raises(TableError, match=r"pip install 'orcast\[tables\]'"):
         import_aiconfigurator("h200-sxm", MODEL)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from calibrate.import_vidur import OPERATIONS, import_vidur
+from calibrate.profiles.vidur import OPERATIONS, import_vidur
 from scenarios import library
 from sim.latency.table_folder import TableError, read_table, write_table
 

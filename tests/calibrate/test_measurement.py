@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibrate.measurement import MeasurementError, read_measurement, simulated
+from calibrate.recordings.measurement import MeasurementError, read_measurement, simulated
 
 RECORDING = Path(__file__).parents[2] / ".." / "shared" / "data" / "vllm-rtx4090" / "run"
 

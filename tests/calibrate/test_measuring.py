@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.clocks import ClockLog
-from calibrate.environment import CalibrationError, require_device
-from calibrate.grids import refinement
-from calibrate.journal import Journal, Take
-from calibrate.measuring import Measuring
-from calibrate.parts import Bench, Point
-from calibrate.timer import Call, Timer
+from calibrate.device.clocks import ClockLog
+from calibrate.device.environment import CalibrationError, require_device
+from calibrate.device.timer import Call, Timer
+from calibrate.measure.grids import refinement
+from calibrate.measure.journal import Journal, Take
+from calibrate.measure.measuring import Measuring
+from calibrate.measure.parts import Bench, Point
 from sim.latency.table_data import Part
 from sim.latency.table_folder import table_of
 

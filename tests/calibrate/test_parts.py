@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.batches import Lengths, emitting_rows, forward_batch
-from calibrate.grids import coarse_first, doubling, token_axis
-from calibrate.parts import benches, routed
-from calibrate.rig import Limits, Rig
-from calibrate.service import Iteration
-from calibrate.timer import Timer
-from calibrate.whole_iterations import Whole, fitted, random_lengths
-from calibrate.work import WorkOf
+from calibrate.device.timer import Timer
+from calibrate.measure.batches import Lengths, emitting_rows, forward_batch
+from calibrate.measure.grids import coarse_first, doubling, token_axis
+from calibrate.measure.parts import benches, routed
+from calibrate.measure.rig import Limits, Rig
+from calibrate.measure.service import Iteration
+from calibrate.measure.whole_iterations import Whole, fitted, random_lengths
+from calibrate.measure.work import WorkOf
 from kernels.model_config import ModelConfig
 from kernels.moe import route_reference
 from scenarios import library

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.import_llmservingsim import import_llmservingsim
+from calibrate.profiles.llmservingsim import import_llmservingsim
 from orcast import simulate
 from scenarios import library
 from sim.latency.table_folder import TableError, read_table, write_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from calibrate.assembly import engine
-from calibrate.engine import Clock, Engine, Served
+from calibrate.engine.assembly import engine
+from calibrate.engine.engine import Clock, Engine, Served
 from kernels.model_config import ModelConfig
 from kernels.rotary import rotary_table
 from kernels.transformer import Transformer

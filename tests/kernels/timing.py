@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from calibrate.timer import Call, Ceilings, graph_timing, rotations
+from calibrate.device.timer import Call, Ceilings, graph_timing, rotations
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.comparison import compare
-from calibrate.measurement import read_measurement, simulated
+from calibrate.recordings.comparison import compare
+from calibrate.recordings.measurement import read_measurement, simulated
 from reports.page_figures import page_figures
 from reports.run_folder import load_run
 from reports.trace_export import token_times_s

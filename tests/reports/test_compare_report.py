@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calibrate.comparison import Comparison, compare
-from calibrate.measurement import read_measurement, simulated
+from calibrate.recordings.comparison import Comparison, compare
+from calibrate.recordings.measurement import read_measurement, simulated
 from reports.compare_figures import MAX_POINTS, load_figures, parity
 from reports.compare_headline import Scale, headline, signed, title
 from reports.compare_report import compare_report, page_target, write_compare_report

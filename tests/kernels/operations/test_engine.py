@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from calibrate.assembly import engine
-from calibrate.engine import Clock
+from calibrate.engine.assembly import engine
+from calibrate.engine.engine import Clock
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
 from tests.calibrate.tiny_model import CONFIG, all_logits, drawn_workload

@@ -1,0 +1,89 @@
+"""An engine put together: a policy by name, the model's executor, a workload with its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from calibrate.engine.ahead_engine import AheadEngine
+from calibrate.engine.engine import Clock, Engine
+from calibrate.engine.executor import Sampling, TransformerExecutor
+from calibrate.engine.token_ids import TokenIds
+from kernels.transformer import Transformer
+from sim.engine.policy import scheduler_class
+from sim.kv.cache import BlockAllocator
+from sim.request_pool import RequestPool
+from sim.schedulers import Scheduler
+from sim.schedulers.engine_config import EngineConfig
+from sim.workload.source import RequestSource
+from sim.workload.workload import Workload
+
+
+def engine(
+    workload: Workload,
+    config: EngineConfig,
+    model: Transformer,
+    *,
+    scheduler: str,
+    num_blocks: int,
+    capture_sizes: Sequence[int] = (),
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    eos_token: int | None = None,
+    seed: int = 0,
+    clock: Clock | None = None,
+    check: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Engine:
+    """An engine that will serve `workload` under a policy by name, as `sim.simulate` would.
+
+    `seed` draws the token ids of prompts whose content is not known; the rest is as for `Engine`
+    and `TransformerExecutor`. Raises MemoryError when the KV cache does not fit, ValueError for
+    what only the simulator can do.
+    """
+    pool = RequestPool(config.block_size)
+    allocator = BlockAllocator(
+        num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
+    )
+    samples = workload.samples
+    if config.speculation is not None or config.offload_blocks:
+        raise ValueError("the engine neither speculates nor offloads: turn that off to validate")
+    if samples is not None and samples.beam is not None:
+        raise ValueError("the engine samples, it does not search: workload.beam_search cannot run")
+    if samples is not None and eos_token is not None:
+        raise ValueError("several samples end by length: workload.samples cannot go with --eos")
+    policy: Scheduler = scheduler_class(scheduler, config, samples=samples is not None)(
+        pool, allocator, config
+    )
+    # Rows of a request-level batch go on until its longest output ends.
+    longest = int(workload.prompt_tokens.max() + workload.output_tokens.max())
+    if samples is not None:
+        longest = int(workload.prompt_tokens.max() + samples.output_tokens.max())
+    swaps = scheduler == "paged" and config.preemption == "swap"
+    if config.async_scheduling and (swaps or samples is not None):
+        raise ValueError(
+            "with async_scheduling the engine neither swaps nor samples: blocks would move under a "
+            "batch that is being computed"
+        )
+    executor = TransformerExecutor(
+        model,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_blocks=min(allocator.blocks_for(longest), num_blocks),
+        swap_blocks=config.swap_blocks if swaps else 0,
+        capture_sizes=capture_sizes,
+        sampling=sampling,
+    )
+    kind = AheadEngine if config.async_scheduling else Engine
+    return kind(
+        policy,
+        executor,
+        RequestSource(
+            workload, block_size=config.block_size, prefix_caching=config.enable_prefix_caching
+        ),
+        TokenIds(workload, model.config.vocab_size, seed=seed),
+        samples=samples,
+        eos_token=eos_token,
+        clock=clock,
+        check=check,
+        progress=progress,
+    )
