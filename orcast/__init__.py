@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from orcast.planned import Planned
-    from reports.size_notebook import SizeStudy
+    from reports.size.notebook import SizeStudy
     from scenarios.forecast.forecast import Forecast
 
 __version__ = "0.1.0"
@@ -55,7 +55,7 @@ def size(
     cannot be answered.
     """
     from orcast.calibrate_cli import compose
-    from reports.size_notebook import size_study
+    from reports.size.notebook import size_study
     from scenarios.sizing.load import load_sizing
     from scenarios.sizing.sizing import size as answer
 
@@ -81,8 +81,8 @@ def sweep(
     and never asked for again. Raises `scenarios.errors.InputError`.
     """
     from orcast.calibrate_cli import compose
-    from reports.sweep_folder import check_target, write_sweep
-    from reports.sweep_frame import frame_of
+    from reports.sweep.folder import check_target, write_sweep
+    from reports.sweep.frame import frame_of
     from scenarios.sweep.axes import axes_from_mapping
     from scenarios.sweep.point_workers import local_workers
     from scenarios.sweep.points import load_study
@@ -115,7 +115,7 @@ def sweep_figure(
     Without a metric it is the first one of the sweep; without paths its first two axes. Give `x`
     alone for lines. Raises ValueError for what the table does not have.
     """
-    from reports.sweep_frame import figure_of_frame
+    from reports.sweep.frame import figure_of_frame
 
     return figure_of_frame(frame, metric, x, y)
 

@@ -64,7 +64,7 @@ def run(
     name, config = library.model_name(path), library.model_config(path)
     from calibrate.device.environment import CalibrationError
     from calibrate.measure.calibration import budget_seconds, calibrate, partial_folder
-    from reports.calibration_report import write_calibration_report
+    from reports.calibration.report import write_calibration_report
 
     try:
         budget_s = budget_seconds(budget or ("1m" if device == "cpu" else "8m"))
@@ -95,7 +95,7 @@ def run(
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(metavar="TABLE_DIR")]) -> None:
     """(Re)build report.html of a table that `orcast calibrate run` measured."""
-    from reports.calibration_report import write_calibration_report
+    from reports.calibration.report import write_calibration_report
 
     try:
         print(write_calibration_report(directory))
@@ -163,7 +163,7 @@ def import_(
     version: Annotated[str | None, typer.Option(help="aiconfigurator: of that backend.")] = None,
 ) -> None:
     """Turn a measured profile into a latency table."""
-    from reports.writer import fresh_folder
+    from reports.run.writer import fresh_folder
     from scenarios import library
     from sim.latency.table_data import PART_COLUMNS
     from sim.latency.table_folder import read_table, write_table

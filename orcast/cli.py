@@ -68,7 +68,7 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="Verify invariants as it runs.")] = False,
 ) -> None:
     """Simulate a scenario; print the result and write a run folder with its report."""
-    from reports.writer import fresh_folder, write_run
+    from reports.run.writer import fresh_folder, write_run
     from scenarios.forecast.forecast import forecast
     from scenarios.forecast.run_details import run_details
     from scenarios.schema.load import load_scenario
@@ -98,7 +98,7 @@ def run(
         return
     from rich.console import Console
 
-    from reports.terminal import summary_table
+    from reports.run.terminal import summary_table
 
     Console(highlight=False).print(summary_table(result.summary))
     print(f"Report: {folder / 'report.html'}")
@@ -112,17 +112,10 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Rebuild report.html of a folder from its records."""
-    from reports.run_folder import write_report
-    from reports.size_folder import is_size_folder, write_size_report
-    from reports.sweep_folder import is_sweep, write_sweep_report
+    from reports.export.result_folder import write_report
 
-    write: Callable[[Path], Path] = write_report
-    if is_sweep(directory):
-        write = write_sweep_report
-    elif is_size_folder(directory):
-        write = write_size_report
     try:
-        path = write(directory)
+        path = write_report(directory)
     except ValueError as error:
         raise InputError(str(error)) from None
     print(f"Report: {path}")
@@ -160,9 +153,9 @@ def compare(
     """
     from calibrate.recordings.comparison import compare as compare_runs
     from calibrate.recordings.measurement import read_measurement, simulated
-    from reports.compare_figures import side_names
-    from reports.compare_report import is_run_folder, page_target, write_compare_report
-    from reports.run_folder import load_run
+    from reports.compare.figures import side_names
+    from reports.compare.report import is_run_folder, page_target, write_compare_report
+    from reports.run.folder import load_run
 
     try:
         target = page_target(out, a)
@@ -192,7 +185,7 @@ def compare(
         return
     from rich.console import Console
 
-    from reports.compare_table import comparison_table
+    from reports.compare.table import comparison_table
 
     names = side_names(compared.a, compared.b)
     Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes, names))

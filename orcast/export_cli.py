@@ -64,9 +64,9 @@ def export(
 
 
 def _trace(folder: Path, out: Path | None, start_s: float, end_s: float) -> str:
-    from reports.export_target import check_file
-    from reports.run_folder import load_run
-    from reports.trace_export import write_trace
+    from reports.export.target import check_file
+    from reports.export.trace import write_trace
+    from reports.run.folder import load_run
 
     _check_run(folder, "trace")
     records, _, _ = load_run(folder)
@@ -77,9 +77,9 @@ def _trace(folder: Path, out: Path | None, start_s: float, end_s: float) -> str:
 
 
 def _bench(folder: Path, out: Path | None) -> str:
-    from reports.bench_export import bench_result
-    from reports.export_target import check_file
-    from reports.run_folder import load_run
+    from reports.export.bench import bench_result
+    from reports.export.target import check_file
+    from reports.run.folder import load_run
 
     _check_run(folder, "bench")
     records, scenario, summary = load_run(folder)
@@ -92,7 +92,7 @@ def _bench(folder: Path, out: Path | None) -> str:
 
 def _check_run(folder: Path, format_: str) -> None:
     """ValueError for a folder that is a result, but not of a run."""
-    from reports.result_folder import KINDS, kind_of
+    from reports.export.result_folder import KINDS, kind_of
 
     kind = kind_of(folder)
     if kind != "run":
@@ -103,8 +103,8 @@ def _check_run(folder: Path, format_: str) -> None:
 
 
 def _csv(folder: Path, out: Path | None) -> str:
-    from reports.export_target import check_file, check_folder
-    from reports.result_folder import tables_of
+    from reports.export.result_folder import tables_of
+    from reports.export.target import check_file, check_folder
 
     paths = tables_of(folder)
     target = out or folder / "csv"
@@ -129,10 +129,10 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _pictures(source: Path, out: Path | None, format_: str) -> str:
-    from reports.export_target import check_file, check_folder
-    from reports.image_export import picture_paths, write_images
-    from reports.page_figures import page_figures
-    from reports.result_folder import page_of
+    from reports.export.images import picture_paths, write_images
+    from reports.export.result_folder import page_of
+    from reports.export.target import check_file, check_folder
+    from reports.page.page_figures import page_figures
 
     if source.is_file():
         page = source

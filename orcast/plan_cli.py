@@ -35,8 +35,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Find the cheapest deployment for a load, what breaks it first, and why the others lost."""
-    from reports.plan_folder import FILES, MARKER, write_plan
-    from reports.writer import fresh_folder
+    from reports.plan.folder import FILES, MARKER, write_plan
+    from reports.run.writer import fresh_folder
     from scenarios.plan.plan import plan as plan_scenario
     from scenarios.schema.load import load_scenario
 
@@ -72,7 +72,7 @@ def _show(answer: dict[str, Any], folder: Path, *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from reports.plan_table import plan_table
+    from reports.plan.table import plan_table
 
     console = Console(highlight=False)
     # A table of figures and reasons needs room; a pipe has all it wants.

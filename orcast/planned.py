@@ -26,10 +26,10 @@ class Planned:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for every candidate (`reports.plan_table.candidate_columns`)."""
+        """A row for every candidate (`reports.plan.table.candidate_columns`)."""
         import pandas as pd
 
-        from reports.plan_table import candidate_columns
+        from reports.plan.table import candidate_columns
 
         return pd.DataFrame(candidate_columns(self.answer))
 
@@ -41,9 +41,9 @@ class Planned:
         """
         import plotly.graph_objects as go
 
-        from reports.plan_figures import cost_front
-        from reports.plan_words import verdict
-        from reports.style import template
+        from reports.page.style import template
+        from reports.plan.figures import cost_front
+        from reports.plan.words import verdict
 
         drawn = cost_front(self.answer)
         if drawn is None:
@@ -56,7 +56,7 @@ class Planned:
         """A notebook shows the answer in words above its table."""
         from html import escape
 
-        from reports.plan_words import breaking, verdict
+        from reports.plan.words import breaking, verdict
 
         words = " ".join([verdict(self.answer), *breaking(self.answer)])
         return f"<p>{escape(words)}</p>{self.table.to_html()}"

@@ -44,7 +44,7 @@ def size(
     """Size a model and its cluster by scaling laws; say what training and serving cost."""
     from contextlib import nullcontext
 
-    from reports.size_folder import fresh_size_folder, write_size
+    from reports.size.folder import fresh_size_folder, write_size
     from scenarios.sizing.load import load_sizing
     from scenarios.sizing.sizing import size as answer
 
@@ -73,7 +73,7 @@ def size(
         return
     from rich.console import Console
 
-    from reports.size_table import size_tables
+    from reports.size.table import size_tables
 
     console = Console(highlight=False)
     # Tables of figures and reasons need room; a pipe has all it wants.

@@ -58,7 +58,7 @@ def sweep(
 ) -> None:
     """Simulate a scenario at every setting of its axes; what was simulated before is kept."""
     from orcast.cli import _file_name
-    from reports.sweep_folder import check_target, write_sweep
+    from reports.sweep.folder import check_target, write_sweep
     from scenarios.errors import InputError
     from scenarios.sweep.axes import axis_from_text
     from scenarios.sweep.points import load_study
@@ -106,7 +106,7 @@ def _workers(jobs: int | None, ray: str | None) -> Any:
 def _show(result: SweepResult, folder: Path, wall_s: float) -> None:
     from rich.console import Console
 
-    from reports.sweep_terminal import sweep_table
+    from reports.sweep.terminal import sweep_table
 
     Console(highlight=False).print(sweep_table(result.table, result.warnings))
     before = f", {result.reused} were there before" if result.reused else ""

@@ -16,7 +16,7 @@ from scenarios.errors import InputError
 if TYPE_CHECKING:
     from dash import Dash
 
-    from reports.what_if_page import Ask
+    from reports.what_if.page import Ask
     from scenarios.schema.knobs import Knob
     from scenarios.schema.schema import Scenario
 
@@ -33,7 +33,7 @@ def ui(
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Serve the what-if page on this machine alone, until interrupted."""
-    from reports.what_if_page import HOST
+    from reports.what_if.page import HOST
 
     port = _free_port(HOST, port)
     app, warnings = what_if(scenario, set_ or [])
@@ -60,8 +60,8 @@ def what_if(name: str, overrides: list[str]) -> tuple[Dash, list[str]]:
         import dash  # noqa: F401
     except ModuleNotFoundError:
         raise InputError("orcast ui needs the package dash: pip install 'orcast[ui]'") from None
-    from reports.headline import report_warnings
-    from reports.what_if_page import what_if_app
+    from reports.run.headline import report_warnings
+    from reports.what_if.page import what_if_app
 
     base, known, ask = question(name, overrides)
     first = ask({})  # what is wrong with the scenario is said before the page opens
@@ -72,7 +72,7 @@ def question(name: str, overrides: list[str]) -> tuple[Scenario, list[Knob], Ask
     """A scenario, its knobs, and the function that forecasts it with some of them turned."""
     import yaml
 
-    from reports.what_if_page import Answer
+    from reports.what_if.page import Answer
     from scenarios.forecast.forecast import forecast
     from scenarios.schema.knobs import as_overrides, knobs
     from scenarios.schema.load import load_scenario

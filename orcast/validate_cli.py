@@ -74,8 +74,8 @@ def validate(
 ) -> None:
     """Run the engine on a scenario's requests, simulate the same, and compare."""
     from calibrate.device.environment import device_name
-    from reports.validation_report import validation_report
-    from reports.writer import fresh_folder, write_run
+    from reports.calibration.validation_report import validation_report
+    from reports.run.writer import fresh_folder, write_run
 
     question = question_of(scenario, set_ or [], device=device, dtype=dtype)
     name = question.scenario.name
@@ -113,7 +113,7 @@ def validate(
         return
     from rich.console import Console
 
-    from reports.validation_table import validation_table
+    from reports.calibration.validation_table import validation_table
 
     Console(highlight=False).print(validation_table(figures, validation.comparison.notes))
     print(f"Report: {folder / 'report.html'}")

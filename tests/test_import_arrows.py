@@ -182,7 +182,7 @@ def test_the_simulators_processes_do_import_simpy() -> None:
 # -- the checker itself ---------------------------------------------------------------------------
 
 PLANTED = {
-    "sim/a.py": ["import scenarios", "from reports.page import page", "import torch as t",
+    "sim/a.py": ["import scenarios", "from reports.page.page import page", "import torch as t",
                  "import yaml", "from plotly import graph_objects", "from pydantic import Field",
                  "import typer", "import simpy", "from tests.sim import serving",
                  "def f():\n    from kernels import linear", "if True:\n    import orcast.cli",

@@ -11,10 +11,10 @@ package measured:
     moe                routed experts, gating and activation included
     communication      all-reduce inside a CUDA graph, NCCL's where there is no other
 
-Products off the grid run at their neighbours' utilisation (`calibrate.profiles.matrix_products`); for
-prefill behind a cached prefix see `calibrate.profiles.cached_prefixes`. What the package does not measure
-(norms, rotary embedding, activation, sampling) is estimated from bytes, and ``estimated`` in
-meta.yaml says so.
+Products off the grid run at their neighbours' utilisation (`calibrate.profiles.matrix_products`);
+for prefill behind a cached prefix see `calibrate.profiles.cached_prefixes`. What the package does
+not measure (norms, rotary embedding, activation, sampling) is estimated from bytes, and
+``estimated`` in meta.yaml says so.
 """
 
 from __future__ import annotations

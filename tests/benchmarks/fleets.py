@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from reports.style import PALETTE
+from reports.page.style import PALETTE
 from tests.benchmarks.policies import summary
 from tests.benchmarks.sharing import axes, chart, label, line
 

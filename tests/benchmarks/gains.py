@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orcast.validate_cli import Question, ask_engine, load_model_of, question_of
-from reports.style import PALETTE
+from reports.page.style import PALETTE
 from tests.benchmarks.sharing import axes, chart, line
 
 SIGMAS = (0, 0.5, 1.0, 1.5)

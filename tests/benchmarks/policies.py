@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from reports.style import PALETTE
+from reports.page.style import PALETTE
 from scenarios.forecast.forecast import forecast
 from scenarios.schema.load import load_scenario
 from tests.benchmarks.sharing import axes, chart

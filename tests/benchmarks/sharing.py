@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reports.style import FONT, PALETTE
+from reports.page.style import FONT, PALETTE
 from scenarios.forecast.deployment import deploy
 from scenarios.forecast.forecast import forecast
 from scenarios.schema.load import load_scenario

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reports.style import FONT, PALETTE
+from reports.page.style import FONT, PALETTE
 from scenarios import library
 from scenarios.forecast.forecast import forecast
 from scenarios.schema.load import load_scenario

@@ -11,7 +11,7 @@ import statistics
 import time
 
 from orcast.ui_cli import question
-from reports.what_if_figures import comparison_rows, figures, snapshot
+from reports.what_if.figures import comparison_rows, figures, snapshot
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from calibrate.recordings.comparison import compare
 from calibrate.recordings.measurement import read_measurement, simulated
-from reports.page_figures import page_figures
-from reports.run_folder import load_run
-from reports.trace_export import token_times_s
+from reports.export.trace import token_times_s
+from reports.page.page_figures import page_figures
+from reports.run.folder import load_run
 from tests.orcast.command_line import orcast, refusal
 from tests.reports.browser import CHROMIUM
 

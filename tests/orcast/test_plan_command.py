@@ -13,7 +13,7 @@ import yaml
 
 import orcast as api
 from tests.orcast.command_line import orcast, refusal
-from tests.scenarios.planning import SMALL
+from tests.scenarios.plan.planning import SMALL
 
 ROOT = Path(__file__).parents[2]
 FILES = ["candidates.parquet", "plan.json", "report.html", "scenario.yaml"]

@@ -13,7 +13,7 @@ import pytest
 
 import orcast as package
 from orcast.sweep_cli import HERE, with_ray_address
-from reports.sweep_folder import check_target
+from reports.sweep.folder import check_target
 from scenarios.errors import InputError
 from tests.orcast.command_line import orcast, refusal
 

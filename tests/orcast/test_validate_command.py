@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="needs torch (extra gpu)")
 pytest.importorskip("triton", reason="needs triton (extra gpu)")
 
-from reports.validation_table import drift
+from reports.calibration.validation_table import drift
 from tests.orcast.command_line import Outcome, orcast
 from tests.reports.browser import CHROMIUM, Browser
 

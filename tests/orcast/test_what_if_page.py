@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from orcast.cli import app as command_line
 from orcast.ui_cli import question, what_if
-from reports.what_if_page import HOST
-from reports.what_if_page import values_at as positions_to_values
+from reports.what_if.page import HOST
+from reports.what_if.page import values_at as positions_to_values
 from scenarios.errors import InputError
 from tests.orcast.command_line import refusal
 from tests.reports.browser import CHROMIUM, Browser

@@ -16,8 +16,8 @@ from sim.records import Records
 from sim.request import Request
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
+from tests.sim.cluster.test_cluster import group, serve
 from tests.sim.serving import POLICIES, assert_same_records, engines, run, workloads
-from tests.sim.test_cluster import group, serve
 
 CLASSES = ("chat", "batch", "eval")
 GIVEN = {

@@ -11,7 +11,7 @@ from calibrate.engine.assembly import engine
 from calibrate.engine.engine import Clock
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
-from tests.calibrate.tiny_model import CONFIG, all_logits, drawn_workload
+from tests.calibrate.engine.tiny_model import CONFIG, all_logits, drawn_workload
 
 SMALL = replace(CONFIG, hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, vocab_size=61)
 # policy, KV blocks (few enough for preemptions), further settings

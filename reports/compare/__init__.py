@@ -1,0 +1,4 @@
+"""A forecast beside a measurement or another forecast.
+
+May import: reports.export and all that lies below.
+"""

@@ -1,0 +1,4 @@
+"""The page, folder and table of a plan.
+
+May import: reports.run, reports.page.
+"""

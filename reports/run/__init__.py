@@ -1,0 +1,4 @@
+"""The report of one run, its folder, its table on the terminal.
+
+May import: reports.page.
+"""

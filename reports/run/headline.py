@@ -1,0 +1,196 @@
+"""The top of a run's report: what was run, what came out, what to beware of, in words."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from reports.page.page import Card, cards, escape, warning_box
+from reports.page.quantity import count, figure_of, milliseconds, percent, plain, seconds
+from reports.page.records import Latencies, RunRecords
+from reports.run.latency_figures import METRICS
+from reports.run.saturation import saturation_warning
+from reports.run.service_levels import ServiceLevels
+
+
+def headline(
+    records: RunRecords,
+    latencies: Latencies,
+    *,
+    scenario: Mapping[str, Any],
+    summary: Mapping[str, Any],
+) -> str:
+    """Title, verdict, warnings and headline figures as HTML."""
+    levels = ServiceLevels.of(scenario)
+    kind = "Run of the engine" if summary.get("mode") == "engine" else "Forecast of a run"
+    return (
+        f'<header class="top"><p class="kind">{kind}</p>'
+        f"<h1>{escape(scenario_name(scenario))}</h1>"
+        f'<p class="setting">{escape(_setting(scenario, summary))}</p>'
+        f'<p class="verdict">{_verdict(records, latencies, levels, summary)}</p></header>'
+        + warning_box([*report_warnings(summary), *_saturation(records, scenario)])
+        + cards(list(_cards(records, latencies, levels, summary)))
+    )
+
+
+def scenario_name(scenario: Mapping[str, Any]) -> str:
+    return str(scenario.get("name") or "unnamed scenario")
+
+
+def report_warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader must know first: unmeasured latency, the run's own warnings, rejections."""
+    said = [str(warning) for warning in summary.get("warnings") or ()]
+    latency = _part(summary, "latency")
+    found = []
+    if not latency.get("measured", False) and not any("not measured" in text for text in said):
+        source = str(latency.get("source") or "of unknown origin")
+        kind = "analytic roofline" if source == "roofline" else source
+        found.append(
+            f"Iteration times are {kind}, not measured: trust the differences between settings "
+            "more than the absolute times."
+        )
+    found += said
+    rejected = figure_of(summary, "rejected") or 0
+    if rejected and not any("reject" in text.lower() for text in said):
+        asked = rejected + (figure_of(summary, "completed") or 0)
+        found.append(
+            f"{count(rejected)} of {count(asked)} requests were rejected; latencies and throughput "
+            "leave them out."
+        )
+    return found
+
+
+def _saturation(records: RunRecords, scenario: Mapping[str, Any]) -> list[str]:
+    closed = _part(scenario, "workload").get("max_concurrency") is not None
+    found = saturation_warning(records.requests, records.preemptions, closed_loop=closed)
+    return [] if found is None else [found]
+
+
+def _part(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = mapping.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _setting(scenario: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Model, hardware, policy and size of the run in one line."""
+    hardware, engine = _part(scenario, "hardware"), _part(scenario, "engine")
+    replicas = figure_of(_part(scenario, "cluster"), "replicas") or 1
+    gpus = figure_of(_part(hardware, "sequence_parallel"), "degree") or 1
+    for degree in ("tensor_parallel", "pipeline_parallel", "expert_parallel"):
+        gpus *= figure_of(hardware, degree) or 1
+    each = f"{count(gpus)} × " * (gpus > 1) + str(hardware.get("gpu") or "")
+    if replicas > 1:
+        some = f"{count(replicas)} replicas"
+        if _part(_part(scenario, "cluster"), "autoscaling"):
+            some = _up_to(summary, replicas) + some
+        each = f"{some} of {each}"
+    parts = [
+        str(scenario.get("model") or ""),
+        each,
+        f"{engine['scheduler']} scheduler" if engine.get("scheduler") else "",
+        f"{count(figure_of(summary, 'iterations'))} iterations" if "iterations" in summary else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _up_to(summary: Mapping[str, Any], replicas: float) -> str:
+    """How many replicas an autoscaler ever had up at once, where it was not all of them."""
+    steps = _part(summary, "cluster").get("replicas_over_time") or ()
+    most = max((int(number) for _, number in steps), default=0)
+    return f"up to {most} of " if 0 < most < replicas else ""
+
+
+def _verdict(
+    records: RunRecords, latencies: Latencies, levels: ServiceLevels, summary: Mapping[str, Any]
+) -> str:
+    """The run in a sentence or two; HTML."""
+    asked, completed = len(records.requests["request"]), figure_of(summary, "completed")
+    done = latencies.e2e_s.size if completed is None else completed
+    text = (
+        f"{count(done)} of {count(asked)} requests completed in "
+        f"{seconds(figure_of(summary, 'duration'))}."
+    )
+    if not done:
+        return '<span class="bad">No request completed.</span>'
+    judged = []
+    for metric, (short, _, _) in METRICS.items():
+        judgement = levels.judge(latencies, metric, summary)
+        if judgement is not None:
+            tone, word = ("good", "meets") if judgement.met else ("bad", "misses")
+            judged.append(
+                f"{percent(judgement.within)} have {short} within "
+                f'{milliseconds(judgement.limit_ms)}, which <span class="{tone}">{word}</span> '
+                f"the SLO of {plain(judgement.percentile)}\u00a0%"
+            )
+    return text + (f" {'; '.join(judged)}." if judged else "")
+
+
+def _cards(
+    records: RunRecords, latencies: Latencies, levels: ServiceLevels, summary: Mapping[str, Any]
+) -> Iterator[Card]:
+    number = {key: figure_of(summary, key) for key in summary}
+    rejected = number.get("rejected") or 0
+    yield Card(
+        "Requests completed",
+        count(number.get("completed")),
+        *(("", f"{count(rejected)} rejected", "bad") if rejected else ("none rejected",)),
+    )
+    wall_s = number.get("wall_s")
+    yield Card(
+        "Duration",
+        seconds(number.get("duration")),
+        f"simulated in {seconds(wall_s)}" if wall_s else "",
+    )
+    total = number.get("total_token_throughput")
+    yield Card(
+        "Output throughput",
+        f"{_rate(number.get('output_throughput'))} tokens/s",
+        f"{_rate(total)} with prompts" if total else "",
+    )
+    rate, goodput = number.get("request_throughput"), number.get("request_goodput")
+    yield Card("Request throughput", f"{_rate(rate)} req/s")
+    if levels.limits_ms:
+        share = f"{percent(goodput / rate)} within SLO" if goodput is not None and rate else ""
+        yield Card("Goodput", f"{_rate(goodput)} req/s", share)
+    for metric, (short, _, _) in METRICS.items():
+        judgement = levels.judge(latencies, metric, summary)
+        note = f"mean {milliseconds(number.get(f'mean_{metric}_ms'))}"
+        value = milliseconds(number.get(f"p99_{metric}_ms"))
+        if judgement is None:
+            yield Card(f"{short}, p99", value, note)
+        else:
+            within = f"{percent(judgement.within)} within {milliseconds(judgement.limit_ms)}"
+            tone = "good" if judgement.met else "bad"
+            yield Card(f"{short}, p99", value, note, within, tone)
+    yield from _speculation(_part(summary, "speculation"))
+    useful = number.get("kv_useful")
+    yield Card(
+        "KV utilisation",
+        percent(number.get("kv_utilization")),
+        "of all slots hold a token" if useful is None else f"{percent(useful)} of what is taken",
+    )
+    hits, saved = number.get("prefix_cache_hit_rate"), number.get("kv_saved_by_sharing")
+    if hits:
+        yield Card("Prefix cache hits", percent(hits), "of prompt tokens were not computed")
+    if saved:
+        yield Card("KV saved by sharing", percent(saved), "of what each would hold on its own")
+    preempted = number.get("preemptions")
+    if preempted is None:
+        preempted = float(np.sum(records.requests["preemptions"]))
+    yield Card("Preemptions", count(preempted))
+
+
+def _speculation(figures: Mapping[str, Any]) -> Iterator[Card]:
+    """What speculative decoding brought, where there was any."""
+    if not figures:
+        return
+    yield Card(
+        "Tokens per step",
+        plain(figure_of(figures, "tokens_per_step")),
+        f"{plain(figure_of(figures, 'expected_tokens_per_step'))} expected",
+        f"{percent(figure_of(figures, 'draft_share'))} of the time is drafting",
+    )
+
+
+def _rate(value: float | None) -> str:
+    return count(value) if value is not None and value >= 1000 else plain(value)

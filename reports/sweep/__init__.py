@@ -1,0 +1,4 @@
+"""The page, folder and table of a sweep.
+
+May import: reports.run, reports.page.
+"""

@@ -1,0 +1,4 @@
+"""The local page that answers while one turns the knobs.
+
+May import: reports.run, reports.page.
+"""
