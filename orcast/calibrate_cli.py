@@ -17,7 +17,7 @@ from scenarios.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from calibrate.measure.calibration import Progress
-    from scenarios.schema.schema import Scenario
+    from scenarios.schema.scenario import Scenario
     from sim.latency.table_data import LatencyTable
     from sim.model.hardware import Gpu
     from sim.model.spec import ModelSpec

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from reports.what_if.page import Ask
     from scenarios.schema.knobs import Knob
-    from scenarios.schema.schema import Scenario
+    from scenarios.schema.scenario import Scenario
 
 
 def ui(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kernels.transformer import Transformer
     from scenarios.forecast.deployment import Deployment
     from scenarios.forecast.forecast import Forecast
-    from scenarios.schema.schema import Scenario
+    from scenarios.schema.scenario import Scenario
     from sim.latency.table_data import LatencyTable
 
 MARKER = "validation.json"
@@ -127,8 +127,8 @@ def question_of(
     from scenarios import library
     from scenarios.forecast.deployment import deploy
     from scenarios.forecast.latency_source import parallelism_of
+    from scenarios.schema.latency import Latency
     from scenarios.schema.load import load_scenario
-    from scenarios.schema.schema import Latency
 
     scenario, origin = load_scenario(name, overrides)
     for key, refused, why in (
@@ -263,7 +263,7 @@ def ask_engine(
     from calibrate.recordings.replay import replay
     from calibrate.recordings.validation import EngineRun, Validation
     from scenarios.forecast.forecast import forecast
-    from scenarios.schema.schema import Latency
+    from scenarios.schema.latency import Latency
     from sim.latency.table_folder import read_table
 
     scenario, deployment = question.scenario, question.deployment

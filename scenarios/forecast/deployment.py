@@ -23,8 +23,10 @@ from scenarios.forecast.unused_settings import (
     unused_knobs,
     without_effect_on_time,
 )
-from scenarios.schema import schema
-from scenarios.schema.schema import Scenario
+from scenarios.schema.cluster import ReplicaGroup as ReplicaGroupSection
+from scenarios.schema.engine import Engine
+from scenarios.schema.scenario import Scenario
+from scenarios.schema.workload import Workload as WorkloadSection
 from sim.cluster.plan import ReplicaGroup
 from sim.kv.memory import MemoryBudget, memory_budget
 from sim.latency.overlapped import OverlappedLatency
@@ -65,7 +67,7 @@ class Deployment:
         return group
 
 
-Drawer = Callable[[schema.Workload, schema.Engine, Path | None], Workload]
+Drawer = Callable[[WorkloadSection, Engine, Path | None], Workload]
 
 
 def deploy(
@@ -274,12 +276,12 @@ def _refuse_unlike_groups(
 
 def group_scenarios(
     scenario: Scenario, source: str = "scenario"
-) -> Iterator[tuple[schema.ReplicaGroup, Scenario, str]]:
+) -> Iterator[tuple[ReplicaGroupSection, Scenario, str]]:
     """Each group of the cluster, the scenario as it is for this group, and where it was given."""
     from scenarios.schema.load import parse_scenario
 
     cluster = scenario.cluster
-    given = cluster.groups or [schema.ReplicaGroup(replicas=cluster.replicas)]
+    given = cluster.groups or [ReplicaGroupSection(replicas=cluster.replicas)]
     for number, group in enumerate(given):
         content = scenario.model_dump(exclude_defaults=True)
         content["cluster"] = {}
@@ -326,7 +328,7 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
     )
 
 
-def _engine_config(engine: schema.Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
+def _engine_config(engine: Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
     swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from scenarios import library
-from scenarios.schema import schema
+from scenarios.schema.hardware import Experts
 from sim.model.expert_routing import ExpertRouting
 from sim.model.spec import ModelSpec, MoeSpec
 
 
 def expert_routing(
-    given: schema.Experts | None, model: ModelSpec, *, beside: Path | None = None
+    given: Experts | None, model: ModelSpec, *, beside: Path | None = None
 ) -> ExpertRouting | None:
     """The routing a scenario describes; None without experts. ValueError where it cannot be."""
     if model.moe is None:

@@ -15,7 +15,7 @@ from scenarios.errors import InputError
 from scenarios.forecast.deployment import Deployment, Drawer, deploy
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.engine.block_history import BlockRecorder
 from sim.engine.simulation import simulate

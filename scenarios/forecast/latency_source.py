@@ -9,8 +9,11 @@ from typing import Any
 
 from scenarios import library
 from scenarios.forecast.expert_counts import expert_routing
-from scenarios.schema import schema
-from scenarios.schema.schema import Scenario
+from scenarios.schema.engine import Engine
+from scenarios.schema.hardware import Hardware
+from scenarios.schema.latency import HostOverhead as HostOverheadSection
+from scenarios.schema.latency import Latency
+from scenarios.schema.scenario import Scenario
 from sim.kv.memory import MemoryBudget
 from sim.latency.pipeline import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
@@ -25,7 +28,7 @@ from sim.model.spec import ModelSpec
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
 
 
-def parallelism_of(hardware: schema.Hardware) -> Parallelism:
+def parallelism_of(hardware: Hardware) -> Parallelism:
     """All the degrees of one engine."""
     sequence = hardware.sequence_parallel
     return Parallelism(
@@ -118,7 +121,7 @@ def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> Non
         )
 
 
-def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: schema.Engine) -> None:
+def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: Engine) -> None:
     """Times of 16-bit products say nothing of quantised ones, nor the other way round."""
     measured = str(table.meta["dtype"])
     kind = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}.get(measured, measured)
@@ -130,7 +133,7 @@ def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: schema.
         )
 
 
-def _capture_sizes(engine: schema.Engine, table: LatencyTable) -> tuple[int, ...]:
+def _capture_sizes(engine: Engine, table: LatencyTable) -> tuple[int, ...]:
     """The scenario's, else those of the engine the table was measured for."""
     sizes = engine.cudagraph_capture_sizes
     if sizes is None:
@@ -138,7 +141,7 @@ def _capture_sizes(engine: schema.Engine, table: LatencyTable) -> tuple[int, ...
     return tuple(sorted(sizes))
 
 
-def _launch_s(latency: schema.Latency, table: LatencyTable) -> float:
+def _launch_s(latency: Latency, table: LatencyTable) -> float:
     """What launching a batch kernel by kernel takes; zero where that is not asked for."""
     if latency.launch != "eager" or table.meta.get("launch") == "eager":
         return 0.0  # eager times have their launches in them
@@ -148,7 +151,7 @@ def _launch_s(latency: schema.Latency, table: LatencyTable) -> float:
     return float(launch_us) / 1e6
 
 
-def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> HostOverhead | None:
+def _host_overhead(given: HostOverheadSection | None, table: LatencyTable) -> HostOverhead | None:
     """The scenario's value, else the measured one (None: a part); never silently zero."""
     if given is not None:
         return HostOverhead(
@@ -167,7 +170,7 @@ def _host_overhead(given: schema.HostOverhead | None, table: LatencyTable) -> Ho
     )
 
 
-def _interconnect(hardware: schema.Hardware, gpu: Gpu) -> Interconnect:
+def _interconnect(hardware: Hardware, gpu: Gpu) -> Interconnect:
     links = gpu.interconnect
     near, far = hardware.link, hardware.inter_node_link
     if near is not None:

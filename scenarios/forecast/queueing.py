@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.schema.schema import Engine, Workload
+from scenarios.schema.engine import Engine
+from scenarios.schema.workload import Workload
 from sim.metrics import request_times_s
 from sim.queues import QueueRules
 

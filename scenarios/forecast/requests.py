@@ -9,7 +9,9 @@ import numpy as np
 
 from scenarios import library
 from scenarios.forecast.sharing import draw_conversations, draw_samples
-from scenarios.schema import schema
+from scenarios.schema.engine import Engine
+from scenarios.schema.workload import Arrivals, LengthPair, Lengths, RequestClass
+from scenarios.schema.workload import Workload as WorkloadSection
 from sim.workload import Workload, arrivals, lengths, read_trace
 from sim.workload.labels import drawn_labels
 from sim.workload.sessions import shared_prefixes
@@ -18,7 +20,7 @@ LATEST_ARRIVAL_S = 1e9  # thirty years; float64 resolves 0.1 us there
 
 
 def draw_workload(
-    workload: schema.Workload, engine: schema.Engine, beside: Path | None = None
+    workload: WorkloadSection, engine: Engine, beside: Path | None = None
 ) -> Workload:
     """The requests of a scenario: read from its trace, or drawn with its seed.
 
@@ -101,7 +103,7 @@ def draw_workload(
     )
 
 
-def _arrivals(given: schema.Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:
+def _arrivals(given: Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:
     if given.process == "all_at_once":
         return arrivals.all_at_once(count)
     assert given.request_rate is not None
@@ -114,7 +116,7 @@ def _arrivals(given: schema.Arrivals, count: int, rng: np.random.Generator) -> n
 
 
 def _further_lengths(
-    workload: schema.Workload, outputs: np.ndarray, count: int, rng: np.random.Generator
+    workload: WorkloadSection, outputs: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Lengths of further samples: of the outputs' distribution, or of the trace's outputs."""
     if workload.lengths is None or workload.lengths.in_order:
@@ -122,10 +124,8 @@ def _further_lengths(
     return _lengths("output", workload.lengths, count, rng)
 
 
-def _lengths(
-    which: str, pair: schema.LengthPair, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    given: schema.Lengths = getattr(pair, which)
+def _lengths(which: str, pair: LengthPair, count: int, rng: np.random.Generator) -> np.ndarray:
+    given: Lengths = getattr(pair, which)
     if given.distribution == "fixed":
         assert given.tokens
         return lengths.fixed(count, given.tokens)
@@ -150,7 +150,7 @@ def _lengths(
 
 
 def _mixed_lengths(
-    classes: Mapping[str, schema.RequestClass],
+    classes: Mapping[str, RequestClass],
     labels: list[str],
     prompt_rng: np.random.Generator,
     output_rng: np.random.Generator,

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from scenarios.schema import schema
+from scenarios.schema.engine import Engine
+from scenarios.schema.scenario import Scenario
+from scenarios.schema.workload import Workload
 from sim.kv.memory import MemoryBudget
 from sim.latency.block_moves import BlockMoves
 from sim.latency.protocol import LatencyModel
@@ -24,7 +26,7 @@ Lengths = Callable[[int], NDArray[np.int64]]  # so many lengths of the workload'
 
 
 def draw_samples(
-    workload: schema.Workload,
+    workload: Workload,
     outputs: NDArray[np.int64],
     more: Lengths,
     rng: np.random.Generator,
@@ -52,7 +54,7 @@ def draw_samples(
 
 
 def draw_conversations(
-    workload: schema.Workload,
+    workload: Workload,
     session_arrivals: Callable[[int], NDArray[np.float64]],
     user_tokens: NDArray[np.int64],
     reply_tokens: NDArray[np.int64],
@@ -80,7 +82,7 @@ def draw_conversations(
     )
 
 
-def host_blocks(engine: schema.Engine, bytes_per_block: int) -> tuple[int, int]:
+def host_blocks(engine: Engine, bytes_per_block: int) -> tuple[int, int]:
     """Blocks of host memory for swapping and for offloading. ValueError where not one fits."""
     blocks = {}
     for name in ("swap_space_gib", "kv_offloading_size_gib"):
@@ -96,7 +98,7 @@ def host_blocks(engine: schema.Engine, bytes_per_block: int) -> tuple[int, int]:
 
 
 def with_block_moves(
-    latency: LatencyModel, scenario: schema.Scenario, memory: MemoryBudget, gpu: Gpu
+    latency: LatencyModel, scenario: Scenario, memory: MemoryBudget, gpu: Gpu
 ) -> LatencyModel:
     """`latency` with what copying and swapping blocks costs, where the scenario can do either."""
     workload, given = scenario.workload, scenario.latency

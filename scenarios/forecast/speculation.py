@@ -12,8 +12,8 @@ import numpy as np
 
 from scenarios import library
 from scenarios.errors import InputError
-from scenarios.schema import schema
-from scenarios.schema.schema import Scenario
+from scenarios.schema.latency import HostOverhead
+from scenarios.schema.scenario import Scenario
 from scenarios.schema.speculation import Speculation as Given
 from sim.kv.memory import MemoryBudget
 from sim.latency.protocol import LatencyModel
@@ -194,7 +194,7 @@ class Speculator:
         """The target's scenario with the draft's share of host and GPUs, and its own table."""
         latency = scenario.latency
         changed: dict[str, Any] = {
-            "host_overhead": schema.HostOverhead(per_iteration_us=host_s * 1e6),
+            "host_overhead": HostOverhead(per_iteration_us=host_s * 1e6),
         }
         if self.given.draft_table is not None:
             changed |= {"source": "table", "table": self.given.draft_table}

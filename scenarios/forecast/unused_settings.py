@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from scenarios.forecast.latency_source import parallelism_of
-from scenarios.schema import schema
-from scenarios.schema.schema import Scenario
+from scenarios.schema.engine import Engine
+from scenarios.schema.scenario import Scenario
 from sim.cluster.plan import ReplicaGroup
 from sim.latency.protocol import LatencyModel
 from sim.latency.table import TableLatency
@@ -28,7 +28,7 @@ _KNOBS = {  # knob -> the schedulers it means something to
 def unused_knobs(scenario: Scenario) -> list[str]:
     """A note for every knob that was turned from its default and that this policy does not have."""
     engine = scenario.engine
-    defaults = schema.Engine(scheduler=engine.scheduler)
+    defaults = Engine(scheduler=engine.scheduler)
     notes = [
         f"engine.{knob} has no effect under scheduler {engine.scheduler} "
         f"(it belongs to {', '.join(sorted(schedulers))})"

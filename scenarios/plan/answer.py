@@ -11,7 +11,7 @@ from scenarios.plan.candidates import Candidate
 from scenarios.plan.exploration import Exploration, Task, Trial
 from scenarios.plan.target import Target, replicas_for
 from scenarios.schema.plan import Plan
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 
 DECIDED_BY_INTERVAL = 1.5  # times the replicas that the estimate asks for
 

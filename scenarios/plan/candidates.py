@@ -10,9 +10,10 @@ from typing import Any
 
 from scenarios import library
 from scenarios.errors import InputError, did_you_mean
-from scenarios.schema import schema
+from scenarios.schema.engine import Engine
+from scenarios.schema.hardware import Hardware
 from scenarios.schema.load import parse_scenario
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from scenarios.schema.section import Section
 
 MOST = 2000  # candidates; more is a slip
@@ -44,8 +45,8 @@ def candidates_of(scenario: Scenario, *, origin: Path | None = None) -> list[Can
         if name not in prices:
             raise InputError(f"{where}.gpus: unknown GPU {name!r}; {did_you_mean(name, prices)}")
     layouts: list[dict[str, int]] = wanted.layouts or [{}]
-    _check_keys(layouts, schema.Hardware, f"{where}.layouts")
-    _check_keys([wanted.engine], schema.Engine, f"{where}.engine")
+    _check_keys(layouts, Hardware, f"{where}.layouts")
+    _check_keys([wanted.engine], Engine, f"{where}.engine")
     knobs = list(wanted.engine)
     combinations = list(product(gpus, layouts, *wanted.engine.values()))
     if len(combinations) > MOST:

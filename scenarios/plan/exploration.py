@@ -20,7 +20,8 @@ from scenarios.plan.probe import Probe, Sample, Saturation, pooled, run_sample, 
 from scenarios.plan.replications import Replications
 from scenarios.plan.target import Target
 from scenarios.schema.plan import Plan
-from scenarios.schema.schema import Scenario, Workload
+from scenarios.schema.scenario import Scenario
+from scenarios.schema.workload import Workload
 from scenarios.sweep.processes import check_stop
 
 SURVEYED = 2000  # requests that the bounds are computed from

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import InputError, did_you_mean
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from sim.metrics import request_times_s
 
 SHORT = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2E"}

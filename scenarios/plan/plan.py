@@ -23,7 +23,7 @@ from scenarios.plan.objectives import objectives_of
 from scenarios.plan.replications import Replications
 from scenarios.plan.target import Target, following_share, replicas_for, target_of
 from scenarios.schema.plan import Load, Plan
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from scenarios.sweep.processes import run_tasks
 
 MOST_CHECKED = 50_000  # requests of one run of the chosen fleet

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from scenarios.errors import InputError
 from scenarios.forecast.requests import draw_workload
-from scenarios.schema import schema
+from scenarios.schema.engine import Engine
+from scenarios.schema.workload import LengthPair, Lengths
+from scenarios.schema.workload import Workload as WorkloadSection
 from sim.workload import Workload
 
 FEWEST = 100  # requests; a percentile of fewer says nothing
@@ -25,8 +27,8 @@ FEWEST = 100  # requests; a percentile of fewer says nothing
 class Replications:
     """Independent runs of a scenario's workload at a mean rate of one request per second."""
 
-    workload: schema.Workload
-    engine: schema.Engine
+    workload: WorkloadSection
+    engine: Engine
     origin: Path | None
     seeds: int
 
@@ -56,7 +58,7 @@ class Replications:
         return None if self.workload.trace is None else self._trace_requests() // self.seeds
 
     @property
-    def _recorded(self) -> schema.Workload:
+    def _recorded(self) -> WorkloadSection:
         """The trace as it was recorded, whichever arrivals the scenario puts in their place."""
         return self.workload.model_copy(update={"arrivals": None, "time_scale": 1.0})
 
@@ -67,10 +69,10 @@ class Replications:
         """Times in s of `count` arrivals of the scenario's process, one per second in the mean."""
         process = self.workload.arrivals
         assert process is not None
-        one = schema.Lengths(distribution="fixed", tokens=1)
-        drawn = schema.Workload(
+        one = Lengths(distribution="fixed", tokens=1)
+        drawn = WorkloadSection(
             arrivals=process.model_copy(update={"request_rate": 1.0}),
-            lengths=schema.LengthPair(prompt=one, output=one),
+            lengths=LengthPair(prompt=one, output=one),
             num_requests=count,
             seed=self.workload.seed + seed,
         )
@@ -110,8 +112,8 @@ class Replications:
 
 @lru_cache(maxsize=64)
 def _cached(workload_json: str, engine_json: str, origin: Path | None) -> Workload:
-    workload = schema.Workload.model_validate_json(workload_json)
-    engine = schema.Engine.model_validate_json(engine_json)
+    workload = WorkloadSection.model_validate_json(workload_json)
+    engine = Engine.model_validate_json(engine_json)
     try:
         return draw_workload(workload, engine, beside=None if origin is None else origin.parent)
     except InputError:
@@ -120,7 +122,7 @@ def _cached(workload_json: str, engine_json: str, origin: Path | None) -> Worklo
         raise InputError(f"{origin or 'scenario'}: workload: {error}") from None
 
 
-def _drawn(workload: schema.Workload, engine: schema.Engine, origin: Path | None) -> Workload:
+def _drawn(workload: WorkloadSection, engine: Engine, origin: Path | None) -> Workload:
     """Drawn once in this process; of the engine only its prefix caching matters."""
-    plain = schema.Engine(enable_prefix_caching=engine.enable_prefix_caching)
+    plain = Engine(enable_prefix_caching=engine.enable_prefix_caching)
     return _cached(workload.model_dump_json(), plain.model_dump_json(), origin)

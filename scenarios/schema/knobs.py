@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from scenarios import library
-from scenarios.schema.schema import Engine, Scenario
+from scenarios.schema.engine import Engine
+from scenarios.schema.scenario import Scenario
 
 LOAD, ENGINE, HARDWARE, SLO = "Load", "Engine", "Model and hardware", "Service levels"
 

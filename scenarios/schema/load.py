@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from scenarios.errors import InputError, did_you_mean
 from scenarios.library import Loader, PlainNumberError, read_yaml, scenario_path
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
 
 Parsed = TypeVar("Parsed", bound=BaseModel)

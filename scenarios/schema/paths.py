@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from scenarios.errors import InputError
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 
 _NO_SETTING = {
     "name": "it changes no answer",

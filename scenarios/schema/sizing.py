@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scenarios.schema.schema import Engine, Latency, LengthPair, Lengths, Slo
+from scenarios.schema.engine import Engine
+from scenarios.schema.latency import Latency
+from scenarios.schema.scenario import Slo
 from scenarios.schema.section import Count, Fraction, Section
+from scenarios.schema.workload import LengthPair, Lengths
 
 Flops = Annotated[float, Field(gt=0, le=1e32, allow_inf_nan=False)]
 Usd = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]

@@ -21,7 +21,7 @@ from scenarios.forecast.latency_source import Composer
 from scenarios.plan.candidates import Candidate, candidates_of
 from scenarios.plan.exploration import Exploration, Task, explore
 from scenarios.plan.target import Target
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from scenarios.schema.sizing import Serving
 from scenarios.sizing.serving_floor import floors
 from scenarios.sizing.serving_plan import (

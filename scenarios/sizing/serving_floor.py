@@ -17,7 +17,8 @@ from scenarios.forecast.forecast import forecast
 from scenarios.forecast.latency_source import Composer
 from scenarios.plan.candidates import Candidate
 from scenarios.plan.exploration import undeployable
-from scenarios.schema.schema import Arrivals, LengthPair, Scenario
+from scenarios.schema.scenario import Scenario
+from scenarios.schema.workload import Arrivals, LengthPair
 from scenarios.sizing.serving_price import RuledOut, ServingCost
 
 

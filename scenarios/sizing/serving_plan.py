@@ -9,9 +9,10 @@ from typing import Any
 from scenarios import library
 from scenarios.plan.objectives import Objective, objectives_of
 from scenarios.plan.replications import Replications
+from scenarios.schema.hardware import Hardware
 from scenarios.schema.load import parse_scenario
 from scenarios.schema.plan import Plan
-from scenarios.schema.schema import Hardware, Scenario
+from scenarios.schema.scenario import Scenario
 from scenarios.schema.sizing import Serving
 from scenarios.sizing.serving_price import ServingCost
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from scenarios import library
-from scenarios.schema.schema import Engine
+from scenarios.schema.engine import Engine
 from scenarios.schema.sizing import Training
 from scenarios.sizing.model_anatomy import forward_flops_per_token, parameter_split
 from scenarios.sizing.training import (

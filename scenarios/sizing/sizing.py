@@ -16,7 +16,7 @@ from typing import Any
 from scenarios import library
 from scenarios.errors import InputError
 from scenarios.forecast.latency_source import Composer
-from scenarios.schema.schema import Engine
+from scenarios.schema.engine import Engine
 from scenarios.schema.sizing import Law, Sizing
 from scenarios.sizing.candidates import Candidate, Maker, counted_by
 from scenarios.sizing.curves import all_laws, iso_flop_curves, optimum_figures

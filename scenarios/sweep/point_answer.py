@@ -14,8 +14,9 @@ from scenarios.errors import InputError
 from scenarios.forecast.forecast import forecast
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.requests import draw_workload
-from scenarios.schema import schema
-from scenarios.schema.schema import Scenario
+from scenarios.schema.engine import Engine
+from scenarios.schema.scenario import Scenario
+from scenarios.schema.workload import Workload as WorkloadSection
 from sim.latency.table_data import LatencyTable
 from sim.model.hardware import Gpu
 from sim.model.spec import ModelSpec
@@ -73,7 +74,7 @@ def flat(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 # -- what points have in common -----------------------------------------------------------------
 
 
-def _shared_draw(workload: schema.Workload, engine: schema.Engine, beside: Path | None) -> Workload:
+def _shared_draw(workload: WorkloadSection, engine: Engine, beside: Path | None) -> Workload:
     """`draw_workload`, once for all points of a process that ask for the same requests."""
     return _drawn(workload.model_dump_json(), engine.enable_prefix_caching, beside)
 
@@ -81,9 +82,9 @@ def _shared_draw(workload: schema.Workload, engine: schema.Engine, beside: Path 
 @lru_cache(maxsize=32)
 def _drawn(workload_json: str, enable_prefix_caching: bool, beside: Path | None) -> Workload:
     # Whatever else of the engine were looked at would be an AttributeError, not a stale answer.
-    engine = cast(schema.Engine, SimpleNamespace(enable_prefix_caching=enable_prefix_caching))
+    engine = cast(Engine, SimpleNamespace(enable_prefix_caching=enable_prefix_caching))
     # From Python's values, not from JSON: strict fields tell the two apart.
-    workload = schema.Workload.model_validate(json.loads(workload_json))
+    workload = WorkloadSection.model_validate(json.loads(workload_json))
     return draw_workload(workload, engine, beside)
 
 

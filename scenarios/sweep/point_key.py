@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from scenarios import library
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 
 
 def point_key(scenario: Scenario, *, beside: Path | None) -> str:

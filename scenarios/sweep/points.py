@@ -15,7 +15,7 @@ import numpy as np
 from scenarios import library
 from scenarios.errors import InputError
 from scenarios.schema.load import apply_overrides, parse_scenario, parse_sweep, set_value
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
 from scenarios.sweep.axes import Axis, axes_from_mapping, merged
 

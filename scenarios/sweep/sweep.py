@@ -13,7 +13,7 @@ from typing import Any
 from scenarios.errors import InputError, did_you_mean
 from scenarios.forecast.forecast import forecast
 from scenarios.forecast.latency_source import Composer
-from scenarios.schema.schema import Arrivals, LengthPair, Lengths, Workload
+from scenarios.schema.workload import Arrivals, LengthPair, Lengths, Workload
 from scenarios.sweep.point_answer import Task, flat
 from scenarios.sweep.point_key import point_key
 from scenarios.sweep.point_store import PointStore

@@ -15,7 +15,7 @@ from scenarios.plan.breaking import Bottleneck
 from scenarios.plan.objectives import Objective
 from scenarios.plan.probe import COOL_DOWN, WARM_UP, Sample, Saturation
 from scenarios.schema.load import apply_overrides, parse_scenario
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -16,7 +16,7 @@ from scenarios.plan.objectives import objectives_of
 from scenarios.plan.plan import plan
 from scenarios.plan.probe import pooled, run_sample, run_saturated
 from scenarios.plan.replications import Replications
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from tests.scenarios.plan.planning import small
 from tests.sim.latency.tables import small_table_folder
 

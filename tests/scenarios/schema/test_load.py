@@ -12,7 +12,7 @@ from scenarios.forecast.deployment import deploy
 from scenarios.forecast.forecast import forecast
 from scenarios.forecast.requests import draw_workload
 from scenarios.schema.load import apply_overrides, load_scenario, parse_scenario
-from scenarios.schema.schema import Scenario
+from scenarios.schema.scenario import Scenario
 from sim.workload import Workload
 
 MINIMAL: dict[str, Any] = {

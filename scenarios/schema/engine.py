@@ -1,0 +1,110 @@
+"""The serving engine's knobs, under vLLM's names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from scenarios.schema.section import Count, Fraction, NotNegative, Positive, Section, Tokens
+
+
+def _or_installed(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A built-in policy, or one that an installed package brings."""
+    try:
+        return check(given)
+    except ValidationError:
+        from sim.schedulers.installed import installed_names
+
+        if isinstance(given, str) and given in installed_names():
+            return given
+        raise
+
+
+class Engine(Section):
+    """The serving engine's knobs, under vLLM's names."""
+
+    # one of these, or of a package that brings its own
+    scheduler: Annotated[
+        Literal["static", "dynamic", "orca", "paged", "chunked"], WrapValidator(_or_installed)
+    ] = "chunked"
+    # the queue's order; priorities, deadlines and clients are those of the workload's classes
+    scheduling_policy: Literal[
+        "fcfs", "priority", "earliest_deadline", "shortest_prompt", "shortest_job", "fair"
+    ] = "fcfs"
+    # the host decides the next iteration while the device computes this one
+    async_scheduling: bool = False
+    max_num_waiting: Annotated[int, Field(ge=1, le=2**31)] | None = None  # beyond: refused
+    max_queue_time_s: Positive | None = None  # until the first iteration; beyond: gives up
+    max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = 256
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**22)] = 8192
+    block_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    gpu_memory_utilization: Fraction = 0.9
+    num_gpu_blocks_override: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    max_model_len: Tokens | None = None
+    enable_prefix_caching: bool = True
+    weight_dtype: Literal["auto", "bf16", "fp16", "fp8", "int4"] = "auto"
+    kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"
+    long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
+    preemption: Literal["recompute", "swap"] = "recompute"
+    swap_space_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 4.0
+    # host memory for blocks that the prefix cache gives up, in GiB for each GPU
+    kv_offloading_size_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
+    reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
+    preferred_batch_sizes: list[Count] = Field(default_factory=list)
+    # batches are padded up to these ([]: to none); by default to those of the latency table
+    cudagraph_capture_sizes: list[Count] | None = None
+    max_queue_delay_ms: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _budget_covers_the_batch(self) -> Self:
+        if self.scheduler == "chunked" and self.max_num_seqs > self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
+                f"max_num_seqs {self.max_num_seqs}: every running sequence needs one token"
+            )
+        if self.async_scheduling and self.scheduler in ("static", "dynamic"):
+            raise ValueError(
+                "async_scheduling needs a scheduler that decides every iteration: "
+                f"{self.scheduler} decides once a batch"
+            )
+        if self.async_scheduling and (self.max_queue_time_s or self.max_num_waiting):
+            raise ValueError(
+                "async_scheduling beside max_queue_time_s or max_num_waiting is not modelled: who "
+                "is turned away would be known an iteration late"
+            )
+        if self.scheduling_policy == "fair" and self.scheduler in ("static", "dynamic"):
+            raise ValueError(
+                f"scheduling_policy fair needs a scheduler that admits one by one: "
+                f"{self.scheduler} takes a whole batch"
+            )
+        if (self.num_gpu_blocks_override or 0) * self.block_size >= 2**31:
+            raise ValueError(
+                f"num_gpu_blocks_override {self.num_gpu_blocks_override} of block_size "
+                f"{self.block_size}: the KV cache may hold at most 2^31 - 1 tokens"
+            )
+        if self.scheduler == "paged" and self.preemption == "swap" and not self.swap_space_gib:
+            raise ValueError("preemption swap needs swap_space_gib above 0: there is nowhere to go")
+        if self.kv_offloading_size_gib and not self.enable_prefix_caching:
+            raise ValueError(
+                "kv_offloading_size_gib needs enable_prefix_caching: what is offloaded could not "
+                "be found again"
+            )
+        if self.kv_offloading_size_gib and self.scheduler not in ("paged", "chunked"):
+            raise ValueError(
+                f"kv_offloading_size_gib needs scheduler paged or chunked: {self.scheduler} "
+                "reserves slots and has no prefix cache"
+            )
+        too_large = [n for n in self.preferred_batch_sizes if n > self.max_num_seqs]
+        if too_large:
+            raise ValueError(
+                f"preferred_batch_sizes: {too_large[0]} is above max_num_seqs {self.max_num_seqs}"
+            )
+        return self

@@ -1,0 +1,66 @@
+"""Which GPUs, how a model is spread over them, and which of its experts tokens are sent to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from scenarios.schema.section import NotNegative, Section
+
+
+class Link(Section):
+    """A link between GPUs, per direction, as measured on your machine.
+
+    The α and β of a ring all-reduce over p GPUs: ``2 (p - 1) latency + 2 (p - 1) / p bytes /
+    bandwidth``. Without it the library's datasheet figures are taken, at an assumed efficiency.
+    """
+
+    bandwidth_gb_per_s: Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
+    latency_us: NotNegative
+
+
+class SequenceParallel(Section):
+    """A prompt's tokens split over ranks: exchange heads for tokens, or pass keys and values on."""
+
+    kind: Literal["ulysses", "ring"]
+    degree: Annotated[int, Field(ge=1, le=1024)]
+
+
+class Hardware(Section):
+    """Which GPU, and how a model is spread over several; the degrees multiply.
+
+    ``link`` lies between GPUs of one node of ``gpus_per_node``, ``inter_node_link`` between nodes.
+    """
+
+    gpu: str
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    pipeline_parallel: Annotated[int, Field(ge=1, le=256)] = 1
+    expert_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    sequence_parallel: SequenceParallel | None = None
+    gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8
+    link: Link | None = None
+    inter_node_link: Link | None = None
+
+
+class Experts(Section):
+    """Which experts of a mixture tokens are sent to; without it, every expert is as likely.
+
+    ``counts``: tokens each expert was sent, as a list or in a CSV with the columns expert, tokens
+    and maybe layer. ``placement`` says which experts share a rank of ``expert_parallel``.
+    """
+
+    routing: Literal["uniform", "zipf", "counts"] = "uniform"
+    exponent: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None  # zipf
+    seed: Annotated[int, Field(ge=0)] = 0  # zipf: which expert is how popular
+    counts: str | Annotated[list[NotNegative], Field(min_length=1, max_length=65536)] | None = None
+    placement: Literal["contiguous", "balanced"] = "contiguous"
+
+    @model_validator(mode="after")
+    def _has_its_keys(self) -> Self:
+        for name, routing in {"exponent": "zipf", "counts": "counts"}.items():
+            if (getattr(self, name) is not None) != (self.routing == routing):
+                raise ValueError(f"{name} belongs to routing {routing}, which needs it")
+        if self.placement == "balanced" and self.routing == "uniform":
+            raise ValueError("placement balanced has no meaning where every expert is as likely")
+        return self

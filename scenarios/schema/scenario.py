@@ -1,0 +1,85 @@
+"""The scenario: what a YAML file may say, checked strictly before anything runs."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from scenarios.schema.cluster import Cluster
+from scenarios.schema.engine import Engine
+from scenarios.schema.hardware import Experts, Hardware
+from scenarios.schema.latency import Latency
+from scenarios.schema.plan import Plan
+from scenarios.schema.section import Percentile, Positive, Section
+from scenarios.schema.speculation import Speculation
+from scenarios.schema.sweep import Sweep
+from scenarios.schema.workload import Workload
+
+
+class Slo(Section):
+    """Service-level objective: the share `percentile` of requests keeps each limit."""
+
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    e2el_ms: Positive | None = None
+    percentile: Percentile = 99.0
+
+
+class Scenario(Section):
+    """One question: this load, on this engine, on this hardware."""
+
+    name: str
+    description: str = ""
+    model: str
+    hardware: Hardware
+    experts: Experts | None = None
+    engine: Engine = Engine()
+    latency: Latency = Latency()
+    workload: Workload
+    cluster: Cluster = Cluster()
+    slo: Slo = Slo()
+    speculation: Speculation | None = None
+    sweep: Sweep | None = Field(default=None, exclude=True)  # many runs; a single one ignores it
+    plan: Plan | None = None  # what `orcast plan` is asked; other commands leave it aside
+
+    @model_validator(mode="after")
+    def _samples_can_be_served(self) -> Self:
+        samples, beam = self.workload.samples, self.workload.beam_search
+        if samples is not None:
+            asked, most = "samples.n", samples.most
+        elif beam is not None:
+            asked, most = "beam_search.width", beam.width
+        else:
+            return self
+        if most > self.engine.max_num_seqs:
+            raise ValueError(
+                f"workload.{asked} {most} is above engine.max_num_seqs {self.engine.max_num_seqs}: "
+                "all sequences of a request run together"
+            )
+        if self.engine.scheduler not in ("paged", "chunked"):
+            raise ValueError(
+                f"workload.{asked} needs engine.scheduler paged or chunked: slots that "
+                f"{self.engine.scheduler} reserves for one sequence cannot be shared"
+            )
+        if self.speculation is not None:
+            raise ValueError(f"workload.{asked}: speculation in several samples is not modelled")
+        if any(group.role != "both" for group in self.cluster.groups):
+            raise ValueError(
+                f"workload.{asked}: moving several samples from a prefill to a decode pool is not "
+                "modelled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_move_no_blocks(self) -> Self:
+        asked = {
+            "workload.samples": self.workload.samples,
+            "workload.beam_search": self.workload.beam_search,
+            "engine.kv_offloading_size_gib": self.engine.kv_offloading_size_gib,
+            "latency.swapped_block_us": self.latency.swapped_block_us,
+        }
+        for name, value in asked.items():
+            if value and self.hardware.pipeline_parallel > 1:
+                raise ValueError(f"{name} over pipeline stages is not modelled")
+        return self

@@ -1,0 +1,155 @@
+"""What is asked of the deployment: arrivals, lengths, classes, or a trace."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from scenarios.schema.section import Count, Milliseconds, Positive, Section, Tokens
+from scenarios.schema.sharing import BeamSearch, ParallelSampling, Sessions
+
+
+class Arrivals(Section):
+    """When requests arrive; ``request_rate`` is in requests per second."""
+
+    process: Literal["poisson", "gamma", "constant", "all_at_once"] = "poisson"
+    request_rate: Positive | None = None
+    burstiness: Positive | None = None  # gamma's shape: 1 is Poisson, below 1 burstier
+
+    @model_validator(mode="after")
+    def _has_its_rate(self) -> Self:
+        if (self.process == "all_at_once") == (self.request_rate is not None):
+            raise ValueError(
+                "request_rate is needed"
+                if self.request_rate is None
+                else "request_rate has no meaning when all requests arrive at once"
+            )
+        if (self.process == "gamma") != (self.burstiness is not None):
+            raise ValueError("burstiness belongs to process gamma, which needs it")
+        return self
+
+
+class Lengths(Section):
+    """A distribution of token counts; which keys it needs depends on ``distribution``."""
+
+    distribution: Literal["fixed", "uniform", "lognormal", "empirical"]
+    tokens: Tokens | None = None  # fixed
+    mean: Positive | None = None  # lognormal: either mean or median
+    median: Positive | None = None
+    # lognormal: of the logarithm
+    sigma: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    min: Tokens | None = None  # uniform and lognormal
+    max: Tokens | None = None
+    # empirical: drawn with replacement
+    values: Annotated[list[Tokens], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_its_keys(self) -> Self:
+        needed, optional = {
+            "fixed": ({"tokens"}, set()),
+            "uniform": ({"min", "max"}, set()),
+            "lognormal": ({"sigma"}, {"mean", "median", "min", "max"}),
+            "empirical": ({"values"}, set()),
+        }[self.distribution]
+        given = {
+            name
+            for name in type(self).model_fields
+            if name != "distribution" and getattr(self, name) is not None
+        }
+        if missing := sorted(needed - given):
+            raise ValueError(f"{self.distribution} needs {', '.join(missing)}")
+        if extra := sorted(given - needed - optional):
+            raise ValueError(f"{extra[0]} has no meaning for a {self.distribution} distribution")
+        if self.distribution == "lognormal" and (self.mean is None) == (self.median is None):
+            raise ValueError("lognormal needs either mean or median")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} must be at most max {self.max}")
+        return self
+
+
+class LengthPair(Section):
+    """Tokens of prompts and of outputs, drawn independently, or as listed with ``in_order``."""
+
+    prompt: Lengths
+    output: Lengths
+    in_order: bool = False  # empirical values one by one instead of drawn
+
+
+class RequestClass(Section):
+    """One kind of request in a mixture: its part of the load and its lengths."""
+
+    share: Positive  # in proportion to the other classes' shares
+    lengths: LengthPair
+
+
+class SharedPrefixes(Section):
+    """Each synthetic prompt begins with one of `num_prefixes` system prompts of `tokens` tokens."""
+
+    num_prefixes: Count
+    tokens: Tokens
+
+
+class Workload(Section):
+    """Requests: replayed from a trace, or drawn from arrivals and lengths."""
+
+    trace: str | None = None
+    format: Literal[
+        "auto", "azure", "burstgpt", "mooncake", "sharegpt", "vllm-requests", "vllm-bench"
+    ] = "auto"
+    time_scale: Positive = 1.0  # 0.5: twice the load
+    start: Annotated[int, Field(ge=0)] = 0  # first request of the trace to take
+    stop: Count | None = None  # and the one to stop before
+    arrivals: Arrivals | None = None
+    lengths: LengthPair | None = None
+    classes: Annotated[dict[str, RequestClass], Field(min_length=1)] | None = None
+    class_column: str | None = None  # of a trace: the column or key that names a request's class
+    class_priority: dict[str, int] = Field(default_factory=dict)  # of each class; lower is sooner
+    # of each class, to its first token; for scheduling_policy earliest_deadline
+    class_deadline_ms: dict[str, Milliseconds] = Field(default_factory=dict)
+    num_requests: Count | None = None
+    max_tokens: Tokens | None = None  # the limit clients ask for; default: the true output length
+    max_concurrency: Count | None = None
+    shared_prefixes: SharedPrefixes | None = None
+    sessions: Sessions | None = None
+    samples: ParallelSampling | None = None
+    beam_search: BeamSearch | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.lengths is not None and self.classes is not None:
+            raise ValueError("lengths and classes are both given: keep one of them")
+        lengths, named = self.lengths, "lengths"
+        if self.classes is not None:
+            lengths, named = next(iter(self.classes.values())).lengths, "classes"
+        if self.trace is None and lengths is None:
+            raise ValueError(
+                "no requests: name a trace file (--set workload.trace=FILE) "
+                "or give arrivals, lengths and num_requests"
+            )
+        if self.trace is not None and lengths is not None:
+            raise ValueError(f"trace and {named} are both given: keep one of them")
+        if lengths is not None:
+            if self.arrivals is None:
+                example = "{process: poisson, request_rate: 5}"
+                raise ValueError(f"{named} need arrivals, e.g. {example}")
+            if self.num_requests is None:
+                raise ValueError(f"{named} need num_requests")
+            for name in ("start", "stop", "format", "class_column"):
+                # Its default may be written out: a resolved scenario is a scenario again.
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no meaning without a trace")
+        elif self.num_requests is not None:
+            raise ValueError("num_requests has no meaning with a trace: use start and stop")
+        for name in ("shared_prefixes", "sessions"):
+            if self.trace is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no meaning with a trace")
+        if self.samples is not None and self.beam_search is not None:
+            raise ValueError(
+                "samples and beam_search are both given: a request samples independent answers or "
+                "searches for the best ones; keep one of them"
+            )
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop {self.stop} must be above start {self.start}")
+        return self
