@@ -63,7 +63,9 @@ def run(
     path = library.model_path(model)
     name, config = library.model_name(path), library.model_config(path)
     from calibrate.device.environment import CalibrationError
-    from calibrate.measure.calibration import budget_seconds, calibrate, partial_folder
+    from calibrate.measure.budget import budget_seconds
+    from calibrate.measure.calibration import calibrate
+    from calibrate.measure.target import partial_folder
     from reports.calibration.report import write_calibration_report
 
     try:

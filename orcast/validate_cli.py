@@ -226,7 +226,9 @@ def _fits(table: Path, question: Question) -> bool:
 def _calibrate(question: Question, table: Path, budget: str) -> None:
     """Measure the latency table of the question's model on its device."""
     from calibrate.device.environment import CalibrationError
-    from calibrate.measure.calibration import budget_seconds, calibrate, partial_folder
+    from calibrate.measure.budget import budget_seconds
+    from calibrate.measure.calibration import calibrate
+    from calibrate.measure.target import partial_folder
     from orcast.calibrate_cli import progress_bar
 
     try:

@@ -22,7 +22,9 @@ import numpy as np
 import torch
 
 from calibrate.engine.engine import PHASES, Clock, Engine, Served, out_of_memory
-from calibrate.engine.executor import Launched, Outcome, Prepared, TransformerExecutor
+from calibrate.engine.executor import Outcome
+from calibrate.engine.in_flight import Launched, Prepared
+from calibrate.engine.transformer_executor import TransformerExecutor
 from sim.batch import Batch
 from sim.engine.run_log import check_iteration, collect, note_iteration, waiting_at
 from sim.records import Records

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from calibrate.engine.ahead_engine import AheadEngine
 from calibrate.engine.engine import Clock, Engine
-from calibrate.engine.executor import Sampling, TransformerExecutor
+from calibrate.engine.executor import Sampling
 from calibrate.engine.token_ids import TokenIds
+from calibrate.engine.transformer_executor import TransformerExecutor
 from kernels.transformer import Transformer
 from sim.engine.policy import scheduler_class
 from sim.kv.cache import BlockAllocator

@@ -1,7 +1,7 @@
 """One command measures a device's latency tables: ``orcast calibrate run``.
 
 On a machine that lacks the simulator's dependencies the same is
-``python -m calibrate.measure.calibration --model-config CONFIG.json --out DIR --budget 8m``.
+``python -m calibrate.measure --model-config CONFIG.json --out DIR --budget 8m``.
 
 Three rounds go over all parts, a share of the budget each, so that what drifts over minutes
 (clocks, temperature, other work on the machine) does not end up in one part. Everything measured is
@@ -10,13 +10,8 @@ in ``DIR.partial`` at once; DIR appears when the table is whole.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
-import json
-import re
-import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +30,7 @@ from calibrate.device.environment import (
 )
 from calibrate.device.timer import Timer, measure_ceilings
 from calibrate.device.yardstick import yardstick_us
-from calibrate.engine.executor import CAPTURE_SIZES
+from calibrate.engine.decode_graphs import CAPTURE_SIZES
 from calibrate.measure.batches import Lengths
 from calibrate.measure.breakdown import by_block_size, flash_against_standard, operator_classes
 from calibrate.measure.journal import Journal, writing
@@ -45,6 +40,7 @@ from calibrate.measure.parts import Bench, benches
 from calibrate.measure.random_work import RandomWork
 from calibrate.measure.rig import Limits, Rig
 from calibrate.measure.shared_parts import take_over
+from calibrate.measure.target import check_target, partial_folder, put_in_place
 from calibrate.tables.meta import model_shape
 from kernels.checks import LinearBackend
 from kernels.model_config import ModelConfig
@@ -71,7 +67,6 @@ LAST_SHARE = 0.08  # of the budget, for operator classes and attention's two way
 HELD_OUT = 8  # points of each part that no table holds
 MOST_CACHE_TOKENS = 2**19  # four contexts of 128k, or 512 of 1k
 CPU_LIMITS = Limits(max_tokens=256, max_seqs=32, max_context=512, cache_tokens=16_384)
-TABLE_FILES = ("meta.yaml", "report.html", "whole.csv", "held_out.csv", "png", "svg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +183,7 @@ class _Calibration:
         except (ValueError, KeyError) as error:
             raise CalibrationError(f"{given.name}: the kernels cannot run it: {error}") from None
         self.partial = partial_folder(given.out)
-        _check_target(given.out)
+        check_target(given.out)
         self.timer = Timer(require_device(given.device))
         self.environment = environment(self.timer.device)
         self.limits = given.limits or self._limits()
@@ -415,93 +410,3 @@ class _Calibration:
         points = sum(len(points.takes) for points in self.journal.parts.values())
         elapsed_s = time.monotonic() - self.began_s
         self.progress(Progress(part, points, elapsed_s, self.given.budget_s))
-
-
-def partial_folder(out: Path) -> Path:
-    """Where measurements are kept until the table is whole."""
-    return out.with_name(f"{out.name}.partial")
-
-
-def _check_target(out: Path) -> None:
-    """CalibrationError where ``out`` holds something that must not be replaced."""
-    if out.exists() and not out.is_dir():
-        raise CalibrationError(f"--out {out}: a file is in the way; name a folder")
-    if not out.is_dir():
-        return
-    found = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
-    if found and "meta.yaml" not in found:
-        raise CalibrationError(f"--out {out}: not empty and not a latency table; name another one")
-    strangers = sorted(n for n in found if n not in TABLE_FILES and not n.endswith(".csv"))
-    if strangers:
-        raise CalibrationError(f"--out {out}: holds {strangers[0]}, which would be lost")
-
-
-def put_in_place(partial: Path, out: Path) -> Path:
-    """The finished folder takes its place; an older table of that name goes."""
-    (partial / "journal.jsonl").unlink(missing_ok=True)
-    old = out.with_name(f"{out.name}.old")
-    if out.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-    return out
-
-
-def budget_seconds(text: str) -> float:
-    """``8m``, ``90s``, ``1h`` or plain seconds. Raises ValueError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"--budget {text!r}: expected a time such as 8m, 90s or 480")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The same without the command line's dependencies."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model-config", type=Path, required=True, help="a config.json")
-    parser.add_argument("--name", help="the model's, by default the file's")
-    parser.add_argument("--out", type=Path, required=True, help="the table's folder")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--budget", default="8m", help="such as 8m or 90s")
-    parser.add_argument("--dtype", default="bfloat16", choices=tuple(DTYPES))
-    parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--linear", choices=("triton", "best", "fastest"), help="dense products")
-    parser.add_argument("--gpu", help="the GPU's name in the library, for the record")
-    parser.add_argument("--share", type=Path, help="a folder of tables to take parts over from")
-    options = parser.parse_args(arguments)
-    said: list[str] = []
-
-    def tell(state: Progress) -> None:
-        if not said or said[-1] != state.part:
-            said.append(state.part)
-            print(f"{state.elapsed_s:6.0f} of {state.budget_s:.0f} s  {state.part}", flush=True)
-
-    try:
-        config = json.loads(options.model_config.read_text(encoding="utf-8"))
-        out = calibrate(
-            config,
-            name=options.name or options.model_config.stem,
-            out=options.out,
-            device=options.device,
-            budget_s=budget_seconds(options.budget),
-            dtype=options.dtype,
-            block_size=options.block_size,
-            gpu=options.gpu,
-            linear_backend=options.linear,
-            share=options.share,
-            progress=tell,
-        )
-    except (CalibrationError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        kept = partial_folder(options.out)
-        print(f"stopped; what was measured is in {kept}: the same command goes on", file=sys.stderr)
-        return 130
-    print(f"written to {out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.engine.engine import Clock, Engine
-from calibrate.engine.executor import Outcome, TransformerExecutor
+from calibrate.engine.executor import Outcome
 from calibrate.engine.token_ids import TokenIds
+from calibrate.engine.transformer_executor import TransformerExecutor
 from calibrate.measure.rig import Limits, Rig
 from sim.batch import Batch, PrefillChunk
 from sim.engine.policy import scheduler_class

@@ -8,14 +8,16 @@ tabulated once; attention is looked up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from sim.batch import Batch
 from sim.latency.attention_table import AttentionTable
 from sim.latency.communication import all_reduce_s, ring_all_reduce_s
-from sim.latency.grid import Line, bracket, filled_grid
+from sim.latency.expert_table import ExpertTable
+from sim.latency.grid import Line
+from sim.latency.operators import by_class, operator_class
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.latency.table_data import LatencyTable, Part
 from sim.model.expert_routing import ExpertRouting
@@ -383,73 +385,6 @@ class TableLatency:
         return any(
             chunk.new_tokens > new or chunk.cached_tokens > cached for chunk in batch.prefills
         )
-
-
-class ExpertTable:
-    """Seconds of a mixture of experts by tokens, at the experts that these activate on average.
-
-    Raises ValueError where routing is not uniform and the table has one number of experts only:
-    its times then have the routing of the measurement in them.
-    """
-
-    def __init__(self, part: Part, model: ModelSpec, routing: ExpertRouting | None = None) -> None:
-        assert model.moe is not None
-        chosen = model.moe.num_experts, model.moe.experts_per_token
-        self._routing = ExpertRouting.uniform(*chosen) if routing is None else routing
-        if routing is not None and len(np.unique(part.coordinates["experts"])) < 2:
-            raise ValueError(
-                "the table's expert times are of the routing they were measured with: experts may "
-                "be set where several numbers of activated experts were measured, or with source "
-                "roofline"
-            )
-        self._axes, self._grid = filled_grid(
-            [part.coordinates["tokens"], part.coordinates["experts"]], part.time_s
-        )
-
-    def many(self, tokens: np.ndarray) -> np.ndarray:
-        """Times for these token counts."""
-        return np.array([self._one(int(count)) for count in tokens.tolist()])
-
-    def _one(self, tokens: int) -> float:
-        return self.at(tokens, float(self._routing.activated(np.array([tokens]))[0]))
-
-    def at(self, tokens: int, activated: float) -> float:
-        """Seconds at a number of activated experts."""
-        low, high, share = bracket(self._axes[1], activated)
-        column = self._grid[:, low] + share * (self._grid[:, high] - self._grid[:, low])
-        return Line(self._axes[0], column.tolist())(tokens)
-
-
-def operator_class(operation: str, otherwise: str) -> str:
-    """The class (`OPERATORS`) of an operation that a table names; `otherwise` where it has none.
-
-    Names are those of `ModelSpec.linear_operations` and of other people's profiles; a pass through
-    whole layers, timed as one, is of several classes.
-    """
-    name = operation.lower()
-    for found, words in _CLASS_WORDS.items():
-        if any(word in name for word in words):
-            return found
-    return otherwise
-
-
-_CLASS_WORDS = {
-    "layers": ("pass ",),
-    "logits": (" and sampling",),
-    "sampling": ("sampling",),
-    "elementwise": ("norm", "rope", "rotary", "_act", "element-wise", "residual", "add", "emb"),
-    "contractions": ("proj", "lm_head", "gate_up", "router", "shared_"),
-}
-
-
-def by_class(
-    lines: Sequence[Line], classes: Sequence[str], counts: np.ndarray, computed: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Seconds of these operations at these counts, summed up by class."""
-    found: dict[str, np.ndarray] = {}
-    for line, name in zip(lines, classes, strict=True):
-        found[name] = found.get(name, 0.0) + line.many(counts) * computed
-    return found
 
 
 def one_line(part: Part, axis: str) -> Line:

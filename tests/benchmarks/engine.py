@@ -16,8 +16,8 @@ import torch
 
 from calibrate.engine.assembly import engine
 from calibrate.engine.checkpoint import load_model
+from calibrate.engine.decode_graphs import CAPTURE_SIZES
 from calibrate.engine.engine import PHASES, Clock
-from calibrate.engine.executor import CAPTURE_SIZES
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload.workload import Workload

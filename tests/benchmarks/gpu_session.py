@@ -62,7 +62,8 @@ from typing import Any
 import torch
 
 from calibrate.device.environment import environment
-from calibrate.measure.calibration import Progress, budget_seconds, calibrate
+from calibrate.measure.budget import budget_seconds
+from calibrate.measure.calibration import Progress, calibrate
 from calibrate.measure.end_to_end import end_to_end
 from calibrate.measure.repeatability import differences
 from calibrate.measure.rig import Limits

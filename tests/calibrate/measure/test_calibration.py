@@ -18,7 +18,8 @@ from calibrate.device.environment import CalibrationError
 from calibrate.device.timer import Timer
 from calibrate.device.yardstick import yardstick_us
 from calibrate.measure import calibration
-from calibrate.measure.calibration import Progress, budget_seconds, calibrate, partial_folder
+from calibrate.measure.budget import budget_seconds
+from calibrate.measure.calibration import Progress, calibrate
 from calibrate.measure.end_to_end import end_to_end
 from calibrate.measure.journal import Journal
 from calibrate.measure.parts import benches
@@ -26,6 +27,7 @@ from calibrate.measure.repeatability import differences
 from calibrate.measure.rig import Limits, Rig
 from calibrate.measure.service import Iteration
 from calibrate.measure.shared_parts import take_over
+from calibrate.measure.target import partial_folder
 from calibrate.measure.whole_iterations import latency_of, parts_us
 from calibrate.tables.check import check_table
 from kernels.model_config import ModelConfig
@@ -225,7 +227,7 @@ def test_it_runs_where_the_simulators_dependencies_are_missing(tmp_path: Path) -
     program = (
         "import sys\n"
         "for name in ('simpy', 'pydantic', 'plotly'): sys.modules[name] = None\n"
-        "from calibrate.measure.calibration import main\n"
+        "from calibrate.measure.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     config = ROOT / "scenarios" / "models" / "tiny.json"

@@ -299,7 +299,7 @@ def test_a_link_between_nodes_can_be_given() -> None:
 
 
 def test_the_routing_of_a_measured_table_is_heeded_where_it_can_be() -> None:
-    from sim.latency.table import ExpertTable
+    from sim.latency.expert_table import ExpertTable
     from sim.latency.table_data import Part
     from sim.model.expert_routing import ExpertRouting
 

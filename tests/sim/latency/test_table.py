@@ -12,8 +12,9 @@ from sim.batch import Batch, PrefillChunk
 from sim.engine.simulation import simulate
 from sim.latency.attention_table import AttentionTable
 from sim.latency.grid import Line, filled_grid
+from sim.latency.operators import operator_class
 from sim.latency.protocol import HostOverhead
-from sim.latency.table import TableLatency, operator_class
+from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import table_of
 from sim.request import Request

@@ -1,0 +1,54 @@
+"""A batch on its way through the device: its inputs, prepared, launched."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sim.request import Request
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What goes into a forward pass, in one array: tokens, positions, slots, context lengths.
+
+    The first `num_decodes` tokens are filled in at the launch. ``starts``: [prefills + 1], where
+    each prompt's tokens begin among them; ``emitting``: rows that a token is sampled from.
+    """
+
+    packed: np.ndarray
+    num_tokens: int
+    num_decodes: int
+    starts: np.ndarray
+    tables: torch.Tensor
+    emitting: list[int]
+    has_past: bool
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A batch ready but for its decodes' tokens: a captured graph's inputs, or a pass's."""
+
+    count: int
+    emitting: list[Request]
+    newcomers: list[tuple[Request, int]]  # decodes without a token yet, and where theirs is
+    graph_size: int
+    staged: torch.Tensor | None
+    inputs: Inputs | None
+    order: int = 0  # of the rows
+    host_s: float = 0.0
+
+
+Computed = tuple[torch.Tensor, torch.Tensor, list[Any]]  # tokens, finite, marks
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A batch that the device computes."""
+
+    prepared: Prepared
+    computed: Computed | Future[Computed]

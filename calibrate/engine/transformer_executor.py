@@ -1,0 +1,411 @@
+"""Computes a scheduled batch for real: batch -> tensors -> forward pass -> one token a sequence.
+
+Decodes and prefills of one iteration go through the model together (selective batching, Orca,
+OSDI 2022, section 3.2). A batch of decodes alone replays a CUDA graph captured for the next larger
+batch size, as engines do; a batch with prefills is launched kernel by kernel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from calibrate.engine.decode_graphs import DecodeGraphs
+from calibrate.engine.decode_rows import DecodeRows
+from calibrate.engine.executor import Outcome, Sampling
+from calibrate.engine.host_blocks import HostBlocks
+from calibrate.engine.in_flight import Computed, Inputs, Launched, Prepared
+from kernels.copy_blocks import copy_blocks
+from kernels.logits_and_sample import sample
+from kernels.transformer import ForwardBatch, Transformer
+from sim.batch import Batch, PrefillChunk
+from sim.request import Request
+
+
+class TransformerExecutor:
+    """A model on one device, its paged KV cache, and the sequences being served.
+
+    Args:
+        model: weights and forward pass.
+        num_blocks: blocks of the KV cache.
+        max_num_seqs: most sequences that decode at once.
+        max_blocks: most blocks of a sequence that are ever read.
+        swap_blocks: blocks of pinned host memory for sequences that are swapped out.
+        capture_sizes: batch sizes to capture CUDA graphs for; none: every launch is eager.
+        kv_cache: one that is there already, of that many blocks; None: a new one.
+
+    Raises: MemoryError with what was needed when the cache does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_blocks: int,
+        swap_blocks: int = 0,
+        capture_sizes: Sequence[int] = (),
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        kv_cache: torch.Tensor | None = None,
+    ) -> None:
+        self.model = model
+        self.device = model.embeddings.device
+        self.block_size = block_size
+        self.sampling = sampling
+        self._on_gpu = self.device.type == "cuda"
+        try:
+            self.kv_cache = (
+                model.new_kv_cache(num_blocks, block_size) if kv_cache is None else kv_cache
+            )
+            self._host = HostBlocks(self.kv_cache, swap_blocks, backend=model.backend)
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            needed = num_blocks * block_size * model.kv_bytes_per_token / 2**30
+            raise MemoryError(
+                f"a KV cache of {num_blocks} blocks needs {needed:.2f} GiB on {self.device} and "
+                f"{swap_blocks} blocks on the host: {str(error).splitlines()[0]}"
+            ) from None
+        self._rows = DecodeRows(max_num_seqs, max_blocks, self.device)
+        self._tokens: dict[Request, list[int]] = {}  # what went in, or will
+        self._sampled: dict[Request, list[int]] = {}
+        self._known: dict[Request, list[int]] = {}  # answers that are in the trace
+        self._sequences: dict[Request, list[Request]] = {}  # samples of a request that has split
+        self._generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
+        self._graphs = DecodeGraphs(model, self.kv_cache, self._rows.tables)
+        self._staged = [
+            torch.zeros((4, max_num_seqs), dtype=torch.int64, pin_memory=self._on_gpu)
+            for _ in range(2)
+        ]
+        self._turn = False
+        self._worker: ThreadPoolExecutor | None = None
+        if self._on_gpu:
+            self._graphs.capture(size for size in capture_sizes if size <= max_num_seqs)
+
+    # -- sequences ----------------------------------------------------------------------------
+
+    def add(self, request: Request, prompt: np.ndarray, answer: np.ndarray) -> None:
+        self._tokens[request] = prompt.tolist()
+        self._sampled[request] = []
+        if len(answer):
+            self._known[request] = answer.tolist()
+
+    def drop(self, request: Request) -> list[list[int]]:
+        self._host.release(request)
+        sequences = self._sequences.pop(request, [request])
+        answers = [self._sampled[one][: one.num_generated_tokens] for one in sequences]
+        if request.group is not None:
+            # Samples of a single token end as they begin, and never decode.
+            seen = len(sequences) if sequences != [request] else 0
+            answers = answers[:seen] + [[token] for token in self._sampled[request][seen:]]
+        for one in {request, *sequences}:
+            self._tokens.pop(one, None)
+            self._sampled.pop(one, None)
+            self._known.pop(one, None)
+        return answers
+
+    # -- one iteration ------------------------------------------------------------------------
+
+    def run(self, batch: Batch, decoding: Collection[Request]) -> Outcome:
+        prepared = self.prepare(batch, decoding)
+        try:
+            return self.collect(self.launch(prepared))
+        except (RuntimeError, MemoryError):  # of memory: what is left of the batch comes again
+            if prepared.count:
+                self._rows.step(-1)
+            raise
+
+    def prepare(self, batch: Batch, decoding: Collection[Request]) -> Prepared:
+        """All of a batch's inputs but what the batch before it is still to sample.
+
+        Moves blocks first: with batches in flight none may be swapped or copied.
+        """
+        started_s = time.perf_counter()
+        returned = batch.swapped_in
+        self._swap(batch)
+        if batch.copies:
+            pairs = torch.tensor(batch.copies, dtype=torch.int64)
+            copy_blocks(self.kv_cache, self._to_device(pairs), backend=self.model.backend)
+        rows = self._rows
+        rows.keep_only(decoding)
+        count = batch.num_decodes  # all or none: some policies compute prompts alone
+        newcomers: list[tuple[Request, int]] = []
+        try:
+            if count:
+                for request in decoding:
+                    if request not in rows:
+                        rows.add(request)
+                        newcomers.append((request, request.num_computed_tokens))
+            # A copy replaces a block in the middle of a table.
+            rows.refresh(list(rows.requests) if batch.copies else returned)
+            graph_size = 0 if batch.prefills else self._graphs.size_for(count)
+            prepared = Prepared(
+                count,
+                [*rows.requests[:count], *(one for c in batch.prefills for one in _emitters(c))],
+                newcomers,
+                graph_size,
+                self._stage(graph_size) if graph_size else None,
+                None if graph_size else self._inputs_of(batch, count),
+            )
+        except (RuntimeError, MemoryError):  # newcomers have no token yet: they come again
+            new = {request for request, _ in newcomers}
+            rows.keep_only([request for request in rows.requests if request not in new])
+            raise
+        if count:
+            rows.step()
+        prepared.order = rows.version
+        prepared.host_s = time.perf_counter() - started_s
+        return prepared
+
+    def _swap(self, batch: Batch) -> None:
+        """Move blocks to the host and back; what has been moved is taken off the batch.
+
+        So when memory runs out, the first that is left is the one that could not be moved.
+        """
+        while batch.swapped_out:
+            self._host.swap_out(*batch.swapped_out[0])
+            batch.swapped_out = batch.swapped_out[1:]
+        while batch.swapped_in:
+            self._host.swap_in(batch.swapped_in[0])
+            batch.swapped_in = batch.swapped_in[1:]
+
+    def launch(self, prepared: Prepared) -> Launched:
+        """Fill in the tokens and let the device compute; a GPU is not waited for."""
+        started_s = time.perf_counter()
+        for request, position in prepared.newcomers:
+            self._rows.set_token(request, self._tokens_of(request)[position])
+        tokens = self._rows.tokens[: prepared.count]
+        if prepared.staged is not None:
+            prepared.staged[0, : prepared.count] = torch.from_numpy(tokens)
+            self._graphs.inputs.copy_(prepared.staged, non_blocking=True)
+            work = partial(self._graphs.replay, prepared.graph_size, prepared.count)
+        else:
+            assert prepared.inputs is not None
+            prepared.inputs.packed[: prepared.count] = tokens
+            work = partial(self._forward, self._forward_batch(prepared.inputs), prepared.inputs)
+        prepared.host_s += time.perf_counter() - started_s
+        if self._worker is not None:
+            return Launched(prepared, self._worker.submit(self._computed, work))
+        return Launched(prepared, self._computed(work))
+
+    def collect(self, launched: Launched) -> Outcome:
+        """Wait for a launched batch and take its tokens in."""
+        found = launched.computed
+        if isinstance(found, Future):
+            found = found.result()
+        tokens, finite, marks = found
+        outcome, prepared, count = Outcome(), launched.prepared, launched.prepared.count
+        began_s = time.perf_counter()
+        sampled = tokens.tolist()  # waits for the device
+        fed = self._note(prepared.emitting, sampled, finite.tolist(), outcome)
+        if self._rows.version == prepared.order:
+            self._rows.tokens[:count] = fed[:count]
+        else:  # the next batch has been prepared meanwhile
+            for request, token in zip(prepared.emitting[:count], fed, strict=False):
+                self._rows.set_token(request, token)
+        outcome.prepare_s = prepared.host_s
+        if self._on_gpu:
+            outcome.forward_s = marks[0].elapsed_time(marks[1]) / 1e3
+            outcome.sample_s = marks[1].elapsed_time(marks[2]) / 1e3
+        else:
+            outcome.forward_s = marks[1] - marks[0]
+            outcome.sample_s = marks[2] - marks[1] + time.perf_counter() - began_s
+        return outcome
+
+    def compute_apart(self) -> None:
+        """From now on a CPU computes on a thread of its own, so that `launch` returns at once.
+
+        A GPU does that by itself.
+        """
+        if not self._on_gpu and self._worker is None:
+            threads = torch.get_num_threads()
+            self._worker = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
+
+    def _computed(self, work: Callable[[], torch.Tensor]) -> Computed:
+        with torch.inference_mode():
+            marks = [self._mark()]
+            hidden = work()
+            marks.append(self._mark())
+            tokens, finite = self._sample(hidden)
+            marks.append(self._mark())
+        return tokens, finite, marks
+
+    def _forward(self, batch: ForwardBatch, inputs: Inputs) -> torch.Tensor:
+        hidden = self.model.forward(batch, self.kv_cache)
+        return self._emitting(inputs, hidden)
+
+    def _note(
+        self, emitting: list[Request], sampled: list[int], finite: list[bool], outcome: Outcome
+    ) -> list[int]:
+        """Hand every emitting sequence its token: first the decodes, then prompts that ended.
+
+        Returns the tokens that go in next: the sampled ones, unless the trace knows better.
+        """
+        fed = list(sampled)
+        for place, (request, token) in enumerate(zip(emitting, sampled, strict=True)):
+            answer = self._sampled.get(request)
+            if answer is None:  # a dropped row of a request-level batch
+                continue
+            known = self._known.get(request)
+            if known is not None and len(answer) < len(known):
+                fed[place] = known[len(answer)]
+            answer.append(token)
+            self._tokens[request].append(fed[place])
+        outcome.tokens = dict(zip(emitting, sampled, strict=True))
+        if not all(finite):
+            outcome.not_finite = [
+                request for request, good in zip(emitting, finite, strict=True) if not good
+            ]
+        return fed
+
+    def _tokens_of(self, sequence: Request) -> list[int]:
+        """A sequence's tokens; a new sample has its prompt's and the first of its own."""
+        tokens = self._tokens.get(sequence)
+        if tokens is not None:
+            return tokens
+        assert sequence.group is not None
+        request = sequence.group.request
+        siblings = self._sequences.setdefault(request, [])
+        first = self._sampled[request][len(siblings)]
+        siblings.append(sequence)
+        self._sampled[sequence] = [first]
+        self._tokens[sequence] = [*self._tokens[request][: request.prompt_tokens], first]
+        return self._tokens[sequence]
+
+    def longest_context(self, count: int) -> int:
+        """Of the first `count` decodes of the last iteration, its new token included."""
+        return int(self._rows.context[:count].max(initial=0))
+
+    # -- inputs -------------------------------------------------------------------------------
+
+    def _stage(self, size: int) -> torch.Tensor:
+        """The inputs of a captured graph but its tokens; rows beyond the batch are padding."""
+        rows, count = self._rows, len(self._rows)
+        self._turn = not self._turn  # the other buffer may still be on its way
+        buffer = self._staged[self._turn]
+        staged = buffer.numpy()
+        staged[1, :count] = rows.context[:count]
+        staged[2, :count] = rows.slots(count, self.block_size)
+        staged[3, :count] = rows.context[:count] + 1
+        staged[0, count:size] = staged[2, count:size] = -1
+        staged[1, count:size] = staged[3, count:size] = 0
+        return buffer
+
+    def _inputs_of(self, batch: Batch, count: int) -> Inputs:
+        rows, size = self._rows, self.block_size
+        tokens, positions = [np.zeros(count, dtype=np.int64)], [rows.context[:count]]
+        slots, contexts = [rows.slots(count, size)], [rows.context[:count] + 1]
+        lengths, emitting, end = [0], list(range(count)), count
+        for chunk in batch.prefills:
+            request, start = chunk.request, chunk.cached_tokens
+            stop = start + chunk.new_tokens
+            position = np.arange(start, stop)
+            known = self._tokens_of(request)[start:stop]
+            # Padding of request-level batches: computed and never read.
+            known += [0] * (chunk.new_tokens - len(known))
+            tokens.append(np.array(known, dtype=np.int64))
+            positions.append(position)
+            table = np.array(request.block_table[: -(-stop // size)], dtype=np.int64)
+            slots.append(table[position // size] * size + position % size)
+            contexts.append(np.array([stop], dtype=np.int64))
+            lengths.append(chunk.new_tokens)
+            emitting += [end + request.num_tokens - start - 1] * len(_emitters(chunk))
+            end += chunk.new_tokens
+        arrays = [np.concatenate(column) for column in (tokens, positions, slots, contexts)]
+        return Inputs(
+            packed=np.concatenate(arrays),
+            num_tokens=len(arrays[0]),
+            num_decodes=count,
+            starts=np.cumsum(lengths, dtype=np.int64),
+            tables=self._tables(batch, count),
+            emitting=emitting,
+            has_past=any(chunk.cached_tokens for chunk in batch.prefills),
+        )
+
+    def _forward_batch(self, inputs: Inputs) -> ForwardBatch:
+        packed = self._to_device(torch.from_numpy(inputs.packed))
+        total, prefills = inputs.num_tokens, len(inputs.starts) - 1
+        token_ids, position_ids, slot_mapping, context_lens = packed.split(
+            [total, total, total, inputs.num_decodes + prefills]
+        )
+        return ForwardBatch(
+            token_ids=token_ids,
+            positions=position_ids,
+            slot_mapping=slot_mapping,
+            block_tables=inputs.tables,
+            context_lens=context_lens,
+            num_decodes=inputs.num_decodes,
+            cu_seqlens=self._to_device(torch.from_numpy(inputs.starts)) if prefills else None,
+            has_past=inputs.has_past,
+        )
+
+    def _tables(self, batch: Batch, count: int) -> torch.Tensor:
+        """Block tables of the decodes' rows and of the prefills: [D + P, max_blocks]."""
+        decodes = self._rows.tables[:count]
+        if not batch.prefills:
+            # A thread that computes must not see the next batch's tables.
+            return decodes if self._worker is None else decodes.clone()
+        width = self._rows.tables.shape[1]
+        tables = np.zeros((len(batch.prefills), width), dtype=np.int32)
+        for row, chunk in zip(tables, batch.prefills, strict=True):
+            table = chunk.request.block_table[:width]
+            row[: len(table)] = table
+        return torch.cat((decodes, self._to_device(torch.from_numpy(tables))))
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not self._on_gpu:
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    # -- outputs ------------------------------------------------------------------------------
+
+    def _emitting(self, inputs: Inputs, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden states that a token is sampled from."""
+        if len(inputs.starts) == 1:
+            return hidden
+        return hidden.index_select(
+            0, self._to_device(torch.tensor(inputs.emitting, dtype=torch.int64))
+        )
+
+    def _sample(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and whether their logits were finite: [n] int64 and [n] bool."""
+        logits = self.model.logits(hidden)
+        backend, sampling = self.model.backend, self.sampling
+        count = len(logits)
+        if sampling.temperature > 0:
+            uniform = torch.rand(count, device=self.device, generator=self._generator)
+            heat = torch.full((count,), sampling.temperature, device=self.device)
+            top_k = sampling.top_k and torch.full((count,), sampling.top_k, device=self.device)
+            top_p = sampling.top_p and torch.full((count,), sampling.top_p, device=self.device)
+            tokens = sample(
+                logits, temperature=heat, top_k=top_k, top_p=top_p, uniform=uniform, backend=backend
+            )
+        else:
+            tokens = sample(logits, backend=backend)
+        # A NaN in a hidden state makes every logit of its row one.
+        chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        return tokens, chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
+
+    def _mark(self) -> Any:
+        """A time of the device: an event, or seconds."""
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _emitters(chunk: PrefillChunk) -> list[Request]:
+    """Nobody before a prompt's end, then the request, once for every sample."""
+    request = chunk.request
+    if chunk.cached_tokens + chunk.new_tokens < request.num_tokens:
+        return []
+    group = request.group
+    sampled = group is not None and request is group.request
+    return [request] * (len(group.output_tokens) if group is not None and sampled else 1)
