@@ -11,10 +11,11 @@ orcast.sweep_figure(table, "p99_ttft_ms")
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from orcast.overrides import as_settings, plain
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,7 +40,7 @@ def simulate(
     from scenarios.forecast.forecast import forecast
     from scenarios.schema.load import load_scenario
 
-    loaded, origin = load_scenario(scenario, _settings(overrides))
+    loaded, origin = load_scenario(scenario, as_settings(overrides))
     return forecast(loaded, origin=origin, compose=compose, leap=not step)
 
 
@@ -59,7 +60,7 @@ def size(
     from scenarios.sizing.load import load_sizing
     from scenarios.sizing.sizing import size as answer
 
-    loaded, origin = load_sizing(sizing, _settings(overrides))
+    loaded, origin = load_sizing(sizing, as_settings(overrides))
     return size_study(answer(loaded, origin=origin, compose=compose, jobs=jobs))
 
 
@@ -89,10 +90,10 @@ def sweep(
     from scenarios.sweep.sweep import run_sweep
 
     given = {
-        path: values if isinstance(values, str) else [_plain(value) for value in values]
+        path: values if isinstance(values, str) else [plain(value) for value in values]
         for path, values in (axes or {}).items()
     }
-    study = load_study(scenario, _settings(overrides), axes_from_mapping(given, source="axes"))
+    study = load_study(scenario, as_settings(overrides), axes_from_mapping(given, source="axes"))
     folder = None if out is None else Path(out)
     if folder is not None:
         check_target(folder)
@@ -130,20 +131,3 @@ def plan(scenario: str, overrides: Mapping[str, Any] | None = None, *, jobs: int
     from orcast.planned import plan as planned
 
     return planned(scenario, overrides, jobs=jobs)
-
-
-def _settings(overrides: Mapping[str, Any] | None) -> list[str]:
-    """``PATH=VALUE`` for each; JSON is YAML, so that a Python value reads back as itself."""
-    return [
-        f"{path}={json.dumps(value, ensure_ascii=False, default=_plain)}"
-        for path, value in (overrides or {}).items()
-    ]
-
-
-def _plain(value: Any) -> Any:
-    """A numpy scalar as a number, a path as text; what YAML knows as it is."""
-    if isinstance(value, str | int | float | bool | list | dict | None):
-        return value
-    if isinstance(value, tuple):
-        return list(value)
-    return value.item() if hasattr(value, "item") else str(value)

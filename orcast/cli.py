@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 import time
@@ -68,13 +67,13 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="Verify invariants as it runs.")] = False,
 ) -> None:
     """Simulate a scenario; print the result and write a run folder with its report."""
-    from reports.run.writer import fresh_folder, write_run
+    from reports.run.writer import folder_name, fresh_folder, write_run
     from scenarios.forecast.forecast import forecast
     from scenarios.forecast.run_details import run_details
     from scenarios.schema.load import load_scenario
 
     loaded, origin = load_scenario(scenario, set_ or [])
-    folder = out or Path("runs") / _file_name(loaded.name)
+    folder = out or Path("runs") / folder_name(loaded.name)
     with fresh_folder(folder) as partial, _Progress() as progress:
         result = forecast(
             loaded,
@@ -191,11 +190,6 @@ def compare(
     Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes, names))
     if target is not None:
         print(f"Page: {target}")
-
-
-def _file_name(name: str) -> str:
-    """A scenario's name as a folder name."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
 
 
 class _Progress:

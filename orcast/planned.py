@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from orcast.overrides import as_settings
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -69,14 +70,9 @@ def plan(scenario: str, overrides: Mapping[str, Any] | None = None, *, jobs: int
     start fresh interpreters: a script that asks for them needs an ``if __name__ == "__main__"``.
     Raises `scenarios.errors.InputError` for a question that cannot be asked.
     """
-    from orcast import _plain
     from orcast.calibrate_cli import compose
     from scenarios.plan.plan import plan as plan_scenario
     from scenarios.schema.load import load_scenario
 
-    settings = [
-        f"{path}={json.dumps(value, ensure_ascii=False, default=_plain)}"
-        for path, value in (overrides or {}).items()
-    ]
-    loaded, origin = load_scenario(scenario, settings)
+    loaded, origin = load_scenario(scenario, as_settings(overrides))
     return Planned(plan_scenario(loaded, origin=origin, compose=compose, jobs=jobs))

@@ -57,7 +57,7 @@ def sweep(
     ] = False,
 ) -> None:
     """Simulate a scenario at every setting of its axes; what was simulated before is kept."""
-    from orcast.cli import _file_name
+    from reports.run.writer import folder_name
     from reports.sweep.folder import check_target, write_sweep
     from scenarios.errors import InputError
     from scenarios.sweep.axes import axis_from_text
@@ -69,7 +69,7 @@ def sweep(
     started_s = time.perf_counter()
     axes = [axis_from_text(text) for text in axis or []]
     study = load_study(scenario, set_ or [], axes)
-    folder = out or Path("sweeps") / _file_name(study.name)
+    folder = out or Path("sweeps") / folder_name(study.name)
     check_target(folder)
     try:
         with _Progress() as progress:

@@ -1,15 +1,18 @@
-"""Who may import whom (ARCHITECTURE.md): the arrows between the six packages, and their borders.
+"""Who may import whom (ARCHITECTURE.md): arrows between packages, between their rooms, and borders.
 
     orcast --> reports --> scenarios --> sim
        +-----> calibrate --> sim, kernels
 
-An arrow means "may import", and whatever lies further along it; nothing else may.
+An arrow means "may import", and whatever lies further along it; nothing else may. A folder inside a
+package is a room; its ``__init__.py`` says what it may import. The files that lie beside the rooms
+are the ground they all stand on.
 """
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +49,8 @@ TABLES = {"sim/latency/table_folder.py"}  # a latency table's meta.yaml is read 
 # The GPU machine has none of these: what measures there must start without them.
 NOT_ON_THE_GPU_MACHINE = {"simpy", "pydantic", "plotly"}
 MEASURING = {"torch", "triton", "kernels"}
+ROOMS = ("sim", "scenarios", "reports", "calibrate")  # packages with rooms
+MOST_LINES = 450  # of a file there
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,76 @@ def module_files(root: Path, package: str) -> list[Path]:
     return sorted((root / package).rglob("*.py"))
 
 
+def room_of(file: str) -> str | None:
+    """The room of a file, as a module: ``sim.kv`` for sim/kv/cache.py; None on the ground."""
+    package, *inner = file.split("/")
+    return f"{package}.{inner[0]}" if package in ROOMS and len(inner) > 1 else None
+
+
+def declared_arrows(root: Path) -> dict[str, set[str]]:
+    """What each room says it may import, in the last line of its ``__init__.py``'s docstring."""
+    arrows = {}
+    for package in ROOMS:
+        for path in sorted((root / package).glob("*/__init__.py")):
+            room = f"{package}.{path.parent.name}"
+            said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found = re.search(r"^May import: (.+)\.$", said, re.MULTILINE)
+            assert found, f"{path}: its docstring ends with a line 'May import: …, ….'"
+            names = set() if found[1] == "nothing" else set(found[1].split(", "))
+            arrows[room] = names
+    return arrows
+
+
+def along(arrows: dict[str, set[str]], start: str) -> set[str]:
+    """All that lies along the arrows from `start`; with `start` itself only on a circle."""
+    found, ahead = set[str](), list(arrows[start])
+    while ahead:
+        one = ahead.pop()
+        if one not in found:
+            found.add(one)
+            ahead += arrows.get(one, ())
+    return found
+
+
+def file_of(module: str, files: Collection[str]) -> str | None:
+    """The file that an imported name lies in: a module's, or a package's ``__init__.py``."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        name = "/".join(parts[:length])
+        for candidate in (f"{name}.py", f"{name}/__init__.py"):
+            if candidate in files:
+                return candidate
+    return None
+
+
+def room_violations(root: Path, every: dict[str, list[Import]]) -> list[str]:
+    """Imports between rooms of one package that no arrow allows."""
+    arrows = declared_arrows(root)
+    found = []
+    for file, imports in every.items():
+        room = room_of(file)
+        allowed = {None, room} | (along(arrows, room) if room in arrows else set())
+        for one in imports:
+            target = file_of(one.module, every)
+            if target is None or target.split("/")[0] != file.split("/")[0]:
+                continue
+            if room_of(target) not in allowed:
+                names = ", ".join(sorted(name for name in allowed if name and name != room))
+                found.append(f"{one}: {room or 'the ground'} may import {names or 'no room'}")
+    return found
+
+
+def circles(every: dict[str, list[Import]]) -> list[str]:
+    """Files that import each other, at once or by way of others, whenever they do it."""
+    graph = {
+        file: {target for one in imports if (target := file_of(one.module, every))} - {file}
+        for file, imports in every.items()
+    }
+    reach = {file: along(graph, file) for file in graph}
+    on_circles = sorted(file for file in graph if file in reach[file])
+    return [f"{file} imports itself by way of {', '.join(graph[file])}" for file in on_circles]
+
+
 def violations(root: Path) -> list[str]:
     """Every import under `root` that goes against the rules, in words."""
     found = []
@@ -126,7 +201,7 @@ def violations(root: Path) -> list[str]:
                     found.append(f"{one}: {package} must never know it")
     if (root / "kernels/__init__.py").exists():
         found.append("kernels/__init__.py: PyPI has a regular package of this name")
-    return found + measuring_violations(every)
+    return found + room_violations(root, every) + circles(every) + measuring_violations(every)
 
 
 def measuring_violations(every: dict[str, list[Import]]) -> list[str]:
@@ -144,12 +219,11 @@ def measuring_violations(every: dict[str, list[Import]]) -> list[str]:
                 if one.top in NOT_ON_THE_GPU_MACHINE:
                     found.append(f"{one}, which {file} loads where it measures")
                 parts = one.module.split(".")
-                for length in range(1, len(parts) + 1):
-                    name = "/".join(parts[:length])
-                    for candidate in (f"{name}.py", f"{name}/__init__.py"):
-                        if candidate in every and candidate not in seen:
-                            seen.add(candidate)
-                            ahead.append(candidate)
+                for length in range(1, len(parts) + 1):  # every package on the way is loaded too
+                    candidate = file_of(".".join(parts[:length]), every)
+                    if candidate is not None and candidate not in seen:
+                        seen.add(candidate)
+                        ahead.append(candidate)
     return found
 
 
@@ -160,6 +234,30 @@ def test_nothing_is_imported_against_the_arrows() -> None:
 @pytest.mark.parametrize("package", ARROWS)
 def test_the_six_packages_are_where_the_checker_looks(package: str) -> None:
     assert module_files(ROOT, package), f"{package}/ holds no module"
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_file_is_long(package: str) -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n")
+        for path in module_files(ROOT, package)
+    }
+    assert {file: lines for file, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_rooms_stand_one_above_the_other() -> None:
+    arrows = declared_arrows(ROOT)
+    folders = {
+        f"{package}.{path.name}"
+        for package in ROOMS
+        for path in (ROOT / package).iterdir()
+        if any(path.glob("*.py"))
+    }
+    assert arrows.keys() == folders, "every folder with code is a room"
+    for room, named in arrows.items():
+        assert named <= arrows.keys(), f"{room} names a room that is not there"
+        assert room not in along(arrows, room), f"{room} lies on a circle of rooms"
+        assert {name.split(".")[0] for name in named} <= {room.split(".")[0]}
 
 
 def test_arrows_are_followed_to_their_ends() -> None:
@@ -188,6 +286,13 @@ PLANTED = {
                  "def f():\n    from kernels import linear", "if True:\n    import orcast.cli",
                  "import importlib\nimportlib.import_module('triton.language')"],
     "sim/latency/a.py": ["from ... import calibrate", "import simpy.core"],
+    "sim/kv/a.py": ["import sim.engine.replica", "from sim.engine import replica",
+                    "from sim import engine", "from ..engine.replica import Replica",
+                    "def f():\n    from sim.engine.replica import Replica",
+                    "import typing\nif typing.TYPE_CHECKING:\n    import sim.engine.replica",
+                    "import importlib\nimportlib.import_module('sim.engine.replica')"],
+    "sim/batch.py": ["from sim.kv import cache", "def f():\n    import sim.engine"],
+    "sim/engine/run_log.py": ["from sim.engine import replica as one"],
     "scenarios/a.py": ["import reports", "from calibrate import engine", "import torch",
                        "import plotly.graph_objects as go", "import triton"],
     "reports/a.py": ["import orcast", "import calibrate.compare", "import simpy", "import torch"],
@@ -205,6 +310,8 @@ PERMITTED = {
     "sim/a.py": ["import numpy\nimport sim.batch\nfrom . import batch", "import simplejson"],
     "sim/engine/replica.py": ["import simpy"],
     "sim/latency/table_folder.py": ["import yaml"],
+    "sim/engine/a.py": ["from sim.kv import cache", "import sim.batch\nimport sim.engine.run_log"],
+    "sim/kv/a.py": ["from sim.kv.cache import x", "import sim.batch"],
     "scenarios/a.py": ["import yaml, pydantic\nfrom sim import metrics"],
     "reports/a.py": ["import plotly\nfrom scenarios import load\nimport sim.records"],
     "calibrate/a.py": ["import torch\nimport kernels.linear\nimport sim.batch\nimport yaml",
@@ -216,11 +323,18 @@ PERMITTED = {
 
 def planted(root: Path, file: str, text: str) -> list[str]:
     """What the checker says of a tree with one module of this text."""
-    for other in ("sim/engine/replica.py", "sim/batch.py", file):
+    tree = {
+        "sim/engine/__init__.py": '"""Above.\n\nMay import: sim.kv.\n"""',
+        "sim/engine/replica.py": "import simpy\nimport sim.engine.run_log",
+        "sim/engine/run_log.py": "",
+        "sim/kv/__init__.py": '"""Below.\n\nMay import: nothing.\n"""',
+        "sim/kv/cache.py": "",
+        "sim/batch.py": "",
+    }
+    for other, content in (tree | {file: text}).items():
         path = root / other
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("import simpy\n" if other == "sim/engine/replica.py" else "")
-    (root / file).write_text(text)
+        path.write_text(content)
     return violations(root)
 
 

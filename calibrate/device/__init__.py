@@ -1,4 +1,4 @@
 """What is measured on: device, clocks, versions, timers.
 
-May import: nothing but calibrate's own files.
+May import: nothing.
 """

@@ -1,4 +1,4 @@
 """A model's kernels, timed point by point into a latency table.
 
-May import: calibrate.engine, calibrate.tables, calibrate.device.
+May import: calibrate.engine, calibrate.tables.
 """

@@ -1,4 +1,4 @@
 """Latency tables: what they say of themselves, how well they predict.
 
-May import: calibrate.device.
+May import: nothing.
 """

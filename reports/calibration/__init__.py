@@ -1,4 +1,4 @@
 """How good a table is, and how well the engine was forecast.
 
-May import: reports.compare and all that lies below.
+May import: reports.compare.
 """

@@ -1,4 +1,4 @@
 """A forecast beside a measurement or another forecast.
 
-May import: reports.export and all that lies below.
+May import: reports.export.
 """

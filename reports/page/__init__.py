@@ -1,4 +1,4 @@
 """What every page is made of: frame, style, script, words for quantities, plain charts.
 
-May import: nothing but reports' own files.
+May import: nothing.
 """

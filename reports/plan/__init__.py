@@ -1,4 +1,4 @@
 """The page, folder and table of a plan.
 
-May import: reports.run, reports.page.
+May import: reports.run.
 """

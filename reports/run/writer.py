@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -33,6 +34,11 @@ FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions
 FILES |= {MARKER, "scenario.yaml", "details.json", "report.html", "compare.html"}
 PICTURES = {f"{page}{kind}" for page in ("", "compare-") for kind in ("png", "svg")}
 FILES |= {"trace.json.gz", "bench.json", "csv"} | PICTURES  # exports
+
+
+def folder_name(name: str) -> str:
+    """A scenario's name as a folder name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
 
 
 @contextmanager

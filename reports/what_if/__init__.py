@@ -1,4 +1,4 @@
 """The local page that answers while one turns the knobs.
 
-May import: reports.run, reports.page.
+May import: reports.run.
 """

@@ -1,4 +1,4 @@
 """The cheapest deployment that serves a load within its SLO.
 
-May import: scenarios.sweep and all that lies below.
+May import: scenarios.sweep.
 """

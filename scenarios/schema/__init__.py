@@ -1,4 +1,4 @@
 """What a scenario may say: its sections, reading them, explaining them.
 
-May import: nothing but scenarios' own files.
+May import: nothing.
 """

@@ -1,4 +1,4 @@
 """What a budget buys: scaling laws, training, serving costs.
 
-May import: scenarios.plan and all that lies below.
+May import: scenarios.plan.
 """

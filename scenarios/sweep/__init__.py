@@ -1,4 +1,4 @@
 """Many runs of one scenario: axes, points, who computes them, what was found.
 
-May import: scenarios.forecast, scenarios.schema.
+May import: scenarios.forecast.
 """

@@ -1,4 +1,4 @@
 """Several engines: routers, pools, failures, autoscaling, caches on their way.
 
-May import: sim.engine and all that lies below.
+May import: sim.engine.
 """

@@ -1,4 +1,4 @@
 """One engine over time: the loop, a pipeline's loops, a whole run, and its log.
 
-May import: sim.sharing and all that lies below.
+May import: sim.sharing, sim.workload.
 """

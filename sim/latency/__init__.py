@@ -1,1 +1,4 @@
-"""Latency of one iteration: sources that share one protocol."""
+"""Latency of one iteration: sources that share one protocol.
+
+May import: sim.model.
+"""

@@ -1,4 +1,4 @@
 """What is served, and on what: a model's shape and work, GPUs and how they share it.
 
-May import: nothing but sim's own files.
+May import: nothing.
 """

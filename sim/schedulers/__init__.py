@@ -1,4 +1,7 @@
-"""Scheduling policies, one a file, all on the same request pool and block allocator."""
+"""Scheduling policies, one a file, all on the same request pool and block allocator.
+
+May import: sim.speculation.
+"""
 
 from sim.schedulers.chunked import ChunkedScheduler
 from sim.schedulers.dynamic import DynamicScheduler

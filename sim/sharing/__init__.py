@@ -1,1 +1,4 @@
-"""Requests of several sequences that share KV blocks: parallel sampling and beam search."""
+"""Requests of several sequences that share KV blocks: parallel sampling and beam search.
+
+May import: sim.schedulers.
+"""

@@ -1,4 +1,7 @@
-"""Speculative decoding: draft some tokens cheaply, verify them all in one pass of the target."""
+"""Speculative decoding: draft some tokens cheaply, verify them all in one pass of the target.
+
+May import: sim.latency, sim.kv.
+"""
 
 from sim.speculation.speculation import DraftShape, Speculation
 
