@@ -8,13 +8,17 @@ INSTALLED := $(VENV)/.installed
 KERNELS ?= 1
 TESTED := $(VENV)/.installed-for-tests$(KERNELS)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test coverage lint bench clean
 
 demo: $(INSTALLED)
 	$(RUN)/orcast run scenarios/quickstart.yaml --out runs/quickstart
 
 test: $(TESTED)
 	$(RUN)/python -m pytest -n auto --dist loadfile
+
+# Lines and branches of all packages but kernels, whose bodies Triton compiles.
+coverage: $(TESTED)
+	$(RUN)/python -m pytest -n auto --dist loadfile --ignore tests/kernels --cov --cov-report term
 
 lint: $(INSTALLED)
 	$(RUN)/ruff check .

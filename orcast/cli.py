@@ -26,9 +26,10 @@ from scenarios.errors import InputError
 app = typer.Typer(
     name="orcast",
     help="Forecasts how an LLM serving deployment will behave before anyone pays for it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},  # its commands take them over
 )
 
 app.add_typer(calibrate_app, name="calibrate")
@@ -53,8 +54,27 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 @app.callback()
-def _commands() -> None:
-    """Keeps `run` a command of its own while it is one of few."""
+def _orcast(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"orcast {_version()}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _version() -> str:
+    """That of the installed package; of these files, where none is installed."""
+    from importlib import metadata
+
+    from orcast import __version__
+
+    try:
+        return metadata.version("orcast")
+    except metadata.PackageNotFoundError:
+        return __version__
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -16,6 +16,7 @@ from sim.model.spec import ModelSpec
 
 ROOT = Path(__file__).parent
 GPUS_FILE = ROOT / "gpus.yaml"
+NOT_SCENARIOS = {"models", "sizing"}  # folders
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -78,17 +79,32 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}: not valid YAML: {error}") from None
 
 
+def scenario_names() -> list[str]:
+    """Scenarios that can be named; those of a folder as ``validation/tiny-cpu``."""
+    return sorted(_scenarios())
+
+
 def scenario_path(name: str) -> Path:
     """The file of a scenario given by path or by library name."""
     given = Path(name)
-    library = {path.stem: path for path in sorted(ROOT.glob("*.yaml")) if path != GPUS_FILE}
+    library = _scenarios()
     if given.is_file():
         return given
     if name in library:  # before a folder of that name, which may hold its runs
         return library[name]
     if given.exists():
         raise InputError(f"{name}: a folder, expected a scenario file")
-    raise InputError(f"{name}: no such scenario file; {did_you_mean(given.stem, library)}")
+    folders = {PurePosixPath(one).parent.as_posix() for one in library}
+    plain = name.removesuffix(".yaml")
+    meant = plain if PurePosixPath(plain).parent.as_posix() in folders else given.stem
+    raise InputError(f"{name}: no such scenario file; {did_you_mean(meant, library)}")
+
+
+def _scenarios() -> dict[str, Path]:
+    """Files of the library's scenarios by name; models, GPUs and sizings are none."""
+    files = [path for path in ROOT.glob("*.yaml") if path != GPUS_FILE]
+    files += [path for path in ROOT.glob("*/*.yaml") if path.parent.name not in NOT_SCENARIOS]
+    return {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(files)}
 
 
 def gpus() -> dict[str, Any]:

@@ -48,13 +48,14 @@ def _law_as_section(content: dict[str, Any], settings: list[str]) -> list[str]:
 
 
 def sizing_path(name: str) -> Path:
-    """The file of a sizing given by path or by library name."""
+    """The file of a sizing given by path or by library name, with or without ``sizing/``."""
     given = Path(name)
+    short = name.removeprefix("sizing/")
     library = {path.stem: path for path in sorted((ROOT / "sizing").glob("*.yaml"))}
     if given.is_file():
         return given
-    if name in library:
-        return library[name]
+    if short in library:
+        return library[short]
     if given.exists():
         raise InputError(f"{name}: a folder, expected a sizing file")
     raise InputError(f"{name}: no such sizing file; {did_you_mean(given.stem, library)}")

@@ -8,13 +8,17 @@ import pytest
 
 from orcast.calibrate_cli import compose
 from scenarios import library
+from scenarios.errors import InputError
 from scenarios.forecast.deployment import deploy
 from scenarios.forecast.forecast import forecast
 from scenarios.schema.load import load_scenario
+from scenarios.sizing.load import load_sizing
 from sim.kv.memory import memory_budget
-from tests.orcast.command_line import AZURE_TRACE
+from tests.orcast.command_line import AZURE_TRACE, orcast
+from tests.sim.latency.tables import small_table_folder
 
-SHIPPED = sorted(path.stem for path in library.ROOT.glob("*.yaml") if path != library.GPUS_FILE)
+SHIPPED = [name for name in library.scenario_names() if "/" not in name]
+IN_FOLDERS = [name for name in library.scenario_names() if "/" in name]
 NEEDED = {"quickstart", "azure-conversation", "static-vs-continuous", "kv-waste", "million"}
 
 
@@ -50,15 +54,84 @@ def test_a_shipped_scenario_deploys(name: str) -> None:
     assert (workload.prompt_tokens + workload.output_tokens).max() <= memory.slots
 
 
-@pytest.mark.parametrize(
-    "path", sorted(library.ROOT.glob("validation/*.yaml")), ids=lambda path: path.stem
-)
-def test_a_scenario_of_a_subfolder_is_valid_once_its_files_are_named(path: Path) -> None:
+@pytest.mark.parametrize("name", IN_FOLDERS)
+def test_a_scenario_of_a_subfolder_is_valid_once_its_files_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = library.ROOT / f"{name}.yaml"
     settings = ["model=llama-3.1-8b", "hardware.gpu=rtx-4090", "latency.table=some-table"]
     if "lengths" not in library.read_yaml(path)["workload"]:
         settings.append("workload.trace=some.jsonl")
-    scenario, origin = load_scenario(str(path), settings)
+    scenario, origin = load_scenario(name, settings)
     assert (scenario.name, origin) == (path.stem, path)
+    assert load_scenario(str(path), settings)[0] == scenario, "by name as by file"
+
+
+def test_the_library_names_scenarios_in_folders_and_nothing_else() -> None:
+    assert {"validation/tiny-cpu", "validation/vllm-replay"} <= set(IN_FOLDERS)
+    assert {name.partition("/")[0] for name in IN_FOLDERS} == {"validation"}
+    assert "gpus" not in SHIPPED
+
+
+@pytest.mark.parametrize("name", ["gpus", "models/tiny", "models/tiny.json", "sizing/budget-1e22"])
+def test_what_is_no_scenario_is_not_found_as_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"^{name}: no such scenario file; .*allowed: admission"):
+        library.scenario_path(name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("quickstrat", "quickstart"),
+        ("scenarios/quickstrat.yaml", "quickstart"),
+        ("validation/tiny-cpus", "validation/tiny-cpu"),
+        ("validation/vllm-reply.yaml", "validation/vllm-replay"),
+        ("tiny-cpu", "validation/tiny-cpu"),
+    ],
+)
+def test_a_mistyped_name_is_told_the_one_that_was_meant(
+    typed: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"did you mean '{meant}'"):
+        library.scenario_path(typed)
+
+
+def test_a_scenario_of_a_folder_runs_by_name_into_a_folder_of_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_table_folder(Path("mine/table"), gpu="rtx-4090")
+    Path("mine/trace.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00,90,5\n"
+        "2023-11-16 18:00:01,40,7\n"
+    )
+    settings = ["model=llama-3.1-8b", "hardware.gpu=rtx-4090", "latency.table=mine/table",
+                "workload.trace=mine/trace.csv", "engine.num_gpu_blocks_override=500"]  # fmt: skip
+    flags = [part for setting in settings for part in ("--set", setting)]
+    outcome = orcast("run", "validation/vllm-replay", *flags)
+    assert outcome.status == 0, outcome.stderr
+    assert Path("runs/vllm-replay/report.html").is_file()
+    Path("validation/vllm-replay").mkdir(parents=True)
+    path = library.scenario_path("validation/vllm-replay")
+    assert path == library.ROOT / "validation/vllm-replay.yaml", "a folder does not hide it"
+
+
+@pytest.mark.parametrize("name", ["budget-1e22", "sizing/budget-1e22"])
+def test_a_sizing_of_the_library_goes_by_its_name_with_and_without_its_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_sizing(name)[1] == library.ROOT / "sizing" / "budget-1e22.yaml"
+
+
+def test_a_mistyped_sizing_is_told_the_one_that_was_meant() -> None:
+    with pytest.raises(InputError, match="did you mean 'budget-1e22'"):
+        load_sizing("sizing/budget-1e23")
 
 
 def test_the_azure_conversation_is_whole() -> None:
@@ -148,7 +221,6 @@ def test_the_million_is_offered_eighty_per_cent_of_what_can_be_served() -> None:
 
 def test_a_table_of_another_gpu_is_remarked_upon(tmp_path: Path) -> None:
     from orcast import simulate
-    from tests.sim.latency.tables import small_table_folder
 
     folder = small_table_folder(tmp_path / "table", gpu="H200-SXM")
     settings = {"latency.table": str(folder), "workload.num_requests": 5}
