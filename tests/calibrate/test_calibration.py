@@ -12,7 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 from calibrate import calibration
 from calibrate.calibration import Progress, budget_seconds, calibrate, partial_folder
@@ -268,7 +272,7 @@ def test_bad_input_is_refused_in_a_line(tmp_path: Path) -> None:
     assert not partial_folder(tmp_path / "t").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@needs.no_cuda
 def test_without_a_gpu_it_says_so_and_what_to_do(tmp_path: Path) -> None:
     text = refusal("calibrate", "run", "--model", "tiny", "--out", tmp_path / "t")
     assert "no CUDA GPU" in text and "--device cpu" in text

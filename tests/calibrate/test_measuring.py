@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 from calibrate.clocks import ClockLog
 from calibrate.environment import CalibrationError, require_device
@@ -120,9 +124,8 @@ def test_nothing_larger_is_tried_after_memory_ran_out(tmp_path: Path) -> None:
     assert (8,) in points.skipped and set(points.takes) >= {(1,), (2,), (4,), (16,)}
 
 
+@needs.linux  # /dev/full
 def test_a_full_disk_is_told_in_clear_words() -> None:
-    if not FULL_DISK.exists():
-        pytest.skip("no /dev/full here")
     with pytest.raises(CalibrationError, match=r"the disk is full; what was measured .* is kept"):
         Journal(FULL_DISK, {"whose": "test"})
 

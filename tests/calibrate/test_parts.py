@@ -7,9 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 from calibrate.batches import Lengths, emitting_rows, forward_batch
 from calibrate.grids import coarse_first, doubling, token_axis

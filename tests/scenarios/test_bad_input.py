@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.orcast.command_line import orcast, refusal
 
 SMALL = "static-vs-continuous"
@@ -366,7 +367,7 @@ def test_a_folder_that_cannot_be_made_is_named() -> None:
     assert line == "--out file/out: cannot be written: Not a directory"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@needs.not_root
 def test_an_unwritable_folder_is_named() -> None:
     Path("locked").mkdir(mode=0o500)
     line = refused(SMALL, "--out", "locked/out")

@@ -12,6 +12,7 @@ from scenarios.deployment import deploy
 from scenarios.forecast import forecast
 from scenarios.load import load_scenario
 from sim.memory import memory_budget
+from tests import needs
 from tests.orcast.command_line import AZURE_TRACE
 
 SHIPPED = sorted(path.stem for path in library.ROOT.glob("*.yaml") if path != library.GPUS_FILE)
@@ -22,7 +23,7 @@ def settings_for(name: str) -> list[str]:
     """What a shipped scenario leaves to its user."""
     if name == "azure-conversation":
         if not AZURE_TRACE.is_file():
-            pytest.skip(f"the Azure trace is not at {AZURE_TRACE}")
+            needs.skip("data", AZURE_TRACE.name)
         return [f"workload.trace={AZURE_TRACE}"]
     return []
 
@@ -42,7 +43,7 @@ def test_a_shipped_scenario_deploys(name: str) -> None:
         try:
             version("aiconfigurator-core")
         except PackageNotFoundError:
-            pytest.skip("the optional package aiconfigurator-core is not installed")
+            needs.skip("tables")
     deployment = deploy(scenario, origin=origin, compose=compose)
     workload, memory = deployment.workload, deployment.memory
     assert not [note for note in deployment.notes if "has no effect" in note]

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from sim.workload import TraceError, Workload, read_trace
 from sim.workload.traces import FORMATS, read_column
+from tests import needs
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
 BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,m,9,9,18,l\n"
@@ -52,7 +52,7 @@ def test_a_folder_is_not_a_trace(tmp_path):
         read_trace(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@needs.not_root
 def test_an_unreadable_file_is_named(tmp_path):
     path = tmp_path / "secret"
     path.write_text(AZURE)
