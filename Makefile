@@ -11,7 +11,8 @@ REQUIRE ?=
 VENV := .venv$(if $(NEWEST),-newest)$(if $(OLDEST),-oldest)
 RUN := $(VENV)/bin
 TESTED := $(VENV)/$(if $(KERNELS),.test,.dev)
-INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# Without compiling: of what is installed little is ever imported.
+INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
 LOCKED := $(INSTALL) --require-hashes
 ENDS := $(if $(NEWEST)$(OLDEST),$(VENV)/requirements.txt)
 CORE := $(or $(ENDS),requirements.txt)

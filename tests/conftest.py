@@ -1,4 +1,4 @@
-"""For all tests: what they need, and a last word on those that were skipped."""
+"""For all tests: what they need is looked for, and a run ends with what was skipped, by kind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from tests import needs
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-FILES = pytest.StashKey[dict[str, str]]()  # a whole file that was skipped → why
-UNMET = pytest.StashKey[list[str]]()  # kinds that were required and of which nothing ran
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -26,14 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         choices=list(needs.WORDS),
-        help="fail where a test is skipped for lack of this, or none needs it; may be repeated",
+        help="fail where a test is skipped for lack of this, and where no test needs it",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(kind, detail): see tests/needs.py")
-    config.stash[FILES] = {}
-    config.stash[UNMET] = []
+    config.pluginmanager.register(Skips(config), "skips-by-kind")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -44,81 +40,67 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(why)
 
 
-# -- skips of a kind that --require names are failures ------------------------------------------
+class Skips:
+    """Counts skips by kind, and makes failures of the kinds that ``--require`` names."""
 
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.required: list[str] = config.getoption("--require")
+        self.files: dict[str, str] = {}  # whole files and folders, and why
+        self.tests: Counter[str] = Counter()
+        self.ran: set[str] = set()
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    report: Any = yield
-    if report.skipped and needs.kind_of(_why(report)) in item.config.getoption("--require"):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} {_why(report)}, which --require asks for"
-    return report
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Iterator[None]:
+        report: Any = yield
+        why = _why(report) if report.skipped else ""
+        if why and needs.kind_of(why) in self.required:
+            report.outcome = "failed"
+            report.longrepr = f"{why}, and --require {needs.kind_of(why)} was given"
+        return report
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped:
+            self.tests[_kind(_why(report))] += 1
+        elif report.when == "call":
+            self.ran |= {str(kind) for name, kind in report.user_properties if name == "needs"}
 
-def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """A worker of xdist tells of a file that it skips to nobody: it goes with its last message."""
-    if report.skipped:
-        _files[report.nodeid] = _why(report)
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.files[report.nodeid] = _why(report)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker of xdist tells of the files that it skips only with its last word."""
+        self.files |= getattr(node, "workeroutput", {}).get("skipped_files", {})
 
-_files: dict[str, str] = {}
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: Any) -> None:
+        if hasattr(self.config, "workeroutput"):
+            self.config.workeroutput["skipped_files"] = self.files
+        elif self.unmet() and session.exitstatus in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    def unmet(self) -> list[str]:
+        """What is required and no test had, or a whole file lacked."""
+        lacking = {_kind(why) for why in self.files.values()}
+        return [kind for kind in self.required if kind not in self.ran or kind in lacking]
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    config = session.config
-    config.stash[FILES].update(_files)
-    if hasattr(config, "workeroutput"):
-        config.workeroutput["skipped_files"] = _files
-        return
-    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None:
-        return
-    ran = {
-        value
-        for outcome in ("passed", "failed")
-        for report in reporter.stats.get(outcome, [])
-        for name, value in getattr(report, "user_properties", [])
-        if name == "needs"
-    }
-    skipped = {needs.kind_of(why) for why in config.stash[FILES].values()}
-    unmet = [kind for kind in config.getoption("--require") if kind not in ran or kind in skipped]
-    config.stash[UNMET] = unmet
-    if unmet and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    node.config.stash[FILES].update(getattr(node, "workeroutput", {}).get("skipped_files", {}))
-
-
-# -- the last word ------------------------------------------------------------------------------
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Iterator[None]:
-    """What was skipped, by kind, the largest first: below all that pytest has to say."""
-    yield
-    files = config.stash[FILES]
-    tests = [r for r in terminalreporter.stats.get("skipped", []) if r.nodeid not in files]
-    count = Counter(_kind(_why(report)) for report in tests)
-    whole = Counter(_kind(why) for why in files.values())
-    terminalreporter.ensure_newline()
-    for kind, number in (count + whole).most_common():
-        parts = [
-            f"{n} {what if n == 1 else what + 's'}"
-            for n, what in ((count[kind], "test"), (whole[kind], "whole file"))
-            if n
-        ]
-        verb = "needs" if number == 1 else "need"
-        why = f"{verb} {needs.WORDS[kind]}" if kind in needs.WORDS else kind
-        terminalreporter.write_line(f"skipped: {' and '.join(parts)}: {why}")
-    for kind in config.stash[UNMET]:
-        terminalreporter.write_line(
-            f"--require {kind}: not every test of that kind ran, or there was none", red=True
-        )
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Iterator[None]:
+        """Below all that pytest has to say: what was skipped, the most first."""
+        yield
+        files = Counter(map(_kind, self.files.values()))
+        for kind, total in (self.tests + files).most_common():
+            counts = [
+                f"{count} {what}" + "s" * (count > 1)
+                for count, what in ((self.tests[kind], "test"), (files[kind], "whole file"))
+                if count
+            ]
+            need = f"need{'s' * (total == 1)} {needs.WORDS[kind]}" if kind in needs.WORDS else kind
+            terminalreporter.write_line(f"skipped: {' and '.join(counts)}: {need}")
+        for kind in self.unmet():
+            terminalreporter.write_line(f"required, and not all there or not run: {kind}", red=True)
 
 
 def _kind(why: str) -> str:
@@ -126,7 +108,6 @@ def _kind(why: str) -> str:
 
 
 def _why(report: Any) -> str:
-    """The reason of a skip: the last of the three that pytest keeps."""
-    place = report.longrepr
-    text = place[2] if isinstance(place, tuple | list) else str(place)
-    return text.removeprefix("Skipped: ")
+    """The reason of a skip, the last of the three things that pytest keeps of it."""
+    said = report.longrepr
+    return str(said[2] if isinstance(said, tuple | list) else said).removeprefix("Skipped: ")

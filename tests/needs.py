@@ -23,7 +23,8 @@ import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
+BESIDE = Path(__file__).parents[1] / ".." / "shared" / "data"
+SHARED = Path(os.environ.get("ORCAST_SHARED_DATA", BESIDE))
 
 WORDS = {
     "browser": "a browser (make test installs Chromium where it may)",

@@ -18,28 +18,28 @@ from tests import needs
 torch = pytest.importorskip("torch", reason=needs.KERNELS)
 pytest.importorskip("triton", reason=needs.KERNELS)
 
-from calibrate import calibration
-from calibrate.calibration import Progress, budget_seconds, calibrate, partial_folder
-from calibrate.check import check_table
-from calibrate.end_to_end import end_to_end
-from calibrate.environment import CalibrationError
-from calibrate.journal import Journal
-from calibrate.parts import benches
-from calibrate.repeatability import differences
-from calibrate.rig import Limits, Rig
-from calibrate.service import Iteration
-from calibrate.shared_parts import take_over
-from calibrate.timer import Timer
-from calibrate.whole_iterations import latency_of, parts_us
-from calibrate.yardstick import yardstick_us
-from kernels.model_config import ModelConfig
-from reports.calibration_report import calibration_report
-from scenarios import library
-from sim.latency.table import one_line
-from sim.latency.table_data import LatencyTable
-from sim.latency.table_folder import TableError, read_table
-from sim.model_spec import ModelSpec
-from tests.orcast.command_line import orcast, refusal
+from calibrate import calibration  # noqa: E402
+from calibrate.calibration import Progress, budget_seconds, calibrate, partial_folder  # noqa: E402
+from calibrate.check import check_table  # noqa: E402
+from calibrate.end_to_end import end_to_end  # noqa: E402
+from calibrate.environment import CalibrationError  # noqa: E402
+from calibrate.journal import Journal  # noqa: E402
+from calibrate.parts import benches  # noqa: E402
+from calibrate.repeatability import differences  # noqa: E402
+from calibrate.rig import Limits, Rig  # noqa: E402
+from calibrate.service import Iteration  # noqa: E402
+from calibrate.shared_parts import take_over  # noqa: E402
+from calibrate.timer import Timer  # noqa: E402
+from calibrate.whole_iterations import latency_of, parts_us  # noqa: E402
+from calibrate.yardstick import yardstick_us  # noqa: E402
+from kernels.model_config import ModelConfig  # noqa: E402
+from reports.calibration_report import calibration_report  # noqa: E402
+from scenarios import library  # noqa: E402
+from sim.latency.table import one_line  # noqa: E402
+from sim.latency.table_data import LatencyTable  # noqa: E402
+from sim.latency.table_folder import TableError, read_table  # noqa: E402
+from sim.model_spec import ModelSpec  # noqa: E402
+from tests.orcast.command_line import orcast, refusal  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 NAME, CONFIG = "tiny", library.model_config(library.model_path("tiny"))

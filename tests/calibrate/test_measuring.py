@@ -13,15 +13,15 @@ from tests import needs
 torch = pytest.importorskip("torch", reason=needs.KERNELS)
 pytest.importorskip("triton", reason=needs.KERNELS)
 
-from calibrate.clocks import ClockLog
-from calibrate.environment import CalibrationError, require_device
-from calibrate.grids import refinement
-from calibrate.journal import Journal, Take
-from calibrate.measuring import Measuring
-from calibrate.parts import Bench, Point
-from calibrate.timer import Call, Timer
-from sim.latency.table_data import Part
-from sim.latency.table_folder import table_of
+from calibrate.clocks import ClockLog  # noqa: E402
+from calibrate.environment import CalibrationError, require_device  # noqa: E402
+from calibrate.grids import refinement  # noqa: E402
+from calibrate.journal import Journal, Take  # noqa: E402
+from calibrate.measuring import Measuring  # noqa: E402
+from calibrate.parts import Bench, Point  # noqa: E402
+from calibrate.timer import Call, Timer  # noqa: E402
+from sim.latency.table_data import Part  # noqa: E402
+from sim.latency.table_folder import table_of  # noqa: E402
 
 FULL_DISK = Path("/dev/full")
 

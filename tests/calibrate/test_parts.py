@@ -15,18 +15,18 @@ from tests import needs
 torch = pytest.importorskip("torch", reason=needs.KERNELS)
 pytest.importorskip("triton", reason=needs.KERNELS)
 
-from calibrate.batches import Lengths, emitting_rows, forward_batch
-from calibrate.grids import coarse_first, doubling, token_axis
-from calibrate.parts import benches, routed
-from calibrate.rig import Limits, Rig
-from calibrate.service import Iteration
-from calibrate.timer import Timer
-from calibrate.whole_iterations import Whole, fitted, random_lengths
-from calibrate.work import WorkOf
-from kernels.model_config import ModelConfig
-from kernels.moe import route_reference
-from scenarios import library
-from sim.model_spec import ModelSpec
+from calibrate.batches import Lengths, emitting_rows, forward_batch  # noqa: E402
+from calibrate.grids import coarse_first, doubling, token_axis  # noqa: E402
+from calibrate.parts import benches, routed  # noqa: E402
+from calibrate.rig import Limits, Rig  # noqa: E402
+from calibrate.service import Iteration  # noqa: E402
+from calibrate.timer import Timer  # noqa: E402
+from calibrate.whole_iterations import Whole, fitted, random_lengths  # noqa: E402
+from calibrate.work import WorkOf  # noqa: E402
+from kernels.model_config import ModelConfig  # noqa: E402
+from kernels.moe import route_reference  # noqa: E402
+from scenarios import library  # noqa: E402
+from sim.model_spec import ModelSpec  # noqa: E402
 
 LIMITS = Limits(max_tokens=64, max_seqs=8, max_context=128, cache_tokens=2048)
 TINY = ModelConfig.from_hugging_face(library.model_config(library.model_path("tiny")))

@@ -143,7 +143,7 @@ def test_a_header_alone_is_an_error(tmp_path):
 
 def test_a_named_format_that_the_file_does_not_have_is_an_error(tmp_path):
     assert message_of(tmp_path, AZURE, format="burstgpt").startswith("1: no column 'Timestamp' in")
-    assert message_of(tmp_path, AZURE, format="mooncake").startswith("1: not JSON (Expecting value")
+    assert message_of(tmp_path, AZURE, format="mooncake").startswith("1: not JSON (")
     assert message_of(tmp_path, BURSTGPT, format="vllm-bench").startswith("1: not JSON")
 
 
@@ -155,7 +155,7 @@ def test_a_trace_of_failed_requests_only_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        (MOONCAKE, "{", "not JSON (Expecting property name"),
+        (MOONCAKE, "{", "not JSON ("),
         (MOONCAKE, "[1]", "[1] is not a JSON object, expected an object a line"),
         (MOONCAKE, MOONCAKE | {"timestamp": -1}, "timestamp is -1, expected a number of at least"),
         (MOONCAKE, MOONCAKE | {"timestamp": float("nan")}, "timestamp is nan, expected a number"),
