@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from scenarios.schema.names import RouterName
 from scenarios.schema.section import NotNegative, Positive, Section
 
 
@@ -58,14 +59,7 @@ class Cluster(Section):
     groups: list[ReplicaGroup] = Field(
         default_factory=list
     )  # instead of `replicas`, where they differ
-    router: Literal[
-        "round_robin",
-        "random",
-        "least_outstanding",
-        "least_kv",
-        "prefix_aware",
-        "session_sticky",
-    ] = "round_robin"
+    router: RouterName = "round_robin"
     kv_link: KvLink | None = None
     autoscaling: Autoscaling | None = None
     failures: list[Failure] = Field(default_factory=list)

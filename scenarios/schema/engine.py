@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from scenarios.schema.names import PolicyName
 from scenarios.schema.section import Count, Fraction, NotNegative, Positive, Section, Tokens
 
 
@@ -31,9 +32,7 @@ class Engine(Section):
     """The serving engine's knobs, under vLLM's names."""
 
     # one of these, or of a package that brings its own
-    scheduler: Annotated[
-        Literal["static", "dynamic", "orca", "paged", "chunked"], WrapValidator(_or_installed)
-    ] = "chunked"
+    scheduler: Annotated[PolicyName, WrapValidator(_or_installed)] = "chunked"
     # the queue's order; priorities, deadlines and clients are those of the workload's classes
     scheduling_policy: Literal[
         "fcfs", "priority", "earliest_deadline", "shortest_prompt", "shortest_job", "fair"

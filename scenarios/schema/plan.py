@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from scenarios.schema.names import TraceFormat
 from scenarios.schema.section import Milliseconds, Percentile, Positive, Section
 
 Names = Annotated[list[str], Field(min_length=1)]
@@ -21,9 +22,7 @@ class Load(Section):
 
     request_rate: Positive | None = None
     trace: str | None = None
-    format: Literal[
-        "auto", "azure", "burstgpt", "mooncake", "sharegpt", "vllm-requests", "vllm-bench"
-    ] = "auto"
+    format: TraceFormat = "auto"
     window_s: Positive = 300.0
     growth: Positive = 1.0
 

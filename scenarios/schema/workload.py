@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from scenarios.schema.names import TraceFormat
 from scenarios.schema.section import Count, Milliseconds, Positive, Section, Tokens
 from scenarios.schema.sharing import BeamSearch, ParallelSampling, Sessions
 
@@ -94,9 +95,7 @@ class Workload(Section):
     """Requests: replayed from a trace, or drawn from arrivals and lengths."""
 
     trace: str | None = None
-    format: Literal[
-        "auto", "azure", "burstgpt", "mooncake", "sharegpt", "vllm-requests", "vllm-bench"
-    ] = "auto"
+    format: TraceFormat = "auto"
     time_scale: Positive = 1.0  # 0.5: twice the load
     start: Annotated[int, Field(ge=0)] = 0  # first request of the trace to take
     stop: Count | None = None  # and the one to stop before
