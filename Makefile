@@ -27,7 +27,8 @@ demo: $(VENV)/.core
 	$(RUN)/orcast run scenarios/quickstart.yaml --out runs/quickstart
 
 test: $(TESTED) browser
-	$(RUN)/python -m pytest -n auto --dist loadfile $(addprefix --require=,$(REQUIRE))
+	$(RUN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		$(addprefix --require=,$(REQUIRE))
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .
