@@ -27,11 +27,13 @@ demo: $(VENV)/.core
 	$(RUN)/orcast run scenarios/quickstart.yaml --out runs/quickstart
 
 test: $(TESTED) browser
-	$(RUN)/python -m pytest -n auto --dist loadfile $(addprefix --require=,$(REQUIRE))
+	$(RUN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		$(addprefix --require=,$(REQUIRE))
 
 # Lines and branches of all packages but kernels, whose bodies Triton compiles.
 coverage: $(TESTED) browser
-	$(RUN)/python -m pytest -n auto --dist loadfile --ignore tests/kernels --cov --cov-report term
+	$(RUN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		--ignore tests/kernels --cov --cov-report term
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .

@@ -32,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Skips(config), "skips-by-kind")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes minutes goes first, so that no worker is alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_interpreter.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     marks = [mark.args for mark in item.iter_markers("needs")]
     item.user_properties += [("needs", args[0]) for args in marks]

@@ -217,7 +217,11 @@ FILES = {
     "a number as key": (b"5: x\nname: a\n", ": model: missing"),
     "no model": (b"name: a\n", r": model: missing \(and 2 more\)"),
     "itself": (b"name: &a [*a]\n", r": name: \[\[\[.*: expected a string"),
-    "deep brackets": (b"name: " + b"[" * 20_000 + b"]" * 20_000, r"(:\d+:\d+)?: not valid YAML: "),
+    # By the release of PyYAML and libyaml: too deep to be read, or no name once read.
+    "deep brackets": (
+        b"name: " + b"[" * 20_000 + b"]" * 20_000,
+        r"(:\d+:\d+: not valid YAML|: not valid YAML|: name): ",
+    ),
 }
 
 
