@@ -75,7 +75,9 @@ def read_yaml(path: Path) -> Any:
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(f"{path}{where}: not valid YAML: {problem}") from None
-    except (ValueError, RecursionError) as error:  # a date such as 2024-13-01, a number too long
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML: nested too deeply") from None
+    except ValueError as error:  # a date such as 2024-13-01, a number too long
         raise InputError(f"{path}: not valid YAML: {error}") from None
 
 
@@ -167,6 +169,8 @@ def model_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid JSON: nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):

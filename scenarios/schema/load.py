@@ -51,7 +51,7 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
             value = yaml.load(text, Loader)
         except PlainNumberError as error:
             raise InputError(f"--set {override}: {error.problem}") from None
-        except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01
+        except (yaml.YAMLError, ValueError, RecursionError):  # a date such as 2024-13-01
             raise InputError(f"--set {override}: the value is not valid YAML") from None
         set_value(content, keys, value, source=f"--set {override}")
         paths.add(".".join(keys))
@@ -154,9 +154,35 @@ def _explain(error: ErrorDetails, schema: type[BaseModel]) -> str:
             return f"{given}: expected a section with keys"
         case "finite_number":
             return f"{given}: expected a finite number"
-    message = error["msg"].replace("Input should be", "expected")
-    message = message.replace("a valid integer", "a whole number").replace("valid ", "")
-    return f"{given}: {message}"
+    expected = _EXPECTED.get(error["type"])
+    if expected is None:  # a type that no scenario has yet, in pydantic's words
+        return f"{given}: {error['msg'].replace('Input should be', 'expected')}"
+    limits = {name: f"{n:.15g}" for name, n in context.items() if isinstance(n, int | float)}
+    return f"{given}: expected {expected.format(**limits)}"
+
+
+# By pydantic's type of error, in words of our own: its wording changes with its releases.
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "a boolean",
+    "bool_parsing": "a boolean",
+    "string_type": "a string",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "greater than or equal to {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "less than or equal to {le}",
+    "too_short": "at least {min_length} item(s)",
+    "too_long": "at most {max_length} item(s)",
+    "string_too_short": "at least {min_length} character(s)",
+}
 
 
 def _section(location: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:

@@ -176,7 +176,7 @@ def _value(text: str, source: str) -> Any:
         raise InputError(f"{source}: {text} is no range; expected e.g. 1..64:+8 or 1..64:x2")
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date such as 2024-13-01
         raise InputError(f"{source}: {text} is not valid YAML") from None
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="the kernels need torch (extra 'gpu')")
-pytest.importorskip("triton", reason="the kernels need triton (extra 'gpu')")
+from tests import needs
+
+pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="the kernels need torch (extra 'gpu')")
-pytest.importorskip("triton", reason="the kernels need triton (extra 'gpu')")
+from tests import needs
+
+pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 from tests.benchmarks import gpu_session
 from tests.benchmarks.gpu_session import ARCHIVE, ROOT, Run, run_stages, unpack

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="the kernels need torch (extra 'gpu')")
-pytest.importorskip("triton", reason="the kernels need triton (extra 'gpu')")
+from tests import needs
+
+pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 OPERATIONS = Path(__file__).parent / "operations"
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.orcast.command_line import orcast
-from tests.reports.browser import CHROMIUM, Browser
+from tests.reports.browser import Browser
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+pytestmark = needs.browser
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & <b>bold</b>"
 NAMED = ("--set", f"name={json.dumps(HOSTILE)}")
@@ -55,8 +56,6 @@ def _size(folder: Path) -> Path:
 
 
 def _calibrate(folder: Path) -> Path:
-    pytest.importorskip("torch", reason="needs torch (extra gpu)")
-    pytest.importorskip("triton", reason="needs triton (extra gpu)")
     device = ("--device", "cpu", "--budget", "4s")
     _ok("calibrate", "run", "--model", "tiny", *device, "--out", folder)
     return folder / "report.html"
@@ -86,7 +85,10 @@ def browser() -> Iterator[Browser]:
         yield opened
 
 
-@pytest.mark.parametrize("kind", REPORTS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[needs.kernels] * (kind == "calibration")) for kind in REPORTS],
+)
 def test_a_report_is_drawn_quiet_and_offline(browser: Browser, tmp_path: Path, kind: str) -> None:
     page = REPORTS[kind](tmp_path / kind)
     assert page.stat().st_size < 6e6

@@ -15,8 +15,8 @@ from calibrate.recordings.measurement import read_measurement, simulated
 from reports.export.trace import token_times_s
 from reports.page.page_figures import page_figures
 from reports.run.folder import load_run
+from tests import needs
 from tests.orcast.command_line import orcast, refusal
-from tests.reports.browser import CHROMIUM
 
 SETTINGS = ["workload.num_requests=150", "workload.arrivals.request_rate=60"]
 SETTINGS += ["engine.num_gpu_blocks_override=900", "engine.max_num_batched_tokens=1024"]
@@ -100,9 +100,9 @@ def test_tables_are_written_as_csv(run_folder: Path) -> None:
     assert len(lines) == 151
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@needs.browser
+@needs.kaleido
 def test_every_chart_becomes_a_picture(run_folder: Path) -> None:
-    pytest.importorskip("kaleido", reason="needs kaleido (extra images)")
     said = orcast("export", str(run_folder), "svg")
     assert said.status == 0, said.stderr
     pictures = {path.stem for path in (run_folder / "svg").glob("*.svg")}
@@ -193,9 +193,9 @@ def test_every_figure_of_a_page_is_read_back(results: Path, kind: str) -> None:
         assert all(trace < len(figure.data) for trace in traces)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@needs.browser
+@needs.kaleido
 def test_pictures_of_a_plan_and_of_a_comparison(results: Path) -> None:
-    pytest.importorskip("kaleido", reason="needs kaleido (extra images)")
     for _ in range(2):
         said = orcast("export", results / "plan", "svg")
         assert said.status == 0, said.stderr

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests import needs
 from tests.orcast.command_line import AZURE_TRACE, orcast
 
 ROOT = Path(__file__).parents[2]
@@ -363,7 +364,7 @@ def test_a_request_id_that_is_no_text_is_still_written() -> None:
 # -- real input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not AZURE_TRACE.is_file(), reason=f"the Azure trace is not at {AZURE_TRACE}")
+@needs.shared(f"azure/{AZURE_TRACE.name}")
 def test_the_azure_hour_is_served_whole() -> None:
     summary = run_json(
         "azure-conversation", "--set", f"workload.trace={AZURE_TRACE}", "--out", "out"

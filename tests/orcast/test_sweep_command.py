@@ -15,6 +15,7 @@ import orcast as package
 from orcast.sweep_cli import HERE, with_ray_address
 from reports.sweep.folder import check_target
 from scenarios.errors import InputError
+from tests import needs
 from tests.orcast.command_line import orcast, refusal
 
 ROOT = Path(__file__).parents[2]
@@ -111,14 +112,12 @@ def test_a_sweep_killed_at_random_moments_goes_on_to_the_same_bytes(
     assert left == uninterrupted
 
 
+@needs.linux  # /proc
 def test_no_worker_outlives_a_killed_sweep() -> None:
     slow = ["quickstart", "--axis", "engine.max_num_seqs=4..5", "--set", "sweep.seeds=8",
             "--set", "workload.num_requests=20000"]  # fmt: skip
     process = started(*slow, "--out", "slow", "--jobs", "2")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not Path("/proc/self").exists():
-        process.kill()
-        pytest.skip("no /proc to look at")
     workers: list[str] = []
     end_s = time.monotonic() + 60
     while len(workers) < 2:
@@ -139,8 +138,8 @@ def is_running(pid: str) -> bool:
         return False
 
 
+@needs.ray
 def test_a_ray_cluster_gives_the_same_bytes(uninterrupted: dict[str, bytes]) -> None:
-    pytest.importorskip("ray", reason="needs ray (extra cluster)")
     process = subprocess.run(
         [sys.executable, "-m", "orcast.cli", "sweep", *SMALL, "--out", "ray", "--ray", "--json"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

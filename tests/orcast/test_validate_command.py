@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="needs torch (extra gpu)")
-pytest.importorskip("triton", reason="needs triton (extra gpu)")
+from tests import needs
+
+pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 from reports.calibration.validation_table import drift
 from tests.orcast.command_line import Outcome, orcast
-from tests.reports.browser import CHROMIUM, Browser
+from tests.reports.browser import Browser
 
 SCENARIO = "scenarios/validation/tiny-cpu.yaml"
 ROOT = Path(__file__).parents[2]
@@ -105,7 +107,7 @@ def test_a_device_that_is_not_what_it_was_is_told(
     assert [words in text for text in said] == [True] if words else said == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@needs.browser
 def test_the_page_is_drawn_and_quiet(first: Outcome, folder: Path, tmp_path: Path) -> None:
     assert first.status == 0
     with Browser() as browser:
@@ -150,7 +152,7 @@ def test_what_cannot_be_validated_is_refused_in_one_line(
         import torch
 
         if torch.cuda.is_available():
-            pytest.skip("there is one")
+            needs.skip("no-cuda")
     table = [] if "--table" in arguments else ["--table", str(folder / "table")]
     refused = orcast("validate", *arguments, *table, "--out", tmp_path / "out")
     assert refused.status == 2

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("dash", reason="needs dash (extra ui)")
+from tests import needs
+
+pytest.importorskip("dash", reason=needs.DASH)
 
 from typer.testing import CliRunner
 
@@ -21,7 +23,7 @@ from reports.what_if.page import HOST
 from reports.what_if.page import values_at as positions_to_values
 from scenarios.errors import InputError
 from tests.orcast.command_line import refusal
-from tests.reports.browser import CHROMIUM, Browser
+from tests.reports.browser import Browser
 
 SCENARIO = """
 name: "<script>document.title = 'taken'</script><b>bold</b>"
@@ -65,7 +67,7 @@ def cells(browser: Browser) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@needs.browser
 def test_a_turned_knob_changes_the_forecast(url: str, tmp_path: Path) -> None:
     drawn = "document.querySelectorAll('.js-plotly-plot .trace path').length >= 5"
     slider = "document.querySelector('[title=\"workload.arrivals.request_rate\"] [role=slider]')"

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+from tests import needs
 
 _FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -28,7 +28,7 @@ class Browser:
     """One tab. Talks the DevTools protocol over a pair of pipes: JSON, ended by a zero byte."""
 
     def __init__(self, *, width: int = 1280, height: int = 1600) -> None:
-        assert CHROMIUM is not None
+        assert needs.CHROMIUM is not None
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
         self._profile = tempfile.mkdtemp()
@@ -40,7 +40,7 @@ class Browser:
             os.dup2(14, 4)
 
         self._process = subprocess.Popen(
-            [CHROMIUM, *_FLAGS, f"--user-data-dir={self._profile}"],
+            [needs.CHROMIUM, *_FLAGS, f"--user-data-dir={self._profile}"],
             preexec_fn=as_three_and_four,
             close_fds=False,
             stderr=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from scenarios.forecast.forecast import forecast
 from scenarios.schema.load import load_scenario
 from scenarios.sizing.load import load_sizing
 from sim.kv.memory import memory_budget
+from tests import needs
 from tests.orcast.command_line import AZURE_TRACE, orcast
 from tests.sim.latency.tables import small_table_folder
 
@@ -26,7 +27,7 @@ def settings_for(name: str) -> list[str]:
     """What a shipped scenario leaves to its user."""
     if name == "azure-conversation":
         if not AZURE_TRACE.is_file():
-            pytest.skip(f"the Azure trace is not at {AZURE_TRACE}")
+            needs.skip("data", AZURE_TRACE.name)
         return [f"workload.trace={AZURE_TRACE}"]
     return []
 
@@ -46,7 +47,7 @@ def test_a_shipped_scenario_deploys(name: str) -> None:
         try:
             version("aiconfigurator-core")
         except PackageNotFoundError:
-            pytest.skip("the optional package aiconfigurator-core is not installed")
+            needs.skip("tables")
     deployment = deploy(scenario, origin=origin, compose=compose)
     workload, memory = deployment.workload, deployment.memory
     assert not [note for note in deployment.notes if "has no effect" in note]

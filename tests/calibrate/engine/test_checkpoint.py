@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs torch (extra gpu)")
-pytest.importorskip("triton", reason="needs triton (extra gpu)")
-safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors (extra gpu)")
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
+safetensors = pytest.importorskip("safetensors.torch", reason=needs.KERNELS)
 
 from calibrate.device.environment import CalibrationError  # noqa: E402
 from calibrate.engine.checkpoint import Checkpoint, decode, eos_token, has_weights, load_model  # noqa: E402
@@ -96,15 +98,14 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         load_model(CONFIG, folder=folder, device="cpu")
 
 
+@needs.no_cuda
 def test_a_gpu_that_is_not_there_is_said_so() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
     with pytest.raises(CalibrationError, match=r"no CUDA GPU .* --device cpu"):
         load_model(CONFIG, device="cuda")
 
 
 def test_outputs_are_text_where_there_is_a_tokenizer(folder: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers (extra gpu)")
+    tokenizers = pytest.importorskip("tokenizers", reason=needs.KERNELS)
     assert decode(folder, [1, 2]) is None
     words = tokenizers.models.WordLevel({"a": 1, "b": 2, "?": 0}, unk_token="?")
     tokenizers.Tokenizer(words).save(str(folder / "tokenizer.json"))

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs torch (extra gpu)")
-pytest.importorskip("triton", reason="needs triton (extra gpu)")
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 from calibrate.engine.engine import Served  # noqa: E402
 from calibrate.engine.executor import Outcome  # noqa: E402

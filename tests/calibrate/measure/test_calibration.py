@@ -12,32 +12,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from calibrate.device.environment import CalibrationError
-from calibrate.device.timer import Timer
-from calibrate.device.yardstick import yardstick_us
-from calibrate.measure import calibration
-from calibrate.measure.budget import budget_seconds
-from calibrate.measure.calibration import Progress, calibrate
-from calibrate.measure.end_to_end import end_to_end
-from calibrate.measure.journal import Journal
-from calibrate.measure.parts import benches
-from calibrate.measure.repeatability import differences
-from calibrate.measure.rig import Limits, Rig
-from calibrate.measure.service import Iteration
-from calibrate.measure.shared_parts import take_over
-from calibrate.measure.target import partial_folder
-from calibrate.measure.whole_iterations import latency_of, parts_us
-from calibrate.tables.check import check_table
-from kernels.model_config import ModelConfig
-from reports.calibration.report import calibration_report
-from scenarios import library
-from sim.latency.table import one_line
-from sim.latency.table_data import LatencyTable
-from sim.latency.table_folder import TableError, read_table
-from sim.model.config import read_config
-from tests.orcast.command_line import orcast, refusal
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
+
+from calibrate.device.environment import CalibrationError  # noqa: E402
+from calibrate.device.timer import Timer  # noqa: E402
+from calibrate.device.yardstick import yardstick_us  # noqa: E402
+from calibrate.measure import calibration  # noqa: E402
+from calibrate.measure.budget import budget_seconds  # noqa: E402
+from calibrate.measure.calibration import Progress, calibrate  # noqa: E402
+from calibrate.measure.end_to_end import end_to_end  # noqa: E402
+from calibrate.measure.journal import Journal  # noqa: E402
+from calibrate.measure.parts import benches  # noqa: E402
+from calibrate.measure.repeatability import differences  # noqa: E402
+from calibrate.measure.rig import Limits, Rig  # noqa: E402
+from calibrate.measure.service import Iteration  # noqa: E402
+from calibrate.measure.shared_parts import take_over  # noqa: E402
+from calibrate.measure.target import partial_folder  # noqa: E402
+from calibrate.measure.whole_iterations import latency_of, parts_us  # noqa: E402
+from calibrate.tables.check import check_table  # noqa: E402
+from kernels.model_config import ModelConfig  # noqa: E402
+from reports.calibration.report import calibration_report  # noqa: E402
+from scenarios import library  # noqa: E402
+from sim.latency.table import one_line  # noqa: E402
+from sim.latency.table_data import LatencyTable  # noqa: E402
+from sim.latency.table_folder import TableError, read_table  # noqa: E402
+from sim.model.config import read_config  # noqa: E402
+from tests.orcast.command_line import orcast, refusal  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 NAME, CONFIG = "tiny", library.model_config(library.model_path("tiny"))
@@ -270,7 +274,7 @@ def test_bad_input_is_refused_in_a_line(tmp_path: Path) -> None:
     assert not partial_folder(tmp_path / "t").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@needs.no_cuda
 def test_without_a_gpu_it_says_so_and_what_to_do(tmp_path: Path) -> None:
     text = refusal("calibrate", "run", "--model", "tiny", "--out", tmp_path / "t")
     assert "no CUDA GPU" in text and "--device cpu" in text

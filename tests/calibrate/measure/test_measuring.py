@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from calibrate.device.clocks import ClockLog
-from calibrate.device.environment import CalibrationError, require_device
-from calibrate.device.timer import Call, Timer
-from calibrate.measure.grids import refinement
-from calibrate.measure.journal import Journal, Take
-from calibrate.measure.measuring import Measuring
-from calibrate.measure.parts import Bench, Point
-from sim.latency.table_data import Part
-from sim.latency.table_folder import table_of
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
+
+from calibrate.device.clocks import ClockLog  # noqa: E402
+from calibrate.device.environment import CalibrationError, require_device  # noqa: E402
+from calibrate.device.timer import Call, Timer  # noqa: E402
+from calibrate.measure.grids import refinement  # noqa: E402
+from calibrate.measure.journal import Journal, Take  # noqa: E402
+from calibrate.measure.measuring import Measuring  # noqa: E402
+from calibrate.measure.parts import Bench, Point  # noqa: E402
+from sim.latency.table_data import Part  # noqa: E402
+from sim.latency.table_folder import table_of  # noqa: E402
 
 FULL_DISK = Path("/dev/full")
 
@@ -120,9 +124,8 @@ def test_nothing_larger_is_tried_after_memory_ran_out(tmp_path: Path) -> None:
     assert (8,) in points.skipped and set(points.takes) >= {(1,), (2,), (4,), (16,)}
 
 
+@needs.linux  # /dev/full
 def test_a_full_disk_is_told_in_clear_words() -> None:
-    if not FULL_DISK.exists():
-        pytest.skip("no /dev/full here")
     with pytest.raises(CalibrationError, match=r"the disk is full; what was measured .* is kept"):
         Journal(FULL_DISK, {"whose": "test"})
 

@@ -7,22 +7,26 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.device.timer import Timer
-from calibrate.measure.batches import Lengths, emitting_rows, forward_batch
-from calibrate.measure.grids import coarse_first, doubling, token_axis
-from calibrate.measure.parts import benches, routed
-from calibrate.measure.rig import Limits, Rig
-from calibrate.measure.service import Iteration
-from calibrate.measure.whole_iterations import Whole, fitted, random_lengths
-from calibrate.measure.work import WorkOf
-from kernels.model_config import ModelConfig
-from kernels.moe import route_reference
-from scenarios import library
-from sim.model.config import read_config
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
+
+from calibrate.device.timer import Timer  # noqa: E402
+from calibrate.measure.batches import Lengths, emitting_rows, forward_batch  # noqa: E402
+from calibrate.measure.grids import coarse_first, doubling, token_axis  # noqa: E402
+from calibrate.measure.parts import benches, routed  # noqa: E402
+from calibrate.measure.rig import Limits, Rig  # noqa: E402
+from calibrate.measure.service import Iteration  # noqa: E402
+from calibrate.measure.whole_iterations import Whole, fitted, random_lengths  # noqa: E402
+from calibrate.measure.work import WorkOf  # noqa: E402
+from kernels.model_config import ModelConfig  # noqa: E402
+from kernels.moe import route_reference  # noqa: E402
+from scenarios import library  # noqa: E402
+from sim.model.config import read_config  # noqa: E402
 
 LIMITS = Limits(max_tokens=64, max_seqs=8, max_context=128, cache_tokens=2048)
 TINY = ModelConfig.from_hugging_face(library.model_config(library.model_path("tiny")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from sim.latency.protocol import HostOverhead
 from sim.latency.table import TableLatency
 from sim.latency.table_folder import TableError, read_table, table_of, write_table
 from sim.request import Request
+from tests import needs
 
 MODEL = library.model("llama-3.1-8b")
 LAYERS = 32
@@ -258,7 +258,7 @@ def test_without_the_package_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch)
 PROFILE = Path(__file__).parents[3] / ".." / "shared" / "data" / "vllm-rtx4090" / "profile"
 
 
-@pytest.mark.skipif(not PROFILE.is_dir(), reason=f"no profile at {PROFILE}")
+@needs.shared("vllm-rtx4090/profile")
 def test_composed_prefixes_are_near_a_profiles_measured_ones() -> None:
     with (PROFILE / "tp1" / "attention.csv").open() as file:
         rows = [{key: float(text) for key, text in row.items()} for row in csv.DictReader(file)]
@@ -280,10 +280,6 @@ def test_composed_prefixes_are_near_a_profiles_measured_ones() -> None:
 
 
 # -- the package itself -----------------------------------------------------------------------
-
-needs_package = pytest.mark.skipif(
-    find_spec("aiconfigurator_core") is None, reason="aiconfigurator-core is not installed"
-)
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +365,7 @@ def own_step_us(h200: Any, rows: int, emitting: int, attention_us: float) -> flo
     return LAYERS * (layer + attention_us) + vocabulary + estimated
 
 
-@needs_package
+@needs.tables
 def test_h200_products_on_the_grid_are_the_packages_rows(h200: Any) -> None:
     _, parts, own = h200
     times = {(name, rows): us for name, rows, us in parts["linear"]}
@@ -379,7 +375,7 @@ def test_h200_products_on_the_grid_are_the_packages_rows(h200: Any) -> None:
             assert times[name, rows] == pytest.approx(own_us, rel=1e-12)
 
 
-@needs_package
+@needs.tables
 def test_h200_decode_steps_are_within_a_tenth_of_the_packages_sums(h200: Any) -> None:
     model, own = h200_latency(h200), h200[2]["decode"]
     for sequences in (1, 8, 32, 128, 256):
@@ -395,7 +391,7 @@ def test_h200_decode_steps_are_within_a_tenth_of_the_packages_sums(h200: Any) ->
     assert decode_us(model, 96, 1024) == pytest.approx(expected_us, rel=0.10)
 
 
-@needs_package
+@needs.tables
 def test_h200_prefills_are_within_a_tenth_of_the_packages_sums(h200: Any) -> None:
     model, own = h200_latency(h200), h200[2]["prefill"]
     for new in (16, 256, 1024, 2048, 4096, 8192):
@@ -403,7 +399,7 @@ def test_h200_prefills_are_within_a_tenth_of_the_packages_sums(h200: Any) -> Non
         assert prefill_us(model, new) == pytest.approx(expected_us, rel=0.10)
 
 
-@needs_package
+@needs.tables
 @pytest.mark.parametrize("left_out", [512, 1536, 3072, 4096])
 def test_a_prefill_length_that_is_left_out_is_found_between_its_neighbours(
     h200: Any, left_out: int
@@ -416,7 +412,7 @@ def test_a_prefill_length_that_is_left_out_is_found_between_its_neighbours(
     assert prefill_us(model, left_out) == pytest.approx(expected_us, rel=0.10)
 
 
-@needs_package
+@needs.tables
 @pytest.mark.parametrize("left_out", [(64, 1024), (32, 4096), (128, 2048)])
 def test_a_decode_that_is_left_out_is_found_between_its_neighbours(
     h200: Any, left_out: tuple[int, int]
@@ -430,7 +426,7 @@ def test_a_decode_that_is_left_out_is_found_between_its_neighbours(
     assert decode_us(model, sequences, context) == pytest.approx(expected_us, rel=0.10)
 
 
-@needs_package
+@needs.tables
 @pytest.mark.parametrize("gpu", ["a100-80gb", "h100-sxm", "h200-sxm", "b200"])
 def test_the_what_if_between_gpus_runs_from_measured_times(gpu: str) -> None:
     from orcast import simulate
@@ -441,7 +437,7 @@ def test_the_what_if_between_gpus_runs_from_measured_times(gpu: str) -> None:
     assert np.isfinite(run.summary["p99_tpot_ms"])
 
 
-@needs_package
+@needs.tables
 @pytest.mark.parametrize("gpu", ["a100-80gb", "h200-sxm"])
 def test_experts_and_tensor_parallelism_compose_too(gpu: str) -> None:
     model = library.model("qwen3-30b-a3b")
@@ -454,7 +450,7 @@ def test_experts_and_tensor_parallelism_compose_too(gpu: str) -> None:
     assert 1e-3 < decode_us(latency, 16, 1024) / 1e6 < 0.1
 
 
-@needs_package
+@needs.tables
 def test_four_bit_products_are_measured_where_the_package_has_them() -> None:
     model = library.model("llama-3.1-8b").quantised("int4")
     meta, parts = import_aiconfigurator("a100-80gb", model, backend="trtllm", version="1.0.0")

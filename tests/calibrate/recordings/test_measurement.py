@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from calibrate.recordings.measurement import MeasurementError, read_measurement, simulated
+from tests import needs
 
 RECORDING = Path(__file__).parents[3] / ".." / "shared" / "data" / "vllm-rtx4090" / "run"
 
@@ -185,7 +186,7 @@ def test_absent_and_binary_files_are_refused(tmp_path: Path) -> None:
         read_measurement(tmp_path / "x.json")
 
 
-@pytest.mark.skipif(not RECORDING.is_dir(), reason=f"no recorded run at {RECORDING}")
+@needs.shared("vllm-rtx4090/run")
 def test_recorded_vllm_run_reads_whole() -> None:
     found = read_measurement(RECORDING)
     assert len(found) == 300 and found.completed.all()

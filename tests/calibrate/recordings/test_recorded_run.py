@@ -16,12 +16,11 @@ from calibrate.profiles.llmservingsim import import_llmservingsim
 from orcast import simulate
 from scenarios import library
 from sim.latency.table_folder import TableError, read_table, write_table
+from tests import needs
 from tests.orcast.command_line import orcast
 
 RECORDING = Path(__file__).parents[3] / ".." / "shared" / "data" / "vllm-rtx4090"
-needs_recording = pytest.mark.skipif(
-    not RECORDING.is_dir(), reason=f"no recorded run at {RECORDING}"
-)
+needs_recording = needs.shared("vllm-rtx4090")
 
 
 @needs_recording

@@ -12,6 +12,7 @@ from calibrate.profiles.llmservingsim import import_llmservingsim
 from calibrate.tables.check import AxisCheck, TableCheck, check_table
 from scenarios import library
 from sim.latency.table_folder import table_of
+from tests import needs
 from tests.sim.latency.tables import META, rows, small_table
 
 
@@ -140,7 +141,7 @@ def test_the_result_is_json() -> None:
 PROFILE = Path(__file__).parents[3] / ".." / "shared" / "data" / "vllm-rtx4090" / "profile"
 
 
-@pytest.mark.skipif(not PROFILE.is_dir(), reason=f"no profile at {PROFILE}")
+@needs.shared("vllm-rtx4090/profile")
 def test_a_measured_profile_has_no_errors_and_small_ones_between_its_points() -> None:
     meta, parts = import_llmservingsim(PROFILE, library.model("llama-3.1-8b"))
     result = check_table(table_of(meta, parts))

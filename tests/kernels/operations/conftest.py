@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="the kernels need torch (extra 'gpu')")
-pytest.importorskip("triton", reason="the kernels need triton (extra 'gpu')")
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -22,12 +24,10 @@ TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if INTERPRETED:
         return
-    no_gpu = pytest.mark.skip(reason="no CUDA GPU (test_interpreter.py runs this without one)")
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.gpu)
-            if not torch.cuda.is_available():
-                item.add_marker(no_gpu)
+            item.add_marker(needs.cuda)
 
 
 @pytest.fixture(params=[torch.float32] if INTERPRETED else [torch.bfloat16], ids=str)

@@ -10,6 +10,7 @@ from kernels.decode_attention import (
     decode_attention,
     decode_attention_reference,
 )
+from tests import needs
 
 
 @pytest.fixture
@@ -120,9 +121,8 @@ def test_wrong_arguments_are_refused_before_any_launch(paged):
             decode_attention(**(inputs | {name: wrong}))
 
 
+@needs.cuda  # CUDA graphs
 def test_a_captured_graph_serves_other_lengths(paged, device, close):
-    if device.type != "cuda":
-        pytest.skip("CUDA graphs need a GPU")
     inputs = paged([500, 300, 0, 0], heads=32, kv_heads=8, head_dim=128)
     decode_attention(**inputs)
     graph = torch.cuda.CUDAGraph()

@@ -12,6 +12,7 @@ from kernels.prefill_attention import (
     prefill_attention,
     prefill_attention_reference,
 )
+from tests import needs
 
 SMALL = PrefillTiles(64, 64, 4, 2)
 
@@ -157,9 +158,8 @@ def test_wrong_arguments_are_refused_before_any_launch(packed, paged):
         prefill_attention(**(cached | {"k": cached["k"].transpose(1, 2)}))
 
 
+@needs.cuda  # the interpreter is too slow for these lengths
 @pytest.mark.parametrize("total", [1000, 4096])
 def test_long_sequences_match_on_a_gpu(total, packed, close, device):
-    if device.type != "cuda":
-        pytest.skip("the interpreter is too slow for these lengths")
     inputs = packed([total, 3 * total // 4], heads=32, kv_heads=8, head_dim=128)
     _check(inputs, close)

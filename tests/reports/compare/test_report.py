@@ -20,8 +20,9 @@ from reports.compare.figures import MAX_POINTS, load_figures, parity
 from reports.compare.headline import Scale, headline, signed, title
 from reports.compare.report import compare_report, page_target, write_compare_report
 from reports.compare.table import comparison_table
+from tests import needs
 from tests.orcast.command_line import orcast, refusal
-from tests.reports.run.test_browser import CHROMIUM, FLAGS, FRAME, WATCH
+from tests.reports.run.test_browser import FLAGS, FRAME, WATCH
 from tests.reports.run.test_report import Checker, figures_of
 
 EVIL = "<script>alert(1)</script>&amp;"
@@ -339,7 +340,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(
     assert not (run_folder / "compare.html").exists()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@needs.browser
 @pytest.mark.parametrize("narrow", [False, True], ids=["1280", "390"])
 def test_page_opens_in_a_browser(tmp_path: Path, narrow: bool) -> None:
     settings = ({"engine": {"sizes": list(range(60))}}, {"engine": {"sizes": []}})
@@ -350,8 +351,8 @@ def test_page_opens_in_a_browser(tmp_path: Path, narrow: bool) -> None:
     (tmp_path / "frame.html").write_text(FRAME, encoding="utf-8")
     url = (tmp_path / ("frame.html" if narrow else "page.html")).as_uri()
     done = subprocess.run(
-        [str(CHROMIUM), *FLAGS, "--window-size=1280,900", f"--user-data-dir={tmp_path / 'profile'}",
-         "--dump-dom", url],
+        [str(needs.CHROMIUM), *FLAGS, "--window-size=1280,900",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", url],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)

@@ -14,7 +14,8 @@ from reports.plan.report import plan_report
 from reports.plan.table import candidate_columns, plan_table
 from reports.plan.words import verdict
 from scenarios.plan.plan import plan
-from tests.reports.browser import CHROMIUM, Browser
+from tests import needs
+from tests.reports.browser import Browser
 from tests.scenarios.plan.planning import small
 
 
@@ -132,7 +133,7 @@ def test_a_gpu_has_its_colour_whatever_else_is_planned() -> None:
     assert set(looks[0]) == {"h100-sxm", "l40s"}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@needs.browser
 def test_long_names_and_high_prices_stay_inside(tmp_path: Path) -> None:
     answer = answered(TWO)
     more = " paged max_num_seqs=1024"

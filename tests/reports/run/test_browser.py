@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import time
 from html import unescape
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 
 from reports.run.report import run_report
+from tests import needs
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+pytestmark = needs.browser
 
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -110,8 +109,8 @@ def look_at(folder, run, *, narrow=False):
     url = (folder / ("frame.html" if narrow else "page.html")).as_uri()
     profile = folder / f"profile-{time.monotonic_ns()}"
     done = subprocess.run(
-        [CHROMIUM, *FLAGS, "--window-size=1280,900", f"--user-data-dir={profile}", "--dump-dom",
-         "--enable-logging=stderr", "--v=0", url],
+        [str(needs.CHROMIUM), *FLAGS, "--window-size=1280,900", f"--user-data-dir={profile}",
+         "--dump-dom", "--enable-logging=stderr", "--v=0", url],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

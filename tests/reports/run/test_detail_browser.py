@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from reports.run.report import run_report
-from tests.reports.browser import CHROMIUM, Browser
+from tests import needs
+from tests.reports.browser import Browser
 from tests.reports.run.test_detail_figures import SMALL, run
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+pytestmark = needs.browser
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 OUTSIDE = ("http:", "https:", "ws:", "ftp:")
 

@@ -14,7 +14,8 @@ from reports.size.report import size_report
 from reports.size.text import days, headline, memory, power, short, usd
 from scenarios.sizing.load import load_sizing
 from scenarios.sizing.sizing import size
-from tests.reports.browser import CHROMIUM, Browser
+from tests import needs
+from tests.reports.browser import Browser
 
 SETTINGS = (
     "serving.gpus=[l40s,h100-sxm]",
@@ -156,12 +157,11 @@ def test_text_from_outside_is_escaped() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on PATH")
     with Browser() as opened:
         yield opened
 
 
+@needs.browser
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("which", [figures, known_model], ids=["budget", "model"])
 def test_the_page_is_drawn_in_a_browser_without_a_word_of_complaint(

@@ -17,7 +17,8 @@ from reports.sweep.terminal import sweep_table
 from reports.sweep.words import Measure, axis_label, axis_title, level_label
 from scenarios.sweep.statistics import sensitivity
 from scenarios.sweep.table import SweepTable, columns_of
-from tests.reports.browser import CHROMIUM, Browser
+from tests import needs
+from tests.reports.browser import Browser
 
 SIZE, BLOCK = "engine.max_num_seqs", "engine.block_size"
 SCENARIO = {"name": "own", "latency": {"source": "roofline"}, "sweep": {}}
@@ -209,8 +210,6 @@ def test_text_from_outside_is_text(tmp_path: Path) -> None:
 
 # -- in the browser -------------------------------------------------------------------------------
 
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -256,7 +255,7 @@ def opened(browser: Browser, folder: Path, table: SweepTable, width: int) -> dic
     return seen
 
 
-@in_browser
+@needs.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_report_opens_and_answers(
     browser: Browser, tmp_path: Path, sweep: SweepTable, width: int
@@ -276,7 +275,7 @@ def test_the_report_opens_and_answers(
     assert browser.problems == []
 
 
-@in_browser
+@needs.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axes_of_names_and_failures_open(browser: Browser, tmp_path: Path, width: int) -> None:
     def figures(policy: str, gpu: str, size: int, seed: int) -> dict[str, float] | str:
@@ -292,7 +291,7 @@ def test_axes_of_names_and_failures_open(browser: Browser, tmp_path: Path, width
     assert EVIL in seen["text"], "as text"
 
 
-@in_browser
+@needs.browser
 def test_a_drawn_sweep_opens(browser: Browser, tmp_path: Path) -> None:
     table = made({SIZE: [3, 17, 40, 99, 250]},
                  lambda size, seed: {"output_throughput": 10 * size + seed,
@@ -304,7 +303,7 @@ def test_a_drawn_sweep_opens(browser: Browser, tmp_path: Path) -> None:
     assert opened(browser, tmp_path, table, 1280)["drawn"] == 3
 
 
-@in_browser
+@needs.browser
 def test_a_sweep_of_failures_opens(browser: Browser, tmp_path: Path) -> None:
     table = made({SIZE: [3, 17]}, lambda *_: "no room")
     seen = opened(browser, tmp_path, table, 1280)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.orcast.command_line import orcast, refusal
 
 SMALL = "static-vs-continuous"
@@ -189,8 +190,9 @@ def test_a_model_file_that_is_no_config_is_named() -> None:
     assert "config.json: a JSON list, expected a model's config" in with_settings(
         "model=config.json"
     )
-    Path("config.json").write_text("{")
-    assert "config.json: not valid JSON" in with_settings("model=config.json")
+    for text in ("{", "[" * 100_000):
+        Path("config.json").write_text(text)
+        assert "config.json: not valid JSON" in with_settings("model=config.json")
 
 
 # -- the scenario file ----------------------------------------------------------------------------
@@ -210,12 +212,12 @@ FILES = {
     "nothing": (b"", ": expected a mapping of keys such as model"),
     "a list": (b"- name\n", ": expected a mapping"),
     "two documents": (b"name: a\n---\nname: b\n", ":2:1: not valid YAML"),
-    "an impossible date": (b"name: 2024-13-01\n", ": not valid YAML: month must be in 1..12"),
+    "an impossible date": (b"name: 2024-13-01\n", ": not valid YAML: "),
     "an unhashable key": (b"? [a]\n: x\n", r":1:3: not valid YAML"),
     "a number as key": (b"5: x\nname: a\n", ": model: missing"),
     "no model": (b"name: a\n", r": model: missing \(and 2 more\)"),
     "itself": (b"name: &a [*a]\n", r": name: \[\[\[.*: expected a string"),
-    "deep brackets": (b"name: " + b"[" * 20_000 + b"]" * 20_000, ": "),
+    "deep brackets": (b"name: " + b"[" * 20_000 + b"]" * 20_000, r"(:\d+:\d+)?: not valid YAML: "),
 }
 
 
@@ -234,7 +236,7 @@ def test_a_folder_is_no_scenario() -> None:
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:os.system"])
 def test_python_tags_are_refused_and_nothing_is_called(tag: str) -> None:
     Path("tag.yaml").write_text(f'name: {tag} ["touch called"]\nmodel: x\n')
-    assert re.match(r"tag\.yaml:1:7: not valid YAML: could not determine", refused("tag.yaml"))
+    assert re.match(r"tag\.yaml:1:7: not valid YAML: ", refused("tag.yaml"))
     assert not Path("called").exists()
 
 
@@ -366,7 +368,7 @@ def test_a_folder_that_cannot_be_made_is_named() -> None:
     assert line == "--out file/out: cannot be written: Not a directory"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@needs.not_root
 def test_an_unwritable_folder_is_named() -> None:
     Path("locked").mkdir(mode=0o500)
     line = refused(SMALL, "--out", "locked/out")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from scenarios.sweep.point_store import PointStore
 from scenarios.sweep.point_workers import Answers, local_workers
 from scenarios.sweep.points import Study, load_study
 from scenarios.sweep.sweep import SweepResult, resolved, run_sweep
+from tests import needs
 
 SMALL = ["workload.num_requests=40"]
 AXES = ["engine.max_num_seqs=2,8", "engine.block_size=16,32"]
@@ -124,7 +124,7 @@ def test_what_may_go_better_next_time_is_not_kept(
     assert here(small(), tmp_path).table.errors == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what is patched here is not there elsewhere")
+@needs.linux  # what is patched here is not there elsewhere
 def test_a_process_that_dies_takes_only_its_own_point_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

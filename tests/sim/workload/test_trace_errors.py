@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from sim.workload import TraceError, Workload, read_trace
 from sim.workload.traces import FORMATS, read_column
+from tests import needs
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
 BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,m,9,9,18,l\n"
@@ -52,7 +52,7 @@ def test_a_folder_is_not_a_trace(tmp_path):
         read_trace(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@needs.not_root
 def test_an_unreadable_file_is_named(tmp_path):
     path = tmp_path / "secret"
     path.write_text(AZURE)
@@ -143,7 +143,7 @@ def test_a_header_alone_is_an_error(tmp_path):
 
 def test_a_named_format_that_the_file_does_not_have_is_an_error(tmp_path):
     assert message_of(tmp_path, AZURE, format="burstgpt").startswith("1: no column 'Timestamp' in")
-    assert message_of(tmp_path, AZURE, format="mooncake").startswith("1: not JSON (Expecting value")
+    assert message_of(tmp_path, AZURE, format="mooncake").startswith("1: not JSON (")
     assert message_of(tmp_path, BURSTGPT, format="vllm-bench").startswith("1: not JSON")
 
 
@@ -155,7 +155,7 @@ def test_a_trace_of_failed_requests_only_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        (MOONCAKE, "{", "not JSON (Expecting property name"),
+        (MOONCAKE, "{", "not JSON ("),
         (MOONCAKE, "[1]", "[1] is not a JSON object, expected an object a line"),
         (MOONCAKE, MOONCAKE | {"timestamp": -1}, "timestamp is -1, expected a number of at least"),
         (MOONCAKE, MOONCAKE | {"timestamp": float("nan")}, "timestamp is nan, expected a number"),

@@ -9,6 +9,7 @@ import pytest
 from sim.workload import read_trace
 from sim.workload.lengths import empirical
 from sim.workload.traces import FORMATS, read_column
+from tests import needs
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
 
@@ -77,7 +78,7 @@ def write(tmp_path):
 def real(name):
     path = DATA / name
     if not path.exists():
-        pytest.skip(f"no {name}: the shared data folder is not beside this checkout")
+        needs.skip("data", name)
     return path
 
 

@@ -23,7 +23,7 @@ def test_columns_become_read_only_arrays_of_fixed_types():
     assert workload.arrival_s.dtype == np.float64
     for column in (workload.prompt_tokens, workload.output_tokens, workload.max_tokens):
         assert column.dtype == np.int64
-        with pytest.raises(ValueError, match="read-only"):
+        with pytest.raises(ValueError):
             column[0] = 5
 
 
