@@ -41,7 +41,10 @@ class Clocks:
 
 @dataclass(slots=True)
 class ClockLog:
-    """Samples taken at most every ``interval_s``; without nvidia-smi it stays empty."""
+    """Samples taken at most every ``interval_s``; without nvidia-smi it stays empty.
+
+    A slow nvidia-smi is asked more rarely: asking takes a twentieth of the time at most.
+    """
 
     gpu: str | None = None  # a UUID or index for nvidia-smi; the first GPU by default
     wanted: bool = True  # False for a device that has no clocks to ask for
@@ -49,6 +52,7 @@ class ClockLog:
     samples: list[Clocks] = field(default_factory=list)
     _query: str | None = field(default=None, repr=False)
     _last_s: float = field(default=float("-inf"), repr=False)
+    _answer_s: float = field(default=0.0, repr=False)  # how long the last answer took
 
     def __post_init__(self) -> None:
         if not self.wanted or shutil.which("nvidia-smi") is None:
@@ -67,10 +71,12 @@ class ClockLog:
         """The clocks, asked for anew where the last answer is old or ``now`` is set."""
         if self._query is None:
             return None
-        if not now and time.monotonic() - self._last_s < self.interval_s:
+        began_s = time.monotonic()
+        if not now and began_s - self._last_s < max(self.interval_s, 20 * self._answer_s):
             return self.samples[-1] if self.samples else None
         clocks = self._ask(self._query)
         self._last_s = time.monotonic()
+        self._answer_s = self._last_s - began_s
         if clocks is not None:
             self.samples.append(clocks)
         return clocks
@@ -116,7 +122,7 @@ def nvidia_smi(query: str, *, gpu: str | None = None) -> list[list[str]] | None:
     if gpu is not None:
         command.append(f"--id={gpu}")
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if answer.returncode != 0:

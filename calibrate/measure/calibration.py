@@ -35,7 +35,7 @@ from calibrate.measure.batches import Lengths
 from calibrate.measure.breakdown import by_block_size, flash_against_standard, operator_classes
 from calibrate.measure.journal import Journal, writing
 from calibrate.measure.measured_table import MeasuredTable, write_measured
-from calibrate.measure.measuring import TARGET, Measuring, failed
+from calibrate.measure.measuring import MOST_COOLING_S, TARGET, Measuring, failed
 from calibrate.measure.parts import Bench, benches
 from calibrate.measure.random_work import RandomWork
 from calibrate.measure.rig import Limits, Rig
@@ -98,6 +98,7 @@ def calibrate(
     linear_backend: LinearBackend | None = None,
     share: Path | None = None,
     target: float = TARGET,
+    cooling_s: float = MOST_COOLING_S,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Path:
@@ -116,6 +117,7 @@ def calibrate(
             between cuBLAS and our kernel. The engine takes what its table was measured with.
         share: a folder of tables whose parts are taken over where device and shapes coincide.
         target: leave-one-out error that is good enough, relative.
+        cooling_s: to wait, in all, for a GPU whose clock is held down.
         progress: called after every measurement.
 
     An interrupted calibration of the same setting goes on where it stopped. Returns ``out``.
@@ -134,6 +136,7 @@ def calibrate(
         linear_backend=linear_backend or ("fastest" if device == "cuda" else "torch"),
         share=share,
         target=target,
+        cooling_s=cooling_s,
         seed=seed,
     )
     before = torch.get_num_threads()
@@ -164,6 +167,7 @@ class _Setting:
     linear_backend: LinearBackend
     share: Path | None
     target: float
+    cooling_s: float
     seed: int
 
 
@@ -298,8 +302,9 @@ class _Calibration:
 
     def _rounds(self, rig: Rig, parts: Sequence[Bench]) -> None:
         measuring = Measuring(
-            self.journal, self.timer, self.clocks, target=self.given.target, on_point=self._tell
-        )
+            self.journal, self.timer, self.clocks, target=self.given.target, on_point=self._tell,
+            cooling_s=self.given.cooling_s,
+        )  # fmt: skip
         began_s = time.monotonic()
         end_s = self.began_s + self.given.budget_s * (1.0 - LAST_SHARE)
         self.clocks.sample(now=True)

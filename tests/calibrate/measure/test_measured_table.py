@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests import needs
+
+pytest.importorskip("torch", reason=needs.KERNELS)
+
 from calibrate.measure.measured_table import MeasuredTable
 from calibrate.measure.rig import Limits
 from calibrate.measure.service import Iteration
