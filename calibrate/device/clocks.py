@@ -43,7 +43,8 @@ class Clocks:
 class ClockLog:
     """Samples taken at most every ``interval_s``; without nvidia-smi it stays empty.
 
-    A slow nvidia-smi is asked more rarely: asking takes a twentieth of the time at most.
+    A slow nvidia-smi is asked more rarely: asking takes a twentieth of the time at most. With an
+    interval of 0 it is asked every time.
     """
 
     gpu: str | None = None  # a UUID or index for nvidia-smi; the first GPU by default
@@ -72,7 +73,8 @@ class ClockLog:
         if self._query is None:
             return None
         began_s = time.monotonic()
-        if not now and began_s - self._last_s < max(self.interval_s, 20 * self._answer_s):
+        pause_s = self.interval_s and max(self.interval_s, 20 * self._answer_s)
+        if not now and began_s - self._last_s < pause_s:
             return self.samples[-1] if self.samples else None
         clocks = self._ask(self._query)
         self._last_s = time.monotonic()

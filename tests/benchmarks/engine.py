@@ -2,8 +2,8 @@
 
 The workload is fixed: 256 requests at once, prompts and outputs of 100 to 1,024 tokens. Prints
 output tokens per second and where an iteration's time goes, deciding when the device is done
-(synchronous) and an iteration ahead (asynchronous), then decode steps by batch size. Every figure is
-in FILE as soon as it is known.
+(synchronous) and an iteration ahead (asynchronous), then decode steps by batch size. Every figure
+is in FILE as soon as it is known.
 """
 
 from __future__ import annotations
