@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +96,13 @@ def decode_steps(
         yield step
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", help="comma-separated (default: by device)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--requests", type=int, help="of the workload (default: by device)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
     names = options.models or ("llama-3.1-8b,qwen3-0.6b" if on_gpu else "tiny")
     results: dict[str, object] = {
