@@ -211,14 +211,9 @@ def test_settings_of_a_stage_survive_the_way_to_its_process(run):
 
 def test_a_check_without_a_passed_test_is_an_error(run, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(gpu_stages.importlib.util, "find_spec", lambda name: None)  # no xdist
-    for name, text, error in (
-        ("broken", "1 +", "0 tests passed: status"),
-        ("none", "", "0 tests passed: status"),
-    ):
-        file = tmp_path / f"test_{name}.py"
-        file.write_text(text)
-        result = gpu_stages.check(replace(run, tests=file))
-        assert str(result["error"]).startswith(error), result
+    (tmp_path / "test_broken.py").write_text("1 +")
+    result = gpu_stages.check(replace(run, tests=tmp_path / "test_broken.py"))
+    assert str(result["error"]).startswith("0 tests passed: status"), result
     assert "SyntaxError" in capfd.readouterr().out
 
 
