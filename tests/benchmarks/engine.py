@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", help="comma-separated (default: by device)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--requests", type=int, help="of the workload (default: by device)")
+    parser.add_argument("--longest", type=int, help="prompt and answer (default: by device)")
     options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
     names = options.models or ("llama-3.1-8b,qwen3-0.6b" if on_gpu else "tiny")
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = Path(name) if name.endswith(".json") else MODELS / f"{name}.json"
         model = load_model(json.loads(path.read_text(encoding="utf-8")), device=options.device)
         requests = options.requests or (256 if on_gpu else 32)
-        workload = fixed_workload(requests, 1024 if on_gpu else 96)
+        workload = fixed_workload(requests, options.longest or (1024 if on_gpu else 96))
         blocks = int((workload.prompt_tokens + workload.output_tokens).sum()) // 16 + 256
         # On a GPU kernels are compiled by size, and a batch has up to BUDGET tokens.
         longest = model.config.max_positions if on_gpu else int(workload.prompt_tokens.max())

@@ -51,7 +51,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
@@ -64,7 +63,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tests.benchmarks.gpu_stages import ROOT, STAGES, Run
+from tests.benchmarks.gpu_stages import ROOT, STAGES, Run, has
 
 # What each stage may take (s); None: what is left. Later stages' times are kept for them.
 COMMANDS: dict[str, dict[str, float | None]] = {
@@ -122,14 +121,7 @@ def unpack(archive: Path, root: Path, names: Sequence[str]) -> None:
 
 def missing_packages(stage: str) -> list[str]:
     """What the stage imports and this Python lacks."""
-    return [name for name in (*NEEDED, *BESIDES.get(stage, ())) if not _has(name)]
-
-
-def _has(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ImportError:
-        return False
+    return [name for name in (*NEEDED, *BESIDES.get(stage, ())) if not has(name)]
 
 
 def plan(command: str, earlier: Mapping[str, Any] | None) -> dict[str, float | None]:
@@ -247,7 +239,10 @@ class Session:
         self, name: str, limit_s: float, log: IO[bytes]
     ) -> Iterator[subprocess.Popen[bytes]]:
         measuring = sum(stage in MEASURING for stage in self.planned) or 1
-        told = dataclasses.replace(self.run, limit_s=limit_s, cooling_s=COOLING_S / measuring)
+        told = dataclasses.replace(
+            self.run, limit_s=limit_s, ends_at=time.time() + limit_s,
+            cooling_s=COOLING_S / measuring,
+        )  # fmt: skip
         command = [sys.executable, "-m", "tests.benchmarks.gpu_stages", name, told.settings()]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {
@@ -313,6 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenario", type=Path, help="of validate (default: the benchmark's own)")
     parser.add_argument("--variations", default="", help="of it, whose names contain this")
     parser.add_argument("--requests", type=int, default=0, help="of the engine's workload")
+    parser.add_argument("--longest", type=int, default=0, help="prompt of it, in tokens")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
@@ -336,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("known", "reference", "tests", "scenario"):
             if getattr(options, name) is not None:
                 given[name] = getattr(options, name).resolve()
-        for name in ("variations", "requests", "device"):
+        for name in ("variations", "requests", "longest", "device"):
             given[name] = getattr(options, name)
         limit_s = _seconds(options.limit)
         session = Session(Run(limit_s=limit_s, **given), options.command, stages, limit_s)

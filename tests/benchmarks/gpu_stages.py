@@ -30,7 +30,7 @@ TESTS = ROOT / "tests" / "kernels" / "operations"
 GPUS = {"H200": "h200-sxm", "H100 80GB HBM3": "h100-sxm", "A100-SXM4-80GB": "a100-80gb"}
 # Shares of the budget: attention and logits of a family are measured once.
 MODELS = {"llama-3.1-8b": 4.0, "qwen3-8b": 2.0, "qwen3-0.6b": 2.0, "qwen3-30b-a3b": 4.0}
-BUDGET_SHARE = 0.8  # of a stage's limit; the rest is for starting, weights and writing
+BUDGET_SHARE = 0.8  # of what is left when measuring begins; the rest is for what it overruns
 TELL_S = 5.0  # between two writings of a result
 
 Result = dict[str, Any]
@@ -43,7 +43,8 @@ class Run:
     folder: Path  # of results
     work: Path  # of tables while they are made, and those brought along
     models: list[str]
-    limit_s: float  # when the stage will be ended
+    limit_s: float  # of the stage
+    ends_at: float = float("inf")  # when it will be ended, by the clock
     cooling_s: float = 20.0  # to wait, in all, for a GPU that is held down
     known: Path | None = None  # tables of other runs, a folder a GPU
     reference: Path | None = None  # other stacks' tables
@@ -51,7 +52,12 @@ class Run:
     scenario: Path | None = None  # to validate with, in place of the benchmark's own
     variations: str = ""  # of it, those whose names contain this
     requests: int = 0  # of the engine's workload; 0: its own
+    longest: int = 0  # prompt and answer of it, in tokens; 0: its own
     device: str = "cuda"
+
+    @property
+    def left_s(self) -> float:
+        return min(self.limit_s, self.ends_at - time.time())
 
     @property
     def result(self) -> Path:
@@ -104,6 +110,14 @@ def _config(model: str) -> dict[str, object]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def has(name: str) -> bool:
+    """Whether this Python can import it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+
+
 def tell(run: Run, stage: str, result: Result) -> None:
     """Put a stage's result, as far as it is known, where the session finds it."""
     run.result.mkdir(parents=True, exist_ok=True)
@@ -135,7 +149,7 @@ def canary(run: Run) -> Result:
 def check(run: Run) -> Result:
     """The kernel tests; failures are named, and what was done when time is up."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--color=no"]
-    if importlib.util.find_spec("xdist") is not None:
+    if has("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     command += ["-p", "no:cacheprovider", str(run.tests)]
     seen: dict[str, list[str]] = defaultdict(list)
@@ -233,9 +247,9 @@ def tables(run: Run) -> Result:
     """A table of each model; what one measured, the next takes over."""
     told: Result = {}
     shares = [MODELS.get(model, 2.0) for model in run.models]
-    for model, share in zip(run.models, shares, strict=True):
+    for number, (model, share) in enumerate(zip(run.models, shares, strict=True)):
         name = name_of(model)
-        told[name] = _table(run, model, run.tables / name, share / sum(shares))
+        told[name] = _table(run, model, run.tables / name, share / sum(shares[number:]))
         tell(run, "tables", told)
     return told
 
@@ -246,7 +260,7 @@ def _table(run: Run, model: str, out: Path, share: float, *, others: bool = True
     from calibrate.measure.calibration import Progress, calibrate
     from sim.latency.table_folder import read_table
 
-    part = ""
+    part, limit_s = "", share * run.left_s
 
     def say(state: Progress) -> None:
         nonlocal part
@@ -259,10 +273,11 @@ def _table(run: Run, model: str, out: Path, share: float, *, others: bool = True
         name=name_of(model),
         out=out,
         device=run.device,
-        budget_s=BUDGET_SHARE * share * run.limit_s,
+        budget_s=BUDGET_SHARE * limit_s,
         gpu=run.gpu if run.device == "cuda" else None,
         share=_others(run, name_of(model)) if others else None,
         cooling_s=share * run.cooling_s,
+        most_s=(BUDGET_SHARE + 0.05) * limit_s,
         progress=say,
     )
     if run.device == "cuda":
@@ -354,6 +369,8 @@ def engine(run: Run) -> Result:
     arguments += ["--out", str(run.folder / "engine.json")]
     if run.requests:
         arguments += ["--requests", str(run.requests)]
+    if run.longest:
+        arguments += ["--longest", str(run.longest)]
     main(arguments)
     return {}
 

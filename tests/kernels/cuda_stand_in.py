@@ -38,8 +38,14 @@ FOLDER, LACKS = "ORCAST_STAND_IN", "ORCAST_STAND_IN_LACKS"
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"}
 READS |= {"__repr__", "__format__", "__array__", "equal", "allclose", "is_nonzero"}
 UNKNOWN_SIZES = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"}
+ALIKE = {"clamp", "isfinite", "__and__"}
 FILLS = {"normal_", "uniform_", "random_", "fill_", "zero_", "masked_fill_"}
 COPIES = {"copy_", "to", "cuda", "__getitem__", "__setitem__", "index_put_"}
+NOT_TIMED = {
+    "calibrate/engine/warm_up.py:warm_up",
+    "calibrate/measure/service.py:__init__",
+    "calibrate/measure/parts.py:engine_host_s",
+}
 GIB = 2**30
 LAUNCH_S, ELEMENT_S, OPERATION_S = 3e-6, 1e-12, 1e-6
 
@@ -84,9 +90,14 @@ class Device:
         if self.graph is not None:
             self.note("sync", what=what)
             return
-        where = _where()
-        ahead = any(place.endswith("ahead_engine.py:_serve") for place in where)
-        if ahead and not any(place.endswith(":collect") for place in where):
+        ahead, frame = False, sys._getframe(1)
+        while frame is not None:
+            name, path = frame.f_code.co_name, frame.f_code.co_filename
+            if name == "collect" and path.endswith("transformer_executor.py"):
+                return
+            ahead = ahead or (name == "_serve" and path.endswith("ahead_engine.py"))
+            frame = frame.f_back
+        if ahead:
             self.note("sync", what=what)
 
 
@@ -103,6 +114,35 @@ def _where() -> list[str]:
             places.append(f"{name}:{frame.f_code.co_name}")
         frame = frame.f_back
     return places[::-1]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """All that the processes of a rehearsal wrote down."""
+    lines = [line for path in sorted(folder.glob("events-*")) for line in path.open()]
+    return [json.loads(line) for line in lines]
+
+
+def violations(noted: list[dict[str, Any]]) -> list[str]:
+    """What would go wrong on a GPU, or cost the time of something that is timed; a line each."""
+    found = []
+    for event in noted:
+        kind, where = event["kind"], event["where"]
+        what = {"kernel": "compiled", "benched": "measured against cuBLAS"}.get(kind, kind)
+        told = f"{what}: {event.get('kernel') or event.get('what') or ''}"
+        place = " > ".join(where[-4:])
+        if event["capturing"] and kind != "capture":
+            found.append(f"in a capture, {told} ({place})")
+        elif kind in ("sync", "mixed"):
+            found.append(f"{told} ({place})")
+        elif kind in ("kernel", "benched") and _in_service(where):
+            found.append(f"in service, {told} ({place})")
+    return found
+
+
+def _in_service(where: list[str]) -> bool:
+    """Whether an engine served, not to warm up nor for its least disturbed iteration alone."""
+    serves = any(place.endswith("ngine.py:_serve") for place in where)
+    return serves and not any(place in NOT_TIMED for place in where)
 
 
 def _is_cpu(value: Any) -> bool:
@@ -174,12 +214,11 @@ def install() -> None:
     sys.meta_path.insert(0, _Lacking(lacks))
     import torch
     import triton
+    from torch.fx.experimental import _config
     from torch.overrides import TorchFunctionMode
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction, compute_cache_key
-
-    from torch.fx.experimental import _config
 
     _config.meta_nonzero_assume_all_nonzero = True  # of masks, whose sizes nobody knows
     cuda = torch.device("cuda", 0)
@@ -193,7 +232,8 @@ def install() -> None:
         __torch_function__ = torch._C._disabled_torch_function_impl
 
         def data_ptr(self) -> int:
-            return 0x7F00_0000_0000 + self.storage_offset() * self.element_size()
+            with torch._C.DisableTorchFunction():
+                return 0x7F00_0000_0000 + self.storage_offset() * self.element_size()
 
     def zeros(tensor: torch.Tensor) -> torch.Tensor:
         """What is read of a tensor."""
@@ -258,7 +298,11 @@ def install() -> None:
                 DEVICE.waited(name)
             if name in ("rand", "randn"):
                 func = torch.empty
-            found = func(*given, **options)
+            if name in ALIKE:  # torch knows their shapes too, and thinks for a millisecond
+                dtype = torch.bool if name == "isfinite" else given[0].dtype
+                found = torch.empty(given[0].shape, dtype=dtype, device="meta")
+            else:
+                found = func(*given, **options)
             DEVICE.spend(OPERATION_S)
             if not ours and isinstance(found, torch.Tensor):
                 DEVICE.allocated_bytes += found.numel() * found.element_size()
