@@ -35,7 +35,7 @@ def _powers(last: int) -> list[int]:
 
 
 def warm_up(model: Transformer, config: EngineConfig, *, num_blocks: int) -> None:
-    """Serve prompts and batches of every magnitude: compiles what will be timed.
+    """Serve prompts and batches of every magnitude, and one in chunks: compiles what will be timed.
 
     In an engine of its own with a cache just large enough, `num_blocks` at most, to be called
     before the timed one is made. Raises MemoryError where it does not fit.
@@ -47,17 +47,25 @@ def warm_up(model: Transformer, config: EngineConfig, *, num_blocks: int) -> Non
     )
     if longest < 1:
         return
+    on_gpu = model.embeddings.device.type == "cuda"  # elsewhere nothing is compiled
     each = -(-3 // config.block_size)  # blocks of a sequence of a batch
-    most = 1
-    if model.embeddings.device.type == "cuda":  # elsewhere nothing is compiled
-        room = num_blocks // each - 1
-        most = max(1, min(config.max_num_seqs, config.max_num_batched_tokens, room))
+    room = num_blocks // each - 1
+    most = min(config.max_num_seqs, config.max_num_batched_tokens, room) if on_gpu else 1
+    most = max(1, most)
     blocks = max(-(-(longest + 2) // config.block_size), most * each) + 1
-    engine(
-        warming_workload(longest, most),
-        replace(config, queue=None, async_scheduling=False),
-        model,
-        scheduler="chunked",
-        num_blocks=min(blocks, num_blocks),
-        clock=Clock(skip_idle=True),
-    ).run()
+    alone = Workload(np.zeros(1), np.array([longest]), np.array([2]))
+    # A chunk that is not a prompt's first reads the cache: another kernel.
+    runs = [(warming_workload(longest, most), config.max_num_batched_tokens)]
+    runs += [(alone, -(-longest // 2))] if on_gpu else []
+    for workload, budget in runs:
+        engine(
+            workload,
+            replace(
+                config, queue=None, async_scheduling=False, max_num_batched_tokens=budget,
+                max_num_seqs=min(config.max_num_seqs, budget),
+            ),
+            model,
+            scheduler="chunked",
+            num_blocks=min(blocks, num_blocks),
+            clock=Clock(skip_idle=True),
+        ).run()  # fmt: skip

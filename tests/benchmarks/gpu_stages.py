@@ -148,7 +148,7 @@ def canary(run: Run) -> Result:
 
 def check(run: Run) -> Result:
     """The kernel tests; failures are named, and what was done when time is up."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--color=no"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-vv", "--tb=short", "--color=no"]
     if has("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     command += ["-p", "no:cacheprovider", str(run.tests)]

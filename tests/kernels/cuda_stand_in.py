@@ -150,6 +150,13 @@ def _is_cpu(value: Any) -> bool:
     return value == "cpu" if isinstance(value, str) else getattr(value, "type", None) == "cpu"
 
 
+def _is_meta(value: Any) -> bool:
+    """Whether it names the device without memory."""
+    if isinstance(value, str):
+        return value == "meta"
+    return type(value).__name__ == "device" and value.type == "meta"
+
+
 def _masks(index: Any) -> bool:
     many = index if isinstance(index, tuple | list) else (index,)
     return any("bool" in str(getattr(one, "dtype", "")) for one in many)
@@ -275,6 +282,8 @@ def install() -> None:
                     return type(value)(plain(one) for one in value)
                 return value
 
+            if any(map(_is_meta, (*args, *kwargs.values()))):  # as somebody asked
+                return func(*map(plain, args), **{k: plain(v) for k, v in kwargs.items()})
             pins = kwargs.pop("pin_memory", False) or name == "pin_memory"
             given = tuple(plain(value) for value in args)
             options = {key: plain(value) for key, value in kwargs.items()}
