@@ -302,6 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", default=",".join(MODELS), help="names or config.json files")
     parser.add_argument("--limit", default=f"{LIMIT_S:.0f}s", help="of the whole command")
     parser.add_argument("--limits", default="", help="of stages: check=60s,tables=4m")
+    parser.add_argument("--budget", default="0s", help="of tables (default: by their limit)")
     parser.add_argument("--known", type=Path, default=ROOT / "calibrate" / "tables")
     parser.add_argument("--reference", type=Path, help="folder of other stacks' tables")
     parser.add_argument("--tests", type=Path, help="of check (default: all of the kernels)")
@@ -334,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 given[name] = getattr(options, name).resolve()
         for name in ("variations", "requests", "longest", "device"):
             given[name] = getattr(options, name)
+        given["budget_s"] = _seconds(options.budget)
         limit_s = _seconds(options.limit)
         session = Session(Run(limit_s=limit_s, **given), options.command, stages, limit_s)
         for source in dict.fromkeys((earlier, folder)):

@@ -45,6 +45,7 @@ class Run:
     models: list[str]
     limit_s: float  # of the stage
     ends_at: float = float("inf")  # when it will be ended, by the clock
+    budget_s: float = 0.0  # of all its tables; 0: most of what is left when they begin
     cooling_s: float = 20.0  # to wait, in all, for a GPU that is held down
     known: Path | None = None  # tables of other runs, a folder a GPU
     reference: Path | None = None  # other stacks' tables
@@ -273,7 +274,7 @@ def _table(run: Run, model: str, out: Path, share: float, *, others: bool = True
         name=name_of(model),
         out=out,
         device=run.device,
-        budget_s=BUDGET_SHARE * limit_s,
+        budget_s=share * run.budget_s or BUDGET_SHARE * limit_s,
         gpu=run.gpu if run.device == "cuda" else None,
         share=_others(run, name_of(model)) if others else None,
         cooling_s=share * run.cooling_s,
