@@ -24,7 +24,7 @@ from kernels.checks import (
 CACHE_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pairs_ptr"])
 def _copy_blocks_kernel(
     source_ptr,  # [planes, blocks, block_elements], plane_stride elements from plane to plane
     target_ptr,

@@ -52,7 +52,10 @@ def _split_bounds(
     return first, tl.minimum(first + length, context)
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_splits"])
+@triton.jit(
+    do_not_specialize=["table_stride", "num_splits"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "context_lens_ptr"],
+)
 def _decode_attention_kernel(
     q_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, HEAD_DIM], token rows q_stride apart
     k_cache_ptr,  # [num_blocks, KV_BLOCK, NUM_KV_HEADS, HEAD_DIM]
@@ -143,7 +146,7 @@ def _decode_attention_kernel(
         tl.store(out_ptr + out_offsets, result.to(out_ptr.dtype.element_ty), mask=q_mask)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["context_lens_ptr"])
 def _merge_splits_kernel(
     partial_ptr,  # [tokens, NUM_HEADS, num_splits, HEAD_DIM] float32
     partial_log2_ptr,  # [tokens, NUM_HEADS, num_splits] float32

@@ -19,7 +19,7 @@ from kernels.checks import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["ids_ptr"])
 def _embedding_kernel(
     ids_ptr,  # [num_tokens]
     weight_ptr,  # [vocab_size, hidden]

@@ -25,6 +25,11 @@ class Gpu:
         """True where the tensor copy engine and warpgroup matrix instructions exist (sm_90)."""
         return self.capability[0] == 9
 
+    @property
+    def has_tensor_memory(self) -> bool:
+        """True where matrix instructions accumulate in a memory of their own (sm_100)."""
+        return self.capability[0] == 10
+
 
 # Four multiprocessors, so that persistent loops and split-KV run more than once on small tests.
 INTERPRETER = Gpu("interpreter", (9, 0), 4)

@@ -58,7 +58,7 @@ def _rotated_halves(
     return first * cosine - second * sine, second * cosine + first * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr", "positions_ptr"])
 def _kv_cache_write_kernel(
     q_ptr,  # [num_tokens, NUM_HEADS, HEAD_DIM], token rows q_stride apart; rotated in place
     k_ptr,  # [num_tokens, NUM_KV_HEADS, HEAD_DIM]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 import triton
@@ -252,31 +253,41 @@ def token_bucket(num_tokens: int) -> int:
     return max(16, 1 << (num_tokens - 1).bit_length())
 
 
-def fastest_backend(
-    num_tokens: int, in_features: int, out_features: int, dtype: torch.dtype, device: torch.device
-) -> Backend:
+class Product(Protocol):
+    """A dense product with a backend of choice: ``linear``, or ``gate_up`` with its activation."""
+
+    def __call__(
+        self, x: torch.Tensor, weight: torch.Tensor, *, backend: Backend
+    ) -> torch.Tensor: ...
+    def __hash__(self) -> int: ...  # answers are kept by it
+
+
+def fastest_backend(num_tokens: int, weight: torch.Tensor, *, product: Product = linear) -> Backend:
     """``triton`` or ``best``, whichever was measured faster for this shape's token bucket.
 
     The first call for a bucket times both on random data (some tens of milliseconds) and must not
     happen while a CUDA graph is captured. Without CUDA the answer is ``best``.
     """
-    if device.type != "cuda":
+    if weight.device.type != "cuda":
         return "best"
-    return _measured_backend(token_bucket(num_tokens), in_features, out_features, dtype, device)
+    shape = (token_bucket(num_tokens), *weight.shape)
+    return _measured_backend(product, shape, weight.dtype, weight.device)
 
 
 @cache
 def _measured_backend(
-    num_tokens: int, in_features: int, out_features: int, dtype: torch.dtype, device: torch.device
+    product: Product, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Backend:
+    """shape: [num_tokens, rows of the weight, in_features]."""
+    num_tokens, rows, in_features = shape
     generator = torch.Generator(device).manual_seed(0)
     options = {"dtype": dtype, "device": device, "generator": generator}
     x = torch.randn((num_tokens, in_features), **options)
-    weight = torch.randn((out_features, in_features), **options)
+    weight = torch.randn((rows, in_features), **options)
     times_ms: dict[Backend, float] = {}
     for backend in ("triton", "best"):
         times_ms[backend] = triton.testing.do_bench(
-            lambda backend=backend: linear(x, weight, backend=backend),
+            lambda backend=backend: product(x, weight, backend=backend),
             warmup=5, rep=20, return_mode="median",
         )  # fmt: skip
     return min(times_ms, key=times_ms.__getitem__)

@@ -66,7 +66,9 @@ def _greedy_kernel(
     tl.store(tokens_ptr + row, first_largest.to(tl.int64))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize_on_alignment=["temperature_ptr", "top_k_ptr", "top_p_ptr", "uniform_ptr"],
+)
 def _sample_kernel(
     logits_ptr,  # [num_rows, vocab_size]
     temperature_ptr,  # [num_rows] float32

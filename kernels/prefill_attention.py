@@ -132,7 +132,10 @@ def _attend(
     return accumulator, row_max, row_sum
 
 
-@triton.jit(do_not_specialize=["table_stride", "total_tokens", "num_seqs"])
+@triton.jit(
+    do_not_specialize=["table_stride", "total_tokens", "num_seqs"],
+    do_not_specialize_on_alignment=["cu_seqlens_ptr", "context_lens_ptr", "block_tables_ptr"],
+)
 def _prefill_attention_kernel(
     q_ptr,  # [total_tokens, NUM_KV_HEADS * GROUP, HEAD_DIM], token rows q_stride apart
     k_ptr,  # paged: [num_blocks, KV_BLOCK, NUM_KV_HEADS, HEAD_DIM]; else [total_tokens, …]
@@ -244,9 +247,10 @@ class PrefillTiles:
 # What a tuning run on a GPU tries, for each way of reading keys.
 CANDIDATES = {
     "packed": (
-        PrefillTiles(128, 128, 8, 2),
+        # Three stages: with two, every step of the loop waits for all that is in flight.
+        PrefillTiles(128, 128, 8, 3),
+        PrefillTiles(128, 128, 8, 3, tma=True),
         PrefillTiles(128, 64, 8, 3),
-        PrefillTiles(128, 128, 8, 2, tma=True),
         PrefillTiles(128, 64, 8, 3, tma=True),
     ),
     "paged": (
@@ -262,10 +266,16 @@ def choose_tiles(
 ) -> PrefillTiles:
     """Tiles for a launch; the reasons and predictions are in NOTES.md."""
     if on.is_hopper:
-        candidates = CANDIDATES["paged" if paged else "packed"]
+        if paged:
+            return CANDIDATES["paged"][0]
         # Dividing rows by a group that is no power of two costs the registers that are left.
-        crowded = not paged and group & (group - 1) != 0
-        return candidates[1 if crowded else 0]
+        crowded = group & (group - 1) != 0
+        return PrefillTiles(128, 64, 8, 3) if crowded else CANDIDATES["packed"][0]
+    # Where accumulators are not in registers, ptxas gives small tiles half as many, and spills.
+    if on.has_tensor_memory and head_dim <= 64:
+        return PrefillTiles(128, 128, 8, 3)
+    if on.has_tensor_memory and not paged:
+        return PrefillTiles(128, 64, 8, 3)
     # The gather's addresses and the window's masks cost registers: 64 keys of 128 would spill.
     if (paged or windowed) and head_dim > 64:
         return PrefillTiles(128, 32, 8, 4)

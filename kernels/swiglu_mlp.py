@@ -49,11 +49,11 @@ def _gate_up_kernel(
     GROUP_M: tl.constexpr,
     SWAP: tl.constexpr,
     TMA: tl.constexpr,
-    FLATTEN: tl.constexpr,
 ):
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=FLATTEN):
+    # Not flattened: with two products a step ptxas then serialises their wgmmas (C7515).
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
         tile_m, tile_n = tile_position(tile, tiles_m, tiles_n, GROUP_M)
         row, column = tile_m * BLOCK_M, tile_n * BLOCK_N
         if SWAP:
@@ -163,7 +163,6 @@ def gate_up(
         GROUP_M=8,
         SWAP=tiles.swap,
         TMA=tiles.tma,
-        FLATTEN=tiles.persistent,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
@@ -184,8 +183,9 @@ def swiglu_mlp(
         x: [num_tokens, hidden], bf16 or fp16, contiguous.
         gate_up_weight: [2 · intermediate, hidden], gate rows first.
         down_weight: [hidden, intermediate].
-        backend: of the first product; ``best`` is cuBLAS and separate activation kernels.
-        down_backend: of the second, for example from ``fastest_backend``; ``backend`` by default.
+        backend: of the first product, for example from ``fastest_backend``; ``best`` is cuBLAS and
+            separate activation kernels.
+        down_backend: of the second, likewise; ``backend`` by default.
 
     Returns: [num_tokens, hidden], dtype of ``x``. Raises: ValueError on a wrong argument.
     """

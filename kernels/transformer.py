@@ -18,13 +18,13 @@ from kernels.checks import HALF_TYPES, Backend, LinearBackend, float_types, requ
 from kernels.decode_attention import decode_attention
 from kernels.embedding import embedding
 from kernels.kv_cache_write import kv_cache_write
-from kernels.linear import fastest_backend, linear
+from kernels.linear import Product, fastest_backend, linear
 from kernels.model_config import ModelConfig
 from kernels.moe import moe
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary_table
-from kernels.swiglu_mlp import swiglu_mlp
+from kernels.swiglu_mlp import gate_up, swiglu_mlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,9 +304,11 @@ class Transformer:
     def _linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return linear(x, weight, backend=self._backend_for(x, weight))
 
-    def _backend_for(self, x: torch.Tensor, weight: torch.Tensor) -> Backend:
+    def _backend_for(
+        self, x: torch.Tensor, weight: torch.Tensor, product: Product = linear
+    ) -> Backend:
         if self.linear_backend == "fastest":
-            return fastest_backend(x.shape[0], weight.shape[1], weight.shape[0], x.dtype, x.device)
+            return fastest_backend(x.shape[0], weight, product=product)
         return self.linear_backend
 
     def _mlp(self, hidden: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
@@ -316,7 +318,7 @@ class Transformer:
                 hidden,
                 layer.gate_up,
                 layer.down,
-                backend=self.backend,
+                backend=self._backend_for(hidden, layer.gate_up, gate_up),
                 down_backend=self._backend_for(hidden, layer.down),
             )
         assert layer.router is not None

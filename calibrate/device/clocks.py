@@ -41,7 +41,11 @@ class Clocks:
 
 @dataclass(slots=True)
 class ClockLog:
-    """Samples taken at most every ``interval_s``; without nvidia-smi it stays empty."""
+    """Samples taken at most every ``interval_s``; without nvidia-smi it stays empty.
+
+    A slow nvidia-smi is asked more rarely: asking takes a twentieth of the time at most. With an
+    interval of 0 it is asked every time.
+    """
 
     gpu: str | None = None  # a UUID or index for nvidia-smi; the first GPU by default
     wanted: bool = True  # False for a device that has no clocks to ask for
@@ -49,6 +53,7 @@ class ClockLog:
     samples: list[Clocks] = field(default_factory=list)
     _query: str | None = field(default=None, repr=False)
     _last_s: float = field(default=float("-inf"), repr=False)
+    _answer_s: float = field(default=0.0, repr=False)  # how long the last answer took
 
     def __post_init__(self) -> None:
         if not self.wanted or shutil.which("nvidia-smi") is None:
@@ -67,10 +72,13 @@ class ClockLog:
         """The clocks, asked for anew where the last answer is old or ``now`` is set."""
         if self._query is None:
             return None
-        if not now and time.monotonic() - self._last_s < self.interval_s:
+        began_s = time.monotonic()
+        pause_s = self.interval_s and max(self.interval_s, 20 * self._answer_s)
+        if not now and began_s - self._last_s < pause_s:
             return self.samples[-1] if self.samples else None
         clocks = self._ask(self._query)
         self._last_s = time.monotonic()
+        self._answer_s = self._last_s - began_s
         if clocks is not None:
             self.samples.append(clocks)
         return clocks
@@ -116,7 +124,7 @@ def nvidia_smi(query: str, *, gpu: str | None = None) -> list[list[str]] | None:
     if gpu is not None:
         command.append(f"--id={gpu}")
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if answer.returncode != 0:

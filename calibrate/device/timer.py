@@ -14,6 +14,7 @@ their median: others still get in the way of caches and of the core's other half
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def graph_timing(
             call()
     torch.cuda.synchronize()
     graph, count = _captured(calls, stream), len(calls)
-    once_s = _replayed_s(graph) / count
+    once_s = _replays_s(graph, 1)[0] / count
     if least_calls is None:
         least_calls = min(ROTATIONS, max(GRAPH_CALLS, round(GRAPH_S / max(once_s, 1e-6))))
         if once_s > GRAPH_S:
@@ -144,8 +145,7 @@ def graph_timing(
         graph = _captured(calls * (count // len(calls)), stream)
     if replays is None:
         replays = max(5, min(REPLAYS, round(MEASURE_S / (once_s * count))))
-    times_s = [_replayed_s(graph) / count for _ in range(replays + WARM_UP)]
-    return _timing([time_s * 1e6 for time_s in times_s[WARM_UP:]])
+    return _timing([time_s / count * 1e6 for time_s in _replays_s(graph, replays)])
 
 
 def _captured(calls: list[Call], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
@@ -156,13 +156,20 @@ def _captured(calls: list[Call], stream: torch.cuda.Stream) -> torch.cuda.CUDAGr
     return graph
 
 
-def _replayed_s(graph: torch.cuda.CUDAGraph) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+def _replays_s(graph: torch.cuda.CUDAGraph, count: int) -> list[float]:
+    """Seconds of each of `count` replays, queued behind some that nobody times.
+
+    So every timed one begins on a busy device and what its launch costs the host is not in it.
+    """
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    for _ in range(WARM_UP):
+        graph.replay()
+    marks[0].record()
+    for mark in marks[1:]:
+        graph.replay()
+        mark.record()
+    marks[-1].synchronize()
+    return [float(a.elapsed_time(b)) / 1e3 for a, b in itertools.pairwise(marks)]
 
 
 def measure_ceilings(timer: Timer, *, dtype: torch.dtype = torch.bfloat16) -> Ceilings:

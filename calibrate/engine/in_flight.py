@@ -16,6 +16,7 @@ from sim.request import Request
 class Inputs:
     """What goes into a forward pass, in one array: tokens, positions, slots, context lengths.
 
+    Each of the four begins at an even place, so on 16 bytes, however many tokens there are.
     The first `num_decodes` tokens are filled in at the launch. ``starts``: [prefills + 1], where
     each prompt's tokens begin among them; ``emitting``: rows that a token is sampled from.
     """

@@ -319,7 +319,7 @@ class TransformerExecutor:
             end += chunk.new_tokens
         arrays = [np.concatenate(column) for column in (tokens, positions, slots, contexts)]
         return Inputs(
-            packed=np.concatenate(arrays),
+            packed=np.concatenate([one for array in arrays for one in (array, *_to_even(array))]),
             num_tokens=len(arrays[0]),
             num_decodes=count,
             starts=np.cumsum(lengths, dtype=np.int64),
@@ -331,9 +331,11 @@ class TransformerExecutor:
     def _forward_batch(self, inputs: Inputs) -> ForwardBatch:
         packed = self._to_device(torch.from_numpy(inputs.packed))
         total, prefills = inputs.num_tokens, len(inputs.starts) - 1
-        token_ids, position_ids, slot_mapping, context_lens = packed.split(
-            [total, total, total, inputs.num_decodes + prefills]
+        column = total + total % 2
+        token_ids, position_ids, slot_mapping = (
+            packed[start : start + total] for start in range(0, 3 * column, column)
         )
+        context_lens = packed[3 * column :][: inputs.num_decodes + prefills]
         return ForwardBatch(
             token_ids=token_ids,
             positions=position_ids,
@@ -399,6 +401,11 @@ class TransformerExecutor:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def _to_even(array: np.ndarray) -> list[np.ndarray]:
+    """What an array of 8-byte numbers lacks to a multiple of 16 bytes."""
+    return [np.zeros(1, dtype=array.dtype)] if len(array) % 2 else []
 
 
 def _emitters(chunk: PrefillChunk) -> list[Request]:

@@ -12,9 +12,30 @@ from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 
+APART_S = 1e3  # between those that are not to meet
+
+
+def warming_workload(longest: int, most: int) -> Workload:
+    """Prompts of every magnitude up to `longest`, one after the other; then up to `most` at once.
+
+    Kernels are compiled, and cuBLAS is measured against ours, by powers of two: of an iteration's
+    tokens, and of those among them that emit one.
+    """
+    alone = _powers(longest)
+    together = _powers(most)
+    groups = [*([length] for length in alone), *([1] * count for count in together)]
+    times_s = [np.full(len(group), APART_S * number) for number, group in enumerate(groups)]
+    prompts = np.concatenate(groups)
+    return Workload(np.concatenate(times_s), prompts, np.full(len(prompts), 2))
+
+
+def _powers(last: int) -> list[int]:
+    """1, 2, 4, … and `last` itself."""
+    return sorted({*(1 << power for power in range(last.bit_length())), last})
+
 
 def warm_up(model: Transformer, config: EngineConfig, *, num_blocks: int) -> None:
-    """Serve prompts of every magnitude, one after the other: compiles what will be timed.
+    """Serve prompts and batches of every magnitude, and one in chunks: compiles what will be timed.
 
     In an engine of its own with a cache just large enough, `num_blocks` at most, to be called
     before the timed one is made. Raises MemoryError where it does not fit.
@@ -26,13 +47,25 @@ def warm_up(model: Transformer, config: EngineConfig, *, num_blocks: int) -> Non
     )
     if longest < 1:
         return
-    prompts = np.array([*(1 << power for power in range(longest.bit_length())), longest])
-    arrival_s = np.array([1e3 * number for number in range(len(prompts))], dtype=np.float64)
-    engine(
-        Workload(arrival_s, prompts, np.full(len(prompts), 2)),
-        replace(config, queue=None, async_scheduling=False),
-        model,
-        scheduler="chunked",
-        num_blocks=-(-(longest + 2) // config.block_size) + 1,
-        clock=Clock(skip_idle=True),
-    ).run()
+    on_gpu = model.embeddings.device.type == "cuda"  # elsewhere nothing is compiled
+    each = -(-3 // config.block_size)  # blocks of a sequence of a batch
+    room = num_blocks // each - 1
+    most = min(config.max_num_seqs, config.max_num_batched_tokens, room) if on_gpu else 1
+    most = max(1, most)
+    blocks = max(-(-(longest + 2) // config.block_size), most * each) + 1
+    alone = Workload(np.zeros(1), np.array([longest]), np.array([2]))
+    # A chunk that is not a prompt's first reads the cache: another kernel.
+    runs = [(warming_workload(longest, most), config.max_num_batched_tokens)]
+    runs += [(alone, -(-longest // 2))] if on_gpu else []
+    for workload, budget in runs:
+        engine(
+            workload,
+            replace(
+                config, queue=None, async_scheduling=False, max_num_batched_tokens=budget,
+                max_num_seqs=min(config.max_num_seqs, budget),
+            ),
+            model,
+            scheduler="chunked",
+            num_blocks=min(blocks, num_blocks),
+            clock=Clock(skip_idle=True),
+        ).run()  # fmt: skip

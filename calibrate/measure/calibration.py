@@ -15,6 +15,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from calibrate.measure.batches import Lengths
 from calibrate.measure.breakdown import by_block_size, flash_against_standard, operator_classes
 from calibrate.measure.journal import Journal, writing
 from calibrate.measure.measured_table import MeasuredTable, write_measured
-from calibrate.measure.measuring import TARGET, Measuring, failed
+from calibrate.measure.measuring import MOST_COOLING_S, TARGET, Measuring, failed
 from calibrate.measure.parts import Bench, benches
 from calibrate.measure.random_work import RandomWork
 from calibrate.measure.rig import Limits, Rig
@@ -98,6 +99,8 @@ def calibrate(
     linear_backend: LinearBackend | None = None,
     share: Path | None = None,
     target: float = TARGET,
+    cooling_s: float = MOST_COOLING_S,
+    most_s: float = inf,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Path:
@@ -116,6 +119,8 @@ def calibrate(
             between cuBLAS and our kernel. The engine takes what its table was measured with.
         share: a folder of tables whose parts are taken over where device and shapes coincide.
         target: leave-one-out error that is good enough, relative.
+        cooling_s: to wait, in all, for a GPU whose clock is held down.
+        most_s: after so long the table is written without what it can do without.
         progress: called after every measurement.
 
     An interrupted calibration of the same setting goes on where it stopped. Returns ``out``.
@@ -134,6 +139,8 @@ def calibrate(
         linear_backend=linear_backend or ("fastest" if device == "cuda" else "torch"),
         share=share,
         target=target,
+        cooling_s=cooling_s,
+        most_s=most_s,
         seed=seed,
     )
     before = torch.get_num_threads()
@@ -164,6 +171,8 @@ class _Setting:
     linear_backend: LinearBackend
     share: Path | None
     target: float
+    cooling_s: float
+    most_s: float
     seed: int
 
 
@@ -298,8 +307,9 @@ class _Calibration:
 
     def _rounds(self, rig: Rig, parts: Sequence[Bench]) -> None:
         measuring = Measuring(
-            self.journal, self.timer, self.clocks, target=self.given.target, on_point=self._tell
-        )
+            self.journal, self.timer, self.clocks, target=self.given.target, on_point=self._tell,
+            cooling_s=self.given.cooling_s,
+        )  # fmt: skip
         began_s = time.monotonic()
         end_s = self.began_s + self.given.budget_s * (1.0 - LAST_SHARE)
         self.clocks.sample(now=True)
@@ -336,8 +346,17 @@ class _Calibration:
         tokens = min(512 if not self.timer.on_gpu else 2048, self.limits.max_tokens)
         self._tell("operator classes")
         try:
+            if self.timer.on_gpu and "eager_launch" not in records:
+                call = rig.iteration(Lengths((16,), ((16, 0),)))
+                eager = self.timer.measure([call], mode="eager").time_us
+                graph = self.timer.measure([call]).time_us
+                self.journal.record("eager_launch", {"eager_us": eager, "graph_us": graph})
+            if self._late():
+                return
             if "operator_classes" not in records and not self.config.num_experts:
                 self.journal.record("operator_classes", operator_classes(rig, tokens))
+            if self._late():
+                return
             if "flash" not in records:
                 longest = min(8192, self.limits.max_tokens)
                 lengths = [
@@ -347,19 +366,24 @@ class _Calibration:
                     lengths = [size for size in lengths if size <= 512]
                 for row in flash_against_standard(rig, lengths):
                     self.journal.record("flash", row)
+            if self._late():
+                return
             if "block_sizes" not in records:
                 for row in by_block_size(rig):
                     self.journal.record("block_sizes", row)
-            if self.timer.on_gpu and "eager_launch" not in records:
-                call = rig.iteration(Lengths((16,), ((16, 0),)))
-                eager = self.timer.measure([call], mode="eager").time_us
-                graph = self.timer.measure([call]).time_us
-                self.journal.record("eager_launch", {"eager_us": eager, "graph_us": graph})
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             self.journal.record("skipped", {"text": "operator classes: out of memory"})
         except RuntimeError as error:
             raise failed("operator classes", (), error) from None
+
+    def _late(self) -> bool:
+        """Whether the table has to be written now."""
+        if time.monotonic() - self.began_s < self.given.most_s:
+            return False
+        text = "operator classes and attention's two ways, or some of them: no time was left"
+        self.journal.record("skipped", {"text": text})
+        return True
 
     # -- writing ----------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from calibrate.measure.whole_iterations import Company, Errors, Whole, fitted, l
 from calibrate.measure.work import WorkOf
 from kernels.model_config import ModelConfig
 from sim.batch import Batch
-from sim.latency.table import measured_host, one_line
+from sim.latency.table import launched_one_by_one, measured_host, one_line
 from sim.latency.table_data import EXTRA_TIMES, PART_COLUMNS, REQUIRED_PARTS, LatencyTable
 from sim.latency.table_folder import SCHEMA_VERSION, table_of
 from sim.model.spec import ModelSpec
@@ -165,9 +165,10 @@ class MeasuredTable:
         captured = self.meta.get("cudagraph_capture_sizes") or ()
         found = []
         for iteration in iterations:
-            parts = parts_us(latency, iteration.features(captured))
+            batch = iteration.features(captured)
+            parts = parts_us(latency, batch)
             waited_us = launches[0]["eager_us"] - sum(parts.values())
-            if iteration.prefills and waited_us > 0.0:
+            if waited_us > 0.0 and launched_one_by_one(batch, max(captured, default=0)):
                 parts["launch"] = waited_us
             if host is not None:
                 parts["host"] = host(iteration.num_seqs) * 1e6

@@ -16,6 +16,7 @@ from calibrate.engine.engine import Clock, Engine
 from calibrate.engine.executor import Outcome
 from calibrate.engine.token_ids import TokenIds
 from calibrate.engine.transformer_executor import TransformerExecutor
+from calibrate.engine.warm_up import warming_workload
 from calibrate.measure.rig import Limits, Rig
 from sim.batch import Batch, PrefillChunk
 from sim.engine.policy import scheduler_class
@@ -86,7 +87,13 @@ class Service:
                 kv_cache=rig.kv_cache,
             )
         )
-        self.run(np.random.default_rng(0), num_requests=2)  # nothing is warm yet
+        limits = rig.limits
+        if not rig.timer.on_gpu:  # where nothing is compiled
+            self.run(np.random.default_rng(0), num_requests=2)
+            return
+        longest = min(limits.max_tokens, limits.max_context - 2, limits.cache_tokens - 32)
+        most = min(limits.max_seqs, rig.num_blocks // 2)
+        self._serve(warming_workload(longest, most), limits.max_tokens)
 
     def run(self, rng: np.random.Generator, *, num_requests: int | None = None) -> list[Iteration]:
         """Serve requests that come all at once, in chunks beside decodes; empty when memory ends.
@@ -94,11 +101,15 @@ class Service:
         Their number and lengths are log-uniform within the rig's limits, outputs uniform: batches
         grow as prompts end and shrink as answers do.
         """
-        rig, limits = self._rig, self._rig.limits
+        limits = self._rig.limits
         workload = random_workload(rng, limits, num_requests=num_requests)
+        return self._serve(workload, limits.max_tokens // int(rng.choice([1, 2, 4])))
+
+    def _serve(self, workload: Workload, max_num_batched_tokens: int) -> list[Iteration]:
+        rig = self._rig
         config = EngineConfig(
-            max_num_seqs=limits.max_seqs,
-            max_num_batched_tokens=limits.max_tokens // int(rng.choice([1, 2, 4])),
+            max_num_seqs=rig.limits.max_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
             block_size=rig.block_size,
         )
         scheduler = scheduler_class("chunked", config)(

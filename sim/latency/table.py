@@ -281,7 +281,7 @@ class TableLatency:
     # -- kernels launched one by one --------------------------------------------------------------
 
     def _is_eager(self, batch: Batch) -> bool:
-        return bool(batch.prefills) or batch.num_tokens > self._most_captured
+        return launched_one_by_one(batch, self._most_captured)
 
     def _eager_s(self, batch: Batch) -> float:
         kernels_s, besides_s = self._eager_parts_s(batch)
@@ -385,6 +385,14 @@ class TableLatency:
         return any(
             chunk.new_tokens > new or chunk.cached_tokens > cached for chunk in batch.prefills
         )
+
+
+def launched_one_by_one(batch: Batch, most_captured: int) -> bool:
+    """Whether the engine launches a batch kernel by kernel: its graphs are of decodes alone.
+
+    `most_captured`: the largest batch that one is captured for; 0 without any.
+    """
+    return bool(batch.prefills) or batch.num_tokens > most_captured
 
 
 def one_line(part: Part, axis: str) -> Line:

@@ -1,7 +1,9 @@
 """How fast the engine serves: ``python -m tests.benchmarks.engine [--device cuda] [--out FILE]``.
 
 The workload is fixed: 256 requests at once, prompts and outputs of 100 to 1,024 tokens. Prints
-output tokens per second and where an iteration's time goes, then decode steps by batch size.
+output tokens per second and where an iteration's time goes, deciding when the device is done
+(synchronous) and an iteration ahead (asynchronous), then decode steps by batch size. Every figure
+is in FILE as soon as it is known.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from calibrate.engine.assembly import engine
 from calibrate.engine.checkpoint import load_model
 from calibrate.engine.decode_graphs import CAPTURE_SIZES
 from calibrate.engine.engine import PHASES, Clock
+from calibrate.engine.warm_up import warm_up
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload.workload import Workload
@@ -25,6 +29,7 @@ from sim.workload.workload import Workload
 MODELS = Path(__file__).parents[2] / "scenarios" / "models"
 DECODE_BATCHES = (1, 32, 128, 256)
 CONTEXT_TOKENS = 1024
+BUDGET = 8192  # tokens of an iteration
 
 
 def fixed_workload(requests: int, longest: int, seed: int = 0) -> Workload:
@@ -36,12 +41,12 @@ def fixed_workload(requests: int, longest: int, seed: int = 0) -> Workload:
 
 
 def serve(
-    model: Transformer, workload: Workload, *, num_blocks: int, budget: int
+    model: Transformer, workload: Workload, *, num_blocks: int, budget: int, ahead: bool = False
 ) -> dict[str, object]:
-    """Serve it and say how fast, and where the time went."""
+    """Serve it and say how fast, and where the time went; ``ahead``: decide an iteration ahead."""
     config = EngineConfig(
         max_num_seqs=min(256, len(workload)), max_num_batched_tokens=budget,
-        enable_prefix_caching=False,
+        enable_prefix_caching=False, async_scheduling=ahead,
     )  # fmt: skip
     on_gpu = model.embeddings.device.type == "cuda"
     served = engine(
@@ -64,9 +69,10 @@ def serve(
     }
 
 
-def decode_steps(model: Transformer, *, context: int, steps: int = 24) -> list[dict[str, float]]:
+def decode_steps(
+    model: Transformer, *, context: int, steps: int = 24
+) -> Iterator[dict[str, float]]:
     """Median decode iterations at fixed batch sizes, all sequences near `context` tokens."""
-    found = []
     on_gpu = model.embeddings.device.type == "cuda"
     for batch in DECODE_BATCHES if on_gpu else DECODE_BATCHES[:2]:
         workload = Workload(np.zeros(batch), np.full(batch, context), np.full(batch, steps + 1))
@@ -87,16 +93,17 @@ def decode_steps(model: Transformer, *, context: int, steps: int = 24) -> list[d
             f"{name.removesuffix('_s')}_ms": float(np.median(iterations[name][rows])) * 1e3
             for name in PHASES
         }
-        found.append(step)
-    return found
+        yield step
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", help="comma-separated (default: by device)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    options = parser.parse_args()
+    parser.add_argument("--requests", type=int, help="of the workload (default: by device)")
+    parser.add_argument("--longest", type=int, help="prompt and answer (default: by device)")
+    options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
     names = options.models or ("llama-3.1-8b,qwen3-0.6b" if on_gpu else "tiny")
     results: dict[str, object] = {
@@ -104,21 +111,36 @@ def main() -> None:
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+    def keep() -> None:
+        if options.out is not None:
+            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
     for name in names.split(","):
-        config = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
-        model = load_model(config, device=options.device)
-        workload = fixed_workload(256 if on_gpu else 32, 1024 if on_gpu else 96)
+        path = Path(name) if name.endswith(".json") else MODELS / f"{name}.json"
+        model = load_model(json.loads(path.read_text(encoding="utf-8")), device=options.device)
+        requests = options.requests or (256 if on_gpu else 32)
+        workload = fixed_workload(requests, options.longest or (1024 if on_gpu else 96))
         blocks = int((workload.prompt_tokens + workload.output_tokens).sum()) // 16 + 256
-        serve(model, fixed_workload(8, 64), num_blocks=256, budget=8192)  # compiles what it needs
-        result = serve(model, workload, num_blocks=blocks, budget=8192)
-        result["decode_steps"] = decode_steps(model, context=CONTEXT_TOKENS if on_gpu else 128)
-        results[name] = result
-        print(f"{name}: {result['output_tokens_per_s']:,.0f} output tokens/s; {result}")
+        # On a GPU kernels are compiled by size, and a batch has up to BUDGET tokens.
+        longest = model.config.max_positions if on_gpu else int(workload.prompt_tokens.max())
+        config = EngineConfig(max_num_batched_tokens=BUDGET, max_model_len=longest)
+        warm_up(model, config, num_blocks=blocks)
+        result: dict[str, object] = {}
+        results[path.stem] = result
+        for way, ahead in (("synchronous", False), ("asynchronous", True)):
+            told = serve(model, workload, num_blocks=blocks, budget=BUDGET, ahead=ahead)
+            result[way] = told
+            keep()
+            print(f"{name}, {way}: {told['output_tokens_per_s']:,.0f} tokens/s; {told}", flush=True)
+        result["decode_steps"] = steps = []
+        for step in decode_steps(model, context=CONTEXT_TOKENS if on_gpu else 128):
+            steps.append(step)
+            keep()
+            print(step, flush=True)
         del model
         if on_gpu:
             torch.cuda.empty_cache()
-        if options.out is not None:
-            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,428 +1,355 @@
-"""Everything that needs a GPU, in one command: ``python -m tests.benchmarks.gpu_session [FOLDER]``.
+"""All that needs a GPU, in three commands: ``python -m tests.benchmarks.gpu_session first OUT``.
 
-Stages, each with a small result file under FOLDER (or $OUT, or ./gpu-results), most of them written
-as they go, so that an interrupted session leaves what it had:
+For a machine that is lent for ten minutes at a time, bare every time, and hands back few files:
+each command ends within nine minutes and leaves at most eight files in OUT, no folders.
 
-- ``check``: the kernel tests (``pytest -m gpu``) → ``check.log``, ``check.json``, ``check.xml``
-- ``benchmark``: the table of ratios → ``benchmark.csv``
-- ``tune``: the candidate tiles of prefill and products → ``tune.csv``
-- ``numerics``: deviation of the kernels and of their emulations → ``numerics.csv``
-- ``tables``: latency tables of ``--models``; parts are shared between them → ``tables.tar.gz``
-- ``repeat``: a second table of the first of ``--models`` against the first → ``repeat.json``,
-  ``tables.tar.gz``
-- ``end_to_end``: random iterations, run against what the tables say → ``end_to_end.csv``
-- ``engine``: how fast the engine serves, decode steps by batch size → ``engine.json``
-- ``validate``: forecast against engine over nine scenarios → ``validation.json`` (this stage needs
-  the core dependencies, simpy, pydantic and plotly, and llama-3.1-8b's table)
+``first``
+    ``canary`` (one launch of each kernel in bf16 against its reference, one captured graph: 30 s),
+    ``check`` (the kernel tests, ``pytest -m gpu``: 90 s), ``benchmark`` (the table of ratios:
+    2 min → ``benchmark.csv``), ``tables`` (of Llama-3.1-8B: 3 min), ``engine`` (how fast it serves,
+    synchronous and asynchronous: the rest → ``engine.json``)
+``second --from OUT``
+    the stages of the first that failed, were cut short or never began, then ``longer`` (the table
+    once more with more time, and how far the two lie apart → ``repeat.json``) and ``end_to_end``
+    (random iterations against the table → ``end_to_end.csv``)
+``third --from OUT``
+    ``validate`` (forecast against engine over nine scenarios → ``validation.json``) and, where time
+    is left, ``numerics`` and ``tune`` (→ CSV files of those names)
+``before``
+    what needs no GPU: ``emulated`` (deviations of emulated attention → ``emulated.csv``)
 
-A machine lent for ten minutes at a time, bare every time and handing back few files, runs them so;
-each run has eight files at most and no folders:
+Stages separated by commas are a command too, ``tables --models qwen3-8b,qwen3-0.6b --from OUT`` for
+instance; ``--limits tables=7m`` says how long one may take.
 
-    … OUT --stages check,numerics
-    … OUT --stages benchmark
-    … OUT --stages tables --models llama-3.1-8b --budget 8m
-    … OUT --stages tables --models qwen3-8b,qwen3-0.6b --budget 8m --known tables.tar.gz
-    … OUT --stages tables --models qwen3-30b-a3b --budget 8m --known tables.tar.gz
-    … OUT --stages repeat,end_to_end --models llama-3.1-8b --budget 8m --known tables.tar.gz
-    … OUT --stages engine,validate --known tables.tar.gz
+Every stage is a process of its own (`gpu_stages`), which is ended with all it started when its time
+is up: what one does to the GPU or to its memory the next does not see. ``meta.json`` says from the
+beginning what became of each stage; ``log.txt`` has what they printed. Results are written as they
+come. ``tables.tar.gz`` holds ``tables/GPU/MODEL``, journals of tables that were not finished (the
+same stage goes on from them), ``longer/MODEL`` while it is made and ``repeated/MODEL``, the shorter
+one; it is packed anew every 15 s. ``tar -xzf tables.tar.gz -C calibrate tables`` puts tables where
+the forecaster looks for them.
 
-``tables.tar.gz`` holds ``tables/GPU/MODEL``, journals of tables that were not finished (the same
-command goes on from them) and ``repeated/MODEL``: what lay in the archives it was given, then this
-run's. Given are FOLDER's own and what ``--known`` names, another run's archive; or that is a folder
-of tables, by default ``calibrate/tables/GPU``, where ``tar -xzf tables.tar.gz -C calibrate tables``
-puts them.
+``triton.tar.gz`` has the compiled kernels; the next command on such a machine takes them over. They
+cannot be compiled where there is no GPU: Triton keys them by its own library, which differs between
+versions of Python, and by the folder they are in.
 
-``--budget`` is for all tables of a run, ``--limit`` ends a run before its machine does: no stage
-begins after it, and tests, engine and validation that still run then are stopped. ``meta.json``
-holds GPU, driver, torch and Triton versions, measured ceilings and stage times, whatever happens.
+``--from`` names the folder of an earlier command's results (its ``tables.tar.gz``,
+``triton.tar.gz`` and, for ``second``, ``meta.json``); OUT itself is one if it has them. Every stage
+but ``validate`` needs PyTorch, Triton, NumPy, pandas, SciPy and PyYAML (``check`` pytest and
+Hypothesis besides). For ``validate``, and for anything else a machine without a network lacks,
+carry wheels along:
+
+    pip download --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \\
+        --no-deps -d wheels simpy pydantic pydantic-core annotated-types typing-inspection plotly
+    pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=site   # there
+
+A stage whose packages are missing does not begin, and ``meta.json`` names them.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import torch
+from tests.benchmarks.gpu_stages import ROOT, STAGES, Run, has
 
-from calibrate.device.environment import environment
-from calibrate.measure.budget import budget_seconds
-from calibrate.measure.calibration import Progress, calibrate
-from calibrate.measure.end_to_end import end_to_end
-from calibrate.measure.repeatability import differences
-from calibrate.measure.rig import Limits
-from kernels.numerics import Deviation, deviations, kernel_deviations
-from sim.latency.table_folder import read_table
-from sim.model.config import read_config
-from tests.benchmarks.kernels import SECTIONS, run_sections
+# What each stage may take (s); None: what is left. Later stages' times are kept for them.
+COMMANDS: dict[str, dict[str, float | None]] = {
+    "before": {"emulated": None},
+    "first": {"canary": 30, "check": 90, "benchmark": 120, "tables": 180, "engine": None},
+    "second": {"longer": None, "end_to_end": 75},
+    "third": {"validate": None, "numerics": None, "tune": None},
+}
+LIMIT_S = 540.0
+LEAST_S = 10.0  # a stage with less does not begin
+ENGINE_S = 100.0  # the rest of the first command, when it is repaired in the second
+EVERY_S = 15.0  # between two packings of what a stage has measured
+POLL_S = 0.5
+COOLING_S = 20.0  # of all stages of a command
+MODELS = ("llama-3.1-8b",)
+MEASURING = ("tables", "longer")
 
-ROOT = Path(__file__).parents[2]
+ARCHIVE, KERNELS = "tables.tar.gz", "triton.tar.gz"
+PACKED = ("tables", "repeated", "longer")  # folders of the archive
+MOST_BYTES = 15 * 2**20  # of an archive that is handed back
 
-TESTS = ROOT / "tests" / "kernels" / "operations"
-# The driver's names of GPUs, and the library's.
-GPUS = {"H200": "h200-sxm", "H100 80GB HBM3": "h100-sxm", "A100-SXM4-80GB": "a100-80gb"}
-ARCHIVE = "tables.tar.gz"
-PACKED = ("tables", "repeated")  # folders of the archive
-# Shares of the budget: attention and logits of a family are measured once.
-MODELS = {"llama-3.1-8b": 4.0, "qwen3-8b": 2.0, "qwen3-0.6b": 2.0, "qwen3-30b-a3b": 4.0}
+NEEDED = ("torch", "triton", "numpy", "scipy", "pandas", "yaml")
+BESIDES = {
+    "check": ("pytest", "hypothesis"),
+    "validate": ("simpy", "pydantic", "plotly", "pyarrow", "rich", "typer"),
+}
+Result = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a stage is told."""
+def pack(archive: Path, root: Path, names: Sequence[str], *, most_bytes: int = MOST_BYTES) -> None:
+    """Put folders of `root` into an archive, over what it held; nothing where they are too large.
 
-    folder: Path
-    work: Path  # tables while they are made, and those brought along
-    reference: Path | None
-    models: list[str]
-    budget_s: float
-    left_s: float  # until the run's limit
-    known: Path | None
-    device: str
-
-    @property
-    def gpu(self) -> str:
-        return gpu_name(self.device)
-
-    @property
-    def tables(self) -> Path:
-        return self.work / "tables" / self.gpu.replace(" ", "-").lower()
-
-    def table(self, model: str) -> Path:
-        """The model's table: of this run or an archive, else of the known folder."""
-        own = self.tables / model
-        if own.is_dir() or self.known is None:
-            return own
-        return self.known / model
-
-    def pack(self) -> None:
-        """Put all tables and journals into the results, over what was packed before."""
-        archive = self.folder / ARCHIVE
-        unfinished = archive.with_name(f"{ARCHIVE}.new")
+    Stages write meanwhile: a file that goes or shrinks as it is read leaves the archive as it was.
+    """
+    unfinished = archive.with_name(f".{archive.name}.new")
+    try:
         with tarfile.open(unfinished, "w:gz", compresslevel=6) as packed:
-            for name in PACKED:
-                if (self.work / name).is_dir():
-                    packed.add(self.work / name, arcname=name)
-        unfinished.replace(archive)
+            for name in names:
+                if (root / name).is_dir():
+                    packed.add(root / name, arcname=name)
+        if unfinished.stat().st_size <= most_bytes:
+            unfinished.replace(archive)
+    except OSError as error:
+        print(f"{archive.name}: {error}; packed again later", file=sys.stderr)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
-def unpack(archive: Path, work: Path) -> None:
-    """Lay out the tables and journals of an archive."""
+def unpack(archive: Path, root: Path, names: Sequence[str]) -> None:
+    """Lay out those folders of an archive."""
     with tarfile.open(archive) as packed:
-        wanted = [one for one in packed.getmembers() if one.name.split("/")[0] in PACKED]
-        packed.extractall(work, members=wanted, filter="data")
+        wanted = [one for one in packed.getmembers() if one.name.split("/")[0] in names]
+        packed.extractall(root, members=wanted, filter="data")
 
 
-def gpu_name(device: str) -> str:
-    """Our name of the GPU, or the driver's."""
-    name = torch.cuda.get_device_name(0) if device == "cuda" else "cpu"
-    return next((ours for theirs, ours in GPUS.items() if theirs in name), name)
+def missing_packages(stage: str) -> list[str]:
+    """What the stage imports and this Python lacks."""
+    return [name for name in (*NEEDED, *BESIDES.get(stage, ())) if not has(name)]
 
 
-def _config(model: str) -> dict[str, object]:
-    path = ROOT / "scenarios" / "models" / f"{model}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+def plan(command: str, earlier: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """The stages of a command, and how long each may take.
+
+    `earlier`: the first command's stages, for the second.
+    """
+    if command not in COMMANDS:
+        return dict.fromkeys(command.split(","))
+    if command != "second":
+        return dict(COMMANDS[command])
+    told = earlier or {}
+    broken = {
+        name: ENGINE_S if limit_s is None else limit_s
+        for name, limit_s in COMMANDS["first"].items()
+        if name not in told or told[name].get("error") or told[name].get("failed")
+    }
+    return {**broken, **COMMANDS["second"]}
 
 
-def tables(run: Run) -> dict[str, object]:
-    """A table of each model; what one measured, the next takes over."""
-    told: dict[str, object] = {}
-    shares = [MODELS.get(model, 2.0) for model in run.models]
-    for model, share in zip(run.models, shares, strict=True):
-        budget_s = run.budget_s * share / sum(shares)
-        told[model] = _table(run, model, run.tables / model, budget_s, share=_others(run, model))
-    return told
+class Session:
+    """One command: its stages, one after the other, and what is told of them."""
 
-
-def _others(run: Run, model: str) -> Path:
-    """A folder of the other models' finished tables, of this run and known ones."""
-    folder = run.work / "others"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for source in (run.tables, run.known):
-        for path in source.iterdir() if source is not None and source.is_dir() else ():
-            finished = (path / "meta.yaml").is_file() and path.suffix not in (".partial", ".old")
-            if finished and path.name != model and not (folder / path.name).exists():
-                shutil.copytree(path, folder / path.name)
-    return folder
-
-
-def _table(run: Run, model: str, out: Path, budget_s: float, share: Path | None = None) -> object:
-    part = ""
-
-    def tell(state: Progress) -> None:
-        nonlocal part
-        if state.part != part:  # one is finished: keep it, should the machine go
-            part = state.part
-            run.pack()
-        if state.points % 100 == 0:
-            print(f"{state.elapsed_s:6.0f} s {state.part}", flush=True)
-
-    try:
-        calibrate(
-            _config(model),
-            name=model,
-            out=out,
-            device=run.device,
-            budget_s=budget_s,
-            gpu=run.gpu if run.device == "cuda" else None,
-            share=share,
-            progress=tell,
+    def __init__(self, run: Run, command: str, stages: Mapping[str, float | None], limit_s: float):
+        self.run, self.planned, self.limit_s = run, dict(stages), limit_s
+        self.began_s = time.monotonic()
+        self.kernels = Path(
+            os.environ.get("TRITON_CACHE_DIR") or Path(tempfile.gettempdir()) / "orcast-triton"
         )
-    finally:
-        run.pack()
-    torch.cuda.empty_cache()
-    meta = read_table(out).meta
-    print(f"{model}: {meta['whole_iterations']}")
-    return {"duration_s": meta["duration_s"], **meta["whole_iterations"]}
+        self.stages: dict[str, Result] = {name: {"error": "not begun"} for name in stages}
+        self.meta: dict[str, Any] = {
+            "command": command,
+            "began_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "limit_s": limit_s,
+            "stages": self.stages,
+        }
+        self._packed: tuple[Any, ...] = ()
 
+    @property
+    def left_s(self) -> float:
+        return self.limit_s - (time.monotonic() - self.began_s)
 
-def repeat(run: Run) -> dict[str, object]:
-    """Calibrate the first model again, nothing shared, and say how far the two are apart."""
-    model = run.models[0]
-    first = run.table(model)
-    if not first.is_dir():
-        _table(run, model, first, run.budget_s / 2)
-    second = run.work / "repeated" / model
-    _table(run, model, second, run.budget_s / 2)
-    a, b = read_table(first), read_table(second)
-    spec = read_config(_config(model), name=model)
-    found = differences(a, b, spec, Limits(**a.meta["limits"]))
-    (run.folder / "repeat.json").write_text(json.dumps(found, indent=1))
-    return {"iterations": found["iterations"]}
+    def finish(self) -> bool:
+        """Run all stages; True if all went well. meta.json is there from the beginning."""
+        self.write()
+        with (self.run.folder / "log.txt").open("ab") as log:
+            for name in self.planned:
+                self._stage(name, log)
+                print(f"{name}: {self.stages[name]}", flush=True)
+        self.meta["duration_s"] = round(time.monotonic() - self.began_s, 1)
+        self.write()
+        return not any(told.get("error") or told.get("failed") for told in self.stages.values())
 
+    def write(self) -> None:
+        """What is known, to meta.json."""
+        path = self.run.folder / "meta.json"
+        new = path.with_name(".meta.json.new")
+        new.write_text(json.dumps(self.meta, indent=1))
+        new.replace(path)
 
-def check_end_to_end(run: Run) -> dict[str, object]:
-    """Random iterations against the tables, another seed than any of theirs."""
-    told: dict[str, object] = {}
-    with (run.folder / "end_to_end.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        shape = ("decodes", "context_tokens", "prompts", "new_tokens")
-        writer.writerow(["model", *shape, "predicted_us", "measured_us", "eager_us"])
-        for model in run.models:
-            table = read_table(run.table(model))
-            device = torch.device(run.device)
-            checked, errors = end_to_end(table, _config(model), name=model, device=device)
-            torch.cuda.empty_cache()
-            for one in checked:
-                given = one.lengths
-                new = sum(pair[0] for pair in given.prefills)
-                counts = (len(given.decodes), sum(given.decodes), len(given.prefills), new)
-                times = (one.predicted_us, one.measured_us, one.eager_us)
-                writer.writerow([model, *counts, *(f"{time_us:.5g}" for time_us in times)])
-            file.flush()
-            told[model] = errors.as_dict()
-    return told
+    def _limit_of(self, name: str) -> float:
+        """Seconds of a stage: its own, of what is left beside those of the stages after it."""
+        names = list(self.planned)
+        after = names[names.index(name) + 1 :]
+        kept_s = sum(self.planned[other] or 0.0 for other in after)
+        own_s = self.planned[name]
+        return min(self.left_s, max(LEAST_S, self.left_s - kept_s) if own_s is None else own_s)
 
+    def _stage(self, name: str, log: IO[bytes]) -> None:
+        lacking, limit_s = missing_packages(name), self._limit_of(name)
+        if lacking:
+            self.stages[name] = {"error": f"not begun: no package {', '.join(lacking)} here"}
+            return self.write()
+        if limit_s < LEAST_S:
+            self.stages[name] = {"error": f"not begun: {max(0.0, limit_s):.0f} s were left"}
+            return self.write()
+        began_s = time.monotonic()
+        ended, last = "interrupted", ""
+        try:
+            log.write(f"\n== {name}, {limit_s:.0f} s at most\n".encode())
+            log.flush()
+            start = log.tell()
+            ended = self._watch(name, limit_s, log)
+            last = _last_line(self.run.folder / "log.txt", start)
+        finally:
+            told = self._told(name)
+            if ended != "status 0" and not told.get("error") and not told.get("failed"):
+                told["error"] = f"{ended}: {last}" if last else ended
+            told["limit_s"] = round(limit_s, 1)
+            told["duration_s"] = round(time.monotonic() - began_s, 1)
+            self.stages[name] = told
+            self._pack(kernels=True)
+            self.write()
 
-def check(run: Run) -> dict[str, object]:
-    """Run the kernel tests on the GPU; failures are named, not raised."""
-    report, log = run.folder / "check.xml", run.folder / "check.log"
-    report.unlink(missing_ok=True)  # of an earlier run
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short"]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
-    command += ["-p", "no:cacheprovider", f"--junitxml={report}", str(TESTS)]
-    with log.open("w") as file:  # as it comes
-        ended = _run(command, run.left_s, stdout=file, stderr=subprocess.STDOUT)
-    tail = log.read_text(encoding="utf-8", errors="replace")[-6000:]
-    print(tail)
-    if not report.exists():
-        return {"error": f"no report of the tests: {ended}", "log": tail[-2000:]}
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    passed = len(cases) - len(failed) - skipped
-    result: dict[str, object] = {"passed": passed, "skipped": skipped, "failed": failed}
-    if passed == 0 or (ended != "status 0" and not failed):
-        result["error"] = f"{passed} tests passed: {ended}"
-    (run.folder / "check.json").write_text(json.dumps(result, indent=1))
-    return result
+    def _watch(self, name: str, limit_s: float, log: IO[bytes]) -> str:
+        """Start a stage and wait for its end or its limit; says how it ended."""
+        until_s, next_s = time.monotonic() + limit_s, time.monotonic() + EVERY_S
+        with self._started(name, limit_s, log) as process:
+            self.stages[name] = {"error": "interrupted", "process": process.pid}
+            self.write()  # should this process be killed
+            while time.monotonic() < until_s:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    status = process.wait(max(0.0, min(POLL_S, until_s - time.monotonic())))
+                    return f"status {status}"
+                if time.monotonic() >= next_s:
+                    next_s = time.monotonic() + EVERY_S
+                    so_far = self._told(name)
+                    self.stages[name] = {"error": "interrupted", "process": process.pid, **so_far}
+                    self.write()
+                    self._pack()
+            return f"stopped after {limit_s:.0f} s"
 
-
-def _run(command: list[str], limit_s: float, **streams: Any) -> str:
-    """Run a command from the repository's root with its packages; says how it ended."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, process_group=0, **streams)
-    try:
-        return f"status {process.wait(limit_s)}"
-    except subprocess.TimeoutExpired:
-        return f"stopped after {limit_s:.0f} s"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too: they hold the GPU
+    @contextlib.contextmanager
+    def _started(
+        self, name: str, limit_s: float, log: IO[bytes]
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        measuring = sum(stage in MEASURING for stage in self.planned) or 1
+        told = dataclasses.replace(
+            self.run, limit_s=limit_s, ends_at=time.time() + limit_s,
+            cooling_s=COOLING_S / measuring,
+        )  # fmt: skip
+        command = [sys.executable, "-m", "tests.benchmarks.gpu_stages", name, told.settings()]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",
+            "TRITON_CACHE_DIR": str(self.kernels),
+            "TRITON_STORE_BINARY_ONLY": "1",  # nobody reads what lies between source and binary
+        }
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, process_group=0, stdout=log, stderr=log
+        )
+        try:
+            yield process
+        finally:
+            # What it started holds the GPU too, and may outlive it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
+    def _told(self, name: str) -> Result:
+        """What a stage has told of itself, and of where it runs."""
+        results = {}
+        for key in (name, "environment"):
+            path = self.run.result / f"{key}.json"
+            results[key] = json.loads(path.read_text()) if path.is_file() else {}
+        if results["environment"]:
+            self.meta["environment"] = results["environment"]
+        return dict(results[name])
 
-def time_kernels(run: Run) -> dict[str, object]:
-    """The benchmark table."""
-    out = run.folder / "benchmark.csv"
-    ceilings = run_sections(list(SECTIONS), reference=run.reference, out=out)
-    return dataclasses.asdict(ceilings)
-
-
-def tune(run: Run) -> dict[str, object]:
-    """The candidate tiles of prefill attention and the products."""
-    sections = ["prefill", "products"]
-    out = run.folder / "tune.csv"
-    ceilings = run_sections(sections, tune=True, reference=run.reference, out=out)
-    return dataclasses.asdict(ceilings)
-
-
-def numerics(run: Run) -> dict[str, object]:
-    """Deviation from exact attention: emulations by block size, kernels by length."""
-    on_cpu = torch.Generator().manual_seed(0)
-    found = deviations([128, 512, 2048, 4096], [32, 64, 128, 512], generator=on_cpu)
-    names = [field.name for field in dataclasses.fields(Deviation)]
-    with (run.folder / "numerics.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", *names])
-        for deviation in found:
-            writer.writerow(["emulated bf16", *dataclasses.astuple(deviation)])
-        generator = torch.Generator("cuda").manual_seed(0)
-        for tokens in (128, 512, 2048, 8192):
-            for dtype in (torch.bfloat16, torch.float16):
-                standard, flash = kernel_deviations(tokens, generator=generator, dtype=dtype)
-                writer.writerow([f"kernels {dtype}", tokens, "", standard, flash, "", ""])
-                print(f"{tokens} {dtype}: standard {standard:.2e}, flash {flash:.2e}")
-    return {"rows": len(found)}
+    def _pack(self, *, kernels: bool = False) -> None:
+        """Tables and journals, where there is anything new; with `kernels`, those too."""
+        work = self.run.work
+        files = [path for name in PACKED for path in (work / name).rglob("*") if path.is_file()]
+        with contextlib.suppress(FileNotFoundError):  # a table was put in its place just now
+            state = tuple((path, path.stat().st_size) for path in sorted(files))
+            if state != self._packed:
+                self._packed = state
+                pack(self.run.folder / ARCHIVE, work, PACKED)
+        if kernels and self.kernels.is_dir():
+            pack(self.run.folder / KERNELS, self.kernels.parent, [self.kernels.name])
 
 
-def engine(run: Run) -> dict[str, object]:
-    """The engine's speed."""
-    return _benchmark(run, "engine", "--out", str(run.folder / "engine.json"))
+def _last_line(log: Path, start: int) -> str:
+    """Of what a stage printed from `start` on."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 4000))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
-def validate(run: Run) -> dict[str, object]:
-    """Forecast against engine."""
-    table = run.table("llama-3.1-8b")
-    if not table.is_dir():
-        return {"error": "--known: no table of llama-3.1-8b to forecast with"}
-    out = run.folder / "validation.json"
-    return _benchmark(run, "validation", "--table", str(table), "--out", str(out))
-
-
-def _benchmark(run: Run, name: str, *arguments: str) -> dict[str, object]:
-    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments]
-    with tempfile.TemporaryFile("w+") as errors:
-        ended = _run(command, run.left_s, stderr=errors)
-        errors.seek(0)
-        said = errors.read()
-    return {} if ended == "status 0" else {"error": f"{ended}: {said[-2000:]}"}
-
-
-STAGES: dict[str, Callable[[Run], dict[str, object]]] = {
-    "check": check,
-    "benchmark": time_kernels,
-    "numerics": numerics,
-    "tune": tune,
-    "tables": tables,
-    "repeat": repeat,
-    "end_to_end": check_end_to_end,
-    "engine": engine,
-    "validate": validate,
-}
-
-
-def run_stages(run: Run, names: list[str], limit_s: float) -> bool:
-    """Run the stages in order; True if all went well. meta.json is there from the beginning."""
-    stages: dict[str, dict[str, object]] = {name: {"error": "not begun"} for name in names}
-    meta = {"environment": environment(run.device), "stages": stages}
-
-    def write_meta() -> None:
-        (run.folder / "meta.json").write_text(json.dumps(meta, indent=1))
-
-    write_meta()
-    started = time.perf_counter()
-    for name in names:
-        began = time.perf_counter()
-        left_s = limit_s - (began - started)
-        if left_s <= 0:
-            stages[name] = {"error": f"not begun: {limit_s:.0f} s are over"}
-            write_meta()
-            continue
-        stages[name] = result = {"error": "interrupted"}  # unless it ends
-        write_meta()
-        try:
-            within_s = min(run.budget_s, 0.9 * left_s)
-            result = STAGES[name](dataclasses.replace(run, budget_s=within_s, left_s=left_s))
-        except Exception as error:  # the next stages are still worth having
-            result = {"error": f"{type(error).__name__}: {error}"}
-            with contextlib.suppress(Exception):  # after some errors CUDA refuses everything
-                if run.device == "cuda":
-                    torch.cuda.synchronize()
-        finally:
-            result["duration_s"] = round(time.perf_counter() - began, 1)
-            stages[name] = result
-            write_meta()
-        print(f"{name}: {result}", flush=True)
-    return not any(result.get("error") or result.get("failed") for result in stages.values())
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", help=f"{', '.join(COMMANDS)}, or stages: {', '.join(STAGES)}")
     default = Path(os.environ.get("OUT", "gpu-results"))
     parser.add_argument("folder", nargs="?", type=Path, default=default)
-    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, in order")
+    parser.add_argument("--from", dest="earlier", type=Path, help="an earlier command's results")
+    parser.add_argument("--models", default=",".join(MODELS), help="names or config.json files")
+    parser.add_argument("--limit", default=f"{LIMIT_S:.0f}s", help="of the whole command")
+    parser.add_argument("--limits", default="", help="of stages: check=60s,tables=4m")
+    parser.add_argument("--budget", default="0s", help="of tables (default: by their limit)")
+    parser.add_argument("--known", type=Path, default=ROOT / "calibrate" / "tables")
     parser.add_argument("--reference", type=Path, help="folder of other stacks' tables")
-    parser.add_argument("--models", default=",".join(MODELS), help="of tables and their checks")
-    parser.add_argument("--budget", default="8m", help="for all tables of this run")
-    parser.add_argument("--limit", default="9m", help="no stage begins after it")
-    parser.add_argument("--known", type=Path, help="tables: an archive or a folder")
-    parser.add_argument(
-        "--device", default="cuda", choices=("cuda", "cpu"), help="cpu: tables only"
-    )
-    options = parser.parse_args()
-    names = options.stages.split(",")
-    unknown = [name for name in names if name not in STAGES]
-    if unknown:
-        parser.error(f"--stages: no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("no CUDA GPU here: nothing was run", file=sys.stderr)
-        return 1
-    known = options.known or ROOT / "calibrate" / "tables" / gpu_name(options.device)
-    if options.known is not None and not known.exists():
-        parser.error(f"--known {known}: neither an archive nor a folder of tables")
+    parser.add_argument("--tests", type=Path, help="of check (default: all of the kernels)")
+    parser.add_argument("--scenario", type=Path, help="of validate (default: the benchmark's own)")
+    parser.add_argument("--variations", default="", help="of it, whose names contain this")
+    parser.add_argument("--requests", type=int, default=0, help="of the engine's workload")
+    parser.add_argument("--longest", type=int, default=0, help="prompt of it, in tokens")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    options = parser.parse_args(arguments)
     folder = options.folder.resolve()
+    earlier = folder if options.earlier is None else options.earlier.resolve()
+    told = earlier / "meta.json"
+    first = json.loads(told.read_text())["stages"] if told.is_file() else None
+    if options.command == "second" and first is None:
+        parser.error(f"--from {earlier}: no meta.json of the first command")
+    stages = plan(options.command, first)
+    for text in filter(None, options.limits.split(",")):
+        name, _, limit = text.partition("=")
+        if name in stages:
+            stages[name] = _seconds(limit)
+    unknown = [name for name in stages if name not in STAGES]
+    if unknown:
+        parser.error(f"no stage {unknown[0]!r}; there are {', '.join((*COMMANDS, *STAGES))}")
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # told in meta.json
-    with tempfile.TemporaryDirectory(prefix="orcast-") as work:
-        for archive in (known, folder / ARCHIVE):
-            if archive.is_file():
-                unpack(archive, Path(work))
-        limit_s = budget_seconds(options.limit)
-        run = Run(
-            folder=folder,
-            work=Path(work),
-            reference=options.reference.resolve() if options.reference else None,
-            models=options.models.split(","),
-            budget_s=budget_seconds(options.budget),
-            left_s=limit_s,
-            known=known.resolve() if known.is_dir() else None,
-            device=options.device,
-        )
-        return 0 if run_stages(run, names, limit_s) else 1
+    with tempfile.TemporaryDirectory(prefix="orcast-", ignore_cleanup_errors=True) as work:
+        given = {"folder": folder, "work": Path(work), "models": options.models.split(",")}
+        for name in ("known", "reference", "tests", "scenario"):
+            if getattr(options, name) is not None:
+                given[name] = getattr(options, name).resolve()
+        for name in ("variations", "requests", "longest", "device"):
+            given[name] = getattr(options, name)
+        given["budget_s"] = _seconds(options.budget)
+        limit_s = _seconds(options.limit)
+        session = Session(Run(limit_s=limit_s, **given), options.command, stages, limit_s)
+        for source in dict.fromkeys((earlier, folder)):
+            if (source / ARCHIVE).is_file():
+                unpack(source / ARCHIVE, Path(work), PACKED)
+            if (source / KERNELS).is_file():
+                unpack(source / KERNELS, session.kernels.parent, [session.kernels.name])
+        return 0 if session.finish() else 1
+
+
+def _seconds(text: str) -> float:
+    """``90s``, ``8m`` or a number of seconds."""
+    units = {"s": 1.0, "m": 60.0}
+    return float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -347,20 +348,23 @@ def run_sections(
     reference: Path | None = None,
     out: Path | None = None,
 ) -> Ceilings:
-    """Measure the sections; each row is printed, and written to ``out``, as it comes."""
+    """Measure the sections, a row of each in turn: a run that is cut short has some of all.
+
+    Each row is printed, and written to ``out``, as it comes.
+    """
     if out is not None:
         start_csv(out)
     ceilings = measure_ceilings(Timer("cuda"))
     print(f"copy {ceilings.copy_bytes_per_s / 1e12:.2f} TB/s read plus written, ", end="")
     print(f"8192 cubed product {ceilings.matrix_flops_per_s / 1e12:.0f} TFLOP/s")
-    for name in names:
-        for row in SECTIONS[name](ceilings, tune):
-            if reference is not None:
-                row.reference_us = reference_us(row, reference)
-            if out is not None:
-                append_csv(row, out)
-            print(row.line(), flush=True)
-            torch.cuda.empty_cache()
+    sections = [SECTIONS[name](ceilings, tune) for name in names]
+    for row in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*sections))):
+        if reference is not None:
+            row.reference_us = reference_us(row, reference)
+        if out is not None:
+            append_csv(row, out)
+        print(row.line(), flush=True)
+        torch.cuda.empty_cache()
     return ceilings
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def row(name: str, figures: dict[str, Any]) -> tuple[str, list[float]]:
     return f"| {name} | {cells} | {own:.1f} |", differences
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenario", type=Path, default=SCENARIO)
     parser.add_argument("--table", type=Path, required=True)
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=256, help="tokens of a shared prefix")
     parser.add_argument("--only", help="variations whose names contain this")
     parser.add_argument("--out", type=Path, help="JSON file for all figures")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     names = [name for name in VARIATIONS if not options.only or options.only in name]
     model = load_model_of(question_of(str(options.scenario), []))
     results, means = {}, []

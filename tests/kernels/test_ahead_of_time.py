@@ -1,4 +1,4 @@
-"""Every shipped kernel configuration compiles for sm_80 and sm_90, without a GPU.
+"""Every shipped kernel configuration compiles for sm_80, sm_90 and sm_100, without a GPU.
 
 ``ahead_of_time/compile_all.py`` runs once an architecture, in a process of its own; these tests
 read its report: registers and spills as ptxas states them, shared memory, matrix instructions.
@@ -22,7 +22,7 @@ pytest.importorskip("triton", reason=needs.KERNELS)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MATRIX_KERNELS = {
     "_decode_attention_kernel",
     "_prefill_attention_kernel",
@@ -42,7 +42,7 @@ COUNTS = {
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
-    """What was compiled for each architecture, both at the same time."""
+    """What was compiled for each architecture, all at the same time."""
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
         "OMP_NUM_THREADS": "1",
@@ -63,7 +63,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     return {arch: [json.loads(line) for line in printed] for arch, printed in lines.items()}
 
 
-@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+@pytest.fixture(params=SHARED_LIMIT_BYTES, ids="sm_{}".format)
 def compiled(request: pytest.FixtureRequest, reports: dict[int, list[dict]]) -> list[dict]:
     """One architecture's kernel configurations."""
     return reports[request.param]
@@ -93,6 +93,24 @@ def test_no_configuration_spills_registers(compiled):
     assert all(0 < c["registers"] <= 255 for c in compiled)
 
 
+def test_the_assembler_warns_of_nothing(compiled):
+    """C7515, for one: the products of a loop run one after the other."""
+    warned = [f"{_described(c)}: {c['warnings']}" for c in compiled if c["warnings"]]
+    assert not warned, "\n".join(warned)
+
+
+def test_packed_prefill_never_waits_for_all_that_is_in_flight(compiled):
+    """The loop over keys loads its next tiles while it computes on those that have come."""
+    packed = [
+        c for c in compiled
+        if c["kernel"] == "_prefill_attention_kernel" and c["constants"]["KV_BLOCK"] == 0
+    ]  # fmt: skip
+    assert packed
+    waiting = [f"{_described(c)}: {c['loop_waits']}" for c in packed if 0 in c["loop_waits"]]
+    assert not waiting, "\n".join(waiting)
+    assert all(c["loop_waits"] or c["tma_loads"] for c in packed)
+
+
 def test_shared_memory_stays_within_a_blocks_limit(compiled):
     over = [
         f"{_described(c)}: {c['shared_bytes']}"
@@ -117,6 +135,13 @@ def test_hopper_tiles_of_64_rows_use_warpgroup_instructions(compiled):
         rows = c["constants"]["BLOCK_N" if c["constants"].get("SWAP") else "BLOCK_M"]
         if rows >= 64:
             assert c["tensor_core"] == "wgmma", _described(c)
+
+
+def test_blackwell_tiles_of_128_rows_accumulate_in_tensor_memory(compiled):
+    for c in compiled:
+        on = c["arch"] == 100 and c["kernel"] in MATRIX_KERNELS
+        if on and c["constants"]["BLOCK_M"] >= 128:
+            assert c["tensor_core"] == "tcgen05", _described(c)
 
 
 def test_matrix_kernels_load_ahead_of_their_products(compiled):

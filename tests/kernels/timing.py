@@ -68,9 +68,13 @@ def compare(
     Args:
         make: draws one set of inputs; gives our call and torch's calls by name.
         moved_bytes: the fewest bytes a call moves; the share is of copy bandwidth.
-        flops: if given, the share is of the matrix rate instead.
+        flops: if given, the share is of the matrix rate instead. Without ``moved_bytes`` as many
+            sets rotate as together exceed three L2 caches with all that they hold.
     """
-    sets = [make() for _ in range(rotations(moved_bytes) if moved_bytes else 2)]
+    before_bytes = torch.cuda.memory_allocated()
+    sets = [make()]
+    held_bytes = torch.cuda.memory_allocated() - before_bytes
+    sets += [make() for _ in range(rotations(moved_bytes or held_bytes) - 1)]
     ours_us, spread = time_us([ours for ours, _ in sets])
     row = Row(operation, shape, ours_us, spread, note=note)
     for name in sets[0][1]:

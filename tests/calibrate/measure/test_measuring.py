@@ -75,6 +75,19 @@ def test_a_throttled_clock_is_noticed_measured_again_and_told(
     assert summary is not None and summary["throttled"] == summary["samples"]
 
 
+def test_a_gpu_that_stays_hot_is_waited_for_no_longer_than_agreed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_nvidia_smi(tmp_path, "0x0000000000000040", monkeypatch)
+    told = measuring(tmp_path, clocks=ClockLog(interval_s=0.0))
+    waited: list[float] = []
+    told.cool, told.cooling_s = waited.append, 10.0
+    told.run(bench({}, (1, 2, 4, 8)), until_s=float("inf"))
+    assert sum(waited) == 9.0
+    assert len(told.journal.records["throttled"]) == 1
+    assert len(told.journal.of("logits").takes) == 4
+
+
 def test_the_power_cap_is_recorded_and_is_no_throttling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,12 @@ from kernels import gpu
 GPUS = {
     80: gpu.Gpu("sm_80", (8, 0), 108),
     90: gpu.Gpu("sm_90", (9, 0), 132),
+    100: gpu.Gpu("sm_100", (10, 0), 148),
 }
+
+
+# The matrix instructions by the name that tests know them by; the first one found counts.
+UNITS = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma": "mma.sync"}
 
 
 @dataclass(slots=True)
@@ -42,6 +47,8 @@ class Compiled:
     tensor_core: str
     async_copies: int
     tma_loads: int
+    warnings: list[str]  # of ptxas: products one by one, registers it would not give, …
+    loop_waits: list[int]  # copies still in flight where the product loops wait for some
 
 
 @dataclass(slots=True)
@@ -80,7 +87,7 @@ class Recorder:
             }.items()
         }
         names = [parameter.name for parameter in function.params]
-        unit = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else ""
+        unit = next((unit for unit, word in UNITS.items() if word in ptx), "")
         self.compiled.append(
             Compiled(
                 kernel=function.__name__,
@@ -92,14 +99,33 @@ class Recorder:
                 tensor_core=unit,
                 async_copies=ptx.count("cp.async.cg"),
                 tma_loads=ptx.count("cp.async.bulk.tensor"),
+                warnings=re.findall(r"\(C75\d\d\)[^\n]*", log),
+                loop_waits=_loop_waits(ptx),
                 **numbers,
             )
         )
 
 
+def _loop_waits(ptx: str) -> list[int]:
+    """``N`` of every ``cp.async.wait_group N`` in an innermost loop with matrix products."""
+    lines = ptx.splitlines()
+    marks = ((at, re.match(r"(\$\w+):", line)) for at, line in enumerate(lines))
+    labels = {mark[1]: at for at, mark in marks if mark}
+    jumps = ((at, re.search(r"bra(?:\.uni)?\s+(\$\w+);", line)) for at, line in enumerate(lines))
+    loops = [(labels[to[1]], at) for at, to in jumps if to and labels[to[1]] < at]
+    waits = []
+    for first, last in loops:
+        if any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
+            continue
+        body = "\n".join(lines[first:last])
+        if any(word in body for word in UNITS.values()):
+            waits += [int(n) for n in re.findall(r"cp\.async\.wait_group\s+(\d+)", body)]
+    return waits
+
+
 @contextlib.contextmanager
 def recording(arch: int) -> Iterator[Recorder]:
-    """Compile launches for ``arch`` (80 or 90) instead of running them."""
+    """Compile launches for ``arch`` (a key of GPUS) instead of running them."""
     recorder = Recorder(arch)
     run, gpu_of, runs_triton = JITFunction.run, gpu.gpu_of, gpu.runs_triton
 

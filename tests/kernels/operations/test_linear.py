@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from kernels.linear import (
     LinearTiles,
@@ -11,6 +12,7 @@ from kernels.linear import (
     linear_reference,
     token_bucket,
 )
+from kernels.swiglu_mlp import gate_up
 
 
 @pytest.mark.parametrize("num_tokens", [1, 15, 17, 40, 64, 65, 130])
@@ -48,9 +50,11 @@ def test_torch_and_best_backends_agree_with_the_kernel(draw, close):
 
 def test_the_faster_backend_is_measured_once_a_bucket(device, dtype):
     assert [token_bucket(n) for n in (1, 16, 17, 1025)] == [16, 16, 32, 2048]
-    choice = fastest_backend(33, 256, 128, dtype, device)
-    assert choice == "best" or (device.type == "cuda" and choice == "triton")
-    assert fastest_backend(64, 256, 128, dtype, device) == choice
+    weight = torch.empty(128, 256, dtype=dtype, device=device)
+    for product in (linear, gate_up):
+        choice = fastest_backend(33, weight, product=product)
+        assert choice == "best" or (device.type == "cuda" and choice == "triton")
+        assert fastest_backend(64, weight, product=product) == choice
 
 
 def test_wrong_arguments_are_refused_before_any_launch(draw):
