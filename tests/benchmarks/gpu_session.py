@@ -294,7 +294,9 @@ def _last_line(log: Path, start: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", help=f"{', '.join(COMMANDS)}, or stages: {', '.join(STAGES)}")
     default = Path(os.environ.get("OUT", "gpu-results"))
     parser.add_argument("folder", nargs="?", type=Path, default=default)
