@@ -12,10 +12,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 from orcast.cli import main
+from tests import needs
 
-AZURE_TRACE = (
-    Path(__file__).parents[3] / "shared/data/azure/AzureLLMInferenceTrace_conv.csv"
-)  # third-party data beside the checkout, on machines that have it
+# Third-party data beside the checkout, on machines that have it.
+AZURE_TRACE = needs.SHARED / "azure" / "AzureLLMInferenceTrace_conv.csv"
 
 
 @dataclass(frozen=True, slots=True)

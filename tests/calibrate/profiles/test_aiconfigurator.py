@@ -255,7 +255,7 @@ def test_without_the_package_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch)
 
 # -- a measured profile with prefixes ---------------------------------------------------------
 
-PROFILE = Path(__file__).parents[3] / ".." / "shared" / "data" / "vllm-rtx4090" / "profile"
+PROFILE = needs.SHARED / "vllm-rtx4090" / "profile"
 
 
 @needs.shared("vllm-rtx4090/profile")

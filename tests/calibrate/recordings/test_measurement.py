@@ -12,7 +12,7 @@ import pytest
 from calibrate.recordings.measurement import MeasurementError, read_measurement, simulated
 from tests import needs
 
-RECORDING = Path(__file__).parents[3] / ".." / "shared" / "data" / "vllm-rtx4090" / "run"
+RECORDING = needs.SHARED / "vllm-rtx4090" / "run"
 
 LINES: list[dict[str, Any]] = [
     {"request_id": "late", "input_toks": 7, "output_toks": 1, "arrival_time": 9e9,

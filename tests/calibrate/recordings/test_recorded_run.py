@@ -19,7 +19,7 @@ from sim.latency.table_folder import TableError, read_table, write_table
 from tests import needs
 from tests.orcast.command_line import orcast
 
-RECORDING = Path(__file__).parents[3] / ".." / "shared" / "data" / "vllm-rtx4090"
+RECORDING = needs.SHARED / "vllm-rtx4090"
 needs_recording = needs.shared("vllm-rtx4090")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,7 +137,7 @@ def test_the_result_is_json() -> None:
     assert found["parts"]["linear"]["axes"]["tokens"]["largest"] == 2048
 
 
-PROFILE = Path(__file__).parents[3] / ".." / "shared" / "data" / "vllm-rtx4090" / "profile"
+PROFILE = needs.SHARED / "vllm-rtx4090" / "profile"
 
 
 @needs.shared("vllm-rtx4090/profile")

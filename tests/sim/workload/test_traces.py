@@ -1,7 +1,6 @@
 """Trace readers on small files and, where the data folder is there, on the real ones."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from sim.workload.lengths import empirical
 from sim.workload.traces import FORMATS, read_column
 from tests import needs
 
-DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
+DATA = needs.SHARED
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
