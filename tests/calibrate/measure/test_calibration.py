@@ -33,7 +33,7 @@ from calibrate.measure.service import Iteration  # noqa: E402
 from calibrate.measure.shared_parts import take_over  # noqa: E402
 from calibrate.measure.target import partial_folder  # noqa: E402
 from calibrate.measure.whole_iterations import latency_of, parts_us  # noqa: E402
-from calibrate.tables.check import check_table  # noqa: E402
+from calibrate.tables.check import PROCESSOR, check_table  # noqa: E402
 from kernels.model_config import ModelConfig  # noqa: E402
 from reports.calibration.report import calibration_report  # noqa: E402
 from scenarios import library  # noqa: E402
@@ -103,7 +103,7 @@ def test_meta_says_what_was_measured_on_what(table: LatencyTable) -> None:
     meta = table.meta
     assert meta["measured_by"] == "orcast calibrate"
     assert meta["launch"] == "eager" and meta["prefills"] in ("one_by_one", "together")
-    assert "GPU" not in meta["source"] and meta["gpu"].startswith("CPU")
+    assert "GPU" not in meta["source"] and meta["gpu"].startswith(PROCESSOR)
     assert meta["environment"]["threads"] == "1"
     assert meta["ceilings"]["copy_tb_per_s"] > 0 and meta["ceilings"]["matrix_tflop_per_s"] > 0
     for name in ("linear", "logits", "prefill_attention", "decode_attention"):

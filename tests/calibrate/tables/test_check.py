@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from calibrate.profiles.llmservingsim import import_llmservingsim
-from calibrate.tables.check import AxisCheck, TableCheck, check_table
+from calibrate.tables.check import PROCESSOR, AxisCheck, TableCheck, check_table
 from scenarios import library
 from sim.latency.table_folder import table_of
 from tests import needs
@@ -60,6 +60,14 @@ def test_a_host_time_that_falls_is_a_warning_only() -> None:
     result = checked(host=host)
     assert not result.errors
     assert any(w.startswith("host, sequences: time falls") for w in result.warnings)
+
+
+def test_a_fall_on_a_processor_is_a_warning_only() -> None:
+    falling = {"linear": [("all", tokens, 1000.0 / tokens) for tokens in (1, 2, 4, 8, 16)]}
+    meta = {**META, "gpu": f"{PROCESSOR}AMD EPYC"}
+    result = check_table(table_of(meta, {**rows(), **falling}))
+    assert not result.errors
+    assert any(w.startswith("linear, tokens: time falls") for w in result.warnings)
 
 
 def test_a_single_point_is_an_error() -> None:
