@@ -352,7 +352,8 @@ def engine_host_s(rig: Rig, num_seqs: int) -> float:
     """Seconds of an engine's iteration that are neither its pass nor its sampling.
 
     The real engine decodes that many sequences: what it takes to schedule, to prepare inputs, to
-    read tokens back and to keep its books, in its least disturbed iteration.
+    read tokens back and to keep its books, in its least disturbed iteration. Two clocks tell it,
+    the host's and the device's: where nothing is left between them, it is none.
     """
     workload = Workload(
         arrival_s=np.zeros(num_seqs),
@@ -377,4 +378,4 @@ def engine_host_s(rig: Rig, num_seqs: int) -> float:
     found = served.records.iterations
     decodes = (found["prefill_seqs"] == 0) & (found["decode_seqs"] == num_seqs)
     host_s = found["duration_s"] - found["forward_s"] - found["sample_s"]
-    return float(host_s[decodes].min())
+    return max(float(host_s[decodes].min()), 0.0)
