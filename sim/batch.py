@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sim.request import Request
+from sim.request import Emission, Request
 
 
 @dataclass(slots=True)
@@ -55,4 +55,10 @@ class Batch:
     preempted: int = 0
     decided_ahead: bool = False  # while the batch before was computed: the host's time is hidden
     extrapolated: bool = False  # set by a latency model that left its measured range
+    emission: Emission = field(default_factory=Emission)  # of its tokens
+    # The latest tokens of those who decode, and how many have each; and of those whose prefill ends
+    # here though they have had tokens before.
+    waited: Mapping[Emission, int] | None = None
+    resumed: Sequence[Emission] = ()
+    ended: Sequence[Request] = ()  # who have their last token from it
     verification: Verification | None = None  # under speculative decoding

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from heapq import heapify, heappop, heappush
 
-from sim.request import Request
+from sim.request import Emission, Request
 
 
 class DecodeSet:
@@ -33,9 +33,9 @@ class DecodeSet:
         self._endings: dict[int, list[Request]] = {}
         self._ending_steps: list[int] = []  # heap of the calendar's days
         self._crossing: list[dict[Request, None]] = [{} for _ in range(block_size)]
-        self._advanced_s = 0.0
-        # When members emitted their last token: time -> how many of them.
-        self.emissions: dict[float, int] = {}
+        self._emission = Emission()  # of the latest iteration
+        # Of the members' latest tokens, and how many of them each.
+        self.emissions: dict[Emission, int] = {}
 
     @property
     def query_tokens(self) -> int:
@@ -88,11 +88,10 @@ class DecodeSet:
         """Tokens that the members will still write to the cache before they end."""
         return self._final_tokens - self.stored_tokens
 
-    def add(self, request: Request, now_s: float) -> None:
-        """Let a request whose latest token was emitted at `now_s` decode from the next step."""
+    def add(self, request: Request) -> None:
+        """Let a request that has its first token, or will by then, decode from the next step."""
         step = self.step
         request.joined_step = step
-        request.last_token_s = now_s
         self.num_seqs += 1
         offset = request.num_computed_tokens + 1 - step
         self._context_offset += offset
@@ -107,7 +106,11 @@ class DecodeSet:
         else:
             day.append(request)
         self._crossing[(step - request.num_computed_tokens) % self._block_size][request] = None
-        self.emissions[now_s] = self.emissions.get(now_s, 0) + 1
+        self._note_emission(request)
+
+    def _note_emission(self, request: Request) -> None:
+        assert request.last_token is not None
+        self.emissions[request.last_token] = self.emissions.get(request.last_token, 0) + 1
 
     def remove(self, request: Request) -> None:
         """Take a member out before its end (preempted, or left out of one iteration)."""
@@ -115,15 +118,15 @@ class DecodeSet:
         ending = self.step + request.output_tokens - request.num_generated_tokens
         self._endings[ending].remove(request)
         self._leave(request)
-        self.emissions[request.last_token_s] -= 1
+        assert request.last_token is not None
+        self.emissions[request.last_token] -= 1
         request.joined_step = -1
 
     def end_next(self, request: Request) -> None:
         """The member turns out to end with the next iteration (an end-of-sequence token)."""
-        at_s = request.last_token_s if request.joined_step == self.step else self._advanced_s
         self.remove(request)
         request.output_tokens = request.num_generated_tokens + 1
-        self.add(request, at_s)
+        self.add(request)
 
     def members(self) -> list[Request]:
         """All members; their order is the same whenever the same happened before."""
@@ -136,7 +139,7 @@ class DecodeSet:
             request.num_computed_tokens += passed
             request.num_generated_tokens += passed
             request.joined_step = self.step
-            request.last_token_s = self._advanced_s
+            request.last_token = self._emission
 
     def needing_block(self) -> Collection[Request]:
         """Members that write to a new block in the next iteration."""
@@ -185,9 +188,9 @@ class DecodeSet:
             steps += 1
         return min(steps + 1, limit)
 
-    def advance(self, iterations: int, now_s: float) -> list[Request]:
-        """Pass `iterations` iterations, the last ending at `now_s`; returns who ended, in order."""
-        self._advanced_s = now_s
+    def advance(self, iterations: int, emission: Emission) -> list[Request]:
+        """Pass `iterations` iterations, `emission` the last one's; returns who ended, in order."""
+        self._emission = emission
         self.step = step = self.step + iterations
         steps = self._ending_steps
         ended: list[Request] = []
@@ -200,8 +203,8 @@ class DecodeSet:
                 request.num_computed_tokens = request.prompt_tokens + request.output_tokens - 1
                 request.num_generated_tokens = request.output_tokens
                 request.joined_step = -1
-                request.last_token_s = now_s
-        self.emissions = {now_s: self.num_seqs} if self.num_seqs else {}
+                request.last_token = emission
+        self.emissions = {emission: self.num_seqs} if self.num_seqs else {}
         return ended
 
     def _leave(self, request: Request) -> None:

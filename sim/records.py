@@ -98,11 +98,12 @@ class RequestLog:
         self.stranded: set[int] = set()  # no replica was left, and none came back
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
-        rows = self._ended.rows
+        rows, first, last = self._ended.rows, request.first_token, request.last_token
         rows.append(
             (
-                request.index, request.arrival_s, request.scheduled_s, request.first_token_s,
-                request.last_token_s, request.finished_s, request.prompt_tokens,
+                request.index, request.arrival_s, request.scheduled_s,
+                NEVER if first is None else first.at_s, NEVER if last is None else last.at_s,
+                request.finished_s, request.prompt_tokens,
                 request.output_tokens, request.cached_tokens, request.preemptions, rejected,
             )
         )  # fmt: skip
@@ -167,10 +168,10 @@ class IterationLog:
 
     def __init__(self) -> None:
         self._runs = _Table(
-            start_s="f8", end_s="f8", iterations="i4", running="i4", prefill_seqs="i4",
-            prefill_tokens="i4", decode_seqs="i4", context_tokens="i4", num_tokens="i4",
-            num_emitting="i4", emitted="i4", kv_blocks="i4", stored_tokens="i4", growth="i4",
-            steady="i4", reserved_tokens="i4",
+            start_s="f8", end_s="f8", iterations="i4", steady="i4", running="i4",
+            prefill_seqs="i4", prefill_tokens="i4", decode_seqs="i4", context_tokens="i4",
+            num_tokens="i4", num_emitting="i4", emitted="i4", kv_blocks="i4", stored_tokens="i4",
+            growth="i4", reserved_tokens="i4",
         )  # fmt: skip
         # What most runs have none of, by run: see `_RARE`.
         self._rare: dict[int, Rare] = {}

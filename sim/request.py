@@ -11,14 +11,27 @@ NEVER = float("nan")
 SAMPLE_NUMBERS = 1 << 40  # samples are numbered beyond all requests
 
 
+class Emission:
+    """When a batch's tokens went out: NaN for as long as it is being computed.
+
+    Whoever has a token of the batch points here, so that its time is noted once.
+    """
+
+    __slots__ = ("at_s",)
+
+    def __init__(self, at_s: float = NEVER) -> None:
+        self.at_s = at_s
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One generation request; identity, not value, makes two requests the same.
 
     ``num_computed_tokens`` counts the tokens whose keys and values are in the cache and
-    ``num_generated_tokens`` those that the client has received. While a request decodes in
-    lockstep with others both stand still at their values of ``joined_step``; `DecodeSet` knows
-    how many iterations have passed since (see `DecodeSet.sync`).
+    ``num_generated_tokens`` those that have been generated, both as they will be when the batches
+    in flight are through. While a request decodes in lockstep with others both stand still at
+    their values of ``joined_step``; `DecodeSet` knows how many iterations have passed since (see
+    `DecodeSet.sync`).
     """
 
     index: int
@@ -34,13 +47,24 @@ class Request:
     joined_step: int = -1  # DecodeSet.step when it joined; -1 outside
     block_table: list[int] = field(default_factory=list)
     scheduled_s: float = NEVER
-    first_token_s: float = NEVER
-    last_token_s: float = NEVER
+    first_token: Emission | None = None
+    last_token: Emission | None = None
     finished_s: float = NEVER
     cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
     preemptions: int = 0
+    admission: int = 0  # the how-manieth of its engine its latest one is
     label: str = ""  # its class, where the workload names classes
     group: SampleGroup | None = None  # of a request for several samples, and of each of them
+
+    @property
+    def first_token_s(self) -> float:
+        """When its first token went out; NaN before."""
+        return NEVER if self.first_token is None else self.first_token.at_s
+
+    @property
+    def last_token_s(self) -> float:
+        """When its latest token went out; NaN before, and while that token is computed."""
+        return NEVER if self.last_token is None else self.last_token.at_s
 
     @property
     def was_scheduled(self) -> bool:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from math import inf
 
+from sim.batch import Batch
 from sim.decode_set import DecodeSet
 from sim.queues import QueueRules, WaitingQueue
 from sim.records import RequestLog
@@ -20,6 +21,7 @@ class RequestPool:
     """
 
     held_tokens = 0  # in the cache for requests that have left; see `detach`
+    hands_over = False  # whether requests leave for another engine, their cache with them
 
     def __init__(self, block_size: int, *, track_longest: bool = False) -> None:
         self.waiting: WaitingQueue = deque()
@@ -32,6 +34,7 @@ class RequestPool:
         self.log = RequestLog()
         self.num_finished = 0
         self.num_rejected = 0
+        self._admissions = 0
 
     @property
     def num_unfinished(self) -> int:
@@ -81,25 +84,34 @@ class RequestPool:
     def start(self, request: Request, now_s: float) -> None:
         """Move a request, already taken out of its queue, to the end of ``running``."""
         self.running[request] = None
+        self._admissions += 1
+        request.admission = self._admissions
         if not request.was_scheduled:
             request.scheduled_s = now_s
         elif request.preemptions:
             self.log.resume(request, now_s)
 
-    def emit_first(self, request: Request, now_s: float) -> float | None:
-        """A prefill ended: its token goes out. Returns the gap to the token before, if any."""
+    def emit_first(self, request: Request, batch: Batch) -> None:
+        """A prefill ends with `batch`, and its token goes out with it."""
         request.num_generated_tokens += 1
-        gap_s = None
-        if request.first_token_s != request.first_token_s:  # NaN: its first ever
-            request.first_token_s = now_s
-        else:
-            gap_s = now_s - request.last_token_s
-        request.last_token_s = now_s
-        return gap_s
+        if request.first_token is None:
+            request.first_token = batch.emission
+        elif request.last_token is not None:
+            batch.resumed = (*batch.resumed, request.last_token)
+        request.last_token = batch.emission
+
+    def take_back(self, request: Request) -> None:
+        """Its first token, still in flight, will not be used."""
+        request.num_generated_tokens = 0
+        request.first_token = request.last_token = None
 
     def finish(self, request: Request, now_s: float) -> None:
         """The request leaves the engine with all its tokens."""
-        del self.running[request]
+        if request in self.running:
+            del self.running[request]
+        else:  # preempted while its last token was computed
+            self.waiting.remove(request)
+            self.log.close(request)
         request.finished_s = now_s
         self.num_finished += 1
         self.log.finish(request)

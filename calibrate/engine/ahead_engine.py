@@ -26,7 +26,7 @@ from calibrate.engine.executor import Outcome
 from calibrate.engine.in_flight import Launched, Prepared
 from calibrate.engine.transformer_executor import TransformerExecutor
 from sim.batch import Batch
-from sim.engine.run_log import check_iteration, collect, note_iteration, waiting_at
+from sim.engine.run_log import check_iteration, collect, counts_of, note, waiting_at
 from sim.records import Records
 from sim.request import Request
 
@@ -126,8 +126,11 @@ class AheadEngine(Engine):
         scheduler = self.scheduler
         launched = self._device.launch(prepared)
         self._began_s.append(start_s)
-        note_iteration(self.log, scheduler, batch, start_s=float(number), end_s=float(number) + 1.0)
-        finished = scheduler.complete(batch, float(number))
+        counts = counts_of(scheduler, batch, 1)
+        scheduler.advance(batch)
+        batch.emission.at_s = float(number)
+        note(self.log, scheduler, batch, counts, float(number), [float(number) + 1.0])
+        finished = scheduler.collect(batch, float(number))
         self.log.finished(len(finished))
         for request in finished:
             self._present.pop(request.index, None)

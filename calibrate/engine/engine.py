@@ -25,7 +25,7 @@ import torch
 from calibrate.engine.executor import Executor, Outcome
 from calibrate.engine.token_ids import TokenIds
 from sim.batch import Batch
-from sim.engine.run_log import check_iteration, collect, note_iteration
+from sim.engine.run_log import check_iteration, collect, counts_of, note
 from sim.records import IterationLog, Records
 from sim.request import Request
 from sim.schedulers import Scheduler
@@ -204,14 +204,17 @@ class Engine:
         # The same sum that the simulator will make of it.
         duration_s = max(clock.now_s() - start_s, 1e-9)
         end_s = start_s + duration_s
-        note_iteration(self.log, scheduler, batch, start_s=start_s, end_s=end_s)
+        counts = counts_of(scheduler, batch, 1)
+        scheduler.advance(batch)
+        batch.emission.at_s = end_s
+        note(self.log, scheduler, batch, counts, start_s, [end_s])
         for name, value_s in zip(
             PHASES,
             (scheduled_s - start_s, outcome.prepare_s, outcome.forward_s, outcome.sample_s),
             strict=True,
         ):
             self._phases[name].append(value_s)
-        finished = scheduler.complete(batch, end_s)
+        finished = scheduler.collect(batch, end_s)
         self.log.finished(len(finished))
         for request in finished:
             self._leave(request)

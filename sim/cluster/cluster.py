@@ -13,18 +13,17 @@ import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from heapq import heappop, heappush
 from math import ceil, inf
-from typing import Any
 
 import numpy as np
-import simpy
 
 from sim.cluster.kv_transfers import DecodePool, KvTransfers, PrefillPool, free_held
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.cluster.routers import ROUTERS, Routing
 from sim.engine.block_history import BlockRecorder, watched
+from sim.engine.clock import Clock
+from sim.engine.device import device_of
 from sim.engine.policy import block_allocator, scheduler_class
 from sim.engine.run_log import collect
 from sim.records import Records
@@ -35,27 +34,6 @@ from sim.workload.workload import Workload
 # What a request may ask for, and the roles of replicas that can do it.
 _PHASES = {"both": ("both", "prefill"), "decode": ("decode",)}
 _REPORT_EVERY = 256  # endings between two calls of `progress`
-
-
-class _Clock(simpy.Environment):
-    """SimPy's clock and queue, with plain calls at absolute times for its events.
-
-    A sum of delays would not end where it should, and an event object for every iteration of every
-    replica costs as much as the scheduler's decision.
-    """
-
-    def at(self, time_s: float, rank: int, call: Callable[[float], None]) -> None:
-        """Call `call(time_s)` then; of one time, by rank, then in order of asking."""
-        heappush(self._queue, (time_s, rank, next(self._eid), call))  # type: ignore[misc]
-
-    def run(self, until: object = None) -> None:
-        """Until nothing is due any more."""
-        assert until is None
-        queue: list[Any] = self._queue
-        while queue:
-            now_s, _, _, call = heappop(queue)
-            self._now = now_s
-            call(now_s)
 
 
 def simulate_cluster(
@@ -109,7 +87,7 @@ class _Cluster:
         progress: Callable[[int], None] | None,
         recorder: BlockRecorder | None,
     ) -> None:
-        self.clock = _Clock()
+        self.clock = Clock()
         self._recorder = recorder
         self.replicas: list[ClusterReplica] = []
         self._closed_loop = workload.max_concurrency is not None
@@ -167,8 +145,9 @@ class _Cluster:
         self._groups.append(group)
         self.replicas.append(
             ClusterReplica(
-                len(self.replicas), self.clock, scheduler, pool, group.latency,
-                self._on_finished, leap=leap, check=check, awaits_clients=self._closed_loop,
+                len(self.replicas), self.clock, scheduler, device_of(group.latency),
+                self._on_finished, depth=2 if config.async_scheduling else 1, leap=leap,
+                check=check, awaits_clients=self._closed_loop,
             )
         )  # fmt: skip
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from sim.cluster.plan import ClusterFacts, KvLink
-from sim.cluster.replica import ARRIVAL, Clock, ClusterReplica, ReplicaPool
+from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
+from sim.engine.clock import Clock
 from sim.request import Request
 
 
@@ -21,6 +22,8 @@ class PrefillPool(ReplicaPool):
 
     The cluster logs the requests that end with that token.
     """
+
+    hands_over = True
 
     def __init__(self, block_size: int, *, track_longest: bool = False) -> None:
         super().__init__(block_size, track_longest=track_longest)

@@ -21,11 +21,10 @@ def watched(policy: type, watch: Watch) -> type:
     """`policy`, calling `watch` whenever an iteration has ended."""
 
     class Watched(policy):  # type: ignore[misc]
-        def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+        def advance(self, batch: Batch, iterations: int = 1) -> None:
             assert iterations == 1, "a leap passes by what is to be seen"
             watch(self, batch)
-            finished: list[Request] = super().complete(batch, now_s, iterations)
-            return finished
+            super().advance(batch, iterations)
 
     return Watched
 

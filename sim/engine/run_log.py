@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from sim.batch import Batch
-from sim.records import Columns, IterationLog, Records
+from sim.records import Columns, IterationLog, Rare, Records
 from sim.schedulers.scheduler import Scheduler
 
 
@@ -35,30 +35,23 @@ class Passing(Protocol):
     gone_s: list[float]
 
 
-def note_iteration(
-    log: IterationLog,
-    scheduler: Scheduler,
-    batch: Batch,
-    *,
-    start_s: float,
-    end_s: float,
-    iterations: int = 1,
-    ends_s: list[float] | None = None,
-) -> None:
-    """Write down a scheduled batch, or a run of `iterations` alike, before it is completed.
+# What a batch, or a run of batches alike, consists of and what the cache holds meanwhile: a row of
+# running sequences; prefilling sequences and their tokens; decoding sequences and their contexts;
+# tokens, rows of logits, tokens emitted; KV blocks, stored tokens, those that each further
+# iteration adds (and decodes emit), slots set aside. Then (iteration, blocks, times) that are added
+# on the way, None for one iteration; and what `IterationLog.append` calls rare.
+Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+Counts = tuple[Row, list[tuple[int, int, int]] | None, Rare | None]
+_GROWTH = -2  # where in a row it is
 
-    A run's blocks are allocated here, all at once; `ends_s` is where each of its iterations ends.
+
+def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
+    """What `batch` consists of, before the schedule moves on by so many iterations of it.
+
+    A run's blocks are allocated here, all at once.
     """
     allocator, pool = scheduler.allocator, scheduler.pool
     emitted, stored, growth, reserved = scheduler.accounting(batch)
-    steady = growth
-    if growth:
-        emissions = pool.decodes.emissions
-        if len(emissions) > 1 or start_s not in emissions:
-            # Some waited longer than this iteration for their token.
-            first_end_s = end_s if ends_s is None else ends_s[0]
-            scheduler.gaps += [(first_end_s - at_s, n) for at_s, n in emissions.items() if n]
-            steady = 0
     verified = batch.verification
     decode_tokens = batch.num_decodes if verified is None else verified.query_tokens
     kv_blocks = allocator.num_used
@@ -70,17 +63,50 @@ def note_iteration(
             allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated,
             len(batch.copies), len(batch.loaded),
         )  # fmt: skip
-    log.append(
-        (
-            start_s, end_s, iterations, len(pool.running), len(batch.prefills),
-            batch.num_tokens - decode_tokens, batch.num_decodes, batch.context_tokens,
-            batch.num_tokens, batch.num_emitting, emitted, kv_blocks, stored, growth, steady,
-            reserved,
-        ),
-        ends_s,
-        block_growth,
-        rare,
+    row = (
+        len(pool.running), len(batch.prefills), batch.num_tokens - decode_tokens,
+        batch.num_decodes, batch.context_tokens, batch.num_tokens, batch.num_emitting, emitted,
+        kv_blocks, stored, growth, reserved,
     )  # fmt: skip
+    return row, block_growth, rare
+
+
+def cut(counts: Counts, iterations: int, block_size: int) -> Counts:
+    """The counts of the first so many iterations of a run."""
+    row, added, rare = counts
+    kept = [
+        (ahead, blocks, (iterations - 1 - ahead) // block_size + 1)
+        for ahead, blocks, _ in added or ()
+        if ahead < iterations
+    ]
+    return row, kept, rare
+
+
+def note(
+    log: IterationLog,
+    scheduler: Scheduler,
+    batch: Batch,
+    counts: Counts,
+    start_s: float,
+    ends_s: list[float],
+) -> None:
+    """Write down a batch, or a run of them, that began at `start_s`; each ended as `ends_s` say."""
+    row, added, rare = counts
+    steady = row[_GROWTH]
+    if steady:
+        waited = batch.waited
+        assert waited is not None, "tokens of decodes that do not decode"
+        if len(waited) > 1 or next(iter(waited)).at_s != start_s:
+            # Some waited longer than this iteration for their token.
+            scheduler.gaps += [(ends_s[0] - last.at_s, n) for last, n in waited.items() if n]
+            steady = 0
+    iterations = len(ends_s)
+    log.append(
+        (start_s, ends_s[-1], iterations, steady, *row),
+        ends_s if iterations > 1 else None,
+        added,
+        rare,
+    )
 
 
 def check_iteration(scheduler: Scheduler, batch: Batch) -> None:

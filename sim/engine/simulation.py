@@ -6,11 +6,10 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 
-import simpy
-
-from sim.engine.ahead_replica import AheadReplica
 from sim.engine.block_history import BlockRecorder, watched
-from sim.engine.pipeline import Pipeline, stage_columns
+from sim.engine.clock import Clock
+from sim.engine.device import Devices, Stages, device_of, stage_columns
+from sim.engine.engine import Engine
 from sim.engine.policy import block_allocator, scheduler_class
 from sim.engine.replica import Replica
 from sim.engine.run_log import collect
@@ -49,28 +48,22 @@ def simulate(
     policy = scheduler_class(scheduler, config, samples=workload.samples is not None)
     if recorder is not None:
         policy = watched(policy, recorder)
-    clocks: list[simpy.Environment] = []
-    engines: list[Replica] = []
-    pipelines: list[Pipeline] = []
-    schedulers: list[Scheduler] = []
+    served: list[Replica] = []
+    devices: list[Devices] = []
 
-    def ended(_: int) -> None:
+    def ended() -> None:
         assert progress is not None
-        pools = [each.pool for each in schedulers]
+        pools = [engine.scheduler.pool for replica in served for engine in replica.engines]
         progress(sum(pool.num_finished + pool.num_rejected for pool in pools))
 
     def new_scheduler(blocks: int) -> Scheduler:
         pool = RequestPool(config.block_size, track_longest=latency.uses_longest)
-        allocator = block_allocator(config, blocks)
-        schedulers.append(policy(pool, allocator, config))
+        one: Scheduler = policy(pool, block_allocator(config, blocks), config)
         if recorder is not None:
-            recorder.attach(schedulers[-1])
-        return schedulers[-1]
+            recorder.attach(one)
+        return one
 
-    report = None if progress is None else ended
     for number in range(replicas):
-        env = simpy.Environment()
-        clocks.append(env)
         source = RequestSource(
             workload,
             block_size=config.block_size,
@@ -78,35 +71,34 @@ def simulate(
             first=number,
             stride=replicas,
         )
-        if isinstance(latency, PipelineLatency):
-            stages = len(latency.stages)
-            shares = [new_scheduler(num_blocks // stages) for _ in range(stages)]
-            pipelines.append(Pipeline(env, shares, latency, source, check=check, progress=report))
-        else:
-            kind = AheadReplica if config.async_scheduling else Replica
-            engines.append(
-                kind(
-                    env, new_scheduler(num_blocks), latency, source,
-                    leap=leap, check=check, progress=report,
-                )
-            )  # fmt: skip
+        device = device_of(latency)
+        devices.append(device)
+        shares = len(latency.stages) if isinstance(latency, PipelineLatency) else 1
+        engines = [
+            Engine(
+                new_scheduler(num_blocks // shares), device, arrivals=source,
+                depth=2 if config.async_scheduling else 1, leap=leap, check=check,
+            )
+            for _ in range(shares)
+        ]  # fmt: skip
+        report = None if progress is None else ended
+        served.append(Replica(Clock(), engines, source, progress=report))
     # The run makes millions of small objects and no cycles: let reference counts do the work.
     collecting = gc.isenabled()
     gc.disable()
     try:
         # Dealt out in turn, requests leave replicas nothing to tell each other: one after the
         # other they find what they need in the CPU's cache, which sixty-four at once do not.
-        for env in clocks:
-            env.run()
+        for replica in served:
+            replica.clock.run()
     finally:
         if collecting:
             gc.enable()
-    if not pipelines:
-        records = collect(engines)
-    else:
-        virtual = [(n, each) for n, pipeline in enumerate(pipelines) for each in pipeline.engines]
-        records = collect([engine for _, engine in virtual], replicas=[n for n, _ in virtual])
-        records = replace(records, stages=stage_columns(pipelines))
+    numbers = [number for number, replica in enumerate(served) for _ in replica.engines]
+    records = collect([engine for replica in served for engine in replica.engines], numbers)
+    stages = [device for device in devices if isinstance(device, Stages)]
+    if stages:
+        records = replace(records, stages=stage_columns(stages))
     if workload.samples is not None:
         records.requests.update(workload.samples.columns(records.requests["request"]))
     return records

@@ -67,6 +67,8 @@ class ChunkedScheduler(IterationScheduler):
         for request in list(pool.running):
             if request not in pool.running:  # preempted, and everybody behind it too
                 break
+            if request in self._leaving:
+                continue
             decoding = request.joined_step >= 0
             if budget == 0:
                 if decoding:
@@ -101,7 +103,7 @@ class ChunkedScheduler(IterationScheduler):
     def _let_go_on(self) -> None:
         for request in self._held_back:
             self._prefill_stored_tokens -= request.num_computed_tokens
-            self.pool.decodes.add(request, request.last_token_s)
+            self.pool.decodes.add(request)
         self._held_back.clear()
 
     def abort(self, request: Request, now_s: float) -> None:

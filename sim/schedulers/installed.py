@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 GROUP = "orcast.schedulers"
 METHODS = (
     *("add", "servable", "schedule", "horizon", "admits_arrivals", "extend", "growth"),
-    *("evict", "complete", "decoding", "abort", "accounting"),
+    *("evict", "advance", "collect", "decoding", "abort", "accounting"),
 )
 
 

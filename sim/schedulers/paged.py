@@ -96,6 +96,8 @@ class PagedScheduler(IterationScheduler):
         for request in list(pool.running):
             if request not in pool.running:
                 break
+            if request in self._leaving:
+                continue
             # V0 asks for one free block per sequence, whether it crosses a boundary or not.
             blocks = int(pool.decodes.needs_block(request))
             while allocator.num_free < max(blocks, 1) and request in pool.running:
@@ -110,11 +112,13 @@ class PagedScheduler(IterationScheduler):
 
     def _preempt(self, request: Request, batch: Batch, now_s: float) -> None:
         held = self._blocks_held(request)
-        # With the host's swap space full the victim is recomputed; V0 gave up there.
-        if self.config.preemption == "recompute" or len(held) > self._free_swap_blocks:
+        # With the host's swap space full the victim is recomputed; V0 gave up there. Who only waits
+        # for its last token has nothing to come back for.
+        recomputed = self.config.preemption == "recompute" or request in self._leaving
+        if recomputed or len(held) > self._free_swap_blocks:
             self._preempt_by_recompute(request, batch, now_s)
             return
-        self._leave(request, now_s)
+        self._swap_out(request, now_s)
         batch.swapped_out = [*batch.swapped_out, (request, held)]
         self._free_swap_blocks -= len(held)
         self._swapped_blocks[request] = len(held)
@@ -125,7 +129,7 @@ class PagedScheduler(IterationScheduler):
     def _blocks_held(self, request: Request) -> list[int]:
         return list(request.block_table)
 
-    def _leave(self, request: Request, now_s: float) -> None:
+    def _swap_out(self, request: Request, now_s: float) -> None:
         """Swapped out: its blocks are free for others."""
         self.pool.preempt(request, now_s)
         self.allocator.free(request.block_table)
@@ -138,7 +142,7 @@ class PagedScheduler(IterationScheduler):
     def _return(self, request: Request, batch: Batch) -> None:
         """Swapped in, to blocks that are there."""
         self.allocator.allocate(request.block_table, self._blocks_to_return(request))
-        self.pool.decodes.add(request, request.last_token_s)
+        self.pool.decodes.add(request)
 
     def _swap_in(self, batch: Batch, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator

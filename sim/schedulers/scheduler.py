@@ -6,8 +6,12 @@ A step of any engine, simulated or real, is
     duration_s = latency.iteration_s(batch)
     scheduler.complete(batch, now_s + duration_s)
 
-A scheduler never knows whether time is real. To be leapt over it says how many iterations its
-latest decision would hold (`horizon`) and can allocate for all of them at once (`extend`).
+To complete is to `advance` (the schedule moves on, and the next decision can be made) and to
+`collect` (the tokens are there, and whoever has its last one gives its seat and blocks back). An
+engine that keeps several batches in flight does the one when a batch is launched, the other when
+it is through. A scheduler never knows whether time is real. To be leapt over it says how many
+iterations its latest decision would hold (`horizon`) and can allocate for all of them at once
+(`extend`).
 """
 
 from __future__ import annotations
@@ -62,8 +66,14 @@ class Scheduler(Protocol):
     def evict(self, now_s: float) -> list[Request]:
         """Everything is lost (the engine failed): all unfinished requests, as they came."""
 
-    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
-        """The last of `iterations` ended at `now_s`: emit tokens; returns who finished."""
+    def advance(self, batch: Batch, iterations: int = 1) -> None:
+        """The schedule moves on by so many iterations of `batch`; `batch.ended` have all theirs."""
+
+    def collect(self, batch: Batch, now_s: float) -> list[Request]:
+        """The tokens of `batch`, advanced over before, went out at `now_s`; returns who finished.
+
+        ``batch.emission`` has that time by now.
+        """
 
     def decoding(self) -> Collection[Request]:
         """The sequences that are `batch.num_decodes`, between `schedule` and `complete`."""
@@ -97,6 +107,8 @@ class IterationScheduler:
         self.prefilling: dict[Request, None] = {}  # running, prompt only partly computed
         self._prefill_stored_tokens = 0  # of sequences that are not decoding
         self._blocked = False  # the head of the queue waits for something to finish
+        self._leaving: dict[Request, Batch] = {}  # sequences whose last token is in flight
+        self._leaving_tokens = 0  # that they have in the cache
 
     # -- arrivals ---------------------------------------------------------------------------
 
@@ -125,7 +137,7 @@ class IterationScheduler:
     def admits_arrivals(self) -> bool:
         if self.pool.waiting and not self._overtakes:
             return False
-        return len(self.pool.running) < self.config.max_num_seqs
+        return len(self.pool.running) - len(self._leaving) < self.config.max_num_seqs
 
     # -- admission --------------------------------------------------------------------------
 
@@ -155,7 +167,7 @@ class IterationScheduler:
     def horizon(self, batch: Batch) -> int:
         if batch.prefills or batch.preempted or batch.swap_in_blocks or self.prefilling:
             return 1
-        if not self._blocked and (self.pool.waiting or self.pool.swapped):
+        if (self._leaving or not self._blocked) and (self.pool.waiting or self.pool.swapped):
             return 1
         iterations = self.pool.decodes.steps_to_next_ending()
         if iterations <= 1 or self.reserves:
@@ -195,6 +207,8 @@ class IterationScheduler:
         self.allocator.forget_all()
         self.prefilling.clear()
         self._prefill_stored_tokens = 0
+        self._leaving.clear()
+        self._leaving_tokens = 0
         self._blocked = False
         return lost
 
@@ -229,7 +243,7 @@ class IterationScheduler:
         self.pool.waiting.popleft()
         self.pool.start(request, now_s)
         allocator.allocate(request.block_table, allocator.blocks_for(tokens))
-        self.pool.decodes.add(request, request.last_token_s)
+        self.pool.decodes.add(request)
 
     def _add_decodes(self, batch: Batch) -> Batch:
         """Let every decoding sequence take part, and close the batch."""
@@ -253,7 +267,12 @@ class IterationScheduler:
         """
         decoding = request.joined_step >= 0
         self.pool.preempt(request, now_s)
-        if not decoding:
+        if request in self._leaving:
+            batch_before = self._leave(request)
+            if self.pool.hands_over:  # its token is worth nothing without its cache
+                batch_before.ended = _without(request, batch_before.ended)
+                self.pool.take_back(request)
+        elif not decoding:
             self.prefilling.pop(request, None)
             self._prefill_stored_tokens -= request.num_computed_tokens
         if self.config.enable_prefix_caching:
@@ -265,11 +284,12 @@ class IterationScheduler:
 
     # -- completion -------------------------------------------------------------------------
 
-    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+    def advance(self, batch: Batch, iterations: int = 1) -> None:
         pool = self.pool
-        finished: list[Request] = []
+        ended: list[Request] = []
         if batch.num_decodes:
-            finished = pool.decodes.advance(iterations, now_s)
+            batch.waited = pool.decodes.emissions
+            ended = pool.decodes.advance(iterations, batch.emission)
         for chunk in batch.prefills:
             request = chunk.request
             request.num_computed_tokens += chunk.new_tokens
@@ -278,31 +298,51 @@ class IterationScheduler:
                 continue
             self.prefilling.pop(request, None)
             self._prefill_stored_tokens -= request.num_computed_tokens
-            finished += self._end_prefill(request, now_s)
-        if len(finished) > 1 and self.config.long_prefill_token_threshold:
-            # A long prompt in chunks ends its prefill after later ones: back to admission order,
-            # which is the order in which blocks become reusable.
-            order = {request: number for number, request in enumerate(pool.running)}
-            finished.sort(key=lambda one: order[one.group.request if one.group else one])
-        return self._finish(finished, now_s) if finished else finished
+            ended += self._end_prefill(request, batch)
+        if not ended:
+            return
+        if len(ended) > 1:  # blocks become reusable in order of admission
+            ended.sort(key=_admission)
+        batch.ended = ended
+        for request in ended:
+            self._leaving[request] = batch
+            self._leaving_tokens += request.num_computed_tokens
 
-    def _end_prefill(self, request: Request, now_s: float) -> Sequence[Request]:
-        """The sequence has caught up and emits a token; returns it where that was its last."""
-        pool = self.pool
-        gap_s = pool.emit_first(request, now_s)
-        if gap_s is not None:
-            self.gaps.append((gap_s, 1))
+    def collect(self, batch: Batch, now_s: float) -> list[Request]:
+        for before in batch.resumed:
+            self.gaps.append((now_s - before.at_s, 1))
+        if not batch.ended:
+            return []
+        for request in batch.ended:
+            if self._leaving.pop(request, None) is not None:  # else preempted meanwhile
+                self._leaving_tokens -= request.num_computed_tokens
+        return self._finish(batch.ended, now_s)
+
+    def _leave(self, request: Request) -> Batch:
+        """A sequence gives back what it has, its last token in flight; returns that batch."""
+        self._leaving_tokens -= request.num_computed_tokens
+        return self._leaving.pop(request)
+
+    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+        """`advance` and `collect` at once."""
+        self.advance(batch, iterations)
+        batch.emission.at_s = now_s
+        return self.collect(batch, now_s)
+
+    def _end_prefill(self, request: Request, batch: Batch) -> Sequence[Request]:
+        """The sequence catches up and emits a token; returns it where that is its last."""
+        self.pool.emit_first(request, batch)
         if request.num_generated_tokens == request.output_tokens:
             return (request,)
-        pool.decodes.add(request, now_s)
+        self.pool.decodes.add(request)
         return ()
 
-    def _finish(self, ended: list[Request], now_s: float) -> list[Request]:
+    def _finish(self, ended: Sequence[Request], now_s: float) -> list[Request]:
         """Sequences have emitted their last token; returns the requests that are answered."""
         for request in ended:
             self._leave_cache(request)
             self.pool.finish(request, now_s)
-        return ended
+        return list(ended)
 
     def _leave_cache(self, request: Request) -> None:
         """Give an ended sequence's blocks back; what a later turn repeats can be found again."""
@@ -317,7 +357,10 @@ class IterationScheduler:
         pool = self.pool
         if request in pool.running:
             del pool.running[request]
-            if request.joined_step >= 0:
+            if request in self._leaving:
+                before = self._leave(request)
+                before.ended = _without(request, before.ended)
+            elif request.joined_step >= 0:
                 pool.decodes.remove(request)
             else:
                 self.prefilling.pop(request, None)
@@ -330,9 +373,17 @@ class IterationScheduler:
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         count, decodes = batch.num_decodes, self.pool.decodes
         stored = batch.context_tokens if count else decodes.stored_tokens
-        stored += self.pool.held_tokens
+        stored += self.pool.held_tokens + self._leaving_tokens
         reserved = 0
         if self.reserves:
             reserved = decodes.unwritten_tokens - count
             reserved += sum(chunk.request.output_tokens - 1 for chunk in batch.prefills)
         return batch.num_emitting, self._prefill_stored_tokens + stored, count, reserved
+
+
+def _without(request: Request, ended: Sequence[Request]) -> list[Request]:
+    return [one for one in ended if one is not request]
+
+
+def _admission(sequence: Request) -> int:
+    return sequence.admission if sequence.group is None else sequence.group.request.admission

@@ -74,9 +74,9 @@ class SpeculativeScheduler(IterationScheduler):
         batch.num_emitting += drafts
         return batch
 
-    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+    def collect(self, batch: Batch, now_s: float) -> list[Request]:
         self._verifications.append(batch.verification)
-        return super().complete(batch, now_s, iterations)
+        return super().collect(batch, now_s)
 
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         rows, stored, count, reserved = super().accounting(batch)

@@ -20,7 +20,7 @@ import numpy as np
 
 from sim.batch import Verification
 from sim.decode_set import DecodeSet
-from sim.request import Request
+from sim.request import Emission, Request
 from sim.speculation.speculation import Speculation
 
 # Rows of the calendar: sums over the members that verify on that day.
@@ -133,9 +133,9 @@ class SpeculativeDecodeSet(DecodeSet):
 
     # -- joining and leaving ----------------------------------------------------------------
 
-    def add(self, request: Request, now_s: float) -> None:
-        """Let a request whose latest token was emitted at `now_s` decode from the next step."""
-        self._join(request, now_s, self._shape.query_tokens)
+    def add(self, request: Request) -> None:
+        """Let a request that has its first token, or will by then, decode from the next step."""
+        self._join(request, self._shape.query_tokens)
 
     def limit(self, request: Request, tokens: int) -> int:
         """Let a member verify at most `tokens` query tokens in the next iteration.
@@ -151,7 +151,7 @@ class SpeculativeDecodeSet(DecodeSet):
             return planned
         kept = tokens if self._shape.is_chain else 1
         self.remove(request)
-        self._join(request, request.last_token_s, kept)
+        self._join(request, kept)
         return kept
 
     def remove(self, request: Request) -> None:
@@ -167,7 +167,8 @@ class SpeculativeDecodeSet(DecodeSet):
                 del self._needs[step][request]
         way.done += passed
         self._leave(request)
-        self.emissions[request.last_token_s] -= 1
+        assert request.last_token is not None
+        self.emissions[request.last_token] -= 1
         request.joined_step = -1
 
     def sync(self, request: Request) -> None:
@@ -179,15 +180,15 @@ class SpeculativeDecodeSet(DecodeSet):
             emitted = int(way.ends[passed - 1])
             request.num_computed_tokens = way.computed_tokens + emitted
             request.num_generated_tokens = way.generated_tokens + emitted
-            request.last_token_s = self._advanced_s
+            request.last_token = self._emission
 
-    def advance(self, iterations: int, now_s: float) -> list[Request]:
-        """Pass one iteration, which ends at `now_s`; returns who ended, in order."""
+    def advance(self, iterations: int, emission: Emission) -> list[Request]:
+        """Pass one iteration, `emission` is its; returns who ended, in order."""
         assert iterations == 1, "who speculates advances unevenly: no leaps"
         day = self.step - self._first_step
         self._computed_tokens += int(self._calendar[_EMITTED, day])
         self._needs.pop(self.step, None)
-        self._advanced_s = now_s
+        self._emission = emission
         self.step += 1
         if day + 1 == self._calendar.shape[1]:
             self._make_room(1)
@@ -195,16 +196,16 @@ class SpeculativeDecodeSet(DecodeSet):
         for request in ended:
             request.num_computed_tokens = request.final_tokens
             request.num_generated_tokens = request.output_tokens
-            request.last_token_s = now_s
+            request.last_token = emission
             self._leave(request)
             request.joined_step = -1
             del self._ways[request]
-        self.emissions = {now_s: self.num_seqs} if self.num_seqs else {}
+        self.emissions = {emission: self.num_seqs} if self.num_seqs else {}
         return ended
 
     # -- the calendar -----------------------------------------------------------------------
 
-    def _join(self, request: Request, now_s: float, first_tokens: int) -> None:
+    def _join(self, request: Request, first_tokens: int) -> None:
         remaining = request.output_tokens - request.num_generated_tokens
         way = self._ways.get(request)
         if way is None:
@@ -214,14 +215,13 @@ class SpeculativeDecodeSet(DecodeSet):
         self._plan(request, way, first_tokens)
         assert way.ends is not None
         request.joined_step = self.step
-        request.last_token_s = now_s
         self.num_seqs += 1
         self._members[request] = None
         self._computed_tokens += request.num_computed_tokens
         self._final_tokens += request.final_tokens
         self._ends.setdefault(self.step + len(way.ends), {})[request] = None
         self._enter(self.step, way, 0, sign=1)
-        self.emissions[now_s] = self.emissions.get(now_s, 0) + 1
+        self._note_emission(request)
         self._review_step = self.step
 
     def _draw(self, request: Request, steps: int) -> tuple[np.ndarray, np.ndarray | None]:

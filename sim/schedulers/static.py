@@ -81,18 +81,27 @@ class StaticScheduler:
         self._aborted.clear()
         return lost
 
-    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+    def advance(self, batch: Batch, iterations: int = 1) -> None:
         pool = self.pool
         if batch.prefills:
             for request in pool.running:
                 request.num_computed_tokens = request.prompt_tokens
-                pool.emit_first(request, now_s)
+                pool.emit_first(request, batch)
                 if request.output_tokens > 1:
-                    pool.decodes.add(request, now_s)
+                    pool.decodes.add(request)
         else:
-            pool.decodes.advance(iterations, now_s)
+            batch.waited = pool.decodes.emissions
+            pool.decodes.advance(iterations, batch.emission)
             self._iteration += iterations
-        return [] if pool.decodes.num_seqs else self._end_batch(now_s)
+
+    def collect(self, batch: Batch, now_s: float) -> list[Request]:
+        return [] if self.pool.decodes.num_seqs else self._end_batch(now_s)
+
+    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+        """`advance` and `collect` at once."""
+        self.advance(batch, iterations)
+        batch.emission.at_s = now_s
+        return self.collect(batch, now_s)
 
     def _end_batch(self, now_s: float) -> list[Request]:
         pool = self.pool

@@ -43,10 +43,10 @@ class SamplingPagedScheduler(SamplingScheduler, PagedScheduler):
         group = request.group
         return super()._blocks_held(request) if group is None else group.blocks()
 
-    def _leave(self, request: Request, now_s: float) -> None:
+    def _swap_out(self, request: Request, now_s: float) -> None:
         group = request.group
         if group is None:
-            super()._leave(request, now_s)
+            super()._swap_out(request, now_s)
             return
         place = {block: number for number, block in enumerate(group.blocks())}
         group.swapped_tables = [[place[b] for b in one.block_table] for one in group.samples]
@@ -87,15 +87,15 @@ class SamplingPagedScheduler(SamplingScheduler, PagedScheduler):
                 else:
                     taken.add(number)
                     sample.block_table.append(blocks[number])
-            self.pool.decodes.add(sample, sample.last_token_s)
+            self.pool.decodes.add(sample)
         group.swapped_tables = []
         self._further_seqs += group.num_seqs - 1
         if group.beam is not None:
             self._beams[group] = None
         self._write(batch, group.samples)
 
-    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+    def advance(self, batch: Batch, iterations: int = 1) -> None:
         for request in self._returned:
             request.block_table = []
         self._returned.clear()
-        return super().complete(batch, now_s, iterations)
+        super().advance(batch, iterations)

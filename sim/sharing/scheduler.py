@@ -131,8 +131,8 @@ class SamplingScheduler(IterationScheduler):
 
     # -- completion -------------------------------------------------------------------------
 
-    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
-        finished = super().complete(batch, now_s, iterations)
+    def advance(self, batch: Batch, iterations: int = 1) -> None:
+        super().advance(batch, iterations)
         step = self.pool.decodes.step
         for beam in self._beams:
             if batch.num_decodes and 0 <= beam.samples[0].joined_step < step:
@@ -141,7 +141,6 @@ class SamplingScheduler(IterationScheduler):
             group = chunk.request.group
             if group is not None and group.pending:
                 self._let_follow(group, chunk.request)
-        return finished
 
     def _let_follow(self, group: SampleGroup, first: Request) -> None:
         """The others recompute their own tokens as soon as the prompt's full blocks are there."""
@@ -153,14 +152,14 @@ class SamplingScheduler(IterationScheduler):
         if next_hypotheses(group, self.allocator):
             self._forked[group] = None
 
-    def _end_prefill(self, request: Request, now_s: float) -> Sequence[Request]:
+    def _end_prefill(self, request: Request, batch: Batch) -> Sequence[Request]:
         group = request.group
         if group is None:
-            return super()._end_prefill(request, now_s)
+            return super()._end_prefill(request, batch)
         if request is group.request:
-            return self._split(group, now_s)
+            return self._split(group, batch)
         if group.beam is None:
-            return super()._end_prefill(request, now_s)
+            return super()._end_prefill(request, batch)
         caught_up = self._caught_up.setdefault(group, [])
         caught_up.append(request)
         if len(caught_up) < len(group.samples):
@@ -171,30 +170,30 @@ class SamplingScheduler(IterationScheduler):
         del self._caught_up[group]
         ended: list[Request] = []
         for hypothesis in group.samples:
-            ended += super()._end_prefill(hypothesis, now_s)
+            ended += super()._end_prefill(hypothesis, batch)
         if not ended:
             self._beams[group] = None
             self._next_hypotheses(group)
         return ended
 
-    def _split(self, group: SampleGroup, now_s: float) -> list[Request]:
+    def _split(self, group: SampleGroup, batch: Batch) -> list[Request]:
         request = group.request
-        if request.first_token_s != request.first_token_s:  # NaN: none yet
-            request.first_token_s = now_s
-        split(group, self.allocator, now_s)
+        if request.first_token is None:
+            request.first_token = batch.emission
+        split(group, self.allocator, batch.emission)
         ended = []
         for sample in group.samples:
             if sample.output_tokens == 1:
                 ended.append(sample)
             else:
-                self.pool.decodes.add(sample, now_s)
+                self.pool.decodes.add(sample)
         if len(ended) < len(group.samples):
             self._forked[group] = None
             if group.beam is not None:
                 self._beams[group] = None
         return ended
 
-    def _finish(self, ended: list[Request], now_s: float) -> list[Request]:
+    def _finish(self, ended: Sequence[Request], now_s: float) -> list[Request]:
         answered: list[Request] = []
         for sequence in ended:
             group = sequence.group
@@ -205,10 +204,10 @@ class SamplingScheduler(IterationScheduler):
             group.samples.remove(sequence)
             group.num_seqs -= 1
             if group.samples:
-                self._further_seqs -= 1
+                self._further_seqs -= group.request in self.pool.running
                 continue
             self._forget(group)
-            group.request.last_token_s = sequence.last_token_s
+            group.request.last_token = sequence.last_token
             self.pool.finish(group.request, now_s)
             answered.append(group.request)
         return answered
@@ -224,7 +223,9 @@ class SamplingScheduler(IterationScheduler):
     def _withdraw(self, group: SampleGroup) -> None:
         """Take all samples out of whatever they are in; their blocks stay theirs."""
         for sample in group.samples:
-            if sample.joined_step >= 0:
+            if sample in self._leaving:
+                self._leave(sample)
+            elif sample.joined_step >= 0:
                 self.pool.decodes.remove(sample)
             else:
                 self.prefilling.pop(sample, None)

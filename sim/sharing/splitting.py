@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from sim.kv.cache import BlockAllocator
-from sim.request import SAMPLE_NUMBERS, Request, SampleGroup
+from sim.request import SAMPLE_NUMBERS, Emission, Request, SampleGroup
 
 
-def split(group: SampleGroup, allocator: BlockAllocator, now_s: float) -> None:
-    """The prompt is computed, and its logits give every sample its first token."""
+def split(group: SampleGroup, allocator: BlockAllocator, emission: Emission) -> None:
+    """The prompt is computed, and its logits give every sample its first token: `emission`."""
     request = group.request
     for number, output_tokens in enumerate(group.output_tokens):
         sample = Request(
@@ -27,8 +27,8 @@ def split(group: SampleGroup, allocator: BlockAllocator, now_s: float) -> None:
             request.max_tokens,
             num_computed_tokens=request.prompt_tokens,
             num_generated_tokens=1,
-            first_token_s=now_s,
-            last_token_s=now_s,
+            first_token=emission,
+            last_token=emission,
             group=group,
         )
         if number == 0:

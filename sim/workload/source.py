@@ -38,6 +38,7 @@ class RequestSource:
         self._block_size = block_size
         self._next = 0
         self._free_clients = workload.max_concurrency or inf
+        self.is_closed = workload.max_concurrency is not None
         self.next_arrival_s = 0.0
         self._look_ahead(0.0)
 

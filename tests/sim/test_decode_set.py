@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from sim.decode_set import DecodeSet
-from sim.request import Request
+from sim.request import Emission, Request
 
 
 def request(index: int, *, computed: int, output: int, generated: int = 1) -> Request:
@@ -25,6 +25,7 @@ def request(index: int, *, computed: int, output: int, generated: int = 1) -> Re
     prompt = computed + 1 - generated
     made = Request(index, 0.0, prompt, output, output)
     made.num_computed_tokens, made.num_generated_tokens = computed, generated
+    made.last_token = Emission(0.0)
     return made
 
 
@@ -62,7 +63,8 @@ class AgainstPlainList(RuleBasedStateMachine):
         generated = min(generated, computed)
         new = request(self.count, computed=computed, output=generated + left, generated=generated)
         self.count += 1
-        self.set.add(new, self.now_s - late_s)
+        new.last_token = Emission(self.now_s - late_s)
+        self.set.add(new)
         self.members.append(Member(new, computed, left, self.now_s - late_s))
 
     @precondition(lambda self: self.members)
@@ -90,7 +92,8 @@ class AgainstPlainList(RuleBasedStateMachine):
         member.request.num_computed_tokens += recomputed
         member.request.num_generated_tokens += recomputed
         member.last_s = self.now_s
-        self.set.add(member.request, self.now_s)
+        member.request.last_token = Emission(self.now_s)
+        self.set.add(member.request)
         self.members.append(member)
 
     @precondition(lambda self: self.members)
@@ -100,7 +103,7 @@ class AgainstPlainList(RuleBasedStateMachine):
         assert self.set.steps_to_next_ending() == longest
         steps = data.draw(st.integers(1, longest), label="iterations")
         self.now_s += 0.25 * steps
-        ended = self.set.advance(steps, self.now_s)
+        ended = self.set.advance(steps, Emission(self.now_s))
         for member in self.members:
             member.stored += steps
             member.left -= steps
@@ -165,7 +168,10 @@ class AgainstPlainList(RuleBasedStateMachine):
         expected: dict[float, int] = {}
         for member in self.members:
             expected[member.last_s] = expected.get(member.last_s, 0) + 1
-        found = {at_s: count for at_s, count in self.set.emissions.items() if count}
+        found: dict[float, int] = {}
+        for emission, count in self.set.emissions.items():
+            if count:
+                found[emission.at_s] = found.get(emission.at_s, 0) + count
         assert found == expected
 
 
@@ -187,27 +193,27 @@ def test_an_empty_set_waits_for_nobody() -> None:
 def test_a_member_that_fills_its_block_needs_the_next_one() -> None:
     decodes = DecodeSet(4)
     member = request(0, computed=7, output=20)
-    decodes.add(member, 0.0)
+    decodes.add(member)
     assert not decodes.needs_block(member), "the eighth token still fits"
-    decodes.advance(1, 1.0)
+    decodes.advance(1, Emission(1.0))
     assert decodes.needs_block(member), "the ninth begins the third block"
-    decodes.advance(1, 2.0)
+    decodes.advance(1, Emission(2.0))
     assert not decodes.needs_block(member)
 
 
 def test_going_past_an_end_is_a_mistake() -> None:
     decodes = DecodeSet(4)
-    decodes.add(request(0, computed=7, output=3), 0.0)
+    decodes.add(request(0, computed=7, output=3))
     with pytest.raises(AssertionError, match="past the end"):
-        decodes.advance(3, 1.0)
+        decodes.advance(3, Emission(1.0))
 
 
 def test_who_ends_together_ends_in_order_of_joining() -> None:
     decodes = DecodeSet(4)
     for index, left in enumerate([3, 5, 3, 3]):
-        decodes.add(request(index, computed=9, output=1 + left), 0.0)
-    assert [one.index for one in decodes.advance(3, 1.0)] == [0, 2, 3]
-    assert [one.index for one in decodes.advance(2, 2.0)] == [1]
+        decodes.add(request(index, computed=9, output=1 + left))
+    assert [one.index for one in decodes.advance(3, Emission(1.0))] == [0, 2, 3]
+    assert [one.index for one in decodes.advance(2, Emission(2.0))] == [1]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 17))
@@ -216,6 +222,6 @@ def test_without_free_blocks_a_run_lasts_until_the_first_block_boundary(
 ) -> None:
     decodes = DecodeSet(block_size)
     for index, tokens in enumerate(stored):
-        decodes.add(request(index, computed=tokens, output=200), 0.0)
+        decodes.add(request(index, computed=tokens, output=200))
     to_boundary = min(-(tokens + 1) % block_size + 1 for tokens in stored)
     assert decodes.steps_within(0, 199) == to_boundary

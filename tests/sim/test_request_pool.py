@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from sim.request import Request
+from sim.batch import Batch
+from sim.request import Emission, Request
 from sim.request_pool import RequestPool
 
 
@@ -12,12 +13,17 @@ def request(index: int = 0, *, prompt: int = 10, output: int = 5) -> Request:
     return Request(index, 1.0 * index, prompt, output, output)
 
 
+def batch(at_s: float) -> Batch:
+    """One whose tokens went out then."""
+    return Batch(emission=Emission(at_s))
+
+
 def decoding(pool: RequestPool, one: Request, now_s: float) -> Request:
     """Bring a request past its prefill, its first token going out at `now_s`."""
     pool.start(one, now_s)
     one.num_computed_tokens = one.num_tokens
-    pool.emit_first(one, now_s)
-    pool.decodes.add(one, now_s)
+    pool.emit_first(one, batch(now_s))
+    pool.decodes.add(one)
     return one
 
 
@@ -43,17 +49,20 @@ def test_a_request_is_scheduled_for_the_first_time_once() -> None:
 def test_the_first_token_is_recorded_once_also_across_preemption() -> None:
     pool, one = RequestPool(16), request()
     pool.start(one, 0.0)
-    assert pool.emit_first(one, 1.0) is None, "there is no gap before the first token"
+    first, resumed = batch(1.0), batch(6.5)
+    pool.emit_first(one, first)
+    assert not first.resumed, "there is no gap before the first token"
     pool.preempt(one, 2.0)
     pool.start(one, 5.0)
-    assert pool.emit_first(one, 6.5) == 5.5, "the gap that preemption tore"
+    pool.emit_first(one, resumed)
+    assert [token.at_s for token in resumed.resumed] == [1.0], "the gap that preemption tore"
     assert (one.first_token_s, one.last_token_s, one.num_generated_tokens) == (1.0, 6.5, 2)
 
 
 def test_preempting_a_decoding_request_takes_it_out_of_the_decodes_with_its_progress() -> None:
     pool, one = RequestPool(16), request()
     decoding(pool, one, 1.0)
-    pool.decodes.advance(2, 3.0)
+    pool.decodes.advance(2, Emission(3.0))
     pool.preempt(one, 3.0)
     assert (pool.decodes.num_seqs, one.joined_step) == (0, -1)
     assert not pool.running
@@ -80,7 +89,7 @@ def test_every_request_that_entered_is_somewhere() -> None:
 def test_who_leaves_is_logged_with_all_times() -> None:
     pool, one = RequestPool(16), request(7)
     decoding(pool, one, 8.5)
-    ended = pool.decodes.advance(4, 12.0)
+    ended = pool.decodes.advance(4, Emission(12.0))
     assert ended == [one]
     pool.finish(one, 12.0)
     pool.reject(request(2))
@@ -94,5 +103,5 @@ def test_who_leaves_is_logged_with_all_times() -> None:
 
 
 def test_who_is_not_running_cannot_finish() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="not in deque"):
         RequestPool(16).finish(request(), 1.0)

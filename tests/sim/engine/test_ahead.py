@@ -113,9 +113,10 @@ def test_the_slower_of_host_and_device_counts() -> None:
 
 def test_who_arrives_during_an_iteration_is_seen_by_the_decision_after_the_next() -> None:
     # Iterations begin at 0, 1.25, 2.25, 3.25, …; the one at 2.25 was decided at 1.25.
-    records = served(one(0.0, 1.5))
-    assert records.requests["scheduled_s"][1] == pytest.approx(3.25)
-    assert served(one(0.0, 1.25)).requests["scheduled_s"][1] == pytest.approx(2.25)
+    # It emits as it ends, a second later.
+    assert served(one(0.0, 1.5)).requests["first_token_s"][1] == pytest.approx(4.25)
+    assert served(one(0.0, 1.25)).requests["first_token_s"][1] == pytest.approx(3.25)
+    assert served(one(0.0, 1.5)).requests["scheduled_s"][1] == pytest.approx(2.25), "decided then"
     plain = served(one(0.0, 1.5), ahead=False)
     assert plain.requests["scheduled_s"][1] == pytest.approx(2.5)
 

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.engine.pipeline import StageClock
+from sim.batch import Batch
+from sim.engine.device import Stages
 from sim.engine.simulation import simulate
 from sim.latency.pipeline import PipelineLatency
+from sim.latency.protocol import FixedLatency
 from sim.metrics import summarize
 from sim.records import Records
 from sim.schedulers.engine_config import EngineConfig
@@ -89,14 +91,24 @@ def test_a_slow_stage_sets_the_pace() -> None:
     assert summary["pipeline"]["stage_busy_share"][1] > 0.9
 
 
-def test_stage_clock_follows_batches_through_stages() -> None:
-    clock = StageClock(2)
-    assert clock.pass_through(0.0, [1.0, 2.0], [0.5]) == 3.5
-    assert clock.free_s == [1.0, 3.5]
-    assert clock.pass_through(1.0, [1.0, 2.0], [0.5]) == 5.5, "waits for the second stage"
-    assert clock.pass_through(7.0, [1.0, 2.0], [0.5]) == 10.5
-    assert clock.busy_s == [3.0, 6.0]
-    assert clock.active_s == 5.5 + 3.5
+def test_batches_follow_each_other_through_stages() -> None:
+    device = Stages(Told())
+    assert device.run(Batch(), 0.0) == (0.0, 3.5)
+    assert device.free_s == 1.0, "of the first stage"
+    assert device.run(Batch(), 1.0) == (1.0, 5.5), "waits for the second stage"
+    assert device.run(Batch(), 7.0) == (7.0, 10.5)
+    assert device.busy_s == [3.0, 6.0]
+    assert device.active_s == 5.5 + 3.5
+
+
+class Told(PipelineLatency):
+    """Two stages of one and two seconds, half a second apart."""
+
+    def __init__(self) -> None:
+        super().__init__([FixedLatency(1.0), FixedLatency(2.0)], label="told")
+
+    def sends_s(self, batch: Batch) -> list[float]:
+        return [0.5]
 
 
 def linear_stages(stages: int) -> PipelineLatency:

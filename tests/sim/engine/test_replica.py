@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import simpy
 
+from sim.engine.clock import Clock
+from sim.engine.device import OneAtATime
+from sim.engine.engine import Engine
 from sim.engine.replica import Replica
 from sim.engine.simulation import simulate
 from sim.kv.cache import BlockAllocator
@@ -18,17 +20,17 @@ from sim.schedulers import SCHEDULERS
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from sim.workload.source import RequestSource
-from tests.sim.serving import POLICIES, LinearLatency
+from tests.sim.serving import POLICIES
 
 
-class CountingEnvironment(simpy.Environment):
-    """Counts the timeouts that processes ask for."""
+class CountingClock(Clock):
+    """Counts how often it is asked to call."""
 
-    timeouts = 0
+    calls = 0
 
-    def timeout(self, *arguments: Any, **options: Any) -> simpy.Timeout:
-        self.timeouts += 1
-        return super().timeout(*arguments, **options)
+    def at(self, time_s: float, rank: int, call: Callable[[float], None]) -> None:
+        self.calls += 1
+        super().at(time_s, rank, call)
 
 
 def load(arrivals: list[float], outputs: list[int], *, prompt: int = 4, **columns: Any) -> Workload:
@@ -43,30 +45,27 @@ def replica(
     scheduler: str = "chunked",
     latency: LatencyModel | None = None,
     num_blocks: int = 100,
-    env: simpy.Environment | None = None,
+    clock: Clock | None = None,
     leap: bool = True,
     check: bool = True,
-    progress: Callable[[int], None] | None = None,
     **knobs: Any,
 ) -> Replica:
     config = EngineConfig(block_size=4, **knobs)
     source = RequestSource(workload, block_size=4, prefix_caching=False)
     allocator = BlockAllocator(num_blocks, 4)
     policy = SCHEDULERS[scheduler](RequestPool(4), allocator, config)
-    return Replica(
-        env or CountingEnvironment(),
-        policy,
-        latency or FixedLatency(1.0),
-        source,
-        leap=leap,
-        check=check,
-        progress=progress,
-    )
+    device = OneAtATime(latency or FixedLatency(1.0))
+    engine = Engine(policy, device, arrivals=source, leap=leap, check=check)
+    return Replica(clock or CountingClock(), [engine], source)
 
 
-def run(engine: Replica) -> dict[str, np.ndarray]:
-    engine.env.run()
-    return engine.scheduler.pool.log.requests()
+def run(served: Replica) -> dict[str, np.ndarray]:
+    served.clock.run()
+    return requests_of(served)
+
+
+def requests_of(served: Replica) -> dict[str, np.ndarray]:
+    return served.engines[0].scheduler.pool.log.requests()
 
 
 @pytest.mark.parametrize("scheduler", POLICIES)
@@ -77,9 +76,9 @@ def test_a_leap_is_one_event_where_a_step_is_one_event_an_iteration(scheduler: s
         engine = replica(workload, scheduler=scheduler, leap=leap)
         requests = run(engine)
         assert requests["finished_s"].tolist() == [50.0]
-        events[leap] = engine.env.timeouts  # type: ignore[attr-defined]
-    assert events[False] == 50
-    assert events[True] == 2, "the prefill, and all decodes"
+        events[leap] = engine.clock.calls  # type: ignore[attr-defined]
+    assert events[False] == 1 + 50
+    assert events[True] == 1 + 2, "the prefill, and all decodes"
 
 
 def test_an_arrival_that_can_be_admitted_ends_a_leap() -> None:
@@ -92,7 +91,8 @@ def test_an_arrival_that_must_wait_anyway_does_not() -> None:
     engine = replica(load([0.0, 10.5, 20.5], [50, 3, 3]), max_num_seqs=1)
     requests = run(engine)
     assert requests["scheduled_s"].tolist() == [0.0, 50.0, 53.0]
-    assert engine.env.timeouts == 6, "a prefill and a leap for each"  # type: ignore[attr-defined]
+    calls = engine.clock.calls  # type: ignore[attr-defined]
+    assert calls == 1 + 6, "a prefill and a leap for each"
 
 
 def test_an_arrival_at_the_very_end_of_an_iteration_joins_the_next() -> None:
@@ -103,28 +103,16 @@ def test_the_clock_jumps_over_idle_time_and_ends_with_the_last_request() -> None
     engine = replica(load([5.25, 1000.5], [2, 2]))
     requests = run(engine)
     assert requests["scheduled_s"].tolist() == [5.25, 1000.5]
-    assert engine.now_s == engine.env.now == 1002.5
-
-
-def test_simulated_time_agrees_with_simpys_clock() -> None:
-    env = CountingEnvironment()
-    engine = replica(
-        load([0.1 * k for k in range(40)], [1 + k % 7 for k in range(40)]),
-        latency=LinearLatency(),
-        env=env,
-        max_num_seqs=4,
-    )
-    run(engine)
-    assert engine.now_s == pytest.approx(env.now, rel=1e-12)
+    assert engine.clock.now == 1002.5
 
 
 def test_two_replicas_share_one_clock_and_nothing_else() -> None:
-    env = CountingEnvironment()
-    slow = replica(load([0.0], [4]), latency=FixedLatency(3.0), env=env)
-    fast = replica(load([0.0], [4]), latency=FixedLatency(1.0), env=env)
-    env.run()
-    assert slow.scheduler.pool.log.requests()["finished_s"].tolist() == [12.0]
-    assert fast.scheduler.pool.log.requests()["finished_s"].tolist() == [4.0]
+    clock = CountingClock()
+    slow = replica(load([0.0], [4]), latency=FixedLatency(3.0), clock=clock)
+    fast = replica(load([0.0], [4]), latency=FixedLatency(1.0), clock=clock)
+    clock.run()
+    assert requests_of(slow)["finished_s"].tolist() == [12.0]
+    assert requests_of(fast)["finished_s"].tolist() == [4.0]
 
 
 def test_the_dynamic_batcher_is_woken_when_its_delay_is_over() -> None:
@@ -170,7 +158,7 @@ def test_when_nothing_fits_the_run_ends_at_once() -> None:
     engine = replica(load([1.0, 2.0], [99, 99]), num_blocks=3)
     requests = run(engine)
     assert requests["rejected"].all()
-    assert engine.env.now == 2.0
+    assert engine.clock.now == 2.0
 
 
 # -- what it tells ---------------------------------------------------------------------------------
@@ -196,9 +184,9 @@ def test_progress_only_grows_and_never_exceeds_the_requests() -> None:
 
 def test_a_policy_that_decides_nothing_for_ever_is_found_out() -> None:
     engine = replica(load([0.0], [3]))
-    engine.scheduler.schedule = lambda now_s: None  # type: ignore[method-assign]
+    engine.engines[0].scheduler.schedule = lambda now_s: None  # type: ignore[method-assign]
     with pytest.raises(AssertionError, match="the scheduler is stuck"):
-        engine.env.run()
+        engine.clock.run()
 
 
 def test_check_looks_at_the_allocator_after_every_decision() -> None:
@@ -206,7 +194,7 @@ def test_check_looks_at_the_allocator_after_every_decision() -> None:
     for check in (True, False):
         engine = replica(load([0.0], [5]), leap=False, check=check)
         calls: list[int] = []
-        engine.scheduler.allocator.check = (  # type: ignore[method-assign]
+        engine.engines[0].scheduler.allocator.check = (  # type: ignore[method-assign]
             lambda tables, calls=calls: calls.append(len(list(tables)))
         )
         run(engine)

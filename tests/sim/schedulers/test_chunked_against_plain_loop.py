@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 
 from sim.batch import Batch, PrefillChunk
-from sim.request import Request
+from sim.request import Emission, Request
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import LinearLatency, engines, run, workloads
@@ -179,7 +179,7 @@ class PlainEngine:
             self.caught_up.add(request)
             request.num_generated_tokens += 1
             if request.num_generated_tokens == 1:
-                request.first_token_s = end_s
+                request.first_token = Emission(end_s)
             if request.num_generated_tokens == request.output_tokens:
                 request.finished_s = end_s
                 running.remove(request)

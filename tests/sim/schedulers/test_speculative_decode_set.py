@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.request import Request
+from sim.request import Emission, Request
 from sim.schedulers.speculative_decode_set import SpeculativeDecodeSet
 from sim.speculation import DraftShape, Speculation
 from sim.speculation.acceptance import RandomAcceptance, RecordedAcceptance
@@ -83,7 +83,8 @@ def test_the_calendar_says_what_one_by_one_says(data: st.DataObject) -> None:
                 outside.remove(plain)
                 inside.append(plain)
                 plain.blocks = len(plain.request.block_table)
-                decodes.add(plain.request, now_s)
+                plain.request.last_token = Emission(now_s)
+                decodes.add(plain.request)
         for plain in list(inside):
             match data.draw(st.sampled_from(["stay"] * 6 + ["leave", "limit"])):
                 case "leave":
@@ -125,7 +126,7 @@ def test_the_calendar_says_what_one_by_one_says(data: st.DataObject) -> None:
         emitted = [plain.verify(shape) for plain in inside]
         assert (verified.query_tokens, verified.emitted) == (sum(queries), sum(emitted))
         assert verified.accepted == sum(expected)
-        ended = decodes.advance(1, now_s + 1)
+        ended = decodes.advance(1, Emission(now_s + 1))
         gone = [plain for plain in inside if plain.generated == plain.request.output_tokens]
         assert set(ended) == {plain.request for plain in gone}
         for plain in gone:
@@ -139,13 +140,14 @@ def test_a_long_answer_outgrows_the_calendar() -> None:
     for start, output in ((0, 3000), (700, 20), (2000, 5000)):
         while decodes.step < start:
             assert decodes.verification().emitted == decodes.num_seqs
-            decodes.advance(1, float(decodes.step))
+            decodes.advance(1, Emission())
         request = Request(start, 0.0, 5, output, output)
         request.num_computed_tokens, request.num_generated_tokens = 5, 1
-        decodes.add(request, 0.0)
+        request.last_token = Emission(0.0)
+        decodes.add(request)
     while decodes.num_seqs:
         assert decodes.verification().emitted == decodes.num_seqs
-        decodes.advance(1, float(decodes.step))
+        decodes.advance(1, Emission())
     assert decodes.step == 2000 + 4999
     assert decodes.context_tokens == decodes.query_tokens == 0
 
@@ -156,5 +158,6 @@ def test_blocks_are_never_needed_beyond_the_models_length() -> None:
     request = Request(0, 0.0, 10, 6, 6)
     request.num_computed_tokens, request.num_generated_tokens = 10, 1
     request.block_table = [0, 1, 2]
-    decodes.add(request, 0.0)
+    request.last_token = Emission(0.0)
+    decodes.add(request)
     assert decodes.needs_block(request) == 1, "16 slots, not the 19 that eight drafts would take"

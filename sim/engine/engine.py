@@ -1,0 +1,298 @@
+"""One engine: a scheduler, a device, and the batches in flight between them.
+
+    batch = scheduler.schedule(now_s)          decide
+    ends_s = device.run(batch, now_s)          run
+    scheduler.advance(batch)                   the schedule moves on: the next decision can be made
+    scheduler.collect(batch, end_s)            its tokens are there, and room for others
+
+An engine decides again as soon as fewer than `depth` batches are in flight, and waits for the
+oldest one where there is nothing to decide (vLLM's `step_with_batch_queue`). With depth 1 it
+decides when the device is free; with depth 2 it decides an iteration ahead, while the device
+computes the one before (vLLM's asynchronous scheduling).
+
+*Step* mode makes every decision. *Leap* mode asks the scheduler how long its decision holds and
+jumps there. A leap is planned, and the schedule moves on over it when the next decision is due; so
+it can be cut short by an arrival, and both modes see the same batches at the same times. Both
+compute an iteration's end as the sum of the end before and its duration, so that not even rounding
+differs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol
+
+from sim.batch import Batch
+from sim.engine.run_log import Counts, check_iteration, counts_of, cut, note
+from sim.records import IterationLog
+from sim.request import Request
+from sim.schedulers.scheduler import Scheduler
+from sim.workload.source import RequestSource
+
+
+class Device(Protocol):
+    """What computes an engine's batches, one after the other or over several stages."""
+
+    free_s: float  # when the next batch can begin
+
+    def run(self, batch: Batch, now_s: float) -> tuple[float, float]:
+        """When a batch that is launched now begins and ends."""
+
+    def leap(self, batch: Batch, now_s: float, iterations: int, until_s: float) -> list[float]:
+        """When each of up to `iterations` of it ends, the first at or after `until_s` the last."""
+
+
+_NOBODY: list[Request] = []
+
+
+@dataclass(slots=True)
+class Flight:
+    """A launched batch, or a leap over many alike: when it begins, when each iteration ends."""
+
+    batch: Batch
+    start_s: float
+    ends_s: list[float]
+    counts: Counts | None = None  # for its records, once the schedule has moved on
+
+
+class Engine:
+    """Decides, launches and collects; who calls it and when is a driver's business.
+
+    A driver calls `collect` at `due_s`, and `decide` at `decision_s` and whenever an idle engine is
+    given a request.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        device: Device,
+        *,
+        arrivals: RequestSource | None = None,
+        depth: int = 1,
+        leap: bool = True,
+        check: bool = False,
+    ) -> None:
+        """`arrivals`: where its requests come from, if nobody else is sent any of them."""
+        self.scheduler = scheduler
+        self.device = device
+        self.log = IterationLog()
+        self.decision_s = inf  # when to decide next, unless a request comes before
+        self._arrivals = arrivals
+        self._depth = depth
+        self._leap = leap
+        self._check = check
+        self._flights: deque[Flight] = deque()  # the schedule has moved on over these …
+        self._plan: Flight | None = None  # … and not over the latest, which can be cut short
+        self._emitted_s = -inf  # when the tokens collected last went out
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight."""
+        return self._plan is None and not self._flights
+
+    @property
+    def due_s(self) -> float:
+        """When to call next: to decide, or since requests have their last tokens."""
+        flights = self._flights
+        if flights and flights[0].batch.ended:
+            return min(flights[0].ends_s[-1], self.decision_s)
+        return self.decision_s
+
+    # -- deciding -----------------------------------------------------------------------------
+
+    def decide(self, now_s: float) -> None:
+        """Launch batches until as many are in flight as may be, or nothing is left to compute.
+
+        What has ended by now has been collected.
+        """
+        scheduler, flights = self.scheduler, self._flights
+        while True:
+            if self._plan is not None:
+                self._move_on()
+            batch = scheduler.schedule(now_s)
+            stopped = not flights and not now_s < scheduler.wake_s < inf
+            if batch is None and stopped and scheduler.pool.num_unfinished:
+                batch = scheduler.schedule(now_s)  # everybody was preempted: admit again
+            if batch is None:
+                self.decision_s = flights[0].ends_s[-1] if flights else self._wake_s(now_s)
+                return
+            self._launch(batch, now_s)
+            if self.decision_s > now_s:
+                return
+
+    def _wake_s(self, now_s: float) -> float:
+        """When to ask an idle scheduler again though nobody comes."""
+        wake_s = self.scheduler.wake_s
+        return wake_s if wake_s > now_s else inf
+
+    def _launch(self, batch: Batch, now_s: float) -> None:
+        scheduler, device = self.scheduler, self.device
+        batch.decided_ahead = device.free_s > now_s
+        iterations = scheduler.horizon(batch) if self._leap else 1
+        if iterations > 1:
+            start_s = max(now_s, device.free_s)
+            ends_s = device.leap(batch, now_s, iterations, self._until_s())
+        else:
+            start_s, end_s = device.run(batch, now_s)
+            ends_s = [end_s]
+        self._plan = Flight(batch, start_s, ends_s)
+        if self._depth == 1:
+            self.decision_s = ends_s[-1]
+        else:
+            self._expect(now_s)
+
+    def _until_s(self) -> float:
+        """When a leap that begins now ends at the latest, as far as is known."""
+        pool, source = self.scheduler.pool, self._arrivals
+        until_s = pool.gives_up_s
+        if source is not None:
+            if self.scheduler.admits_arrivals:
+                until_s = min(until_s, source.next_arrival_s)
+            if pool.rules is not None:  # somebody may come, and give up
+                until_s = min(until_s, source.next_arrival_s + pool.rules.max_wait_s)
+        return until_s
+
+    def _expect(self, now_s: float) -> None:
+        """Decide again once all but `depth` - 1 of the iterations launched are through."""
+        assert self._plan is not None
+        flights, ends_s = self._flights, self._plan.ends_s
+        last = len(flights) + len(ends_s) - self._depth
+        if last < 0:
+            self.decision_s = now_s
+        elif last < len(flights):
+            self.decision_s = flights[last].ends_s[-1]
+        else:
+            self.decision_s = ends_s[last - len(flights)]
+
+    def _move_on(self) -> None:
+        """Let the schedule move on over the latest launch."""
+        assert self._plan is not None
+        self._advance(self._plan)
+        self._flights.append(self._plan)
+        self._plan = None
+
+    def _advance(self, flight: Flight) -> None:
+        iterations = len(flight.ends_s)
+        flight.counts = counts_of(self.scheduler, flight.batch, iterations)
+        self.scheduler.advance(flight.batch, iterations)
+
+    # -- collecting ---------------------------------------------------------------------------
+
+    def collect(self, now_s: float) -> list[Request]:
+        """Take in what has ended by now; returns the requests that finished."""
+        flights, finished = self._flights, _NOBODY
+        while True:
+            if flights:
+                if flights[0].ends_s[-1] > now_s:
+                    return finished
+                if found := self._take(flights.popleft()):
+                    finished = [*finished, *found] if finished else found
+            elif self._plan is not None and self._plan.ends_s[-1] <= now_s:
+                plan, self._plan = self._plan, None
+                self._advance(plan)
+                return self._take(plan) or finished
+            else:
+                return finished
+
+    def _take(self, flight: Flight) -> list[Request]:
+        batch, ends_s, scheduler = flight.batch, flight.ends_s, self.scheduler
+        end_s = ends_s[-1]
+        assert flight.counts is not None
+        self._emitted_s = batch.emission.at_s = end_s
+        note(self.log, scheduler, batch, flight.counts, flight.start_s, ends_s)
+        finished = scheduler.collect(batch, end_s)
+        self.log.finished(len(finished))
+        if self._check:
+            check_iteration(scheduler, batch)
+        return finished
+
+    def growth(self, now_s: float) -> int:
+        """Blocks that stepping would have allocated by now, beyond those that are allocated."""
+        plan = self._plan
+        if plan is None or plan.ends_s[0] >= now_s:
+            return 0
+        return self.scheduler.growth(bisect_left(plan.ends_s, now_s) + self._depth)
+
+    # -- leaps that are cut short -------------------------------------------------------------
+
+    def interrupt(self, at_s: float) -> None:
+        """Something happens then that the plan does not know of: decide as stepping would."""
+        plan = self._plan
+        if plan is None or at_s >= self.decision_s:
+            return
+        rules = self.scheduler.pool.rules
+        # Whether an arrival finds room in the queue, and when it gives up, is not known before.
+        if not (self.scheduler.admits_arrivals or (rules is not None and rules.limits)):
+            return
+        ends_s, flights = plan.ends_s, self._flights
+        running = sum(flight.ends_s[-1] < at_s for flight in flights)
+        if running == len(flights):
+            running += bisect_left(ends_s, at_s)
+        kept = max(running + self._depth - len(flights), 1)
+        if kept < len(ends_s):
+            del ends_s[kept:]
+            self.device.free_s = ends_s[-1]
+            self._expect(at_s)
+
+    def catch_up(self, now_s: float) -> None:
+        """Bring all state to what it would be now if every iteration were stepped through."""
+        plan = self._plan
+        if plan is None:
+            return
+        passed = bisect_left(plan.ends_s, now_s)
+        if not passed or passed >= len(plan.ends_s):
+            return
+        left_s, free_s = plan.ends_s[passed:], self.device.free_s
+        ended_s = start_s = plan.ends_s[passed - 1]
+        del plan.ends_s[passed:]
+        self._move_on()
+        finished = self.collect(ended_s)
+        assert not finished, "a leap went past the end of a sequence"
+        for ahead in range(self._depth):
+            batch = self.scheduler.schedule(ended_s)
+            assert batch is not None and not batch.prefills, "a leap was no leap"
+            batch.decided_ahead = self._depth > 1
+            self.device.run(batch, start_s)  # marks it where it leaves the measured range
+            whole = ahead == self._depth - 1
+            self._plan = Flight(batch, start_s, left_s[ahead:] if whole else [left_s[ahead]])
+            if not whole:
+                start_s = left_s[ahead]
+                self._move_on()
+        self.device.free_s = free_s
+
+    def void(self, now_s: float) -> None:
+        """The engine fails: what has ended before now has ended, the rest never will."""
+        flights, plan = self._flights, self._plan
+        while flights and flights[0].ends_s[-1] < now_s:
+            finished = self._take(flights.popleft())
+            assert not finished, "who had finished was not collected in time"
+        if plan is not None:
+            passed = bisect_left(plan.ends_s, now_s)
+            if passed:  # of a leap: nobody ends in the midst of one
+                del plan.ends_s[passed:]
+                self._move_on()
+                self._take(flights.popleft())
+        for flight in flights:
+            self._void(flight)
+        flights.clear()
+        self._plan = None
+        self.decision_s = inf
+        self.device.free_s = now_s
+
+    def _void(self, flight: Flight) -> None:
+        """Its last iteration never ends; those of a leap before it have."""
+        batch, ends_s = flight.batch, flight.ends_s[:-1]
+        if ends_s:
+            assert flight.counts is not None
+            self._emitted_s = batch.emission.at_s = ends_s[-1]
+            counts = cut(flight.counts, len(ends_s), self.scheduler.allocator.block_size)
+            note(self.log, self.scheduler, batch, counts, flight.start_s, ends_s)
+            self.log.finished(0)
+            return
+        for chunk in batch.prefills:
+            if chunk.request.first_token is batch.emission:
+                chunk.request.first_token = None
+        batch.emission.at_s = self._emitted_s  # those who have tokens have them from before
