@@ -83,6 +83,11 @@ class DecodeSet:
         """This member's tokens in the cache now."""
         return request.num_computed_tokens + self.step - request.joined_step
 
+    def last_token_of(self, request: Request) -> Emission | None:
+        """What the latest token of a request, in here or not, went out with."""
+        advanced = request.joined_step >= 0 and self.step > request.joined_step
+        return self._emission if advanced else request.last_token
+
     @property
     def unwritten_tokens(self) -> int:
         """Tokens that the members will still write to the cache before they end."""

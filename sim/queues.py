@@ -61,6 +61,13 @@ class QueueRules:
             return deque()
         return FairQueue() if self.order == "fair" else SortedQueue(self._key())
 
+    def rank(self) -> Callable[[Request], Key] | None:
+        """By what the last in order is found among those that run, where that does not change.
+
+        vLLM's victim under `priority` is the request with the largest (priority, arrival).
+        """
+        return self._key() if self.order in ("priority", "earliest_deadline") else None
+
     def _key(self) -> Callable[[Request], Key]:
         priority, deadline_s = self.priority, self.deadline_s
         keys: dict[str, Callable[[Request], Key]] = {

@@ -2,9 +2,10 @@
 
 PagedAttention (Kwon et al., SOSP 2023, section 4) stores keys and values in blocks of
 ``block_size`` tokens. A sequence's *block table* lists its blocks in order; blocks are taken from
-one free queue and come back to its end. With the prefix cache on, a full block carries the hash of
-all tokens up to its last one. It keeps that hash after it is freed, until the queue hands it out
-again: the queue is thus the cache's least-recently-used order.
+the head of one free queue. With the prefix cache on, a full block carries the hash of all tokens up
+to its last one. It comes back to the queue's end and keeps that hash until the queue hands it out
+again: the queue is thus the cache's least-recently-used order. What holds nothing that could be
+found again comes back to the queue's head (vLLM's `BlockPool.free_blocks`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class BlockAllocator:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_caching = prefix_caching
+        # Whether a match's last block is computed again all the same, for the hidden states that a
+        # draft head needs and no cache has (vLLM with EAGLE and MTP).
+        self.drops_last_match = False
         self.num_free = num_blocks
         # A queue as a list and the position of its head: slices of many blocks cost one call.
         self._queue = _block_numbers(num_blocks)
@@ -96,17 +100,37 @@ class BlockAllocator:
         if count > 0:
             table += self.take(count)
 
-    def free(self, table: list[int]) -> None:
-        """Give back all blocks of `table`, last first, so that a prefix outlives its tail."""
-        if self._references:
-            blocks = [block for block in reversed(table) if not self._drop_reference(block)]
-        else:
-            blocks = table[::-1]
+    def free(self, table: list[int], num_tokens: int | None = None) -> None:
+        """Give back all blocks of `table`, last first, so that a prefix outlives its tail.
+
+        Those that its first `num_tokens` tokens fill may be found again; None: all may.
+        """
+        if self.prefix_caching and num_tokens is not None:
+            full = num_tokens // self.block_size
+            self._put_first(self._released(table[full:]))
+            del table[full:]
+        blocks = self._released(table)
         if self._hash_of:
             self._idle.update(block for block in blocks if block in self._hash_of)
         self._queue += blocks
         self.num_free += len(blocks)
         table.clear()
+
+    def _released(self, table: list[int]) -> list[int]:
+        """Those of a table that no other holds, last first."""
+        if not self._references:
+            return table[::-1]
+        return [block for block in reversed(table) if not self._drop_reference(block)]
+
+    def _put_first(self, blocks: list[int]) -> None:
+        """Let these be handed out next. They were taken from the head: no dead entries are left."""
+        head, count = self._head, len(blocks)
+        if head >= count:
+            self._head = head - count
+            self._queue[head - count : head] = blocks
+        else:
+            self._queue[head:head] = blocks
+        self.num_free += count
 
     def _take_live(self, count: int) -> list[int]:
         blocks: list[int] = []
@@ -216,13 +240,14 @@ class BlockAllocator:
         for position in range(first_token // self.block_size, stop):
             self.cache(request.block_table[position], hashes[position])
 
-    def cache_all(self, request: Request) -> None:
-        """Publish every full block of a request that is about to be preempted.
+    def cache_all(self, request: Request, num_tokens: int) -> None:
+        """Publish every block that the first `num_tokens` tokens of a request fill.
 
         Blocks behind the known prompt content can only be found again by the request itself, so
-        they carry a hash of its own and are published no sooner than that can matter.
+        they carry a hash of its own and are published no sooner than that can matter, which is when
+        it is preempted.
         """
-        for position in range(request.num_computed_tokens // self.block_size):
+        for position in range(num_tokens // self.block_size):
             self.cache(request.block_table[position], _block_hash(request, position))
 
     def cached_prefix(self, request: Request) -> list[int]:
@@ -230,6 +255,10 @@ class BlockAllocator:
         if not self.prefix_caching or not (request.block_hashes or request.preemptions):
             return []
         limit = (request.num_tokens - 1) // self.block_size
+        blocks = self._found(request, limit)
+        return blocks[:-1] if self.drops_last_match else blocks
+
+    def _found(self, request: Request, limit: int) -> list[int]:
         known = request.block_hashes[:limit]
         blocks = self.cached(known)
         if request.preemptions and len(blocks) == len(known):

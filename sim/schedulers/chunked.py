@@ -21,9 +21,13 @@ class ChunkedScheduler(IterationScheduler):
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
         super().__init__(pool, allocator, config)
         self._held_back: list[Request] = []
+        self._longest_chunk = 0  # of a prompt, in this iteration; 0: as long as the budget
 
     def schedule(self, now_s: float) -> Batch | None:
         batch = Batch()
+        # Nobody has to be kept from waiting for a long prompt that is alone.
+        others = len(self.pool.running) + len(self.pool.waiting) > 1
+        self._longest_chunk = self.config.long_prefill_token_threshold if others else 0
         if self._held_back:
             self._let_go_on()
         budget = self._schedule_running(batch, now_s)
@@ -62,12 +66,11 @@ class ChunkedScheduler(IterationScheduler):
 
     def _schedule_in_order(self, batch: Batch, now_s: float) -> int:
         """The general rule, when tokens or blocks are short: strictly in order of admission."""
-        pool = self.pool
+        pool, decodes, leaving = self.pool, self.pool.decodes, self._leaving
         budget = self.config.max_num_batched_tokens
+        given: dict[Request, int] = {}  # tokens of those already served by this decision
         for request in list(pool.running):
-            if request not in pool.running:  # preempted, and everybody behind it too
-                break
-            if request in self._leaving:
+            if request not in pool.running or request in leaving:
                 continue
             decoding = request.joined_step >= 0
             if budget == 0:
@@ -75,24 +78,33 @@ class ChunkedScheduler(IterationScheduler):
                     self._hold_back(request)
                 continue
             if decoding:
-                tokens = pool.decodes.limit(request, budget)
+                tokens = decodes.limit(request, budget)
+                blocks = int(decodes.needs_block(request))
             else:
                 tokens = self._chunk_tokens(request, budget)
-            blocks = (
-                int(pool.decodes.needs_block(request))
-                if decoding
-                else self._blocks_to_add(request, tokens)
-            )
+                blocks = self._blocks_to_add(request, tokens)
             while blocks > self.allocator.num_free and request in pool.running:
-                self._preempt_by_recompute(next(reversed(pool.running)), batch, now_s)
+                budget += self._give_way(self._victim(), given, batch, now_s)
             if request not in pool.running:
-                break
+                budget = 0  # nobody behind it is served either
+                continue
             if decoding:
                 self.allocator.allocate(request.block_table, blocks)
             else:
                 self._prefill(batch, request, tokens)
+            given[request] = tokens
             budget -= tokens
         return budget
+
+    def _give_way(
+        self, victim: Request, given: dict[Request, int], batch: Batch, now_s: float
+    ) -> int:
+        """Preempt a request; returns the tokens that this decision had given it."""
+        tokens = given.pop(victim, 0)
+        if tokens and victim.joined_step < 0:
+            self._take_out(batch, victim)
+        self._preempt_by_recompute(victim, batch, now_s, scheduled=tokens)
+        return tokens
 
     def _hold_back(self, request: Request) -> None:
         """No token is left for this sequence: it sits this iteration out."""
@@ -145,9 +157,8 @@ class ChunkedScheduler(IterationScheduler):
 
     def _chunk_tokens(self, request: Request, budget: int) -> int:
         tokens = request.num_tokens - request.num_computed_tokens
-        threshold = self.config.long_prefill_token_threshold
-        if 0 < threshold < tokens:
-            tokens = threshold
+        if 0 < self._longest_chunk < tokens:
+            tokens = self._longest_chunk
         return min(tokens, budget)
 
     def _blocks_to_add(self, request: Request, tokens: int) -> int:

@@ -94,14 +94,12 @@ class PagedScheduler(IterationScheduler):
             self._grow(crossing)
             return
         for request in list(pool.running):
-            if request not in pool.running:
-                break
-            if request in self._leaving:
+            if request not in pool.running or request in self._leaving:
                 continue
             # V0 asks for one free block per sequence, whether it crosses a boundary or not.
             blocks = int(pool.decodes.needs_block(request))
             while allocator.num_free < max(blocks, 1) and request in pool.running:
-                self._preempt(next(reversed(pool.running)), batch, now_s)
+                self._preempt(self._victim(), batch, now_s)
             if request in pool.running:
                 allocator.allocate(request.block_table, blocks)
 

@@ -102,6 +102,9 @@ class IterationScheduler:
         if config.queue is not None:
             pool.queue_by(config.queue)
         self._overtakes = config.queue is not None and config.queue.overtakes
+        self._rank = None if config.queue is None else config.queue.rank()
+        if config.speculation is not None:
+            allocator.drops_last_match = config.speculation.drops_last_match
         self.wake_s = inf
         self.gaps: list[tuple[float, int]] = []
         self.prefilling: dict[Request, None] = {}  # running, prompt only partly computed
@@ -237,6 +240,15 @@ class IterationScheduler:
             batch.num_emitting += 1
         self._prefill_stored_tokens += new_tokens
 
+    def _take_out(self, batch: Batch, request: Request) -> None:
+        """Take what a request was given by `_prefill` out of the batch again."""
+        (chunk,) = (one for one in batch.prefills if one.request is request)
+        batch.prefills.remove(chunk)
+        batch.num_tokens -= chunk.new_tokens
+        if chunk.cached_tokens + chunk.new_tokens == request.num_tokens:
+            batch.num_emitting -= 1
+        self._prefill_stored_tokens -= chunk.new_tokens
+
     def _join(self, request: Request, tokens: int, now_s: float) -> None:
         """Admit the head of the queue, computed elsewhere: it decodes, with blocks for `tokens`."""
         allocator = self.allocator
@@ -260,12 +272,21 @@ class IterationScheduler:
 
     # -- preemption -------------------------------------------------------------------------
 
-    def _preempt_by_recompute(self, request: Request, batch: Batch, now_s: float) -> None:
+    def _victim(self) -> Request:
+        """Who gives way next: who is last in the queue's order, else whoever was admitted last."""
+        running = self.pool.running
+        return next(reversed(running)) if self._rank is None else max(running, key=self._rank)
+
+    def _preempt_by_recompute(
+        self, request: Request, batch: Batch, now_s: float, *, scheduled: int = 0
+    ) -> None:
         """Drop the sequence's cache and send it back to the head of the queue.
 
         Its full blocks keep their hashes, so on its return it finds what has not been reused.
+        `scheduled`: tokens that it was given by this very decision.
         """
         decoding = request.joined_step >= 0
+        known = self._known_tokens(request, scheduled)
         self.pool.preempt(request, now_s)
         if request in self._leaving:
             batch_before = self._leave(request)
@@ -276,11 +297,33 @@ class IterationScheduler:
             self.prefilling.pop(request, None)
             self._prefill_stored_tokens -= request.num_computed_tokens
         if self.config.enable_prefix_caching:
-            self.allocator.cache_all(request)
-        self.allocator.free(request.block_table)
+            self.allocator.cache_all(request, known)
+        self.allocator.free(request.block_table, known)
         request.num_computed_tokens = 0
         self.pool.waiting.appendleft(request)
         batch.preempted += 1
+
+    def _known_tokens(self, request: Request, scheduled: int) -> int:
+        """Tokens whose blocks can be found again: those that the schedule has written and knows.
+
+        vLLM publishes a block as the step that fills it is scheduled, though the request that was
+        given this step gives way in the same decision; and what a step in flight writes as soon as
+        the token that it reads is known.
+        """
+        decodes = self.pool.decodes
+        decoding = request.joined_step >= 0
+        computed = decodes.stored_of(request) if decoding else request.num_computed_tokens
+        if not self._in_flight(request):
+            return computed + scheduled
+        decoded = decodes.step > request.joined_step if decoding else request.output_tokens > 1
+        return computed - 1 if decoded and not scheduled else computed
+
+    def _in_flight(self, request: Request) -> bool:
+        """Whether its latest token is still being computed."""
+        if request in self._leaving:
+            return True
+        last = self.pool.decodes.last_token_of(request)
+        return last is not None and last.at_s != last.at_s  # NaN
 
     # -- completion -------------------------------------------------------------------------
 
@@ -348,7 +391,7 @@ class IterationScheduler:
         """Give an ended sequence's blocks back; what a later turn repeats can be found again."""
         if request.block_hashes and self.config.enable_prefix_caching:
             self.allocator.cache_prompt(request, request.prompt_tokens, request.num_computed_tokens)
-        self.allocator.free(self.pool.detach(request))
+        self.allocator.free(self.pool.detach(request), request.num_computed_tokens)
 
     def decoding(self) -> Collection[Request]:
         return self.pool.decodes.members()
@@ -365,7 +408,7 @@ class IterationScheduler:
             else:
                 self.prefilling.pop(request, None)
                 self._prefill_stored_tokens -= request.num_computed_tokens
-            self.allocator.free(request.block_table)
+            self.allocator.free(request.block_table, request.num_computed_tokens)
         else:
             pool.waiting.remove(request)
         pool.abort(request, now_s)

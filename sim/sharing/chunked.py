@@ -21,13 +21,13 @@ class SamplingChunkedScheduler(SamplingScheduler, ChunkedScheduler):
         pool, allocator = self.pool, self.allocator
         budget = self.config.max_num_batched_tokens
         for request in list(pool.running):
-            if request not in pool.running:  # preempted, and everybody behind it too
-                break
+            if request not in pool.running:  # preempted
+                continue
             decoding, held_back, chunks = self._share_out(request, budget)
             blocks = self._blocks_to_write(decoding)
             blocks += sum(self._blocks_to_add(one, tokens) for one, tokens in chunks)
             while blocks > allocator.num_free and request in pool.running:
-                self._preempt_by_recompute(next(reversed(pool.running)), batch, now_s)
+                self._preempt_by_recompute(self._victim(), batch, now_s)
             if request not in pool.running:
                 break
             self._write(batch, decoding)

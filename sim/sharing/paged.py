@@ -28,11 +28,11 @@ class SamplingPagedScheduler(SamplingScheduler, PagedScheduler):
             return
         for request in list(pool.running):
             if request not in pool.running:
-                break
+                continue
             sequences = self._sequences(request)
             blocks = max(self._blocks_to_write(sequences), 1)
             while allocator.num_free < blocks and request in pool.running:
-                self._preempt(next(reversed(pool.running)), batch, now_s)
+                self._preempt(self._victim(), batch, now_s)
             if request in pool.running:
                 self._write(batch, sequences)
         self._forked.clear()

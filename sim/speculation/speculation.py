@@ -89,6 +89,12 @@ class Speculation:
     acceptance: Acceptance
 
     @property
+    def drops_last_match(self) -> bool:
+        """Whether the last block of a cached prefix is computed again: the draft reads the target's
+        hidden states, which no cache has (vLLM with EAGLE)."""
+        return self.method == "eagle"
+
+    @property
     def expected_tokens_per_step(self) -> float:
         """Tokens one verification yields on average, the target's own included."""
         return 1.0 + self.acceptance.mean

@@ -103,7 +103,7 @@ def test_a_preempted_request_finds_its_own_blocks_again_and_nobody_else_does() -
     request = a_request(tokens=10)
     allocator.allocate(request.block_table, 3)
     request.num_computed_tokens = 10
-    allocator.cache_all(request)
+    allocator.cache_all(request, request.num_computed_tokens)
     allocator.free(request.block_table)
     request.preemptions = 1
     assert len(allocator.cached_prefix(request)) == 2
@@ -155,7 +155,7 @@ def test_no_sequence_of_operations_loses_a_block(data: st.DataObject) -> None:
                 allocator.free(request.block_table)
                 tables.remove(request)
             elif action == "preempt":
-                allocator.cache_all(request)
+                allocator.cache_all(request, request.num_computed_tokens)
                 allocator.free(request.block_table)
                 tables.remove(request)
             elif action == "fork":

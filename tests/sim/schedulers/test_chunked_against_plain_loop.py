@@ -52,6 +52,7 @@ class PlainEngine:
                     request.index, self.size, request.prompt_tokens
                 )
         self.iterations: list[tuple[float, float, int, int, int]] = []
+        self.longest = 0  # chunk of a prompt in this iteration; 0: as long as the budget
 
     def blocks(self, tokens: int) -> int:
         return -(-tokens // self.size)
@@ -77,10 +78,13 @@ class PlainEngine:
                     self.cache.order.append(block)
 
     def release(self, request: Request) -> None:
+        """Blocks with a hash are reused last, the others first: a table's last block before all."""
+        first: list[int] = []
         for block in reversed(request.block_table):
             self.cache.references[block] -= 1
             if not self.cache.references[block]:
-                self.cache.free.append(block)
+                (self.cache.free if self.cache.hashes[block] is not None else first).append(block)
+        self.cache.free[:0] = first
         request.block_table.clear()
 
     def hits(self, request: Request) -> list[int]:
@@ -105,6 +109,8 @@ class PlainEngine:
                 request = arrivals.pop(0)
                 if self.blocks(request.final_tokens) <= self.num_blocks:
                     waiting.append(request)
+            alone = len(running) + len(waiting) == 1
+            self.longest = 0 if alone else self.config.long_prefill_token_threshold
             scheduled: dict[Request, int] = {}
             budget = self.config.max_num_batched_tokens
             preempted = 0
@@ -188,8 +194,8 @@ class PlainEngine:
 
     def chunk(self, request: Request, budget: int) -> int:
         tokens = request.num_tokens - request.num_computed_tokens
-        if 0 < self.config.long_prefill_token_threshold < tokens:
-            tokens = self.config.long_prefill_token_threshold
+        if 0 < self.longest < tokens:
+            tokens = self.longest
         return min(tokens, budget)
 
 
