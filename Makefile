@@ -36,7 +36,7 @@ test: $(TESTED) browser
 		$(addprefix --require=,$(REQUIRE))
 
 # Orcast's schedules of random workloads, held against vLLM's own code, step by step.
-test-vllm: $(VENV)/.dev $(VLLM)/.vllm
+test-vllm: $(VENV)/.core $(VLLM)/.vllm
 	$(RUN)/python -m tests.vllm --python $(VLLM)/bin/python --count $(COUNT) --seed $(SEED)
 
 # Lines and branches of all packages but kernels, whose bodies Triton compiles.

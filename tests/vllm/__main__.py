@@ -10,6 +10,7 @@ where fewer than 99.5 % are equal.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,8 @@ def main() -> int:
     parser.add_argument("--number", type=int, help="only the workload of this number")
     parser.add_argument("--show", type=int, default=2, help="differences of each mode")
     options = parser.parse_args()
+    if shutil.which(options.python) is None:
+        parser.error(f"there is no {options.python}: `make test-vllm` installs it")
     if options.action == "record":
         record(options.python)
         return 0

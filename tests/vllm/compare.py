@@ -45,7 +45,7 @@ class Vllm:
         """vLLM's schedule. Raises RuntimeError with what it says where it has none."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            print(json.dumps(workload.as_json()), file=self._process.stdin, flush=True)
+            print(json.dumps(workload.for_vllm()), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""

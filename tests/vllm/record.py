@@ -44,7 +44,6 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-STREAM_TOKENS, ANSWER_STREAM, MOST_SAMPLES = 1 << 16, 1000, 8  # as in workloads.py
 END = 2  # the end-of-sequence token; no stream has it
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -73,6 +72,11 @@ class Device:
         self.names: dict[str, tuple[str, int, int]] = {}  # vLLM's id: ours, request, sample
         self.scheduler: Any = None
         self._latest: Result | None = None
+
+    def token(self, stream: int, position: int) -> int:
+        """The token id at a position of a stream."""
+        token: int = stream * self.workload["stream_tokens"] + position
+        return token
 
     def execute_model(self, output: SchedulerOutput, non_block: bool = False) -> Result:
         """Note a decision and begin its batch as soon as the device is free."""
@@ -142,8 +146,7 @@ class Result:
         position = request.num_output_tokens
         if position + 1 == asked["output_tokens"] < asked["max_tokens"]:
             return END
-        stream = ANSWER_STREAM + number * MOST_SAMPLES + sample
-        return stream * STREAM_TOKENS + position
+        return self.device.token(asked["answer_streams"][sample], position)
 
 
 class Recorder:
@@ -248,7 +251,7 @@ class Recorder:
     def _arrive(self, core: EngineCore, device: Device, number: int, asked: dict[str, Any]) -> None:
         """As vLLM's front end: a request for n samples becomes n requests of one each."""
         prompt = [
-            stream * STREAM_TOKENS + position
+            device.token(stream, position)
             for stream, tokens in asked["prompt"]
             for position in range(tokens)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from tests.vllm.schedule import Schedule
@@ -15,6 +16,7 @@ FILE = Path(__file__).with_name("schedules.json.xz")
 Recorded = tuple[Workload, Schedule]
 
 
+@cache
 def read() -> dict[str, list[Recorded]]:
     """All that is recorded, by mode."""
     modes: dict[str, list[Recorded]] = {}

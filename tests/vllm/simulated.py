@@ -73,7 +73,7 @@ class Decisions(BlockRecorder):
         def noted_schedule(now_s: float) -> Batch | None:
             before = set(pool.running)
             batch = schedule(now_s)
-            if batch is not None:
+            if batch is not None and batch.num_tokens:
                 tokens = {self._name(one.request): one.new_tokens for one in batch.prefills}
                 if batch.num_decodes:
                     tokens.update((self._name(one), 1) for one in scheduler.decoding())

@@ -6,20 +6,19 @@ from tests.vllm import recorded
 from tests.vllm.compare import orcast_differs
 from tests.vllm.workloads import MODES
 
-RECORDED = recorded.read()
-
 
 @pytest.mark.parametrize("mode", MODES)
 def test_orcast_schedules_as_vllm_does(mode: str) -> None:
+    schedules = recorded.read()[mode]
     differences = [
         f"workload {number}: {said}"
-        for number, (workload, schedule) in enumerate(RECORDED[mode])
+        for number, (workload, schedule) in enumerate(schedules)
         if (said := orcast_differs(workload, schedule)) is not None
     ]
-    total = len(RECORDED[mode])
-    equal = f"{total - len(differences)} of {total} are equal"
+    equal = f"{len(schedules) - len(differences)} of {len(schedules)} are equal"
     assert not differences, "\n".join([equal, *differences[:3]])
 
 
-def test_there_are_enough_recorded_schedules() -> None:
-    assert sum(len(of) for of in RECORDED.values()) >= 300
+def test_schedules_of_every_mode_are_recorded() -> None:
+    assert recorded.read().keys() == MODES.keys()
+    assert sum(len(schedules) for schedules in recorded.read().values()) >= 300

@@ -69,6 +69,14 @@ class Workload:
         """Plain data, which `from_json` reads again."""
         return asdict(self)
 
+    def for_vllm(self) -> dict[str, Any]:
+        """Plain data for `record.py`, with what token ids are made of."""
+        data = self.as_json()
+        data["stream_tokens"] = STREAM_TOKENS
+        for number, one in enumerate(data["requests"]):
+            one["answer_streams"] = [answer_stream(number, at) for at in range(one["samples"])]
+        return data
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Workload:
         """What `as_json` gave, though it went through a file."""
@@ -112,8 +120,20 @@ def _mixed(rng: Random, *, async_scheduling: bool) -> Workload:
 
 
 def _priority(rng: Random) -> Workload:
+    """Caches are small, so that whom a preemption hits is seen.
+
+    With a threshold that may be one who already has tokens of this step.
+    """
     return _workload(
-        rng, policy="priority", threshold=rng.random() < 0.15, room=rng.choice(("ample", "little"))
+        rng,
+        policy="priority",
+        threshold=rng.random() < 0.4,
+        samples=rng.random() < 0.2,
+        seats=(2, 3, 4, 8, 16),
+        budgets=(16, 16, 32, 64, 128),
+        room=rng.choice(("some", "little", "little", "least")),
+        longest=150,
+        most_output=60,
     )
 
 
@@ -140,7 +160,8 @@ def _samples(rng: Random) -> Workload:
 
 
 def _stops(rng: Random) -> Workload:
-    return _workload(rng, stops=True, room=rng.choice(("ample", "some", "little")))
+    """With answers that end before their limit, which nobody knows beforehand."""
+    return _workload(rng, stops=True, room=rng.choice(("ample", "some", "little", "least")))
 
 
 MODES: dict[str, Callable[[Random], Workload]] = {
@@ -169,17 +190,19 @@ def _workload(
     samples: bool = False,
     stops: bool = False,
     seats: tuple[int, ...] = (1, 2, 3, 4, 8, 8, 16),
+    budgets: tuple[int, ...] = (7, 16, 32, 64, 100, 128, 512),
     room: str = "ample",
     longest: int = 150,
     most_output: int = 40,
 ) -> Workload:
     """`sharing`: the share of requests whose prompt begins as another's. None: drawn."""
     block_size = rng.choice((4, 8, 16, 16, 16, 32))
-    max_num_seqs = rng.choice(seats)
+    crowd = rng.random() < 0.03
+    max_num_seqs = rng.choice((24, 64)) if crowd else rng.choice(seats)
     durations = _durations(rng)
     requests: list[Request] = []
-    ticks = _arrivals(rng, rng.choice((1, 2, *range(3, 25))), durations)
-    for at in ticks:
+    count = 60 if crowd else rng.choice((1, 2, *range(3, 25)))
+    for at in _arrivals(rng, count, durations):
         output = 1 if rng.random() < 0.08 else rng.randint(1, most_output)
         one = Request(
             at=at,
@@ -195,7 +218,7 @@ def _workload(
         policy=policy,
         async_scheduling=rng.random() < 0.5 if async_scheduling is None else async_scheduling,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(max_num_seqs, rng.choice((7, 16, 32, 64, 100, 128, 512))),
+        max_num_batched_tokens=max(max_num_seqs, rng.choice(budgets)),
         long_prefill_token_threshold=rng.choice((1, 5, 16, 24, 40, 64)) if threshold else 0,
         max_model_len=rng.choice((longest_tokens, 4096)),
         block_size=block_size,
