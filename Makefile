@@ -20,7 +20,12 @@ DEV := $(or $(ENDS),requirements-dev.txt)
 TEST := $(or $(ENDS),requirements-test.txt)
 BROWSERS := chromium chromium-browser google-chrome chrome
 
-.PHONY: demo test coverage lint bench browser lock clean always
+VLLM := .venv-vllm
+# `make test-vllm COUNT=200 SEED=7`: other workloads, and how many of each mode.
+COUNT ?= 1000
+SEED ?= 1
+
+.PHONY: demo test test-vllm coverage lint bench browser lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -29,6 +34,10 @@ demo: $(VENV)/.core
 test: $(TESTED) browser
 	$(RUN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
 		$(addprefix --require=,$(REQUIRE))
+
+# Orcast's schedules of random workloads, held against vLLM's own code, step by step.
+test-vllm: $(VENV)/.core $(VLLM)/.vllm
+	$(RUN)/python -m tests.vllm --python $(VLLM)/bin/python --count $(COUNT) --seed $(SEED)
 
 # Lines and branches of all packages but kernels, whose bodies Triton compiles.
 coverage: $(TESTED) browser
@@ -66,6 +75,13 @@ $(VENV)/.test: $(TEST) requirements-torch-cpu.txt requirements-torch.txt $(VENV)
 	$(LOCKED) -r $(TEST)
 	@$(LOCKED) -r requirements-torch-cpu.txt 2> /dev/null || \
 		{ set -x; $(LOCKED) -r requirements-torch.txt; }
+	@touch $@
+
+# vLLM for the processor, 2 GB, in an environment of its own: what it needs does not fit ours.
+$(VLLM)/.vllm: requirements-vllm.txt
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+		-r requirements-vllm.txt
 	@touch $@
 
 # As root where there is apt, as in a container; elsewhere a browser is its user's business.
@@ -110,4 +126,4 @@ $(ENDS): always | $(UV) $(RUN)/python
 endif
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest .venv-lock runs
+	rm -rf .venv .venv-newest .venv-oldest .venv-lock $(VLLM) runs

@@ -1,0 +1,178 @@
+"""The same workload through Orcast: the schedule that its `chunked` policy decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sim.batch import Batch
+from sim.engine.block_history import BlockRecorder
+from sim.engine.simulation import simulate
+from sim.queues import QueueRules
+from sim.request import SAMPLE_NUMBERS
+from sim.request import Request as Sequence
+from sim.schedulers.engine_config import EngineConfig
+from sim.schedulers.scheduler import Scheduler
+from sim.workload import PromptContent
+from sim.workload import Workload as Columns
+from sim.workload.samples import Samples
+from tests.vllm.schedule import Schedule, Step
+from tests.vllm.workloads import STREAM_TOKENS, TICKS_PER_S, Workload, answer_stream
+
+
+def simulated(workload: Workload) -> Schedule:
+    """Orcast's schedule of one workload."""
+    decisions = Decisions(workload)
+    records = simulate(
+        columns(workload),
+        engine_config(workload),
+        GivenDurations(workload),
+        scheduler="chunked",
+        num_blocks=workload.num_gpu_blocks - 1,  # one of vLLM's is the null block
+        leap=False,
+        recorder=decisions,
+    )
+    starts = records.iterations["start_s"].tolist()
+    assert len(starts) == len(decisions.steps), "a decision that no iteration followed"
+    steps = [
+        Step(_ticks(start), *decision)
+        for start, decision in zip(starts, decisions.steps, strict=True)
+    ]
+    numbers = records.requests["request"].tolist()
+    first, last = (
+        {
+            str(number): _ticks(seconds)
+            for number, seconds in zip(numbers, records.requests[column].tolist(), strict=True)
+            if seconds == seconds  # not NaN: it was served
+        }
+        for column in ("first_token_s", "last_token_s")
+    )
+    return Schedule(tuple(steps), first, last)
+
+
+class Decisions(BlockRecorder):
+    """Notes every decision of an engine that computes something."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__()
+        self.steps: list[tuple[dict[str, int], tuple[str, ...], dict[str, int], int]] = []
+        self._workload = workload
+
+    def attach(self, scheduler: Scheduler) -> None:
+        """See what `scheduler` decides from now on."""
+        pool = scheduler.pool
+        schedule, preempt = scheduler.schedule, pool.preempt
+        preempted: list[str] = []
+
+        def noted_preempt(request: Sequence, now_s: float) -> None:
+            preempted.append(self._name(request))
+            preempt(request, now_s)
+
+        def noted_schedule(now_s: float) -> Batch | None:
+            before = set(pool.running)
+            batch = schedule(now_s)
+            if batch is not None and batch.num_tokens:
+                tokens = {self._name(one.request): one.new_tokens for one in batch.prefills}
+                if batch.num_decodes:
+                    tokens.update((self._name(one), 1) for one in scheduler.decoding())
+                hits = {
+                    self._name(one.request): one.cached_tokens
+                    for one in batch.prefills
+                    if one.request in pool.running and one.request not in before
+                }
+                free_blocks = scheduler.allocator.num_free
+                self.steps.append((tokens, tuple(preempted), hits, free_blocks))
+                preempted.clear()
+            return batch
+
+        scheduler.schedule = noted_schedule  # type: ignore[method-assign]
+        pool.preempt = noted_preempt  # type: ignore[method-assign]
+
+    def __call__(self, scheduler: Scheduler, batch: Batch) -> None:
+        """Nothing is to be seen at an iteration's end."""
+
+    def _name(self, sequence: Sequence) -> str:
+        sample, request = divmod(sequence.index, SAMPLE_NUMBERS)
+        alone = self._workload.requests[request].samples == 1
+        return f"{request}" if alone else f"{request}.{max(sample - 1, 0)}"
+
+
+class GivenDurations:
+    """A latency model: the n-th step takes the n-th duration."""
+
+    label = "given durations"
+    measured = False
+    uses_longest = False
+
+    def __init__(self, workload: Workload) -> None:
+        self._durations_s = [ticks / TICKS_PER_S for ticks in workload.durations]
+        self._step = 0
+
+    def iteration_s(self, batch: Batch) -> float:
+        self._step += 1
+        return self._durations_s[(self._step - 1) % len(self._durations_s)]
+
+    def run_ends_s(
+        self, batch: Batch, start_s: float, iterations: int, until_s: float
+    ) -> list[float]:
+        return [start_s + self.iteration_s(batch)]
+
+    def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"all": iterations["duration_s"]}
+
+
+def engine_config(workload: Workload) -> EngineConfig:
+    """The engine's limits under Orcast's names, which are vLLM's."""
+    options: dict[str, Any] = {}
+    if workload.policy == "priority":
+        levels = sorted({one.priority for one in workload.requests})
+        options["queue"] = QueueRules("priority", priority={str(level): level for level in levels})
+    return EngineConfig(
+        max_num_seqs=workload.max_num_seqs,
+        max_num_batched_tokens=workload.max_num_batched_tokens,
+        long_prefill_token_threshold=workload.long_prefill_token_threshold,
+        max_model_len=workload.max_model_len,
+        block_size=workload.block_size,
+        enable_prefix_caching=workload.enable_prefix_caching,
+        async_scheduling=workload.async_scheduling,
+        **options,
+    )
+
+
+def columns(workload: Workload) -> Columns:
+    """The requests as Orcast takes them. All content is known, answers too where there is one."""
+    requests = workload.requests
+    contents = []
+    for number, one in enumerate(requests):
+        pieces = list(one.prompt)
+        if one.samples == 1:
+            pieces.append((answer_stream(number, 0), one.output_tokens))
+        contents.append(
+            [
+                stream * STREAM_TOKENS + position
+                for stream, tokens in pieces
+                for position in range(tokens)
+            ]
+        )
+    samples = None
+    if any(one.samples > 1 for one in requests):
+        counts = np.array([one.samples for one in requests])
+        samples = Samples(counts, np.repeat([one.output_tokens for one in requests], counts))
+    labels = [str(one.priority) for one in requests]
+    return Columns(
+        arrival_s=np.array([one.at / TICKS_PER_S for one in requests]),
+        prompt_tokens=np.array([one.prompt_tokens for one in requests]),
+        output_tokens=np.array([one.output_tokens for one in requests]),
+        max_tokens=np.array([one.max_tokens for one in requests]),
+        content=PromptContent.from_lists(contents),
+        labels=labels if workload.policy == "priority" else None,
+        samples=samples,
+    )
+
+
+def _ticks(seconds: float) -> int:
+    ticks = seconds * TICKS_PER_S
+    assert ticks == int(ticks), f"{seconds} s is no whole number of ticks"
+    return int(ticks)
