@@ -132,6 +132,8 @@ class ChunkedScheduler(IterationScheduler):
 
     def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator
+        if self._published:
+            self.publish_answers()
         while pool.waiting and budget > 0:
             request = pool.waiting[0]
             if not self._has_seats(request):

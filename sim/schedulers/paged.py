@@ -52,6 +52,8 @@ class PagedScheduler(IterationScheduler):
                 return
             self._prefill(batch, request, tokens)
             budget -= tokens
+        if self._published and pool.waiting:
+            self.publish_answers()
         while pool.waiting:
             request = pool.waiting[0]
             if not self._has_seats(request):

@@ -110,6 +110,8 @@ class IterationScheduler:
         self.prefilling: dict[Request, None] = {}  # running, prompt only partly computed
         self._prefill_stored_tokens = 0  # of sequences that are not decoding
         self._blocked = False  # the head of the queue waits for something to finish
+        # Decoding, with an answer that others may find: how many of its tokens they can.
+        self._published: dict[Request, int] = {}
         self._leaving: dict[Request, Batch] = {}  # sequences whose last token is in flight
         self._leaving_tokens = 0  # that they have in the cache
 
@@ -212,6 +214,7 @@ class IterationScheduler:
         self._prefill_stored_tokens = 0
         self._leaving.clear()
         self._leaving_tokens = 0
+        self._published.clear()
         self._blocked = False
         return lost
 
@@ -287,6 +290,7 @@ class IterationScheduler:
         """
         decoding = request.joined_step >= 0
         known = self._known_tokens(request, scheduled)
+        self._published.pop(request, None)
         self.pool.preempt(request, now_s)
         if request in self._leaving:
             batch_before = self._leave(request)
@@ -302,6 +306,18 @@ class IterationScheduler:
         request.num_computed_tokens = 0
         self.pool.waiting.appendleft(request)
         batch.preempted += 1
+
+    def publish_answers(self) -> None:
+        """Let the blocks that decodes have filled be found, where it is known what they hold.
+
+        To be called before anybody looks; vLLM publishes each as it fills.
+        """
+        size = self.allocator.block_size
+        for request, published in self._published.items():
+            known = self._known_tokens(request, scheduled=int(request.joined_step >= 0))
+            if known // size > published // size:
+                self.allocator.cache_prompt(request, published, known)
+                self._published[request] = known
 
     def _known_tokens(self, request: Request, scheduled: int) -> int:
         """Tokens whose blocks can be found again: those that the schedule has written and knows.
@@ -375,6 +391,8 @@ class IterationScheduler:
     def _end_prefill(self, request: Request, batch: Batch) -> Sequence[Request]:
         """The sequence catches up and emits a token; returns it where that is its last."""
         self.pool.emit_first(request, batch)
+        if len(request.block_hashes) > request.prompt_tokens // self.allocator.block_size:
+            self._published[request] = request.num_computed_tokens
         if request.num_generated_tokens == request.output_tokens:
             return (request,)
         self.pool.decodes.add(request)
@@ -389,7 +407,7 @@ class IterationScheduler:
 
     def _leave_cache(self, request: Request) -> None:
         """Give an ended sequence's blocks back; what a later turn repeats can be found again."""
-        if request.block_hashes and self.config.enable_prefix_caching:
+        if self._published.pop(request, None) is not None:
             self.allocator.cache_prompt(request, request.prompt_tokens, request.num_computed_tokens)
         self.allocator.free(self.pool.detach(request), request.num_computed_tokens)
 
@@ -400,6 +418,7 @@ class IterationScheduler:
         pool = self.pool
         if request in pool.running:
             del pool.running[request]
+            self._published.pop(request, None)
             if request in self._leaving:
                 before = self._leave(request)
                 before.ended = _without(request, before.ended)
