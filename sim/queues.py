@@ -66,7 +66,10 @@ class QueueRules:
 
         vLLM's victim under `priority` is the request with the largest (priority, arrival).
         """
-        return self._key() if self.order in ("priority", "earliest_deadline") else None
+        if self.order not in ("priority", "earliest_deadline"):
+            return None
+        key = self._key()
+        return lambda one: (*key(one), one.index if one.group is None else one.group.request.index)
 
     def _key(self) -> Callable[[Request], Key]:
         priority, deadline_s = self.priority, self.deadline_s

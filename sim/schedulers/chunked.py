@@ -59,6 +59,8 @@ class ChunkedScheduler(IterationScheduler):
         if blocks > self.allocator.num_free or (not alone and sum(chunks.values()) > budget):
             return self._schedule_in_order(batch, now_s)
         self._grow(crossing)
+        if self._published:
+            self.publish_answers(scheduled=1)
         for request, tokens in chunks.items():
             self._prefill(batch, request, tokens)
             budget -= tokens
@@ -68,6 +70,8 @@ class ChunkedScheduler(IterationScheduler):
         """The general rule, when tokens or blocks are short: strictly in order of admission."""
         pool, decodes, leaving = self.pool, self.pool.decodes, self._leaving
         budget = self.config.max_num_batched_tokens
+        if self._published:
+            self.publish_answers()
         given: dict[Request, int] = {}  # tokens of those already served by this decision
         for request in list(pool.running):
             if request not in pool.running or request in leaving:
@@ -133,7 +137,7 @@ class ChunkedScheduler(IterationScheduler):
     def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator
         if self._published:
-            self.publish_answers()
+            self.publish_answers(scheduled=1)
         while pool.waiting and budget > 0:
             request = pool.waiting[0]
             if not self._has_seats(request):

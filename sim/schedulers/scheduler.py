@@ -307,14 +307,16 @@ class IterationScheduler:
         self.pool.waiting.appendleft(request)
         batch.preempted += 1
 
-    def publish_answers(self) -> None:
+    def publish_answers(self, scheduled: int = 0) -> None:
         """Let the blocks that decodes have filled be found, where it is known what they hold.
 
-        To be called before anybody looks; vLLM publishes each as it fills.
+        To be called before anybody looks and before prompts fill blocks alike: vLLM publishes each
+        as it fills. `scheduled`: tokens that the decision at hand has given each decode.
         """
         size = self.allocator.block_size
         for request, published in self._published.items():
-            known = self._known_tokens(request, scheduled=int(request.joined_step >= 0))
+            given = scheduled if request.joined_step >= 0 else 0
+            known = self._known_tokens(request, given)
             if known // size > published // size:
                 self.allocator.cache_prompt(request, published, known)
                 self._published[request] = known
