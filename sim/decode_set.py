@@ -7,6 +7,9 @@ say everything a scheduler asks, at a cost that does not grow with the batch:
     context of a member   = num_computed_tokens + 1 + (step - joined_step)
     it needs a new block  when num_computed_tokens + step - joined_step = 0 (mod block_size)
     it ends               after iteration joined_step + output_tokens - num_generated_tokens
+
+Where the schedule does not know that a token was the last one, since it is still being computed,
+the member takes part in one more iteration, whose token nobody gets.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ class DecodeSet:
         self._endings: dict[int, list[Request]] = {}
         self._ending_steps: list[int] = []  # heap of the calendar's days
         self._crossing: list[dict[Request, None]] = [{} for _ in range(block_size)]
+        self.overruns = False  # whether answers that end before their limit are found out late
+        self._overrunning: list[Request] = []  # members that have their last token
         self._emission = Emission()  # of the latest iteration
         # Of the members' latest tokens, and how many of them each.
         self.emissions: dict[Emission, int] = {}
@@ -95,6 +100,23 @@ class DecodeSet:
 
     def add(self, request: Request) -> None:
         """Let a request that has its first token, or will by then, decode from the next step."""
+        self._enter(request)
+        ending = self.step + request.output_tokens - request.num_generated_tokens
+        day = self._endings.get(ending)
+        if day is None:
+            self._endings[ending] = [request]
+            heappush(self._ending_steps, ending)
+        else:
+            day.append(request)
+        assert request.last_token is not None
+        self.emissions[request.last_token] = self.emissions.get(request.last_token, 0) + 1
+
+    def add_overrunning(self, request: Request) -> None:
+        """Let a request that has its last token decode once more."""
+        self._enter(request)
+        self._overrunning.append(request)
+
+    def _enter(self, request: Request) -> None:
         step = self.step
         request.joined_step = step
         self.num_seqs += 1
@@ -103,23 +125,16 @@ class DecodeSet:
         if self.tracks_longest:
             self._add_length(offset, request)
         self._final_tokens += request.prompt_tokens + request.output_tokens - 1
-        ending = step + request.output_tokens - request.num_generated_tokens
-        day = self._endings.get(ending)
-        if day is None:
-            self._endings[ending] = [request]
-            heappush(self._ending_steps, ending)
-        else:
-            day.append(request)
         self._crossing[(step - request.num_computed_tokens) % self._block_size][request] = None
-        self._note_emission(request)
-
-    def _note_emission(self, request: Request) -> None:
-        assert request.last_token is not None
-        self.emissions[request.last_token] = self.emissions.get(request.last_token, 0) + 1
 
     def remove(self, request: Request) -> None:
         """Take a member out before its end (preempted, or left out of one iteration)."""
         self.sync(request)
+        if request in self._overrunning:
+            self._overrunning.remove(request)
+            self._leave(request)
+            request.joined_step = -1
+            return
         ending = self.step + request.output_tokens - request.num_generated_tokens
         self._endings[ending].remove(request)
         self._leave(request)
@@ -169,6 +184,8 @@ class DecodeSet:
 
     def steps_to_next_ending(self) -> int:
         """Iterations until a member ends, that one included; 0 when there is none."""
+        if self._overrunning:
+            return 1
         steps = self._ending_steps
         while steps and not self._endings[steps[0]]:
             del self._endings[heappop(steps)]
@@ -194,7 +211,12 @@ class DecodeSet:
         return min(steps + 1, limit)
 
     def advance(self, iterations: int, emission: Emission) -> list[Request]:
-        """Pass `iterations` iterations, `emission` the last one's; returns who ended, in order."""
+        """Pass `iterations` iterations, `emission` the last one's.
+
+        Returns who has the last token now, in order.
+        """
+        if self._overrunning:
+            self.end_overrunning()
         self._emission = emission
         self.step = step = self.step + iterations
         steps = self._ending_steps
@@ -204,13 +226,30 @@ class DecodeSet:
             heappop(steps)
             ended = self._endings.pop(step)
             for request in ended:
+                if self.overruns and request.max_tokens > request.output_tokens:
+                    self.sync(request)
+                    self._overrunning.append(request)
+                    continue
                 self._leave(request)
                 request.num_computed_tokens = request.prompt_tokens + request.output_tokens - 1
                 request.num_generated_tokens = request.output_tokens
                 request.joined_step = -1
                 request.last_token = emission
-        self.emissions = {emission: self.num_seqs} if self.num_seqs else {}
+        count = self.num_seqs - len(self._overrunning)
+        self.emissions = {emission: count} if count else {}
         return ended
+
+    def overrunning(self) -> tuple[int, int]:
+        """How many members have their last token, and their context in the next iteration."""
+        stored = sum(map(self.stored_of, self._overrunning))
+        return len(self._overrunning), stored + len(self._overrunning)
+
+    def end_overrunning(self) -> None:
+        """Take those out that have their last token."""
+        for request in self._overrunning:
+            self._leave(request)
+            request.joined_step = -1
+        self._overrunning.clear()
 
     def _leave(self, request: Request) -> None:
         self.num_seqs -= 1

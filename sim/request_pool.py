@@ -138,6 +138,7 @@ class RequestPool:
     def evict(self) -> list[Request]:
         """Take every unfinished request out, in order of arrival, set back to its beginning."""
         lost = sorted([*self.running, *self.swapped, *self.waiting], key=lambda r: r.index)
+        self.decodes.end_overrunning()
         for request in list(self.running):
             if request.joined_step >= 0:
                 self.decodes.remove(request)

@@ -74,11 +74,13 @@ class ChunkedScheduler(IterationScheduler):
             self.publish_answers()
         given: dict[Request, int] = {}  # tokens of those already served by this decision
         for request in list(pool.running):
-            if request not in pool.running or request in leaving:
-                continue
             decoding = request.joined_step >= 0
+            if request not in pool.running or (request in leaving and not decoding):
+                continue
             if budget == 0:
-                if decoding:
+                if decoding and request in leaving:
+                    decodes.remove(request)
+                elif decoding:
                     self._hold_back(request)
                 continue
             if decoding:

@@ -96,7 +96,7 @@ class PagedScheduler(IterationScheduler):
             self._grow(crossing)
             return
         for request in list(pool.running):
-            if request not in pool.running or request in self._leaving:
+            if request not in pool.running or request.joined_step < 0:
                 continue
             # V0 asks for one free block per sequence, whether it crosses a boundary or not.
             blocks = int(pool.decodes.needs_block(request))

@@ -102,6 +102,7 @@ class IterationScheduler:
         if config.queue is not None:
             pool.queue_by(config.queue)
         self._overtakes = config.queue is not None and config.queue.overtakes
+        pool.decodes.overruns = config.async_scheduling
         self._rank = None if config.queue is None else config.queue.rank()
         if config.speculation is not None:
             allocator.drops_last_match = config.speculation.drops_last_match
@@ -395,9 +396,12 @@ class IterationScheduler:
         self.pool.emit_first(request, batch)
         if len(request.block_hashes) > request.prompt_tokens // self.allocator.block_size:
             self._published[request] = request.num_computed_tokens
+        decodes = self.pool.decodes
         if request.num_generated_tokens == request.output_tokens:
+            if decodes.overruns and request.max_tokens > request.output_tokens:
+                decodes.add_overrunning(request)
             return (request,)
-        self.pool.decodes.add(request)
+        decodes.add(request)
         return ()
 
     def _finish(self, ended: Sequence[Request], now_s: float) -> list[Request]:
@@ -435,14 +439,17 @@ class IterationScheduler:
         pool.abort(request, now_s)
 
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
-        count, decodes = batch.num_decodes, self.pool.decodes
+        count, decodes, rows = batch.num_decodes, self.pool.decodes, batch.num_emitting
         stored = batch.context_tokens if count else decodes.stored_tokens
         stored += self.pool.held_tokens + self._leaving_tokens
+        if count:
+            unheard, context = decodes.overrunning()  # by clients that have their answers by now
+            count, rows, stored = count - unheard, rows - unheard, stored - context
         reserved = 0
         if self.reserves:
             reserved = decodes.unwritten_tokens - count
             reserved += sum(chunk.request.output_tokens - 1 for chunk in batch.prefills)
-        return batch.num_emitting, self._prefill_stored_tokens + stored, count, reserved
+        return rows, self._prefill_stored_tokens + stored, count, reserved
 
 
 def _without(request: Request, ended: Sequence[Request]) -> list[Request]:

@@ -221,7 +221,8 @@ class SpeculativeDecodeSet(DecodeSet):
         self._final_tokens += request.final_tokens
         self._ends.setdefault(self.step + len(way.ends), {})[request] = None
         self._enter(self.step, way, 0, sign=1)
-        self._note_emission(request)
+        assert request.last_token is not None
+        self.emissions[request.last_token] = self.emissions.get(request.last_token, 0) + 1
         self._review_step = self.step
 
     def _draw(self, request: Request, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
