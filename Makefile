@@ -21,6 +21,7 @@ TEST := $(or $(ENDS),requirements-test.txt)
 BROWSERS := chromium chromium-browser google-chrome chrome
 
 VLLM := .venv-vllm
+VLLM_INSTALL := $(subst $(VENV),$(VLLM),$(INSTALL))
 # `make test-vllm COUNT=200 SEED=7`: other workloads, and how many of each mode.
 COUNT ?= 1000
 SEED ?= 1
@@ -77,11 +78,13 @@ $(VENV)/.test: $(TEST) requirements-torch-cpu.txt requirements-torch.txt $(VENV)
 		{ set -x; $(LOCKED) -r requirements-torch.txt; }
 	@touch $@
 
-# vLLM for the processor, 2 GB, in an environment of its own: what it needs does not fit ours.
-$(VLLM)/.vllm: requirements-vllm.txt
+# vLLM for the processor, 2 GB, in an environment of its own: what it needs does not fit ours. Its
+# torch is the one of the tests.
+$(VLLM)/.vllm: requirements-vllm.txt requirements-torch-cpu.txt requirements-torch.txt
 	$(PYTHON) -m venv --clear $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
-		-r requirements-vllm.txt
+	$(VLLM_INSTALL) -r requirements-vllm.txt
+	@$(VLLM_INSTALL) --require-hashes -r requirements-torch-cpu.txt 2> /dev/null || \
+		{ set -x; $(VLLM_INSTALL) --require-hashes -r requirements-torch.txt; }
 	@touch $@
 
 # As root where there is apt, as in a container; elsewhere a browser is its user's business.
