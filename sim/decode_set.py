@@ -100,7 +100,7 @@ class DecodeSet:
 
     def add(self, request: Request) -> None:
         """Let a request that has its first token, or will by then, decode from the next step."""
-        self._enter(request)
+        self._begin(request)
         ending = self.step + request.output_tokens - request.num_generated_tokens
         day = self._endings.get(ending)
         if day is None:
@@ -113,10 +113,10 @@ class DecodeSet:
 
     def add_overrunning(self, request: Request) -> None:
         """Let a request that has its last token decode once more."""
-        self._enter(request)
+        self._begin(request)
         self._overrunning.append(request)
 
-    def _enter(self, request: Request) -> None:
+    def _begin(self, request: Request) -> None:
         step = self.step
         request.joined_step = step
         self.num_seqs += 1

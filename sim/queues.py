@@ -69,7 +69,7 @@ class QueueRules:
         if self.order not in ("priority", "earliest_deadline"):
             return None
         key = self._key()
-        return lambda one: (*key(one), one.index if one.group is None else one.group.request.index)
+        return lambda one: (*key(one), one.whole.index)
 
     def _key(self) -> Callable[[Request], Key]:
         priority, deadline_s = self.priority, self.deadline_s
@@ -93,27 +93,27 @@ class SortedQueue:
 
     def __init__(self, key: Callable[[Request], Key]) -> None:
         self._key = key
-        self._entries: list[tuple[Key, int, Request]] = []
+        self._entries: list[tuple[Key, int, int, Request]] = []
 
     def append(self, request: Request) -> None:
-        insort(self._entries, (self._key(request), request.index, request))
+        insort(self._entries, (self._key(request), request.whole.index, request.index, request))
 
     appendleft = append
 
     def popleft(self) -> Request:
-        return self._entries.pop(0)[2]
+        return self._entries.pop(0)[-1]
 
     def remove(self, request: Request) -> None:
-        del self._entries[next(i for i, entry in enumerate(self._entries) if entry[2] is request)]
+        del self._entries[next(i for i, entry in enumerate(self._entries) if entry[-1] is request)]
 
     def clear(self) -> None:
         self._entries.clear()
 
     def __getitem__(self, at: int) -> Request:
-        return self._entries[at][2]
+        return self._entries[at][-1]
 
     def __iter__(self) -> Iterator[Request]:
-        return (entry[2] for entry in self._entries)
+        return (entry[-1] for entry in self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

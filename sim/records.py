@@ -135,7 +135,7 @@ class RequestLog:
         self.reject(request)
 
     def preempt(self, request: Request, now_s: float) -> None:
-        row = [request.index, now_s, NEVER]
+        row = [request.whole.index, now_s, NEVER]
         self._preempted.append(row)
         self._open[request.index] = row
 

@@ -55,6 +55,7 @@ class Request:
     admission: int = 0  # the how-manieth of its engine its latest one is
     label: str = ""  # its class, where the workload names classes
     group: SampleGroup | None = None  # of a request for several samples, and of each of them
+    parent: Request | None = None  # of a sample that is served as a request of its own
 
     @property
     def first_token_s(self) -> float:
@@ -65,6 +66,11 @@ class Request:
     def last_token_s(self) -> float:
         """When its latest token went out; NaN before, and while that token is computed."""
         return NEVER if self.last_token is None else self.last_token.at_s
+
+    @property
+    def whole(self) -> Request:
+        """The request as its client knows it."""
+        return self if self.parent is None else self.parent
 
     @property
     def was_scheduled(self) -> bool:
@@ -98,6 +104,47 @@ class BeamSearch:
     def __post_init__(self) -> None:
         if not 0 <= self.survival <= 1:
             raise ValueError(f"survival is {self.survival}, expected 0 to 1")
+
+
+class FanOut:
+    """A request's samples as requests of their own: all but their client is theirs alone."""
+
+    def __init__(self, request: Request) -> None:
+        assert request.group is not None
+        self.sequences = [
+            Request(
+                request.index + (number + 1) * SAMPLE_NUMBERS,
+                request.arrival_s,
+                request.prompt_tokens,
+                output_tokens,
+                request.max_tokens,
+                block_hashes=request.block_hashes,
+                num_computed_tokens=request.num_computed_tokens,
+                num_generated_tokens=request.num_generated_tokens,
+                first_token=request.first_token,
+                last_token=request.last_token,
+                label=request.label,
+                parent=request,
+            )
+            for number, output_tokens in enumerate(request.group.output_tokens)
+        ]
+        self.num_unfinished = len(self.sequences)
+        self.num_running = 0
+
+    def end(self, now_s: float) -> Request:
+        """All have ended; returns their request with what has become of it."""
+        request = self.sequences[0].whole
+        request.first_token = min((one.first_token for one in self.sequences), key=_time)
+        request.last_token = max((one.last_token for one in self.sequences), key=_time)
+        request.cached_tokens = self.sequences[0].cached_tokens
+        request.preemptions = sum(one.preemptions for one in self.sequences)
+        request.finished_s = now_s
+        return request
+
+
+def _time(token: Emission | None) -> float:
+    assert token is not None
+    return token.at_s
 
 
 class SampleGroup:

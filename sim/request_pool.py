@@ -10,7 +10,7 @@ from sim.batch import Batch
 from sim.decode_set import DecodeSet
 from sim.queues import QueueRules, WaitingQueue
 from sim.records import RequestLog
-from sim.request import Request
+from sim.request import FanOut, Request
 
 
 class RequestPool:
@@ -21,6 +21,7 @@ class RequestPool:
     """
 
     held_tokens = 0  # in the cache for requests that have left; see `detach`
+    fans_out = False  # whether the samples of a request are requests of their own
     hands_over = False  # whether requests leave for another engine, their cache with them
 
     def __init__(self, block_size: int, *, track_longest: bool = False) -> None:
@@ -35,6 +36,13 @@ class RequestPool:
         self.num_finished = 0
         self.num_rejected = 0
         self._admissions = 0
+        self._fanned: dict[Request, FanOut] = {}
+        self._further = 0  # running samples of requests that have one running already
+
+    @property
+    def num_running(self) -> int:
+        """Requests that run, however many of their samples do."""
+        return len(self.running) - self._further
 
     @property
     def num_unfinished(self) -> int:
@@ -64,7 +72,16 @@ class RequestPool:
             if rules.max_wait_s < inf:
                 self._impatient.append(request)
                 self.gives_up_s = min(self.gives_up_s, request.arrival_s + rules.max_wait_s)
-        self.waiting.append(request)
+        for sequence in self.sequences_of(request):
+            self.waiting.append(sequence)
+
+    def sequences_of(self, request: Request) -> list[Request]:
+        """What is served of a request: itself, or its samples where each is a request."""
+        if request.group is None or not self.fans_out or self.hands_over:
+            return [request]
+        if request not in self._fanned:
+            self._fanned[request] = FanOut(request)
+        return self._fanned[request].sequences
 
     def expire(self, now_s: float) -> list[Request]:
         """Let those go who have waited for too long without having begun; returns them."""
@@ -74,7 +91,9 @@ class RequestPool:
         while impatient and impatient[0].arrival_s + limit_s <= now_s:
             request = impatient.popleft()
             if not request.was_scheduled:
-                self.waiting.remove(request)
+                for sequence in self.sequences_of(request):
+                    self.waiting.remove(sequence)
+                self._fanned.pop(request, None)
                 self.num_rejected += 1
                 self.log.give_up(request, now_s)
                 gone.append(request)
@@ -86,6 +105,12 @@ class RequestPool:
         self.running[request] = None
         self._admissions += 1
         request.admission = self._admissions
+        if request.parent is not None:
+            family = self._fanned[request.parent]
+            family.num_running += 1
+            self._further += family.num_running > 1
+            if not request.parent.was_scheduled:
+                request.parent.scheduled_s = now_s
         if not request.was_scheduled:
             request.scheduled_s = now_s
         elif request.preemptions:
@@ -105,16 +130,36 @@ class RequestPool:
         request.num_generated_tokens = 0
         request.first_token = request.last_token = None
 
-    def finish(self, request: Request, now_s: float) -> None:
-        """The request leaves the engine with all its tokens."""
+    def finish(self, request: Request, now_s: float) -> Request | None:
+        """The sequence leaves the engine; returns the request that is answered with it, if one."""
         if request in self.running:
-            del self.running[request]
+            self.stop(request)
         else:  # preempted while its last token was computed
             self.waiting.remove(request)
             self.log.close(request)
+        if request.parent is not None:
+            family = self._fanned[request.parent]
+            family.num_unfinished -= 1
+            if family.num_unfinished:
+                return None
+            del self._fanned[request.parent]
+            request = family.end(now_s)
+        self.answer(request, now_s)
+        return request
+
+    def answer(self, request: Request, now_s: float) -> None:
+        """The request has all that it asked for."""
         request.finished_s = now_s
         self.num_finished += 1
         self.log.finish(request)
+
+    def stop(self, request: Request) -> None:
+        """It runs no longer."""
+        del self.running[request]
+        if request.parent is not None:
+            family = self._fanned[request.parent]
+            self._further -= family.num_running > 1
+            family.num_running -= 1
 
     def detach(self, request: Request) -> list[int]:
         """The blocks that come free as a request leaves the engine."""
@@ -139,6 +184,8 @@ class RequestPool:
         """Take every unfinished request out, in order of arrival, set back to its beginning."""
         lost = sorted([*self.running, *self.swapped, *self.waiting], key=lambda r: r.index)
         self.decodes.end_overrunning()
+        self._fanned.clear()
+        self._further = 0
         for request in list(self.running):
             if request.joined_step >= 0:
                 self.decodes.remove(request)
@@ -154,6 +201,7 @@ class RequestPool:
 
     def abort(self, request: Request, now_s: float) -> None:
         """The request, already taken out of its queue or of ``running``, ends without an answer."""
+        self._fanned.pop(request, None)
         self.num_rejected += 1
         if request in self._impatient:
             self._impatient.remove(request)
@@ -163,6 +211,6 @@ class RequestPool:
         """Take a request out of ``running``; the caller decides what becomes of its blocks."""
         if request.joined_step >= 0:
             self.decodes.remove(request)
-        del self.running[request]
+        self.stop(request)
         request.preemptions += 1
         self.log.preempt(request, now_s)

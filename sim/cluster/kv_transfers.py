@@ -30,8 +30,7 @@ class PrefillPool(ReplicaPool):
         self._held: dict[Request, list[int]] = {}
         self.held_tokens = 0
 
-    def finish(self, request: Request, now_s: float) -> None:
-        del self.running[request]
+    def answer(self, request: Request, now_s: float) -> None:
         request.finished_s = now_s
         self.num_finished += 1
 
@@ -70,7 +69,7 @@ class DecodePool(ReplicaPool):
 
     def start(self, request: Request, now_s: float) -> None:
         super().start(request, now_s)
-        self._admitted(request, now_s)
+        self._admitted(request.whole, now_s)
 
 
 class KvTransfers:

@@ -33,10 +33,10 @@ class ReplicaPool(RequestPool):
         self.queued_tokens += request.prompt_tokens
         super().preempt(request, now_s)
 
-    def finish(self, request: Request, now_s: float) -> None:
+    def finish(self, request: Request, now_s: float) -> Request | None:
         if request not in self.running:  # preempted meanwhile, it has queued again
             self.queued_tokens -= request.prompt_tokens
-        super().finish(request, now_s)
+        return super().finish(request, now_s)
 
     def evict(self) -> list[Request]:
         self.queued_tokens = 0
@@ -93,7 +93,7 @@ class ClusterReplica(Engine):
             self._finished(self, [request], now_s)
             return
         self._inbox.append(request)
-        self.pool.queued_tokens += request.prompt_tokens
+        self.pool.queued_tokens += request.prompt_tokens * self._sequences(request)
         self.kv_floor = -1.0
         self.num_outstanding += 1
         if self.is_idle:
@@ -180,6 +180,11 @@ class ClusterReplica(Engine):
         """These got no place in the queue, or left it."""
         self.gone_s += [now_s] * len(requests)
         self.num_outstanding -= len(requests)
-        self.pool.queued_tokens -= sum(request.prompt_tokens for request in requests)
+        for request in requests:
+            self.pool.queued_tokens -= request.prompt_tokens * self._sequences(request)
         if requests:
             self._finished(self, requests, now_s)
+
+    def _sequences(self, request: Request) -> int:
+        """How many of them begin of their own."""
+        return request.group.num_seqs if self.pool.fans_out and request.group is not None else 1

@@ -64,7 +64,7 @@ def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
             len(batch.copies), len(batch.loaded),
         )  # fmt: skip
     row = (
-        len(pool.running), len(batch.prefills), batch.num_tokens - decode_tokens,
+        pool.num_running, len(batch.prefills), batch.num_tokens - decode_tokens,
         batch.num_decodes, batch.context_tokens, batch.num_tokens, batch.num_emitting, emitted,
         kv_blocks, stored, growth, reserved,
     )  # fmt: skip

@@ -124,10 +124,10 @@ class ChunkedScheduler(IterationScheduler):
             self.pool.decodes.add(request)
         self._held_back.clear()
 
-    def abort(self, request: Request, now_s: float) -> None:
+    def _withdraw_one(self, request: Request) -> None:
         if request in self._held_back:
             self._held_back.remove(request)
-        super().abort(request, now_s)
+        super()._withdraw_one(request)
 
     def evict(self, now_s: float) -> list[Request]:
         self._held_back.clear()

@@ -217,7 +217,7 @@ class IterationScheduler:
         self._leaving_tokens = 0
         self._published.clear()
         self._blocked = False
-        return lost
+        return list(dict.fromkeys(request.whole for request in lost))
 
     def _grow(self, crossing: Collection[Request]) -> None:
         """One more block for each of these requests."""
@@ -406,10 +406,13 @@ class IterationScheduler:
 
     def _finish(self, ended: Sequence[Request], now_s: float) -> list[Request]:
         """Sequences have emitted their last token; returns the requests that are answered."""
+        answered = []
         for request in ended:
             self._leave_cache(request)
-            self.pool.finish(request, now_s)
-        return list(ended)
+            whole = self.pool.finish(request, now_s)
+            if whole is not None:
+                answered.append(whole)
+        return answered
 
     def _leave_cache(self, request: Request) -> None:
         """Give an ended sequence's blocks back; what a later turn repeats can be found again."""
@@ -421,9 +424,15 @@ class IterationScheduler:
         return self.pool.decodes.members()
 
     def abort(self, request: Request, now_s: float) -> None:
+        for sequence in self.pool.sequences_of(request):
+            self._withdraw_one(sequence)
+        self.pool.abort(request, now_s)
+
+    def _withdraw_one(self, request: Request) -> None:
+        """Take a sequence out of whatever it is in."""
         pool = self.pool
         if request in pool.running:
-            del pool.running[request]
+            pool.stop(request)
             self._published.pop(request, None)
             if request in self._leaving:
                 before = self._leave(request)
@@ -434,9 +443,8 @@ class IterationScheduler:
                 self.prefilling.pop(request, None)
                 self._prefill_stored_tokens -= request.num_computed_tokens
             self.allocator.free(request.block_table, request.num_computed_tokens)
-        else:
+        elif request in pool.waiting:
             pool.waiting.remove(request)
-        pool.abort(request, now_s)
 
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         count, decodes, rows = batch.num_decodes, self.pool.decodes, batch.num_emitting

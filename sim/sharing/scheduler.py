@@ -236,19 +236,21 @@ class SamplingScheduler(IterationScheduler):
         for sample in reversed(group.samples):
             self.allocator.free(sample.block_table)
 
-    def _preempt_by_recompute(self, request: Request, batch: Batch, now_s: float) -> None:
+    def _preempt_by_recompute(
+        self, request: Request, batch: Batch, now_s: float, *, scheduled: int = 0
+    ) -> None:
         group = request.group
         if group is not None:
             self._further_seqs -= group.num_seqs - 1
         if group is None or not group.started:
-            super()._preempt_by_recompute(request, batch, now_s)
+            super()._preempt_by_recompute(request, batch, now_s, scheduled=scheduled)
             return
         self._withdraw(group)
         first, prompt = group.samples[0], request.prompt_tokens
         if self.config.enable_prefix_caching:
             request.num_computed_tokens = min(first.num_computed_tokens, prompt)
             request.block_table = first.block_table
-            self.allocator.cache_all(request)
+            self.allocator.cache_all(request, request.num_computed_tokens)
             request.block_table = []
         request.num_computed_tokens = 0
         self._free_all(group)

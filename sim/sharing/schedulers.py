@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sim.schedulers.chunked import ChunkedScheduler
 from sim.schedulers.paged import PagedScheduler
-from sim.sharing.chunked import SamplingChunkedScheduler
+from sim.sharing.fanned_out import FannedOutChunkedScheduler
 from sim.sharing.paged import SamplingPagedScheduler
 
 _POLICIES: dict[type, type] = {
-    ChunkedScheduler: SamplingChunkedScheduler,
+    ChunkedScheduler: FannedOutChunkedScheduler,
     PagedScheduler: SamplingPagedScheduler,
 }
 
