@@ -17,7 +17,7 @@ import typer
 from scenarios.errors import InputError
 
 if TYPE_CHECKING:
-    from calibrate.engine.engine import Engine, Served
+    from calibrate.engine.engine import RealEngine, Served
     from calibrate.recordings.validation import EngineRun, Validation
     from kernels.transformer import Transformer
     from scenarios.forecast.deployment import Deployment
@@ -338,7 +338,9 @@ def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def _engine(question: Question, model: Transformer, table: LatencyTable, *, eos: bool) -> Engine:
+def _engine(
+    question: Question, model: Transformer, table: LatencyTable, *, eos: bool
+) -> RealEngine:
     from calibrate.engine.assembly import engine
     from calibrate.engine.checkpoint import eos_token
 
@@ -375,7 +377,7 @@ def _engine(question: Question, model: Transformer, table: LatencyTable, *, eos:
 
 
 @contextmanager
-def _stoppable(engine: Engine) -> Iterator[None]:
+def _stoppable(engine: RealEngine) -> Iterator[None]:
     """Ctrl-C ends the run after the current iteration; what was measured by then is kept."""
     before = signal.signal(signal.SIGINT, lambda *_: engine.stop())
     try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from calibrate.engine.ahead_engine import AheadEngine
-from calibrate.engine.engine import Clock, Engine
+from calibrate.engine.engine import Clock, RealEngine
 from calibrate.engine.executor import Sampling
 from calibrate.engine.token_ids import TokenIds
 from calibrate.engine.transformer_executor import TransformerExecutor
@@ -33,7 +32,7 @@ def engine(
     clock: Clock | None = None,
     check: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> Engine:
+) -> RealEngine:
     """An engine that will serve `workload` under a policy by name, as `sim.simulate` would.
 
     `seed` draws the token ids of prompts whose content is not known; the rest is as for `Engine`
@@ -59,9 +58,9 @@ def engine(
     if samples is not None:
         longest = int(workload.prompt_tokens.max() + samples.output_tokens.max())
     swaps = scheduler == "paged" and config.preemption == "swap"
-    if config.async_scheduling and (swaps or samples is not None):
+    if config.async_scheduling and (swaps or (samples is not None and scheduler == "paged")):
         raise ValueError(
-            "with async_scheduling the engine neither swaps nor samples: blocks would move under a "
+            "with async_scheduling the engine neither swaps nor forks: blocks would move under a "
             "batch that is being computed"
         )
     executor = TransformerExecutor(
@@ -74,8 +73,7 @@ def engine(
         capture_sizes=capture_sizes,
         sampling=sampling,
     )
-    kind = AheadEngine if config.async_scheduling else Engine
-    return kind(
+    return RealEngine(
         policy,
         executor,
         RequestSource(

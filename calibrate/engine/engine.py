@@ -1,13 +1,9 @@
-"""The real run: the simulator's schedulers and allocator over a model that really computes.
-
-    batch = scheduler.schedule(now_s)
-    outcome = executor.run(batch, scheduler.decoding())
-    scheduler.complete(batch, clock())
+"""The real run: the simulator's own loop, schedulers and allocator over a model that computes.
 
 Engine time is a chain: every iteration begins where the one before ended (or with the arrival that
 woke the engine), and a decision knows what had arrived by then. So an iteration's duration holds
-everything it cost, the host's share included, and the same durations fed to the simulator must
-give the same batches (`calibrate/recordings/replay.py`).
+everything it cost, the host's share included where it is not hidden, and the same durations fed to
+the simulator must give the same batches (`calibrate/recordings/replay.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +18,14 @@ from math import inf
 import numpy as np
 import torch
 
+from calibrate.engine.device import OUT_OF_MEMORY, Apart, AtOnce, Landed, out_of_memory
 from calibrate.engine.executor import Executor, Outcome
 from calibrate.engine.token_ids import TokenIds
+from calibrate.engine.transformer_executor import TransformerExecutor
 from sim.batch import Batch
-from sim.engine.run_log import check_iteration, collect, counts_of, note
-from sim.records import IterationLog, Records
+from sim.engine.engine import Engine
+from sim.engine.run_log import collect
+from sim.records import Records
 from sim.request import Request
 from sim.schedulers import Scheduler
 from sim.workload.samples import Samples
@@ -41,18 +40,17 @@ _NOT_FINITE = "the model's logits are not finite"
 PHASES = ("schedule_s", "prepare_s", "forward_s", "sample_s")
 
 
-def out_of_memory(error: Exception) -> str:
-    """What those hear whose batch could not be computed."""
-    return f"out of memory: {(str(error).splitlines() or ['no more is known'])[0]}"
-
-
 class Clock:
-    """Wall-clock seconds since its creation, minus the time that was skipped."""
+    """Wall-clock seconds since its start, minus the time that was skipped."""
 
     def __init__(self, *, skip_idle: bool = False) -> None:
         """`skip_idle`: an engine with nothing to do jumps to the next arrival and does not wait."""
         self._start_s = time.perf_counter()
         self._skip_idle = skip_idle
+
+    def restart(self) -> None:
+        """Begin at 0 again."""
+        self._start_s = time.perf_counter()
 
     def now_s(self) -> float:
         return time.perf_counter() - self._start_s
@@ -85,8 +83,10 @@ class Served:
     samples: Mapping[int, list[list[int]]]
 
 
-class Engine:
+class RealEngine(Engine):
     """One engine serving a workload on the wall clock.
+
+    Where it decides ahead it ends by length only: an end-of-sequence token would be known too late.
 
     Args:
         scheduler: a policy with its pool and allocator, as the simulator uses them.
@@ -111,15 +111,22 @@ class Engine:
         check: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.scheduler = scheduler
+        self._clock = clock or Clock()
+        ahead = scheduler.config.async_scheduling
+        if ahead and eos_token is not None:
+            raise ValueError("async_scheduling ends answers by length: it cannot go with --eos")
+        self._waiting_for: Apart | AtOnce = AtOnce(self._compute)
+        if ahead:
+            assert isinstance(executor, TransformerExecutor)
+            self._waiting_for = Apart(executor, scheduler, lambda: self._clock.now_s())
+        super().__init__(
+            scheduler, self._waiting_for, depth=2 if ahead else 1, leap=False, check=check
+        )
         self.executor = executor
-        self.log = IterationLog()
         self._source = source
         self._prompts = prompts
         self._asked = samples
         self._eos_token = eos_token
-        self._clock = clock
-        self._check = check
         self._progress = progress
         self._present: dict[int, Request] = {}
         self._outputs: dict[int, list[int]] = {}
@@ -148,13 +155,30 @@ class Engine:
             return self._serve()
 
     def _serve(self) -> Served:
-        clock = self._clock or Clock()
+        self._clock.restart()
         now_s = 0.0
         while True:
-            now_s, batch = self._decide(clock, now_s)
-            if batch is None:
+            self._let_come_and_go(now_s)
+            if self._stopped:
                 break
-            now_s = self._iterate(clock, batch, now_s)
+            self.decide(now_s)
+            if self.is_idle:
+                wake_s = min(self._source.next_arrival_s, self.decision_s)
+                if self.scheduler.pool.waiting:
+                    wake_s = min(wake_s, self.scheduler.pool.gives_up_s)
+                if wake_s == inf:
+                    break
+                self._clock.wait_until(wake_s, unless=lambda: self._stopped)
+                now_s = wake_s
+                continue
+            try:
+                now_s = self._land(self._waiting_for.wait())
+            except MemoryError as error:
+                self._give_up(str(error), now_s)
+                break
+        while not self.is_idle:
+            now_s = self._land(self._waiting_for.wait())
+        self._end_all(now_s)
         records = collect([self])
         for name, values in self._phases.items():
             records.iterations[name] = np.array(values)
@@ -164,58 +188,29 @@ class Engine:
 
     # -- one iteration ------------------------------------------------------------------------
 
-    def _decide(self, clock: Clock, now_s: float) -> tuple[float, Batch | None]:
-        """The next batch and when it begins; None when nothing is left to do."""
-        scheduler, source = self.scheduler, self._source
-        while True:
-            self._take_arrivals(now_s)
-            if scheduler.pool.gives_up_s <= now_s:
-                gone = scheduler.pool.expire(now_s)
-                for one in gone:
-                    self._errors[one.index] = GAVE_UP
-                    self._leave(one)
-                source.release(len(gone), now_s)
-                self._take_arrivals(now_s)
-            self._let_go(now_s)
-            if self._stopped:
-                self._end_all(now_s)
-                return now_s, None
-            batch = scheduler.schedule(now_s)
-            if batch is not None:
-                return now_s, batch
-            wake_s = min(source.next_arrival_s, scheduler.wake_s)
-            if scheduler.pool.waiting:
-                wake_s = min(wake_s, scheduler.pool.gives_up_s)
-            if wake_s <= now_s or (wake_s == inf and scheduler.pool.num_unfinished):
-                continue  # everybody was preempted: the next decision admits again
-            if wake_s == inf:
-                return now_s, None
-            clock.wait_until(wake_s, unless=lambda: self._stopped)
-            now_s = wake_s
-
-    def _iterate(self, clock: Clock, batch: Batch, start_s: float) -> float:
-        """Compute a batch that was decided at `start_s`; returns when it ended."""
-        scheduler = self.scheduler
-        scheduled_s = clock.now_s()
+    def _compute(self, batch: Batch, start_s: float) -> Landed | None:
+        """Compute a batch that was decided at `start_s`; None where nothing of it is left."""
+        scheduled_s = self._clock.now_s()
         outcome = self._run_or_shed(batch, start_s)
         if outcome is None:
-            return start_s
+            return None
         self._end_early(batch, outcome)
         # The same sum that the simulator will make of it.
-        duration_s = max(clock.now_s() - start_s, 1e-9)
-        end_s = start_s + duration_s
-        counts = counts_of(scheduler, batch, 1)
-        scheduler.advance(batch)
-        batch.emission.at_s = end_s
-        note(self.log, scheduler, batch, counts, start_s, [end_s])
+        duration_s = max(self._clock.now_s() - start_s, 1e-9)
+        return Landed(outcome, start_s, start_s + duration_s, scheduled_s)
+
+    def _land(self, landed: Landed) -> float:
+        """Take in the oldest batch in flight; returns when it ended."""
+        flight, outcome, end_s = self.oldest, landed.outcome, landed.end_s
+        flight.start_s, flight.ends_s = landed.start_s, [end_s]
+        waited_s = max(landed.scheduled_s - landed.start_s, 0.0)
         for name, value_s in zip(
             PHASES,
-            (scheduled_s - start_s, outcome.prepare_s, outcome.forward_s, outcome.sample_s),
+            (waited_s, outcome.prepare_s, outcome.forward_s, outcome.sample_s),
             strict=True,
         ):
             self._phases[name].append(value_s)
-        finished = scheduler.collect(batch, end_s)
-        self.log.finished(len(finished))
+        finished = self.collect(end_s)
         for request in finished:
             self._leave(request)
         if finished:
@@ -226,11 +221,21 @@ class Engine:
             self._errors[request.index] = _NOT_FINITE
             if request.index in self._present:
                 self._abort(request, _NOT_FINITE, end_s)
-        if self._check:
-            check_iteration(scheduler, batch)
         if self._progress is not None:
-            self._progress(scheduler.pool.num_finished + scheduler.pool.num_rejected)
+            self._progress(self.scheduler.pool.num_finished + self.scheduler.pool.num_rejected)
         return end_s
+
+    def _let_come_and_go(self, now_s: float) -> None:
+        pool = self.scheduler.pool
+        self._take_arrivals(now_s)
+        if pool.gives_up_s <= now_s:
+            gone = pool.expire(now_s)
+            for one in gone:
+                self._errors[one.index] = GAVE_UP
+                self._leave(one)
+            self._source.release(len(gone), now_s)
+            self._take_arrivals(now_s)
+        self._let_go(now_s)
 
     def _take_arrivals(self, now_s: float) -> None:
         pool, source = self.scheduler.pool, self._source
@@ -268,7 +273,7 @@ class Engine:
         while True:
             try:
                 return self.executor.run(batch, scheduler.decoding())
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except OUT_OF_MEMORY as error:
                 reason = out_of_memory(error)
             if batch.swapped_out:
                 request, batch.swapped_out = batch.swapped_out[0][0], batch.swapped_out[1:]
@@ -317,6 +322,9 @@ class Engine:
         allocator.forget(request.block_table)
         for sample in request.group.samples if request.group is not None else ():
             allocator.forget(sample.block_table)
+        for sequence in self.scheduler.pool.running:
+            if sequence.parent is request:
+                allocator.forget(sequence.block_table)
         for block_hash in request.block_hashes:
             while found := allocator.cached((block_hash,)):
                 allocator.forget(found)
@@ -335,11 +343,17 @@ class Engine:
         self._errors[request.index] = reason
         self.scheduler.abort(request, now_s)
         self._leave(request)
-        self._source.release(1, self._by_the_clock(now_s))
+        self._source.release(1, now_s)
 
-    def _by_the_clock(self, now_s: float) -> float:
-        """When the clients hear of what the scheduler does at `now_s`."""
-        return now_s
+    def _give_up(self, reason: str, now_s: float) -> None:
+        """What is in flight is lost, and nobody can be served any more."""
+        if self._plan is not None:
+            for chunk in self._plan.batch.prefills:  # of what the scheduler counts as stored
+                chunk.request.num_computed_tokens += chunk.new_tokens
+        self._flights.clear()
+        self._plan = None
+        for request in list(self._present.values()):
+            self._abort(request, reason, now_s)
 
     def _end_all(self, now_s: float) -> None:
         for request in list(self._present.values()):
@@ -360,4 +374,4 @@ class Engine:
 
 def _asked_by(sequence: Request) -> Request:
     """The request that a sequence belongs to: itself, or the one that it is a sample of."""
-    return sequence if sequence.group is None else sequence.group.request
+    return sequence.whole if sequence.group is None else sequence.group.request

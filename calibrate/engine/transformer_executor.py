@@ -100,7 +100,7 @@ class TransformerExecutor:
         self._host.release(request)
         sequences = self._sequences.pop(request, [request])
         answers = [self._sampled[one][: one.num_generated_tokens] for one in sequences]
-        if request.group is not None:
+        if request.group is not None and not any(one.parent for one in sequences):
             # Samples of a single token end as they begin, and never decode.
             seen = len(sequences) if sequences != [request] else 0
             answers = answers[:seen] + [[token] for token in self._sampled[request][seen:]]
@@ -265,17 +265,17 @@ class TransformerExecutor:
         return fed
 
     def _tokens_of(self, sequence: Request) -> list[int]:
-        """A sequence's tokens; a new sample has its prompt's and the first of its own."""
+        """A sequence's tokens; a new sample has its prompt's, and the first of its own where the
+        prompt was computed for all."""
         tokens = self._tokens.get(sequence)
         if tokens is not None:
             return tokens
-        assert sequence.group is not None
-        request = sequence.group.request
+        request = sequence.whole if sequence.group is None else sequence.group.request
         siblings = self._sequences.setdefault(request, [])
-        first = self._sampled[request][len(siblings)]
+        first = [] if sequence.group is None else [self._sampled[request][len(siblings)]]
         siblings.append(sequence)
-        self._sampled[sequence] = [first]
-        self._tokens[sequence] = [*self._tokens[request][: request.prompt_tokens], first]
+        self._sampled[sequence] = first
+        self._tokens[sequence] = self._tokens[request][: request.prompt_tokens] + first
         return self._tokens[sequence]
 
     def longest_context(self, count: int) -> int:

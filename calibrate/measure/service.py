@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.engine.engine import Clock, Engine
+from calibrate.engine.engine import Clock, RealEngine
 from calibrate.engine.executor import Outcome
 from calibrate.engine.token_ids import TokenIds
 from calibrate.engine.transformer_executor import TransformerExecutor
@@ -118,7 +118,7 @@ class Service:
             config,
         )
         self._executor.seen.clear()
-        served = Engine(
+        served = RealEngine(
             scheduler,
             self._executor,
             RequestSource(workload, block_size=config.block_size, prefix_caching=False),

@@ -38,8 +38,8 @@ class Device(Protocol):
 
     free_s: float  # when the next batch can begin
 
-    def run(self, batch: Batch, now_s: float) -> tuple[float, float]:
-        """When a batch that is launched now begins and ends."""
+    def run(self, batch: Batch, now_s: float) -> tuple[float, float] | None:
+        """When a batch that is launched now begins and ends; None where nothing is left of it."""
 
     def leap(self, batch: Batch, now_s: float, iterations: int, until_s: float) -> list[float]:
         """When each of up to `iterations` of it ends, the first at or after `until_s` the last."""
@@ -94,6 +94,13 @@ class Engine:
         return self._plan is None and not self._flights
 
     @property
+    def oldest(self) -> Flight:
+        """Of what is in flight."""
+        flight = self._flights[0] if self._flights else self._plan
+        assert flight is not None, "nothing is in flight"
+        return flight
+
+    @property
     def due_s(self) -> float:
         """When to call next: to decide, or since requests have their last tokens."""
         flights = self._flights
@@ -136,8 +143,11 @@ class Engine:
             start_s = max(now_s, device.free_s)
             ends_s = device.leap(batch, now_s, iterations, self._until_s())
         else:
-            start_s, end_s = device.run(batch, now_s)
-            ends_s = [end_s]
+            times_s = device.run(batch, now_s)
+            if times_s is None:
+                self.decision_s = now_s
+                return
+            start_s, ends_s = times_s[0], [times_s[1]]
         self._plan = Flight(batch, start_s, ends_s)
         if self._depth == 1:
             self.decision_s = ends_s[-1]

@@ -20,6 +20,7 @@ class ChunkedScheduler(IterationScheduler):
 
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
         super().__init__(pool, allocator, config)
+        pool.decodes.overruns = config.async_scheduling
         self._held_back: list[Request] = []
         self._longest_chunk = 0  # of a prompt, in this iteration; 0: as long as the budget
 

@@ -102,7 +102,6 @@ class IterationScheduler:
         if config.queue is not None:
             pool.queue_by(config.queue)
         self._overtakes = config.queue is not None and config.queue.overtakes
-        pool.decodes.overruns = config.async_scheduling
         self._rank = None if config.queue is None else config.queue.rank()
         if config.speculation is not None:
             allocator.drops_last_match = config.speculation.drops_last_match

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from calibrate.engine.assembly import engine
-from calibrate.engine.engine import Clock, Engine, Served
+from calibrate.engine.engine import Clock, RealEngine, Served
 from kernels.model_config import ModelConfig
 from kernels.rotary import rotary_table
 from kernels.transformer import Transformer
@@ -106,7 +106,7 @@ def tiny_engine(
     scheduler: str = "chunked",
     num_blocks: int = 64,
     **settings: object,
-) -> Engine:
+) -> RealEngine:
     """An engine of a few sequences and blocks of four tokens, that checks its invariants."""
     eos_token = settings.pop("eos_token", None)
     limits = {"max_num_seqs": 6, "max_num_batched_tokens": 32, "block_size": 4, "watermark": 0.0}
