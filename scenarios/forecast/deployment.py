@@ -176,8 +176,8 @@ def _engine(
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
     latency = with_block_moves(latency, scenario, memory, gpu)
-    if scenario.engine.async_scheduling:
-        latency = _overlapped(latency, scenario, source)
+    if scenario.engine.async_scheduling and spread.pipeline_parallel == 1:
+        latency = OverlappedLatency(latency)  # stages overlap already
     notes = (
         *(speculating.notes(scenario) if speculating is not None else ()),
         *unused_knobs(scenario),
@@ -185,22 +185,6 @@ def _engine(
         *measured_elsewhere,
     )
     return _Engine(model, gpu, routing, memory, config, latency, notes)
-
-
-def _overlapped(latency: LatencyModel, scenario: Scenario, source: str) -> LatencyModel:
-    """With the host's time hidden behind the device's. Raises InputError where that cannot be."""
-    where = f"{source}: engine.async_scheduling"
-    if scenario.speculation is not None:
-        raise InputError(f"{where}: beside speculation it is not modelled: drafts decide the batch")
-    if scenario.hardware.pipeline_parallel > 1:
-        raise InputError(f"{where}: a pipeline overlaps already: pipeline_parallel must be 1")
-    cluster = scenario.cluster
-    if not cluster.is_plain:
-        raise InputError(f"{where}: needs a plain cluster (replicas behind round_robin)")
-    if cluster.replicas > 1 and scenario.workload.max_concurrency is not None:
-        raise InputError(f"{where}: replicas that share clients (max_concurrency) are not modelled")
-    with _at(source, "engine"):
-        return OverlappedLatency(latency)
 
 
 def _groups(
@@ -214,25 +198,14 @@ def _groups(
     """The cluster's groups; values that a group does not give are the scenario's."""
     for number, (group, mine, where) in enumerate(group_scenarios(scenario, source)):
         scheduler = mine.engine.scheduler
-        if mine.engine.async_scheduling:
-            raise InputError(f"{where}: engine.async_scheduling: needs a plain cluster")
         if group.role != "both":
             if scheduler in ("static", "dynamic"):
                 raise InputError(
                     f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
                     "split into prefill and decode"
                 )
-            if mine.speculation is not None:
-                raise InputError(
-                    f"{where}.role: speculation across prefill and decode pools is not modelled"
-                )
         with _at(where, "engine"):
             rules = queue_rules(mine.engine, scenario.workload, labels)
-        if group.role != "both" and rules is not None and rules.limits:
-            raise InputError(
-                f"{where}: engine: max_num_waiting and max_queue_time_s are not modelled across "
-                "prefill and decode pools"
-            )
         engine = _engine(mine, where, beside=beside, compose=compose)
         if isinstance(engine.latency, PipelineLatency):
             raise InputError(

@@ -74,11 +74,6 @@ class Engine(Section):
                 "async_scheduling needs a scheduler that decides every iteration: "
                 f"{self.scheduler} decides once a batch"
             )
-        if self.async_scheduling and (self.max_queue_time_s or self.max_num_waiting):
-            raise ValueError(
-                "async_scheduling beside max_queue_time_s or max_num_waiting is not modelled: who "
-                "is turned away would be known an iteration late"
-            )
         if self.scheduling_policy == "fair" and self.scheduler in ("static", "dynamic"):
             raise ValueError(
                 f"scheduling_policy fair needs a scheduler that admits one by one: "

@@ -12,7 +12,7 @@ from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.engine_config import EngineConfig
-from sim.schedulers.scheduler import IterationScheduler
+from sim.schedulers.iteration import IterationScheduler
 
 
 class ChunkedScheduler(IterationScheduler):

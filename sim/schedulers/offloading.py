@@ -6,7 +6,7 @@ from functools import cache
 
 from sim.batch import Batch
 from sim.kv.offload import TieredAllocator
-from sim.schedulers.scheduler import IterationScheduler
+from sim.schedulers.iteration import IterationScheduler
 
 
 class OffloadingScheduler(IterationScheduler):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from sim.batch import Batch
 from sim.request import Request
-from sim.schedulers.scheduler import IterationScheduler
+from sim.schedulers.iteration import IterationScheduler
 
 
 class OrcaScheduler(IterationScheduler):

@@ -17,8 +17,8 @@ from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.engine_config import EngineConfig
+from sim.schedulers.iteration import IterationScheduler
 from sim.schedulers.paged import PagedScheduler
-from sim.schedulers.scheduler import IterationScheduler
 from sim.schedulers.speculative_decode_set import SpeculativeDecodeSet
 
 
