@@ -25,6 +25,7 @@ from scenarios.forecast.unused_settings import (
 )
 from scenarios.schema.cluster import ReplicaGroup as ReplicaGroupSection
 from scenarios.schema.engine import Engine
+from scenarios.schema.generations import only_given
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload as WorkloadSection
 from sim.cluster.plan import ReplicaGroup
@@ -218,7 +219,7 @@ def _groups(
             replace(engine.config, queue=rules),
             engine.latency,
             scheduler,
-            engine.memory.num_gpu_blocks,
+            engine.memory.usable_blocks,
             role=group.role,
             name=group.name or f"group {number}",
             kv_cache_dtype=mine.engine.kv_cache_dtype,
@@ -258,6 +259,7 @@ def group_scenarios(
     for number, group in enumerate(given):
         content = scenario.model_dump(exclude_defaults=True)
         content["cluster"] = {}
+        content["engine"] = only_given(content["engine"], group.engine)
         for section in ("hardware", "engine", "latency"):
             own = getattr(group, section)
             if own:
@@ -298,6 +300,7 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
+        null_block=engine.null_block,
     )
 
 
