@@ -99,7 +99,7 @@ def deploy(
     )
     cluster = scenario.cluster
     groups: tuple[ReplicaGroup, ...] = ()
-    if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
+    if not cluster.is_plain or (cluster.replicas > 1 and workload.awaits_answers):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
         _refuse_unlike_groups(groups, workload, source)
     return Deployment(
@@ -199,12 +199,11 @@ def _groups(
     """The cluster's groups; values that a group does not give are the scenario's."""
     for number, (group, mine, where) in enumerate(group_scenarios(scenario, source)):
         scheduler = mine.engine.scheduler
-        if group.role != "both":
-            if scheduler in ("static", "dynamic"):
-                raise InputError(
-                    f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
-                    "split into prefill and decode"
-                )
+        if group.role != "both" and scheduler in ("static", "dynamic"):
+            raise InputError(
+                f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
+                "split into prefill and decode"
+            )
         with _at(where, "engine"):
             rules = queue_rules(mine.engine, scenario.workload, labels)
         engine = _engine(mine, where, beside=beside, compose=compose)
@@ -259,7 +258,7 @@ def group_scenarios(
     for number, group in enumerate(given):
         content = scenario.model_dump(exclude_defaults=True)
         content["cluster"] = {}
-        content["engine"] = only_given(content["engine"], group.engine)
+        content["engine"] = only_given(content.get("engine", {}), group.engine)
         for section in ("hardware", "engine", "latency"):
             own = getattr(group, section)
             if own:

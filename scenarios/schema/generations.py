@@ -41,7 +41,7 @@ def filled(engine: Mapping[str, Any]) -> dict[str, Any]:
 
 def only_given(engine: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
     """The knobs of an engine without those of its generation, where another is `changed` to."""
-    if not {"scheduler", "generation"} & changed.keys():
+    if not engine or not {"scheduler", "generation"} & changed.keys():
         return dict(engine)
     preset = {"generation": engine["generation"], **GENERATIONS[engine["generation"]]}
     return {name: value for name, value in engine.items() if preset.get(name) != value}

@@ -90,7 +90,7 @@ class _Cluster:
         self.clock = Clock()
         self._recorder = recorder
         self.replicas: list[ClusterReplica] = []
-        self._closed_loop = workload.max_concurrency is not None
+        self._awaits_answers = workload.awaits_answers
         self._groups: list[ReplicaGroup] = []  # of each replica
         self._unequal = len(groups) > 1
         self._samples = workload.samples
@@ -147,7 +147,7 @@ class _Cluster:
             ClusterReplica(
                 len(self.replicas), self.clock, scheduler, device_of(group.latency),
                 self._on_finished, depth=2 if config.async_scheduling else 1, leap=leap,
-                check=check, awaits_clients=self._closed_loop,
+                check=check, awaits_clients=self._awaits_answers,
             )
         )  # fmt: skip
 
@@ -190,7 +190,7 @@ class _Cluster:
             replica.came_s.append(now_s)
             replica.gone_s.append(now_s)
             replica.scheduler.pool.reject(request)
-            self._count_ended(1, now_s)
+            self._count_ended([request], now_s)
             return
         replica.send(request, now_s)
 
@@ -219,11 +219,11 @@ class _Cluster:
             if group.role == "decode":
                 for request in finished:  # also those that it turned away
                     self._transfers.release(request, now_s)
-            self._count_ended(len(finished), now_s)
+            self._count_ended(finished, now_s)
             if not self._open[replica.number]:
                 self._drain(replica, now_s)
             return
-        ended = 0
+        ended = []
         for request in finished:
             self._restore(request)
             if request.output_tokens > 1:
@@ -232,17 +232,17 @@ class _Cluster:
             else:
                 free_held(replica, request)
                 replica.scheduler.pool.log.finish(request)
-                ended += 1
+                ended.append(request)
         self._count_ended(ended, now_s)
         self._drain(replica, now_s)
 
-    def _count_ended(self, count: int, now_s: float) -> None:
-        if not count:
+    def _count_ended(self, ended: Sequence[Request], now_s: float) -> None:
+        if not ended:
             return
         before = self._ended
-        self._ended += count
-        if self._closed_loop:
-            self._source.release(count, now_s)
+        self._ended += len(ended)
+        if self._awaits_answers:
+            self._source.release(ended, now_s)
             self._expect_arrival()
         if self._progress is not None and self._ended // _REPORT_EVERY > before // _REPORT_EVERY:
             self._progress(self._ended)
@@ -410,10 +410,7 @@ class _Cluster:
             left += self._transfers.lose(replica, now_s)
             if replica.num_outstanding:
                 left += replica.fail(now_s)
-        self._source.release(self._source.remaining, now_s)
-        while self._source.next_arrival_s < inf:
-            left.append(self._source.take())
-        for request in left:
+        for request in [*left, *self._source.rest()]:
             self._restore(request)
             home.came_s.append(request.arrival_s)
             home.gone_s.append(request.arrival_s)
