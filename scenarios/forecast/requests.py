@@ -103,7 +103,7 @@ def draw_workload(
         notes=() if drawn is None else drawn.notes,
         samples=samples,
         follows=None if waits is None else waits[0],
-        think_s=None if waits is None else waits[1],
+        think_s=None if waits is None else waits[1],  # type: ignore[arg-type]
     )
 
 

@@ -142,7 +142,8 @@ class Workload:
     def scaled(self, time_scale: float) -> Workload:
         """The same requests with arrival times multiplied: 0.5 makes the load twice as dense.
 
-        How long people think before their next turn stays as it is. Raises ValueError for a scale that is not finite and above 0.
+        How long people think before their next turn stays as it is. Raises ValueError for a scale
+        that is not finite and above 0.
         """
         if not (math.isfinite(time_scale) and time_scale > 0):
             raise ValueError(f"time_scale is {time_scale}, expected a finite number above 0")
@@ -156,7 +157,7 @@ class Workload:
         return replace(
             self,
             follows=follows,
-            think_s=None if follows is None else self.think_s[part],
+            think_s=self.think_s if follows is None else self.think_s[part],
             arrival_s=self.arrival_s[part] - origin_s,
             prompt_tokens=self.prompt_tokens[part],
             output_tokens=self.output_tokens[part],
