@@ -94,12 +94,11 @@ class _Cluster:
         self._groups: list[ReplicaGroup] = []  # of each replica
         self._unequal = len(groups) > 1
         self._samples = workload.samples
+        self._output_tokens = workload.output_tokens
         self.facts = ClusterFacts(up_s=[])
         self._transfers = KvTransfers(
             kv_link, self.clock, self.facts, partial(self._dispatch, role="decode")
         )
-        if self._samples is not None and any(group.role != "both" for group in groups):
-            raise ValueError("requests for several samples cannot move from a pool to another")
         for group in groups:
             for _ in range(group.replicas):
                 self._add_replica(group, leap=leap, check=check)
@@ -226,7 +225,9 @@ class _Cluster:
         ended = []
         for request in finished:
             self._restore(request)
-            if request.output_tokens > 1:
+            if request.first_token is None:  # found no place in the queue, or left it
+                ended.append(request)
+            elif request.output_tokens > 1:
                 size = request.prompt_tokens * group.kv_bytes_per_token
                 self._transfers.send(replica, request, size, now_s)
             else:
@@ -394,6 +395,8 @@ class _Cluster:
         found.requests["retries"] = np.array(
             [retries.get(number, 0) for number in found.requests["request"].tolist()], dtype="i4"
         )
+        # A prefill pool logs those it turns away as it knows them: with one token to generate.
+        found.requests["output_tokens"] = self._output_tokens[found.requests["request"]]
         if self._samples is not None:
             found.requests.update(self._samples.columns(found.requests["request"]))
         return found
