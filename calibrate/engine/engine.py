@@ -119,9 +119,7 @@ class RealEngine(Engine):
         if ahead:
             assert isinstance(executor, TransformerExecutor)
             self._waiting_for = Apart(executor, scheduler, lambda: self._clock.now_s())
-        super().__init__(
-            scheduler, self._waiting_for, depth=2 if ahead else 1, leap=False, check=check
-        )
+        super().__init__(scheduler, self._waiting_for, leap=False, check=check)
         self.executor = executor
         self._source = source
         self._prompts = prompts

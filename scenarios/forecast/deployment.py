@@ -207,15 +207,16 @@ def _groups(
         with _at(where, "engine"):
             rules = queue_rules(mine.engine, scenario.workload, labels)
         engine = _engine(mine, where, beside=beside, compose=compose)
-        if isinstance(engine.latency, PipelineLatency):
+        if isinstance(engine.latency, PipelineLatency) and scheduler != "chunked":
             raise InputError(
-                f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin, "
-                "without workload.max_concurrency)"
+                f"{where}: pipeline_parallel under scheduler {scheduler} needs a plain cluster "
+                "(replicas behind round_robin, without workload.max_concurrency): requests are "
+                "dealt to as many schedulers as there are stages"
             )
         parallelism = parallelism_of(mine.hardware)
         yield ReplicaGroup(
             group.replicas,
-            replace(engine.config, queue=rules),
+            replace(engine.config, queue=rules, pipeline_stages=mine.hardware.pipeline_parallel),
             engine.latency,
             scheduler,
             engine.memory.usable_blocks,

@@ -145,8 +145,7 @@ class _Cluster:
         self.replicas.append(
             ClusterReplica(
                 len(self.replicas), self.clock, scheduler, device_of(group.latency),
-                self._on_finished, depth=2 if config.async_scheduling else 1, leap=leap,
-                check=check, awaits_clients=self._awaits_answers,
+                self._on_finished, leap=leap, check=check, awaits_clients=self._awaits_answers,
             )
         )  # fmt: skip
 
