@@ -7,7 +7,7 @@ read back is zero (true, where it is a truth). A device clock advances with ever
 events, graph replays and all that is divided by times have plausible numbers.
 
 What would go wrong, or cost time, on a GPU is written to a file of JSON lines in the folder
-`ORCAST_STAND_IN`, each with the functions of ours that led there:
+`ORCAST_STAND_IN`, each with its process and the functions of ours that led there:
 
 - ``kernel``: a specialisation launched for the first time, so one compilation; ``benched``: cuBLAS
   measured against our kernel; both with ``capturing`` where a graph was being captured
@@ -80,6 +80,7 @@ class Device:
     def note(self, kind: str, **what: Any) -> None:
         """Write an event down, on disk at once."""
         line = {"kind": kind, **what, "capturing": self.graph is not None, "where": _where()}
+        line["process"] = os.getpid()
         folder = os.environ.get(FOLDER)
         if folder:
             with (Path(folder) / f"events-{os.getpid()}.jsonl").open("a") as file:
@@ -109,7 +110,7 @@ def _where() -> list[str]:
     places, frame = [], sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(str(ROOT)) and ".venv" not in path and path != __file__:
+        if path.startswith(f"{ROOT}{os.sep}") and ".venv" not in path and path != __file__:
             name = Path(path).relative_to(ROOT).as_posix()
             places.append(f"{name}:{frame.f_code.co_name}")
         frame = frame.f_back
