@@ -26,7 +26,7 @@ from tests.benchmarks import gpu_session
 from tests.benchmarks.gpu_session import ARCHIVE, COMMANDS, PACKED, ROOT, main, unpack
 from tests.kernels.cuda_stand_in import FOLDER, LACKS, events, violations
 
-LACKING = "simpy,pydantic,plotly,xdist"  # on the machine that is lent
+LACKING = "simpy,pydantic,plotly,xdist,hypothesis"  # on the machine that is lent
 WHOLE = bool(os.environ.get("ORCAST_WHOLE_REHEARSAL"))  # two minutes more
 # Of one specialisation, on one processor. Measured for sm_90 over the 99 of test_ahead_of_time: 0.3
 # on average, 1.1 at most; the rest is for what launches it, which a C compiler makes.
@@ -103,7 +103,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
         noted = stand_in(folder, patch.setenv)
         for command, earlier in (("first", None), ("second", "first"), ("third", "second")):
             if command == "third":  # which carries the packages along
-                patch.setenv(LACKS, "xdist")
+                patch.setenv(LACKS, "xdist,hypothesis")
             came_from = ["--from", str(folder / earlier)] if earlier else []
             main([command, str(folder / command), *came_from, "--limits", limits[command], *given])
     return Rehearsal(folder, events(noted))
