@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.abc
+import importlib.util
 import json
 import os
 import sys
@@ -59,6 +60,14 @@ class _Lacking(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.split(".")[0] in self.names:
             raise ModuleNotFoundError(f"No module named {name!r} (on this machine)", name=name)
+
+    def lets(self, find_spec: Any) -> Any:
+        """`importlib.util.find_spec` that says of them what it says of what is not there."""
+
+        def found(name: str, package: str | None = None) -> Any:
+            return None if name.split(".")[0] in self.names else find_spec(name, package)
+
+        return found
 
 
 class Device:
@@ -219,7 +228,9 @@ def _capture(graph: _Graph, **options: Any) -> Iterator[None]:
 def install() -> None:
     """Stand in for CUDA in this process, from now on."""
     lacks = [name for name in os.environ.get(LACKS, "").split(",") if name]
-    sys.meta_path.insert(0, _Lacking(lacks))
+    lacking = _Lacking(lacks)
+    sys.meta_path.insert(0, lacking)
+    importlib.util.find_spec = lacking.lets(importlib.util.find_spec)
     import torch
     import triton
     from torch.fx.experimental import _config
