@@ -45,7 +45,7 @@ wheels along (those from pytest on are for ``check``, and let it use several pro
 
     pip download --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \\
         --no-deps -d wheels simpy pydantic pydantic-core annotated-types typing-inspection plotly \\
-        narwhals pytest pluggy iniconfig packaging pygments pytest-xdist execnet
+        narwhals typing-extensions pytest pluggy iniconfig packaging pygments pytest-xdist execnet
     pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=site   # there
 
 A stage whose packages are missing does not begin, and ``meta.json`` names them.

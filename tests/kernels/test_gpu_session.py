@@ -123,8 +123,9 @@ def test_a_stage_is_ended_with_all_that_it_started(run, stand_ins, tmp_path):
 @needs.linux
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_session_that_is_killed_has_told_and_packed_what_was_measured(
-    how, run, stand_ins, tmp_path
+    how, run, stand_ins, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # one that is killed outright leaves its work there
     script = (
         "from tests.benchmarks import gpu_session as g; from pathlib import Path;"
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # whoever ignores it here
