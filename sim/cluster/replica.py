@@ -93,7 +93,7 @@ class ClusterReplica(Engine):
             self._finished(self, [request], now_s)
             return
         self._inbox.append(request)
-        self.pool.queued_tokens += request.prompt_tokens * self._sequences(request)
+        self.pool.queued_tokens += request.prompt_tokens * self.pool.num_sequences(request)
         self.kv_floor = -1.0
         self.num_outstanding += 1
         if self.is_idle:
@@ -181,10 +181,6 @@ class ClusterReplica(Engine):
         self.gone_s += [now_s] * len(requests)
         self.num_outstanding -= len(requests)
         for request in requests:
-            self.pool.queued_tokens -= request.prompt_tokens * self._sequences(request)
+            self.pool.queued_tokens -= request.prompt_tokens * self.pool.num_sequences(request)
         if requests:
             self._finished(self, requests, now_s)
-
-    def _sequences(self, request: Request) -> int:
-        """How many of them begin of their own."""
-        return request.group.num_seqs if self.pool.fans_out and request.group is not None else 1

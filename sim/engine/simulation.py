@@ -45,7 +45,7 @@ def simulate(
     a `PipelineLatency` each engine keeps as many batches in flight
     as it has stages, and always steps.
     """
-    policy = scheduler_class(scheduler, config, samples=workload.samples is not None)
+    policy = scheduler_class(scheduler, config, samples=workload.samples)
     if recorder is not None:
         policy = watched(policy, recorder)
     served: list[Replica] = []

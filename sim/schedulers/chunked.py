@@ -147,7 +147,7 @@ class ChunkedScheduler(IterationScheduler):
                 self._blocked = True
                 return
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
-            hits = [] if received else allocator.cached_prefix(request)
+            hits = self._hits(request)
             # The whole sequence has to fit, not merely its first chunk.
             blocks = self._blocks_to_start(request) - len(hits)
             if hits:
@@ -156,7 +156,7 @@ class ChunkedScheduler(IterationScheduler):
                 self._blocked = True
                 return
             if received:
-                self._join(request, request.num_tokens, now_s)
+                self._join(request, hits, request.num_tokens, now_s)
                 budget -= 1
                 continue
             request = self._start(request, hits, now_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from math import inf
 
 from sim.batch import Batch, PrefillChunk
@@ -77,6 +78,13 @@ class IterationScheduler:
     def _blocks_to_start(self, request: Request) -> int:
         """Blocks that have to be there for `request` to be admitted, cached ones included."""
         return self.allocator.blocks_for(request.num_tokens)
+
+    def _hits(self, request: Request) -> list[int]:
+        """Cached blocks that `request` begins with."""
+        blocks = self.allocator.cached_prefix(request)
+        if request.num_computed_tokens:  # computed elsewhere; what is on the host has come, too
+            blocks = list(takewhile(_on_device, blocks))
+        return blocks
 
     def _start(self, request: Request, hits: list[int], now_s: float) -> Request:
         """Admit the head of the queue with its cached blocks; returns the sequence to prefill."""
@@ -176,12 +184,15 @@ class IterationScheduler:
             batch.num_emitting -= 1
         self._prefill_stored_tokens -= chunk.new_tokens
 
-    def _join(self, request: Request, tokens: int, now_s: float) -> None:
+    def _join(self, request: Request, hits: list[int], tokens: int, now_s: float) -> None:
         """Admit the head of the queue, computed elsewhere: it decodes, with blocks for `tokens`."""
-        allocator = self.allocator
+        allocator, table = self.allocator, request.block_table
         self.pool.waiting.popleft()
         self.pool.start(request, now_s)
-        allocator.allocate(request.block_table, allocator.blocks_for(tokens))
+        allocator.reuse(table, hits)
+        allocator.allocate(table, allocator.blocks_for(tokens) - len(table))
+        if self.config.enable_prefix_caching:
+            allocator.cache_prompt(request, 0, request.num_computed_tokens)
         self.pool.decodes.add(request)
 
     def _add_decodes(self, batch: Batch) -> Batch:
@@ -381,6 +392,10 @@ class IterationScheduler:
             reserved = decodes.unwritten_tokens - count
             reserved += sum(chunk.request.output_tokens - 1 for chunk in batch.prefills)
         return rows, self._prefill_stored_tokens + stored, count, reserved
+
+
+def _on_device(block: int) -> bool:
+    return block >= 0
 
 
 def _without(request: Request, ended: Sequence[Request]) -> list[Request]:

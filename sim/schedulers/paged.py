@@ -60,7 +60,7 @@ class PagedScheduler(IterationScheduler):
                 self._blocked = True
                 return
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
-            hits = [] if received else allocator.cached_prefix(request)
+            hits = self._hits(request)
             tokens = request.num_tokens - len(hits) * allocator.block_size
             # Only a batch's first prompt may be split.
             if tokens > budget and batch.prefills and not received:
@@ -73,7 +73,7 @@ class PagedScheduler(IterationScheduler):
                 return
             if received:
                 # Where it writes next is its first decode's to allocate.
-                self._join(request, received, now_s)
+                self._join(request, hits, received, now_s)
                 continue
             request = self._start(request, hits, now_s)
             # The whole sequence is allocated at once, also when it is computed in pieces.
