@@ -198,12 +198,11 @@ def _groups(
     """The cluster's groups; values that a group does not give are the scenario's."""
     for number, (group, mine, where) in enumerate(group_scenarios(scenario, source)):
         scheduler = mine.engine.scheduler
-        if group.role != "both":
-            if scheduler in ("static", "dynamic"):
-                raise InputError(
-                    f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
-                    "split into prefill and decode"
-                )
+        if group.role != "both" and scheduler in ("static", "dynamic"):
+            raise InputError(
+                f"{where}.role: request-level batching (scheduler {scheduler}) cannot be "
+                "split into prefill and decode"
+            )
         with _at(where, "engine"):
             rules = queue_rules(mine.engine, scenario.workload, labels)
         engine = _engine(mine, where, beside=beside, compose=compose)
