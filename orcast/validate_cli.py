@@ -277,7 +277,7 @@ def ask_engine(
     predicted = forecast(measurable, origin=question.origin)
     measured = read_table(table)
     try:
-        warm_up(model, deployment.config, num_blocks=deployment.memory.num_gpu_blocks)
+        warm_up(model, deployment.config, num_blocks=deployment.memory.usable_blocks)
     except MemoryError as error:
         raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
     engine = _engine(question, model, measured, eos=eos)
@@ -296,7 +296,7 @@ def ask_engine(
             workload,
             deployment.config,
             scheduler=scenario.engine.scheduler,
-            num_blocks=deployment.memory.num_gpu_blocks,
+            num_blocks=deployment.memory.usable_blocks,
             latency=predicted.deployment.latency,
         )
     if deployment.config.async_scheduling and again is not None:
@@ -359,7 +359,7 @@ def _engine(
             deployment.config,
             model,
             scheduler=scenario.engine.scheduler,
-            num_blocks=deployment.memory.num_gpu_blocks,
+            num_blocks=deployment.memory.usable_blocks,
             capture_sizes=tuple(sizes),
             eos_token=token,
             seed=scenario.workload.seed,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sim.request import Emission, Request
+
+if TYPE_CHECKING:
+    from sim.decode_set import DecodeSet
 
 
 @dataclass(slots=True)
@@ -61,4 +65,5 @@ class Batch:
     waited: Mapping[Emission, int] | None = None
     resumed: Sequence[Emission] = ()
     ended: Sequence[Request] = ()  # who have their last token from it
+    waiting: DecodeSet | None = None  # who wait for a token of it before they decode again
     verification: Verification | None = None  # under speculative decoding

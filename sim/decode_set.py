@@ -42,6 +42,16 @@ class DecodeSet:
         # Of the members' latest tokens, and how many of them each.
         self.emissions: dict[Emission, int] = {}
 
+    def fresh(self) -> DecodeSet:
+        """An empty set of the same kind."""
+        fresh = DecodeSet(self._block_size, track_longest=self.tracks_longest)
+        fresh.overruns = self.overruns
+        return fresh
+
+    def __contains__(self, request: Request) -> bool:
+        residue = (request.joined_step - request.num_computed_tokens) % self._block_size
+        return request.joined_step >= 0 and request in self._crossing[residue]
+
     @property
     def query_tokens(self) -> int:
         """Tokens that the members compute in the next iteration: one each."""

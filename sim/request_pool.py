@@ -33,12 +33,33 @@ class RequestPool:
         self.swapped: deque[Request] = deque()
         self.decodes = DecodeSet(block_size, track_longest=track_longest)
         self._block_size = block_size
+        self.in_flight: list[DecodeSet] = []  # who decode, each waiting for its own batch
         self.log = RequestLog()
         self.num_finished = 0
         self.num_rejected = 0
         self._admissions = 0
         self._fanned: dict[Request, FanOut] = {}
         self._further = 0  # running samples of requests that have one running already
+
+    def decodes_of(self, request: Request) -> DecodeSet:
+        """The set in which a decoding request is."""
+        return next((each for each in self.in_flight if request in each), self.decodes)
+
+    def set_aside(self) -> DecodeSet:
+        """Those who decode wait for their tokens; whoever joins decodes without them."""
+        waiting, self.decodes = self.decodes, self.decodes.fresh()
+        self.in_flight.append(waiting)
+        return waiting
+
+    def rejoin(self, waiting: DecodeSet) -> None:
+        """Those who were set aside have their tokens."""
+        self.in_flight.remove(waiting)
+        if not self.decodes.num_seqs:
+            self.decodes = waiting
+            return
+        for request in waiting.members():
+            waiting.remove(request)
+            self.decodes.add(request)
 
     @property
     def num_running(self) -> int:
@@ -203,7 +224,8 @@ class RequestPool:
         self._further = 0
         for request in list(self.running):
             if request.joined_step >= 0:
-                self.decodes.remove(request)
+                self.decodes_of(request).remove(request)
+        self.in_flight.clear()
         self.running.clear()
         self.swapped.clear()
         self.waiting.clear()
@@ -226,7 +248,7 @@ class RequestPool:
     def preempt(self, request: Request, now_s: float) -> None:
         """Take a request out of ``running``; the caller decides what becomes of its blocks."""
         if request.joined_step >= 0:
-            self.decodes.remove(request)
+            self.decodes_of(request).remove(request)
         self.stop(request)
         request.preemptions += 1
         self.log.preempt(request, now_s)

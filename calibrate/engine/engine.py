@@ -119,9 +119,7 @@ class RealEngine(Engine):
         if ahead:
             assert isinstance(executor, TransformerExecutor)
             self._waiting_for = Apart(executor, scheduler, lambda: self._clock.now_s())
-        super().__init__(
-            scheduler, self._waiting_for, depth=2 if ahead else 1, leap=False, check=check
-        )
+        super().__init__(scheduler, self._waiting_for, leap=False, check=check)
         self.executor = executor
         self._source = source
         self._prompts = prompts
@@ -215,7 +213,7 @@ class RealEngine(Engine):
             self._leave(request)
         if finished:
             self._take_arrivals(end_s)
-            self._source.release(len(finished), end_s)
+            self._source.release(finished, end_s)
         for request in dict.fromkeys(map(_asked_by, outcome.not_finite)):
             self._forget(request)
             self._errors[request.index] = _NOT_FINITE
@@ -233,7 +231,7 @@ class RealEngine(Engine):
             for one in gone:
                 self._errors[one.index] = GAVE_UP
                 self._leave(one)
-            self._source.release(len(gone), now_s)
+            self._source.release(gone, now_s)
             self._take_arrivals(now_s)
         self._let_go(now_s)
 
@@ -245,11 +243,11 @@ class RealEngine(Engine):
             self.scheduler.add(request)
             if request.index in pool.log.refused:
                 self._errors[request.index] = REFUSED
-                source.release(1, request.arrival_s)
+                source.release((request,), request.arrival_s)
                 continue
             if pool.num_rejected > rejected:
                 self._errors[request.index] = self._too_large(request)
-                source.release(1, request.arrival_s)
+                source.release((request,), request.arrival_s)
                 continue
             self._present[request.index] = request
             self.executor.add(request, *self._prompts.of(request))
@@ -343,7 +341,7 @@ class RealEngine(Engine):
         self._errors[request.index] = reason
         self.scheduler.abort(request, now_s)
         self._leave(request)
-        self._source.release(1, now_s)
+        self._source.release((request,), now_s)
 
     def _give_up(self, reason: str, now_s: float) -> None:
         """What is in flight is lost, and nobody can be served any more."""
@@ -358,11 +356,9 @@ class RealEngine(Engine):
     def _end_all(self, now_s: float) -> None:
         for request in list(self._present.values()):
             self._abort(request, "interrupted", now_s)
-        while self._source.next_arrival_s < inf:
-            request = self._source.take()
+        for request in self._source.rest():
             self._errors[request.index] = "interrupted"
             self.scheduler.pool.reject(request)
-            self._source.release(1, request.arrival_s)
 
     def _leave(self, request: Request) -> None:
         if self._present.pop(request.index, None) is not None:

@@ -98,7 +98,8 @@ def _hold(cells: npt.NDArray[np.int8], tokens_to_decode: int) -> None:
     own = decoding[:tokens_to_decode]
     rest = decoding[tokens_to_decode:]
     cells[rest] = HELD
-    after = own[-1] if own.size else (np.flatnonzero(cells == PREFILL)[-1:] or [-1])[0]
+    computing = own if own.size else np.flatnonzero(cells == PREFILL)
+    after = computing[-1] if computing.size else -1
     stalled = np.flatnonzero(cells == STALLED)
     cells[stalled[stalled > after]] = HELD
 

@@ -25,6 +25,7 @@ from scenarios.forecast.unused_settings import (
 )
 from scenarios.schema.cluster import ReplicaGroup as ReplicaGroupSection
 from scenarios.schema.engine import Engine
+from scenarios.schema.generations import only_given
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload as WorkloadSection
 from sim.cluster.plan import ReplicaGroup
@@ -98,7 +99,7 @@ def deploy(
     )
     cluster = scenario.cluster
     groups: tuple[ReplicaGroup, ...] = ()
-    if not cluster.is_plain or (cluster.replicas > 1 and workload.max_concurrency is not None):
+    if not cluster.is_plain or (cluster.replicas > 1 and workload.awaits_answers):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
         _refuse_unlike_groups(groups, workload, source)
     return Deployment(
@@ -206,18 +207,19 @@ def _groups(
         with _at(where, "engine"):
             rules = queue_rules(mine.engine, scenario.workload, labels)
         engine = _engine(mine, where, beside=beside, compose=compose)
-        if isinstance(engine.latency, PipelineLatency):
+        if isinstance(engine.latency, PipelineLatency) and scheduler != "chunked":
             raise InputError(
-                f"{where}: pipeline_parallel needs a plain cluster (replicas behind round_robin, "
-                "without workload.max_concurrency)"
+                f"{where}: pipeline_parallel under scheduler {scheduler} needs a plain cluster "
+                "(replicas behind round_robin, without workload.max_concurrency): requests are "
+                "dealt to as many schedulers as there are stages"
             )
         parallelism = parallelism_of(mine.hardware)
         yield ReplicaGroup(
             group.replicas,
-            replace(engine.config, queue=rules),
+            replace(engine.config, queue=rules, pipeline_stages=mine.hardware.pipeline_parallel),
             engine.latency,
             scheduler,
-            engine.memory.num_gpu_blocks,
+            engine.memory.usable_blocks,
             role=group.role,
             name=group.name or f"group {number}",
             kv_cache_dtype=mine.engine.kv_cache_dtype,
@@ -257,6 +259,7 @@ def group_scenarios(
     for number, group in enumerate(given):
         content = scenario.model_dump(exclude_defaults=True)
         content["cluster"] = {}
+        content["engine"] = only_given(content.get("engine", {}), group.engine)
         for section in ("hardware", "engine", "latency"):
             own = getattr(group, section)
             if own:
@@ -297,6 +300,7 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
+        null_block=engine.null_block,
     )
 
 

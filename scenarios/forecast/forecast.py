@@ -128,7 +128,7 @@ def serve(
         deployment.config,
         deployment.latency,
         scheduler=scenario.engine.scheduler,
-        num_blocks=deployment.memory.num_gpu_blocks,
+        num_blocks=deployment.memory.usable_blocks,
         replicas=scenario.cluster.replicas,
         leap=leap,
         check=check,
@@ -299,7 +299,8 @@ def _cost(
 def _slots(deployment: Deployment) -> int:
     """Tokens of KV cache that one request can have: a pipeline's is shared out beforehand."""
     memory, stages = deployment.memory, deployment.parallelism.pipeline_parallel
-    return memory.num_gpu_blocks // stages * memory.block_size
+    shared = deployment.scenario.engine.scheduler == "chunked"  # whatever the stages
+    return memory.usable_blocks // (1 if shared else stages) * memory.block_size
 
 
 def _whose_slots(deployment: Deployment) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scenarios import library
-from scenarios.forecast.sharing import draw_conversations, draw_samples
+from scenarios.forecast.sharing import answers_awaited, draw_conversations, draw_samples
 from scenarios.schema.engine import Engine
 from scenarios.schema.workload import Arrivals, LengthPair, Lengths, RequestClass
 from scenarios.schema.workload import Workload as WorkloadSection
@@ -47,6 +47,7 @@ def draw_workload(
             columns["arrival_s"] = _arrivals(workload.arrivals, len(drawn), arrival_rng)
         prompts, outputs, content = drawn.prompt_tokens, drawn.output_tokens, drawn.content
         labels = drawn.labels
+        waits = None if drawn.follows is None else (drawn.follows, drawn.think_s)
     else:
         assert workload.arrivals and workload.num_requests
         count, pair = workload.num_requests, workload.lengths
@@ -58,7 +59,7 @@ def draw_workload(
             shares = {name: each.share for name, each in workload.classes.items()}
             labels = drawn_labels(class_rng, count, shares)
             prompts, outputs = _mixed_lengths(workload.classes, labels, prompt_rng, output_rng)
-        content, drawn = None, None
+        content, drawn, waits = None, None, None
         given = workload.arrivals
         if workload.sessions is not None:
             turns = draw_conversations(
@@ -66,6 +67,7 @@ def draw_workload(
             )
             columns = {"arrival_s": turns.arrival_s}
             prompts, outputs, content = turns.prompt_tokens, turns.output_tokens, turns.content
+            waits = answers_awaited(workload.sessions, turns, turns.arrival_s)
         else:
             columns = {"arrival_s": _arrivals(given, count, arrival_rng)}
         if workload.shared_prefixes is not None and workload.sessions is None:
@@ -100,6 +102,8 @@ def draw_workload(
         name="synthetic" if drawn is None else drawn.name,
         notes=() if drawn is None else drawn.notes,
         samples=samples,
+        follows=None if waits is None else waits[0],
+        think_s=None if waits is None else waits[1],  # type: ignore[arg-type]
     )
 
 

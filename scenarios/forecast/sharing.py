@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from scenarios.schema.engine import Engine
 from scenarios.schema.scenario import Scenario
+from scenarios.schema.sharing import Sessions
 from scenarios.schema.workload import Workload
 from sim.kv.memory import MemoryBudget
 from sim.latency.block_moves import BlockMoves
@@ -73,13 +74,45 @@ def draw_conversations(
     return conversations(
         session_arrival_s=session_arrivals(len(turns)),
         turns=turns,
-        gaps_s=rng.exponential(sessions.turn_gap_s, size=count),
+        gaps_s=_gaps_s(sessions, count, rng),
         user_tokens=user_tokens,
         reply_tokens=reply_tokens,
         max_context_tokens=sessions.max_context_tokens,
         prefixes=prefixes,
         prefix_tokens=0 if shared is None else shared.tokens,
     )
+
+
+def _gaps_s(sessions: Sessions, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Between a turn, or its answer, and the next turn."""
+    thought = sessions.think_time_s
+    if thought is None:
+        return rng.exponential(sessions.turn_gap_s or 0.0, size=count)
+    if thought.distribution == "exponential":
+        return rng.exponential(thought.mean_s or 0.0, size=count)
+    if thought.distribution == "uniform":
+        assert thought.min_s is not None and thought.max_s is not None
+        return rng.uniform(thought.min_s, thought.max_s, size=count)
+    if thought.distribution == "lognormal":
+        assert thought.median_s is not None and thought.sigma is not None
+        return rng.lognormal(0.0, thought.sigma, size=count) * thought.median_s
+    return np.full(count, thought.seconds or 0.0)
+
+
+def answers_awaited(
+    sessions: Sessions, turns: Conversations, arrival_s: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+    """Whose answer each turn waits for, and how long after it comes; None: for nobody's.
+
+    `arrival_s`: when it comes at the earliest.
+    """
+    if sessions.by_the_clock:
+        return None
+    think_s = np.zeros(len(arrival_s))
+    if sessions.think_time_s is not None:  # the earliest arrival is that much after the one before
+        later = turns.follows >= 0
+        think_s[later] = arrival_s[later] - arrival_s[turns.follows[later]]
+    return turns.follows, think_s
 
 
 def host_blocks(engine: Engine, bytes_per_block: int) -> tuple[int, int]:

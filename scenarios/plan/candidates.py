@@ -11,6 +11,7 @@ from typing import Any
 from scenarios import library
 from scenarios.errors import InputError, did_you_mean
 from scenarios.schema.engine import Engine
+from scenarios.schema.generations import only_given
 from scenarios.schema.hardware import Hardware
 from scenarios.schema.load import parse_scenario
 from scenarios.schema.scenario import Scenario
@@ -108,7 +109,7 @@ def _candidate(
     content = base.model_dump(mode="json")
     content["plan"] = None
     content["hardware"] |= {"gpu": gpu, **layout}
-    content["engine"] |= settings
+    content["engine"] = only_given(content["engine"], settings) | dict(settings)
     count = 1
     for degree in PARALLEL:
         count *= content["hardware"].get(degree, 1)

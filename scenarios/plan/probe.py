@@ -174,7 +174,7 @@ def _serve(deployment: Deployment, workload: Workload, replicas: int) -> Records
         deployment.config,
         deployment.latency,
         scheduler=deployment.scenario.engine.scheduler,
-        num_blocks=deployment.memory.num_gpu_blocks,
+        num_blocks=deployment.memory.usable_blocks,
         replicas=replicas,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -12,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from scenarios.schema.generations import Generation, filled
 from scenarios.schema.names import PolicyName
 from scenarios.schema.section import Count, Fraction, NotNegative, Positive, Section, Tokens
 
@@ -31,14 +33,17 @@ def _or_installed(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
 class Engine(Section):
     """The serving engine's knobs, under vLLM's names."""
 
+    # a name for the knobs that follow (`generations.py`), each of which may be given besides
+    generation: Generation = None  # type: ignore[assignment]
     # one of these, or of a package that brings its own
-    scheduler: Annotated[PolicyName, WrapValidator(_or_installed)] = "chunked"
+    scheduler: Annotated[PolicyName, WrapValidator(_or_installed)] = None  # type: ignore[assignment]
     # the queue's order; priorities, deadlines and clients are those of the workload's classes
     scheduling_policy: Literal[
         "fcfs", "priority", "earliest_deadline", "shortest_prompt", "shortest_job", "fair"
     ] = "fcfs"
     # the host decides the next iteration while the device computes this one
-    async_scheduling: bool = False
+    async_scheduling: bool = None  # type: ignore[assignment]
+    null_block: bool = None  # type: ignore[assignment]  # one block of those is set aside
     max_num_waiting: Annotated[int, Field(ge=1, le=2**31)] | None = None  # beyond: refused
     max_queue_time_s: Positive | None = None  # until the first iteration; beyond: gives up
     max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = 256
@@ -61,6 +66,11 @@ class Engine(Section):
     # batches are padded up to these ([]: to none); by default to those of the latency table
     cudagraph_capture_sizes: list[Count] | None = None
     max_queue_delay_ms: NotNegative = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generation_fills_in(cls, given: Any) -> Any:
+        return filled(given) if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
     def _budget_covers_the_batch(self) -> Self:

@@ -90,10 +90,11 @@ class _Cluster:
         self.clock = Clock()
         self._recorder = recorder
         self.replicas: list[ClusterReplica] = []
-        self._closed_loop = workload.max_concurrency is not None
+        self._awaits_answers = workload.awaits_answers
         self._groups: list[ReplicaGroup] = []  # of each replica
         self._unequal = len(groups) > 1
         self._samples = workload.samples
+        self._output_tokens = workload.output_tokens
         self.facts = ClusterFacts(up_s=[])
         self._transfers = KvTransfers(
             kv_link, self.clock, self.facts, partial(self._dispatch, role="decode")
@@ -148,8 +149,7 @@ class _Cluster:
         self.replicas.append(
             ClusterReplica(
                 len(self.replicas), self.clock, scheduler, device_of(group.latency),
-                self._on_finished, depth=2 if config.async_scheduling else 1, leap=leap,
-                check=check, awaits_clients=self._closed_loop,
+                self._on_finished, leap=leap, check=check, awaits_clients=self._awaits_answers,
             )
         )  # fmt: skip
 
@@ -192,7 +192,7 @@ class _Cluster:
             replica.came_s.append(now_s)
             replica.gone_s.append(now_s)
             replica.scheduler.pool.reject(request)
-            self._count_ended(1, now_s)
+            self._count_ended([request], now_s)
             return
         replica.send(request, now_s)
 
@@ -221,30 +221,32 @@ class _Cluster:
             if group.role == "decode":
                 for request in finished:  # also those that it turned away
                     self._transfers.release(request, now_s)
-            self._count_ended(len(finished), now_s)
+            self._count_ended(finished, now_s)
             if not self._open[replica.number]:
                 self._drain(replica, now_s)
             return
-        ended = 0
+        ended = []
         for request in finished:
             self._restore(request)
-            if request.output_tokens > 1:
+            if request.first_token is None:  # found no place in the queue, or left it
+                ended.append(request)
+            elif request.output_tokens > 1:
                 size = request.prompt_tokens * group.kv_bytes_per_token
                 self._transfers.send(replica, request, size, now_s)
             else:
                 free_held(replica, request)
                 replica.scheduler.pool.log.finish(request)
-                ended += 1
+                ended.append(request)
         self._count_ended(ended, now_s)
         self._drain(replica, now_s)
 
-    def _count_ended(self, count: int, now_s: float) -> None:
-        if not count:
+    def _count_ended(self, ended: Sequence[Request], now_s: float) -> None:
+        if not ended:
             return
         before = self._ended
-        self._ended += count
-        if self._closed_loop:
-            self._source.release(count, now_s)
+        self._ended += len(ended)
+        if self._awaits_answers:
+            self._source.release(ended, now_s)
             self._expect_arrival()
         if self._progress is not None and self._ended // _REPORT_EVERY > before // _REPORT_EVERY:
             self._progress(self._ended)
@@ -396,6 +398,8 @@ class _Cluster:
         found.requests["retries"] = np.array(
             [retries.get(number, 0) for number in found.requests["request"].tolist()], dtype="i4"
         )
+        # A prefill pool logs those it turns away as it knows them: with one token to generate.
+        found.requests["output_tokens"] = self._output_tokens[found.requests["request"]]
         if self._samples is not None:
             found.requests.update(self._samples.columns(found.requests["request"]))
         return found
@@ -412,10 +416,7 @@ class _Cluster:
             left += self._transfers.lose(replica, now_s)
             if replica.num_outstanding:
                 left += replica.fail(now_s)
-        self._source.release(self._source.remaining, now_s)
-        while self._source.next_arrival_s < inf:
-            left.append(self._source.take())
-        for request in left:
+        for request in [*left, *self._source.rest()]:
             self._restore(request)
             home.came_s.append(request.arrival_s)
             home.gone_s.append(request.arrival_s)

@@ -59,12 +59,11 @@ class ClusterReplica(Engine):
         device: Device,
         finished: Callable[[ClusterReplica, list[Request], float], None],
         *,
-        depth: int = 1,
         leap: bool = True,
         check: bool = False,
         awaits_clients: bool = False,
     ) -> None:
-        super().__init__(scheduler, device, depth=depth, leap=leap, check=check)
+        super().__init__(scheduler, device, leap=leap, check=check)
         assert isinstance(scheduler.pool, ReplicaPool)
         self.number = number
         self.pool = scheduler.pool

@@ -71,7 +71,6 @@ class Engine:
         device: Device,
         *,
         arrivals: RequestSource | None = None,
-        depth: int = 1,
         leap: bool = True,
         check: bool = False,
     ) -> None:
@@ -81,7 +80,8 @@ class Engine:
         self.log = IterationLog()
         self.decision_s = inf  # when to decide next, unless a request comes before
         self._arrivals = arrivals
-        self._depth = depth
+        self._depth = scheduler.config.batches_in_flight
+        self._is_pipeline = scheduler.config.pipeline_stages > 1
         self._leap = leap
         self._check = check
         self._flights: deque[Flight] = deque()  # the schedule has moved on over these …
@@ -138,7 +138,7 @@ class Engine:
     def _launch(self, batch: Batch, now_s: float) -> None:
         scheduler, device = self.scheduler, self.device
         batch.decided_ahead = device.free_s > now_s
-        iterations = scheduler.horizon(batch) if self._leap else 1
+        iterations = scheduler.horizon(batch) if self._leap and not self._is_pipeline else 1
         if iterations > 1:
             start_s = max(now_s, device.free_s)
             ends_s = device.leap(batch, now_s, iterations, self._until_s())
@@ -151,8 +151,10 @@ class Engine:
         self._plan = Flight(batch, start_s, ends_s)
         if self._depth == 1:
             self.decision_s = ends_s[-1]
-        else:
-            self._expect(now_s)
+            return
+        self._expect(now_s)
+        if self._is_pipeline:  # what decodes next is another batch's
+            self._move_on()
 
     def _until_s(self) -> float:
         """When a leap that begins now ends at the latest, as far as is known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim.kv.cache import BlockAllocator
 from sim.kv.offload import TieredAllocator
 from sim.schedulers import SCHEDULERS
+from sim.schedulers.chunked import ChunkedScheduler
 from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.installed import installed_policy
 from sim.workload.samples import Samples
@@ -32,6 +33,14 @@ def scheduler_class(name: str, config: EngineConfig, *, samples: Samples | None 
 
         policy = offloading(policy)
     return policy
+
+
+def shares_of(policy: type, config: EngineConfig) -> int:
+    """Schedulers that share out a replica's blocks and requests over a pipeline.
+
+    vLLM V1 has one, whatever the stages; others have as many, as vLLM V0 has virtual engines.
+    """
+    return 1 if issubclass(policy, ChunkedScheduler) else config.pipeline_stages
 
 
 def block_allocator(config: EngineConfig, num_blocks: int) -> BlockAllocator:

@@ -42,18 +42,18 @@ class Replica:
         """Collect what has ended, let requests come, decide; and ask to be called again."""
         source = self.source
         for engine in self.engines:
-            if source.is_closed and engine.due_s <= now_s:  # whoever finishes may come again
+            if source.awaits_answers and engine.due_s <= now_s:  # whoever finishes may come again
                 engine.interrupt(now_s)
             finished = engine.collect(now_s)
-            if finished and source.is_closed:
+            if finished and source.awaits_answers:
                 # Those who came meanwhile hold their clients already.
                 self._take_arrivals(now_s)
-                source.release(len(finished), now_s)
+                source.release(finished, now_s)
         if source.next_arrival_s <= now_s:
             self._take_arrivals(now_s)
         for pool in self._pools:
             if pool.gives_up_s <= now_s:
-                source.release(len(pool.expire(now_s)), now_s)
+                source.release(pool.expire(now_s), now_s)
                 self._take_arrivals(now_s)  # whom they kept from coming
         wake_s = self._decide(now_s)
         self._events += 1
@@ -82,7 +82,7 @@ class Replica:
                 if not alone:
                     turns.remove(engine)
                     turns.append(engine)
-            due_s = engine.due_s if source.is_closed else engine.decision_s
+            due_s = engine.due_s if source.awaits_answers else engine.decision_s
             wake_s = due_s if due_s < wake_s else wake_s
         return wake_s
 
@@ -97,4 +97,4 @@ class Replica:
             rejected = scheduler.pool.num_rejected
             scheduler.add(request)
             if scheduler.pool.num_rejected > rejected:  # its client hears so at once, and goes on
-                source.release(1, request.arrival_s)
+                source.release((request,), request.arrival_s)

@@ -10,7 +10,7 @@ from sim.engine.block_history import BlockRecorder, watched
 from sim.engine.clock import Clock
 from sim.engine.device import Devices, Stages, device_of, stage_columns
 from sim.engine.engine import Engine
-from sim.engine.policy import block_allocator, scheduler_class
+from sim.engine.policy import block_allocator, scheduler_class, shares_of
 from sim.engine.replica import Replica
 from sim.engine.run_log import collect
 from sim.latency.pipeline import PipelineLatency
@@ -42,12 +42,17 @@ def simulate(
     without it every iteration is one event. Both give the same records. `check` verifies the
     conservation laws after every decision. `progress` is called now and then with the number of
     requests that have ended. A `recorder` notes all block tables of a run that does not leap. With
-    a `PipelineLatency` each engine keeps as many batches in flight
-    as it has stages, and always steps.
+    a `PipelineLatency` as many batches are in flight as there are stages, and every iteration is
+    stepped through.
     """
     policy = scheduler_class(scheduler, config, samples=workload.samples)
     if recorder is not None:
         policy = watched(policy, recorder)
+    if isinstance(latency, PipelineLatency):
+        config = replace(config, pipeline_stages=len(latency.stages))
+    shares = shares_of(policy, config)
+    if shares > 1:
+        config = replace(config, pipeline_stages=1)
     served: list[Replica] = []
     devices: list[Devices] = []
 
@@ -73,11 +78,10 @@ def simulate(
         )
         device = device_of(latency)
         devices.append(device)
-        shares = len(latency.stages) if isinstance(latency, PipelineLatency) else 1
         engines = [
             Engine(
                 new_scheduler(num_blocks // shares), device, arrivals=source,
-                depth=2 if config.async_scheduling else 1, leap=leap, check=check,
+                leap=leap, check=check,
             )
             for _ in range(shares)
         ]  # fmt: skip

@@ -59,11 +59,17 @@ class MemoryBudget:
     block_size: int
     bytes_per_block: int
     num_gpu_blocks: int
+    null_blocks: int = 0  # of those, set aside: vLLM's block 0, one a rank with a cache of its own
+
+    @property
+    def usable_blocks(self) -> int:
+        """Blocks that sequences can have."""
+        return self.num_gpu_blocks - self.null_blocks
 
     @property
     def slots(self) -> int:
         """Tokens the KV cache holds."""
-        return self.num_gpu_blocks * self.block_size
+        return self.usable_blocks * self.block_size
 
 
 def memory_budget(
@@ -78,6 +84,7 @@ def memory_budget(
     max_num_batched_tokens: int = 8192,
     max_num_seqs: int = 256,
     num_gpu_blocks_override: int | None = None,
+    null_block: bool = False,
     cuda_context_bytes: int = CUDA_CONTEXT_BYTES,
     cuda_graph_bytes: int = CUDA_GRAPH_BYTES,
 ) -> MemoryBudget:
@@ -86,7 +93,8 @@ def memory_budget(
     `parallelism` has all degrees; `tensor_parallel` alone is short for that one. Raises
     ``ValueError`` where a setting is out of range, where the model cannot be split so, and where
     weights, activations and reserve leave not even one block (the message says how many such GPUs
-    would do). With ``num_gpu_blocks_override`` only the weights must fit.
+    would do). With ``num_gpu_blocks_override`` only the weights must fit. `null_block`: whether one
+    of the blocks holds nothing, ever.
     """
     if not 0 < gpu_memory_utilization <= 1:
         raise ValueError(
@@ -130,7 +138,12 @@ def memory_budget(
             block_size=block_size,
             bytes_per_block=on_rank // ranks,
             num_gpu_blocks=num_gpu_blocks_override or max(left // on_rank, 0) * ranks,
+            null_blocks=ranks if null_block else 0,
         )
+        if budget.usable_blocks < 1 <= budget.num_gpu_blocks:
+            raise ValueError(
+                f"num_gpu_blocks {budget.num_gpu_blocks}: the null block leaves none for sequences"
+            )
         if weights > usable or (left < on_rank and num_gpu_blocks_override is None):
             gpus = _enough_gpus(
                 model,

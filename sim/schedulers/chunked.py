@@ -78,6 +78,8 @@ class ChunkedScheduler(IterationScheduler):
             decoding = request.joined_step >= 0
             if request not in pool.running or (request in leaving and not decoding):
                 continue
+            if decoding and pool.in_flight and request not in decodes:
+                continue
             if budget == 0:
                 if decoding and request in leaving:
                     decodes.remove(request)
@@ -141,11 +143,15 @@ class ChunkedScheduler(IterationScheduler):
         pool, allocator = self.pool, self.allocator
         if self._published:
             self.publish_answers(scheduled=1)
+        skipped: list[Request] = []  # what they had computed when they gave way is still in flight
         while pool.waiting and budget > 0:
             request = pool.waiting[0]
             if not self._has_seats(request):
                 self._blocked = True
-                return
+                break
+            if request.preemptions and self._in_flight(request):
+                skipped.append(pool.waiting.popleft())
+                continue
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
             hits = self._hits(request)
             # The whole sequence has to fit, not merely its first chunk.
@@ -154,7 +160,7 @@ class ChunkedScheduler(IterationScheduler):
                 blocks += allocator.num_idle(hits)
             if blocks > allocator.num_free:
                 self._blocked = True
-                return
+                break
             if received:
                 self._join(request, hits, request.num_tokens, now_s)
                 budget -= 1
@@ -163,6 +169,8 @@ class ChunkedScheduler(IterationScheduler):
             tokens = self._chunk_tokens(request, budget)
             self._prefill(batch, request, tokens)
             budget -= tokens
+        for request in reversed(skipped):
+            pool.waiting.appendleft(request)
 
     def _chunk_tokens(self, request: Request, budget: int) -> int:
         tokens = request.num_tokens - request.num_computed_tokens

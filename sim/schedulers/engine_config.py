@@ -30,6 +30,7 @@ class EngineConfig:
     max_queue_delay_s: float = 0.0  # scheduler `dynamic`
     speculation: Speculation | None = None
     async_scheduling: bool = False  # decide an iteration ahead, while the device computes
+    pipeline_stages: int = 1  # one batch in flight for each; decodes wait for their tokens
     queue: QueueRules | None = None  # None: first come first served, without end
 
     def __post_init__(self) -> None:
@@ -46,6 +47,13 @@ class EngineConfig:
                 f"preferred_batch_sizes {self.preferred_batch_sizes}: none may be above "
                 f"max_num_seqs {self.max_num_seqs}"
             )
+
+    @property
+    def batches_in_flight(self) -> int:
+        """How many batches an engine launches before it waits for the first one's tokens."""
+        if self.pipeline_stages > 1:
+            return self.pipeline_stages
+        return 2 if self.async_scheduling else 1
 
     def reserved_tokens(self, prompt_tokens: int, max_tokens: int, output_tokens: int) -> int:
         """KV slots that a reserving policy sets aside for one request.

@@ -37,6 +37,7 @@ class IterationScheduler:
         self._blocked = False  # the head of the queue waits for something to finish
         # Decoding, with an answer that others may find: how many of its tokens they can.
         self._published: dict[Request, int] = {}
+        self._chunks: dict[Request, Batch] = {}  # of prompts, in flight through a pipeline
         self._leaving: dict[Request, Batch] = {}  # sequences whose last token is in flight
         self._leaving_tokens = 0  # that they have in the cache
 
@@ -147,6 +148,7 @@ class IterationScheduler:
         self._leaving.clear()
         self._leaving_tokens = 0
         self._published.clear()
+        self._chunks.clear()
         self._blocked = False
         return list(dict.fromkeys(request.whole for request in lost))
 
@@ -263,7 +265,7 @@ class IterationScheduler:
         given this step gives way in the same decision; and what a step in flight writes as soon as
         the token that it reads is known.
         """
-        decodes = self.pool.decodes
+        decodes = self.pool.decodes_of(request)
         decoding = request.joined_step >= 0
         computed = decodes.stored_of(request) if decoding else request.num_computed_tokens
         if not self._in_flight(request):
@@ -273,9 +275,9 @@ class IterationScheduler:
 
     def _in_flight(self, request: Request) -> bool:
         """Whether its latest token is still being computed."""
-        if request in self._leaving:
+        if request in self._leaving or request in self._chunks:
             return True
-        last = self.pool.decodes.last_token_of(request)
+        last = self.pool.decodes_of(request).last_token_of(request)
         return last is not None and last.at_s != last.at_s  # NaN
 
     # -- completion -------------------------------------------------------------------------
@@ -295,6 +297,9 @@ class IterationScheduler:
             self.prefilling.pop(request, None)
             self._prefill_stored_tokens -= request.num_computed_tokens
             ended += self._end_prefill(request, batch)
+        if self.config.pipeline_stages > 1:
+            batch.waiting = pool.set_aside()
+            self._chunks.update((chunk.request, batch) for chunk in batch.prefills)
         if not ended:
             return
         if len(ended) > 1:  # blocks become reusable in order of admission
@@ -307,6 +312,11 @@ class IterationScheduler:
     def collect(self, batch: Batch, now_s: float) -> list[Request]:
         for before in batch.resumed:
             self.gaps.append((now_s - before.at_s, 1))
+        if batch.waiting is not None:
+            self.pool.rejoin(batch.waiting)
+            for chunk in batch.prefills:
+                if self._chunks.get(chunk.request) is batch:
+                    del self._chunks[chunk.request]
         if not batch.ended:
             return []
         for request in batch.ended:
@@ -372,7 +382,7 @@ class IterationScheduler:
                 before = self._leave(request)
                 before.ended = _without(request, before.ended)
             elif request.joined_step >= 0:
-                pool.decodes.remove(request)
+                pool.decodes_of(request).remove(request)
             else:
                 self.prefilling.pop(request, None)
                 self._prefill_stored_tokens -= request.num_computed_tokens
@@ -384,12 +394,14 @@ class IterationScheduler:
         count, decodes, rows = batch.num_decodes, self.pool.decodes, batch.num_emitting
         stored = batch.context_tokens if count else decodes.stored_tokens
         stored += self.pool.held_tokens + self._leaving_tokens
+        stored += sum(waiting.stored_tokens for waiting in self.pool.in_flight)
         if count:
             unheard, context = decodes.overrunning()  # by clients that have their answers by now
             count, rows, stored = count - unheard, rows - unheard, stored - context
         reserved = 0
         if self.reserves:
             reserved = decodes.unwritten_tokens - count
+            reserved += sum(waiting.unwritten_tokens for waiting in self.pool.in_flight)
             reserved += sum(chunk.request.output_tokens - 1 for chunk in batch.prefills)
         return rows, self._prefill_stored_tokens + stored, count, reserved
 

@@ -43,14 +43,13 @@ class SpeculativeScheduler(IterationScheduler):
         super().__init__(pool, allocator, config)
         assert config.speculation is not None
         self._slots = config.speculation.shape.slots
-        self._decodes = SpeculativeDecodeSet(
+        pool.decodes = SpeculativeDecodeSet(
             config.speculation,
             config.block_size,
             track_longest=pool.decodes.tracks_longest,
             max_model_len=config.max_model_len,
             reserves=self.reserves,
         )
-        pool.decodes = self._decodes
         if isinstance(self, PagedScheduler):
             self.has_token_budget = False  # V0 limits prompts; a verification may be larger
         self._verifications = VerificationLog()
@@ -67,7 +66,9 @@ class SpeculativeScheduler(IterationScheduler):
 
     def _add_decodes(self, batch: Batch) -> Batch:
         super()._add_decodes(batch)
-        batch.verification = verification = self._decodes.verification()
+        decodes = self.pool.decodes
+        assert isinstance(decodes, SpeculativeDecodeSet)
+        batch.verification = verification = decodes.verification()
         # Every verified token passes all layers, and has its logits compared.
         drafts = verification.query_tokens - batch.num_decodes
         batch.num_tokens += drafts

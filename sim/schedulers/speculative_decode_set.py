@@ -70,6 +70,21 @@ class SpeculativeDecodeSet(DecodeSet):
         self._near_longest: list[Request] = []
         self._review_step = 0
 
+    def fresh(self) -> SpeculativeDecodeSet:
+        """An empty set of the same kind; what has been drawn for a request goes with it."""
+        fresh = SpeculativeDecodeSet(
+            self._speculation,
+            self._block_size,
+            track_longest=self.tracks_longest,
+            max_model_len=self._max_model_len,
+            reserves=self._reserves,
+        )
+        fresh._ways = self._ways
+        return fresh
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._members
+
     # -- the next iteration -----------------------------------------------------------------
 
     @property

@@ -43,6 +43,7 @@ class Conversations:
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     content: PromptContent
+    follows: NDArray[np.int64]  # the turn before, -1 for the first
 
 
 def turns_of_sessions(
@@ -71,8 +72,9 @@ def conversations(
 ) -> Conversations:
     """Put conversations together: a turn's prompt is all that was said before, and the user's part.
 
-    session_arrival_s, turns: [sessions]. gaps_s (from a turn to the next), user_tokens,
-    reply_tokens: [turns.sum()], session after session. A conversation whose next turn would exceed
+    session_arrival_s, turns: [sessions]. gaps_s (from a turn to the next, or from its answer, when
+    arrivals are the earliest that can be), user_tokens, reply_tokens: [turns.sum()], session after
+    session. A conversation whose next turn would exceed
     max_context_tokens begins anew. prefixes: [sessions], the system prompt each begins with, whose
     prefix_tokens tokens are the first of its first prompt.
     """
@@ -99,6 +101,11 @@ def conversations(
     arrival_s = session_arrival_s[session] + waited_s - waited_s[first][session]
     order = np.argsort(arrival_s, kind="stable")
     known = prompt_tokens + reply_tokens
+    place = np.empty(n, np.int64)
+    place[order] = np.arange(n)
+    before = np.full(n, -1)
+    later = np.arange(n) > first[session]
+    before[later] = place[np.flatnonzero(later) - 1]
     return Conversations(
         arrival_s=arrival_s[order],
         prompt_tokens=prompt_tokens[order],
@@ -109,6 +116,7 @@ def conversations(
             None if prefixes is None else prefixes[session][order],
             prefix_tokens,
         ),
+        follows=before[order],
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from heapq import heappop, heappush
 from math import inf
 
 from sim.request import Request, SampleGroup
@@ -12,7 +14,8 @@ class RequestSource:
     """Requests of a workload in order of arrival; `next_arrival_s` is always known.
 
     With ``max_concurrency`` set (a closed loop, as vLLM's ``--max-concurrency``) a request is held
-    back by its client until fewer than that many are unfinished, and arrives only then.
+    back by its client until fewer than that many are unfinished, and arrives only then. A turn of a
+    conversation arrives a while after the answer that it follows.
     """
 
     def __init__(
@@ -38,34 +41,67 @@ class RequestSource:
         self._block_size = block_size
         self._next = 0
         self._free_clients = workload.max_concurrency or inf
-        self.is_closed = workload.max_concurrency is not None
+        self.awaits_answers = workload.awaits_answers
+        self._think_s: list[float] = []
+        self._followers: dict[int, list[int]] = {}  # of each request that has not ended
+        self._answered: list[tuple[float, int]] = []  # heap of followers that may come, and when
+        if workload.follows is not None:
+            assert stride == 1, "who follows whose answer is known to one source"
+            self._think_s = workload.think_s.tolist()
+            for number, followed in enumerate(workload.follows.tolist()):
+                if followed >= 0:
+                    self._followers.setdefault(followed, []).append(number)
+        self._waits = frozenset(one for each in self._followers.values() for one in each)
+        self._to_follow = set(self._waits)  # who has not come yet
         self.next_arrival_s = 0.0
         self._look_ahead(0.0)
 
-    @property
-    def remaining(self) -> int:
-        """Requests that have not arrived yet."""
-        return len(self._arrival_s) - self._next
-
     def take(self) -> Request:
         """The request that arrives at `next_arrival_s`."""
-        request = self._request(self._next, self.next_arrival_s)
-        self._next += 1
+        if self._answered and self._answered[0][0] <= self._next_alone_s():
+            index = heappop(self._answered)[1]
+            self._to_follow.remove(index)
+        else:
+            index = self._next
+            self._next += 1
+        request = self._request(index, self.next_arrival_s)
         self._free_clients -= 1
         self._look_ahead(self.next_arrival_s)
         return request
 
-    def release(self, count: int, now_s: float) -> None:
-        """`count` requests ended at `now_s`: as many clients may send their next one."""
-        self._free_clients += count
-        if self.next_arrival_s == inf:
+    def release(self, ended: Sequence[Request], now_s: float) -> None:
+        """These ended at `now_s`: as many clients may send their next request, or their answer."""
+        self._free_clients += len(ended)
+        for request in ended:
+            for follower in self._followers.pop(request.index, ()):
+                at_s = max(self._arrival_s[follower], now_s + self._think_s[follower])
+                heappush(self._answered, (at_s, follower))
+        if self.next_arrival_s == inf or self._answered:
             self._look_ahead(now_s)
 
+    def rest(self) -> list[Request]:
+        """Take everybody who has not come, and will not: nobody is left to serve them."""
+        alone = set(range(self._next, len(self._arrival_s))) - self._waits
+        left = [
+            self._request(index, self._arrival_s[index])
+            for index in sorted(alone | self._to_follow)
+        ]
+        self._next, self.next_arrival_s = len(self._arrival_s), inf
+        self._to_follow.clear()
+        self._answered.clear()
+        return left
+
+    def _next_alone_s(self) -> float:
+        """When the next of those comes who follow nobody."""
+        while self._next in self._waits:
+            self._next += 1
+        return self._arrival_s[self._next] if self._next < len(self._arrival_s) else inf
+
     def _look_ahead(self, now_s: float) -> None:
-        if self._next < len(self._arrival_s) and self._free_clients > 0:
-            self.next_arrival_s = max(self._arrival_s[self._next], now_s)
-        else:
-            self.next_arrival_s = inf
+        at_s = self._next_alone_s()
+        if self._answered:
+            at_s = min(at_s, self._answered[0][0])
+        self.next_arrival_s = max(at_s, now_s) if self._free_clients > 0 else inf
 
     def _request(self, index: int, arrival_s: float) -> Request:
         prompt_tokens = self._prompt_tokens[index]

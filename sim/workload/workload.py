@@ -25,6 +25,9 @@ class Workload:
     content: what the prefix cache sees of the prompts; None when nothing is known to be shared.
     max_concurrency: closed loop: a request enters once it has arrived and fewer than this many are
         in flight; None for an open loop.
+    follows: int64, the request whose answer each waits for, -1 for none; None: nobody waits. A
+        follower arrives ``think_s`` after that answer has ended, and no earlier than its arrival_s.
+    think_s: float64, 0 where not given.
     samples: for requests that ask for several answers; output_tokens is then their longest one's.
     request_ids: names from a trace, n of them.
     labels: the class of each request, n of them.
@@ -46,6 +49,8 @@ class Workload:
     name: str = "workload"
     notes: tuple[str, ...] = ()
     samples: Samples | None = None
+    follows: NDArray[np.int64] | None = None
+    think_s: NDArray[np.float64] = None  # type: ignore[assignment]  # set where somebody follows
 
     def __post_init__(self) -> None:
         arrival_s = _column("arrival_s", self.arrival_s, np.dtype(np.float64))
@@ -67,6 +72,7 @@ class Workload:
             "samples": n if self.samples is None else len(self.samples.counts),
             "request_ids": n if self.request_ids is None else len(self.request_ids),
             "labels": n if self.labels is None else len(self.labels),
+            "follows": n if self.follows is None else len(self.follows),
         }
         for column, length in lengths.items():
             if length != n:
@@ -84,10 +90,23 @@ class Workload:
                     "as many as the longest sample")  # fmt: skip
         if self.max_concurrency is not None:
             whole_number("max_concurrency", self.max_concurrency)
+        if self.follows is not None:
+            follows = _column("follows", self.follows, np.dtype(np.int64))
+            _refuse("follows", follows, follows >= np.arange(n), "a request before it")
+            think_s = np.zeros(n) if self.think_s is None else self.think_s
+            think_s = _column("think_s", think_s, np.dtype(np.float64))
+            _refuse("think_s", think_s, ~(think_s >= 0), "0 or more seconds")
+            object.__setattr__(self, "follows", follows)
+            object.__setattr__(self, "think_s", think_s)
         object.__setattr__(self, "arrival_s", arrival_s)
         object.__setattr__(self, "prompt_tokens", prompt_tokens)
         object.__setattr__(self, "output_tokens", output_tokens)
         object.__setattr__(self, "max_tokens", max_tokens)
+
+    @property
+    def awaits_answers(self) -> bool:
+        """Whether it depends on answers when requests come."""
+        return self.max_concurrency is not None or self.follows is not None
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -123,7 +142,8 @@ class Workload:
     def scaled(self, time_scale: float) -> Workload:
         """The same requests with arrival times multiplied: 0.5 makes the load twice as dense.
 
-        Raises ValueError for a scale that is not finite and above 0.
+        How long people think before their next turn stays as it is. Raises ValueError for a scale
+        that is not finite and above 0.
         """
         if not (math.isfinite(time_scale) and time_scale > 0):
             raise ValueError(f"time_scale is {time_scale}, expected a finite number above 0")
@@ -131,8 +151,13 @@ class Workload:
 
     def _part(self, first: int, last: int, *, origin_s: float) -> Workload:
         part = slice(first, last)
+        follows = None
+        if self.follows is not None:  # whose answer is left out has it
+            follows = np.maximum(self.follows[part] - first, -1)
         return replace(
             self,
+            follows=follows,
+            think_s=self.think_s if follows is None else self.think_s[part],
             arrival_s=self.arrival_s[part] - origin_s,
             prompt_tokens=self.prompt_tokens[part],
             output_tokens=self.output_tokens[part],

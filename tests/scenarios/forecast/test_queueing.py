@@ -102,11 +102,6 @@ def test_classes_of_a_trace_have_priorities_too(tmp_path: Path) -> None:
         ("quickstart", "engine.max_num_waiting=0", "engine.max_num_waiting"),
         ("priority-classes", "workload.class_priority={chat: 0}", "'batch' has none"),
         ("fair-sharing", "engine.scheduler=static", "fair needs a scheduler"),
-        (
-            "disaggregated",
-            "engine.max_queue_time_s=1",
-            "not modelled across prefill and decode pools",
-        ),
     ],
 )
 def test_what_a_queue_cannot_do_is_refused(name: str, setting: str, words: str) -> None:

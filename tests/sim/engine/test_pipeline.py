@@ -32,7 +32,7 @@ def serve(
     latency: PipelineLatency,
     config: EngineConfig | None = None,
     *,
-    scheduler: str = "chunked",
+    scheduler: str = "paged",
     num_blocks: int = 4000,
     leap: bool = True,
 ) -> Records:
@@ -82,6 +82,32 @@ def test_never_more_batches_in_flight_than_stages() -> None:
     end_s = start_s + records.iterations["duration_s"]
     in_flight = [((start_s <= now_s) & (end_s > now_s + 1e-9)).sum() for now_s in start_s]
     assert max(in_flight) == 3
+
+
+def test_one_scheduler_fills_a_pipeline_with_what_its_budget_cuts_apart() -> None:
+    """vLLM V1: a batch takes all who are ready, so that those who come at once stay together."""
+    config = EngineConfig(max_num_seqs=8, max_num_batched_tokens=8)
+    together = serve(at_once(8, 50), PipelineLatency.fixed(0.4, 4), scheduler="chunked")
+    assert summarize(together)["pipeline"]["stage_busy_share"] == pytest.approx([0.25] * 4)
+    apart = serve(at_once(8, 50), PipelineLatency.fixed(0.4, 4), config, scheduler="chunked")
+    assert min(summarize(apart)["pipeline"]["stage_busy_share"]) > 0.9, "ten tokens in two chunks"
+    assert (apart.iterations["running"] <= 8).all(), "seats are of all batches in flight"
+
+
+@settings(max_examples=60, deadline=None)
+@given(workload=workloads(), engine=engines(), stages=st.integers(2, 4))
+def test_a_token_is_never_computed_before_the_one_it_needs(
+    workload: Workload, engine: tuple[EngineConfig, int], stages: int
+) -> None:
+    config, num_blocks = engine
+    latency = linear_stages(stages)
+    records = serve(workload, latency, config, scheduler="chunked", num_blocks=num_blocks)
+    requests = records.requests
+    served = ~requests["rejected"]
+    assert records.iterations["emitted"].sum() == workload.output_tokens[served].sum()
+    fastest_s = stages * 0.0137
+    took_s = requests["last_token_s"][served] - requests["first_token_s"][served]
+    assert (took_s >= (workload.output_tokens[served] - 1) * fastest_s * (1 - 1e-9)).all()
 
 
 def test_a_slow_stage_sets_the_pace() -> None:

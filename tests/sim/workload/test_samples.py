@@ -1,5 +1,7 @@
 """Requests for several answers as columns of a workload."""
 
+from math import inf
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ def test_the_source_hands_each_request_its_own_samples(stride: int) -> None:
         source = RequestSource(
             workload, block_size=4, prefix_caching=False, first=first, stride=stride
         )
-        while source.remaining:
+        while source.next_arrival_s < inf:
             request = source.take()
             lengths[request.index] = request.group.output_tokens if request.group else None
     assert lengths == {0: (4, 9), 1: None, 2: (1, 7, 2)}

@@ -32,7 +32,7 @@ def source_of(load: Workload, *, caching: bool = False, **which: int) -> Request
 
 def test_requests_come_in_order_of_arrival_with_their_lengths() -> None:
     source = source_of(workload(0.5, 0.5, 2.0, max_tokens=[9, 8, 7]))
-    assert (source.next_arrival_s, source.remaining) == (0.5, 3)
+    assert source.next_arrival_s == 0.5
     first, second = taken(source, 1.0)
     assert (first.index, first.arrival_s, first.prompt_tokens) == (0, 0.5, 10)
     assert (second.index, second.output_tokens, second.max_tokens) == (1, 2, 8)
@@ -40,7 +40,7 @@ def test_requests_come_in_order_of_arrival_with_their_lengths() -> None:
     assert taken(source, 1.9) == []
     (third,) = taken(source, 2.0)
     assert third.index == 2
-    assert (source.next_arrival_s, source.remaining) == (inf, 0)
+    assert source.next_arrival_s == inf
     assert taken(source, 1e9) == []
 
 
@@ -65,14 +65,15 @@ def test_replicas_share_every_request_out_once(
 
 def test_a_closed_loop_holds_requests_back_until_a_client_is_free() -> None:
     source = source_of(workload(0.0, 0.0, 0.0, 0.0, 50.0, max_concurrency=2))
-    assert [one.index for one in taken(source, 0.0)] == [0, 1]
+    first, second = taken(source, 0.0)
+    assert (first.index, second.index) == (0, 1)
     assert source.next_arrival_s == inf
     assert taken(source, 99.0) == []
-    source.release(1, 7.0)
+    source.release([first], 7.0)
     assert source.next_arrival_s == 7.0, "not before the client was free"
     (third,) = taken(source, 7.0)
     assert (third.index, third.arrival_s) == (2, 7.0)
-    source.release(2, 9.0)
+    source.release([second, third], 9.0)
     assert source.next_arrival_s == 9.0
     assert [one.index for one in taken(source, 9.0)] == [3]
     assert source.next_arrival_s == 50.0, "and not before the request was due"
@@ -81,8 +82,7 @@ def test_a_closed_loop_holds_requests_back_until_a_client_is_free() -> None:
 
 def test_a_release_does_not_hurry_a_request_that_has_a_client_already() -> None:
     source = source_of(workload(0.0, 5.0, max_concurrency=2))
-    taken(source, 0.0)
-    source.release(1, 1.0)
+    source.release(taken(source, 0.0), 1.0)
     assert source.next_arrival_s == 5.0
 
 
@@ -96,18 +96,18 @@ def test_no_more_than_max_concurrency_are_ever_unfinished(
 ) -> None:
     load = workload(*np.cumsum(gaps[: len(service)]), max_concurrency=limit)
     source = source_of(load)
-    ends_s: list[float] = []
+    ends_s: dict[Request, float] = {}
     started = 0
     while source.next_arrival_s < inf or ends_s:
-        now_s = min([source.next_arrival_s, *ends_s])
-        ended = [end_s for end_s in ends_s if end_s <= now_s]
-        for end_s in ended:
-            ends_s.remove(end_s)
+        now_s = min([source.next_arrival_s, *ends_s.values()])
+        ended = [one for one, end_s in ends_s.items() if end_s <= now_s]
+        for one in ended:
+            del ends_s[one]
         if ended:
-            source.release(len(ended), now_s)
+            source.release(ended, now_s)
         for one in taken(source, now_s):
             assert one.arrival_s >= load.arrival_s[one.index]
-            ends_s.append(now_s + service[one.index])
+            ends_s[one] = now_s + service[one.index]
             started += 1
         assert len(ends_s) <= limit
     assert started == len(service)
@@ -136,3 +136,31 @@ def test_hashes_follow_the_request_not_its_place_in_the_share() -> None:
     whole = taken(source_of(load, caching=True), 0.0)
     half = taken(source_of(load, caching=True, first=1, stride=2), 0.0)
     assert [one.block_hashes for one in half] == [whole[1].block_hashes, whole[3].block_hashes]
+
+
+def test_a_turn_comes_a_while_after_the_answer_that_it_follows() -> None:
+    load = workload(0.0, 1.0, 2.0, follows=[-1, 0, -1], think_s=[0.0, 0.5, 0.0])
+    source = source_of(load)
+    (first,) = taken(source, 0.0)
+    assert source.next_arrival_s == 2.0, "its answer is not there yet"
+    assert [one.index for one in taken(source, 5.0)] == [2]
+    assert source.next_arrival_s == inf
+    source.release([first], 7.0)
+    (second,) = taken(source, 9.0)
+    assert (second.index, second.arrival_s) == (1, 7.5)
+
+
+def test_a_turn_comes_no_earlier_than_it_was_to_come() -> None:
+    source = source_of(workload(0.0, 8.0, follows=[-1, 0]))
+    source.release(taken(source, 0.0), 3.0)
+    assert source.next_arrival_s == 8.0
+
+
+def test_who_will_not_come_any_more_is_told_once() -> None:
+    load = workload(0.0, 0.0, 1.0, 2.0, follows=[-1, 0, -1, 2])
+    source = source_of(load)
+    (first,) = taken(source, 0.0)
+    source.release([first], 0.5)
+    assert [one.index for one in taken(source, 0.5)] == [1]
+    assert [one.index for one in source.rest()] == [2, 3]
+    assert (source.next_arrival_s, source.rest()) == (inf, [])
