@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from orcast.needed import require_torch
 from scenarios.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def run(
     """Measure a model's latency table on this machine's GPU (or CPU)."""
     from scenarios import library
 
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("calibrating needs PyTorch: pip install 'orcast[gpu]'")
+    require_torch("calibrating")
     if gpu is not None:
         library.gpu(gpu)
     allowed = ("triton", "best", "fastest")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orcast.needed import require_torch
 from scenarios.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run the engine on a scenario's requests, simulate the same, and compare."""
+    require_torch("the engine")
     from calibrate.device.environment import device_name
     from reports.calibration.validation_report import validation_report
     from reports.run.writer import fresh_folder, write_run

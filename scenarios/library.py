@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +18,7 @@ from sim.model.spec import ModelSpec
 ROOT = Path(__file__).parent
 GPUS_FILE = ROOT / "gpus.yaml"
 NOT_SCENARIOS = {"models", "sizing"}  # folders
+DEEPEST = 100  # levels of a file that is blamed for something else
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -65,20 +67,39 @@ for kind in ("int", "float"):
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file safely; InputError with line and column where it is not YAML."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file in UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = _too_deep(text)
+        problem = f"nested more than {DEEPEST} levels deep: close open brackets, or indent less"
+        if mark is None:
+            mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+            problem = getattr(error, "problem", None) or "cannot be parsed"
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(f"{path}{where}: not valid YAML: {problem}") from None
-    except RecursionError:
-        raise InputError(f"{path}: not valid YAML: nested too deeply") from None
     except ValueError as error:  # a date such as 2024-13-01, a number too long
         raise InputError(f"{path}: not valid YAML: {error}") from None
+
+
+def _too_deep(text: str) -> Any:
+    """The mark where a text that cannot be read goes too deep; None if its error is another.
+
+    PyYAML's and libyaml's parsers give up at depths and with words of their own. PyYAML's tells one
+    level after the other, without a limit; libyaml's looks a thousand brackets ahead.
+    """
+    depth = 0
+    with suppress(yaml.YAMLError):
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                return event.start_mark
+    return None
 
 
 def scenario_names() -> list[str]:

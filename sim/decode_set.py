@@ -110,23 +110,6 @@ class DecodeSet:
 
     def add(self, request: Request) -> None:
         """Let a request that has its first token, or will by then, decode from the next step."""
-        self._begin(request)
-        ending = self.step + request.output_tokens - request.num_generated_tokens
-        day = self._endings.get(ending)
-        if day is None:
-            self._endings[ending] = [request]
-            heappush(self._ending_steps, ending)
-        else:
-            day.append(request)
-        assert request.last_token is not None
-        self.emissions[request.last_token] = self.emissions.get(request.last_token, 0) + 1
-
-    def add_overrunning(self, request: Request) -> None:
-        """Let a request that has its last token decode once more."""
-        self._begin(request)
-        self._overrunning.append(request)
-
-    def _begin(self, request: Request) -> None:
         step = self.step
         request.joined_step = step
         self.num_seqs += 1
@@ -135,7 +118,28 @@ class DecodeSet:
         if self.tracks_longest:
             self._add_length(offset, request)
         self._final_tokens += request.prompt_tokens + request.output_tokens - 1
+        ending = step + request.output_tokens - request.num_generated_tokens
+        day = self._endings.get(ending)
+        if day is None:
+            self._endings[ending] = [request]
+            heappush(self._ending_steps, ending)
+        else:
+            day.append(request)
         self._crossing[(step - request.num_computed_tokens) % self._block_size][request] = None
+        last = request.last_token
+        assert last is not None
+        self.emissions[last] = self.emissions.get(last, 0) + 1
+
+    def add_overrunning(self, request: Request) -> None:
+        """Let a request that has its last token decode once more."""
+        self.add(request)
+        assert request.last_token is not None
+        self.emissions[request.last_token] -= 1
+        today = self._endings[self.step]
+        today.remove(request)
+        if not today:  # the calendar begins with tomorrow
+            del self._endings[heappop(self._ending_steps)]
+        self._overrunning.append(request)
 
     def remove(self, request: Request) -> None:
         """Take a member out before its end (preempted, or left out of one iteration)."""

@@ -94,8 +94,11 @@ class RequestPool:
             if rules.max_wait_s < inf:
                 self._impatient.append(request)
                 self.gives_up_s = min(self.gives_up_s, request.arrival_s + rules.max_wait_s)
-        for sequence in self.sequences_of(request):
-            self.waiting.append(sequence)
+        if request.group is None:
+            self.waiting.append(request)
+        else:
+            for sequence in self.sequences_of(request):
+                self.waiting.append(sequence)
 
     def num_sequences(self, request: Request) -> int:
         """How many `sequences_of` a request there are."""
@@ -165,11 +168,13 @@ class RequestPool:
 
     def finish(self, request: Request, now_s: float) -> Request | None:
         """The sequence leaves the engine; returns the request that is answered with it, if one."""
-        if request in self.running:
-            self.stop(request)
-        else:  # preempted while its last token was computed
+        if request not in self.running:  # preempted while its last token was computed
             self.waiting.remove(request)
             self.log.close(request)
+        elif request.parent is None:
+            del self.running[request]
+        else:
+            self.stop(request)
         if request.parent is not None:
             family = self._fanned[request.parent]
             family.num_unfinished -= 1

@@ -236,7 +236,7 @@ class MeasuredTable:
                 "per_sequence": round(host.per_sequence_s * 1e6, 4),
             }
         launch = records.get("eager_launch")
-        if launch and launch[0]["eager_us"] > 1.1 * launch[0]["graph_us"]:
+        if launch:  # where the device takes longer than its host, an upper bound: just as true
             self.meta["eager_launch_us"] = round(launch[0]["eager_us"], 1)
         if "yardstick" in records:
             yardsticks_us = [line["us"] for line in records["yardstick"]]

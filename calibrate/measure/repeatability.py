@@ -48,5 +48,7 @@ def _differences(first: Part, second: Part) -> list[float]:
         columns = [column.tolist() for column in part.coordinates.values()]
         times.append(dict(zip(zip(*columns, strict=True), part.time_s.tolist(), strict=True)))
     return [
-        times[1][point] / time_s - 1.0 for point, time_s in times[0].items() if point in times[1]
+        times[1][point] / time_s - 1.0
+        for point, time_s in times[0].items()
+        if point in times[1] and time_s > 0  # a host that the device hides takes none
     ]

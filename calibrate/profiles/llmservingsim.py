@@ -44,7 +44,7 @@ def import_llmservingsim(
         raise TableError(f"{meta_path}: missing; expected an LLMServingSim profile folder")
     try:
         profile = yaml.safe_load(meta_path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise TableError(f"{meta_path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(profile, dict):
         raise TableError(f"{meta_path}: expected a mapping")

@@ -41,7 +41,8 @@ def calibration_report(folder: Path) -> str:
     measured = read_table(folder)
     if measured.meta.get("measured_by") != "orcast calibrate":
         raise TableError(f"{folder}: was not measured by orcast calibrate run, there is no report")
-    parts = {name: _columns(folder, name, measured) for name in PARTS if name in measured.parts}
+    every = {name: _columns(folder, name) for name in PARTS if name in measured.parts}
+    parts = {name: columns for name, columns in every.items() if columns["time_us"].size}
     meta = measured.meta
     sections = [
         _whole_section(folder),
@@ -59,15 +60,18 @@ def calibration_report(folder: Path) -> str:
     )
 
 
-def _columns(folder: Path, name: str, measured: LatencyTable) -> Columns:
-    """A part's coordinates and measurements by column."""
+def _columns(folder: Path, name: str) -> Columns:
+    """A part's coordinates and measurements by column, of points that take any time.
+
+    A host that the device hides takes none: neither a logarithm nor a share of it can be drawn.
+    """
     axes = [column for column in PART_COLUMNS[name] if column != "operation"]
     rows = _rows(folder / f"{name}.csv")
     missing = [column for column in NUMBERS if column not in rows[0]]
     if missing:
         raise TableError(f"{folder / f'{name}.csv'}:1: no column {missing[0]!r}")
-    del measured
-    return {column: np.array([float(row[column]) for row in rows]) for column in (*axes, *NUMBERS)}
+    timed = [row for row in rows if float(row["time_us"]) > 0]
+    return {column: np.array([float(row[column]) for row in timed]) for column in (*axes, *NUMBERS)}
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

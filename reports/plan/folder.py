@@ -37,7 +37,7 @@ def load_plan(directory: Path | str) -> dict[str, Any]:
     path = Path(directory) / MARKER
     try:
         answer = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({str(error).splitlines()[0]})") from None
     needed = ("candidates", "objectives", "load", "chosen", "scenario")
     if not isinstance(answer, dict) or any(key not in answer for key in needed):

@@ -93,7 +93,7 @@ def load_details(folder: Path | str) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path}: not JSON; delete it to do without its charts") from None
     if not isinstance(found, dict) or found.get("version") != VERSION:
         raise ValueError(

@@ -61,11 +61,11 @@ def load_run(directory: Path | str) -> tuple[FolderRecords, dict[str, Any], dict
         preemptions = _read_columns(preempted, PREEMPTION_COLUMNS)
     try:
         summary = json.loads((folder / FILES[2]).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / FILES[2]}: not JSON ({_first_line(error)})") from None
     try:
         scenario = yaml.safe_load((folder / FILES[3]).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{folder / FILES[3]}: not YAML ({_first_line(error)})") from None
     for name, value in ((FILES[2], summary), (FILES[3], scenario)):
         if not isinstance(value, Mapping):

@@ -72,7 +72,7 @@ def write_size_report(directory: Path) -> Path:
     source, target = directory / FIGURES, directory / "report.html"
     try:
         figures = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: not JSON ({error})") from None
     if not isinstance(figures, Mapping):
         raise ValueError(f"{source}: expected a mapping, found {type(figures).__name__}")

@@ -40,7 +40,7 @@ def _was_written_by_a_sweep(folder: Path) -> bool:
         return True
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     whole = all((folder / name).is_file() for name in (SWEEP, TABLE))
     return whole and isinstance(summary, dict) and "by_setting" in summary
@@ -109,7 +109,9 @@ def read_sweep(folder: Path) -> tuple[SweepTable, dict[str, Any], tuple[str, ...
             columns=_read_table(folder / TABLE),
         )
         notes = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["warnings"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         line = str(error).strip().split("\n", 1)[0]
         raise ValueError(f"{folder}: not a sweep, or a damaged one ({line})") from None
     needed = {"setting", "seed", "point", "error", *(path for axis in table.axes for path in axis)}

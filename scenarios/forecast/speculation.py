@@ -315,7 +315,7 @@ def _read_trace(name: str, beside: Path | None) -> list[list[int]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{path}:{number}: not valid JSON") from None
         whole = isinstance(row, list) and all(type(count) is int for count in row)
         if not whole:

@@ -23,7 +23,7 @@ class PointStore:
         """The answer of a point; None where it has none yet, or one that cannot be read."""
         try:
             answer = json.loads(self._path(key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return answer if isinstance(answer, dict) else None
 

@@ -82,7 +82,7 @@ class Engine:
         self._arrivals = arrivals
         self._depth = scheduler.config.batches_in_flight
         self._is_pipeline = scheduler.config.pipeline_stages > 1
-        self._leap = leap
+        self._leap = leap and not self._is_pipeline
         self._check = check
         self._flights: deque[Flight] = deque()  # the schedule has moved on over these …
         self._plan: Flight | None = None  # … and not over the latest, which can be cut short
@@ -120,15 +120,21 @@ class Engine:
             if self._plan is not None:
                 self._move_on()
             batch = scheduler.schedule(now_s)
-            stopped = not flights and not now_s < scheduler.wake_s < inf
-            if batch is None and stopped and scheduler.pool.num_unfinished:
-                batch = scheduler.schedule(now_s)  # everybody was preempted: admit again
             if batch is None:
-                self.decision_s = flights[0].ends_s[-1] if flights else self._wake_s(now_s)
-                return
+                batch = self._ask_again(now_s)
+                if batch is None:
+                    self.decision_s = flights[0].ends_s[-1] if flights else self._wake_s(now_s)
+                    return
             self._launch(batch, now_s)
             if self.decision_s > now_s:
                 return
+
+    def _ask_again(self, now_s: float) -> Batch | None:
+        """Where everybody was preempted, the next decision, at the same time, admits again."""
+        scheduler = self.scheduler
+        if self._flights or not scheduler.pool.num_unfinished or now_s < scheduler.wake_s < inf:
+            return None
+        return scheduler.schedule(now_s)
 
     def _wake_s(self, now_s: float) -> float:
         """When to ask an idle scheduler again though nobody comes."""
@@ -136,9 +142,10 @@ class Engine:
         return wake_s if wake_s > now_s else inf
 
     def _launch(self, batch: Batch, now_s: float) -> None:
-        scheduler, device = self.scheduler, self.device
-        batch.decided_ahead = device.free_s > now_s
-        iterations = scheduler.horizon(batch) if self._leap and not self._is_pipeline else 1
+        device, depth = self.device, self._depth
+        if depth > 1:
+            batch.decided_ahead = device.free_s > now_s
+        iterations = self.scheduler.horizon(batch) if self._leap else 1
         if iterations > 1:
             start_s = max(now_s, device.free_s)
             ends_s = device.leap(batch, now_s, iterations, self._until_s())
@@ -149,7 +156,7 @@ class Engine:
                 return
             start_s, ends_s = times_s[0], [times_s[1]]
         self._plan = Flight(batch, start_s, ends_s)
-        if self._depth == 1:
+        if depth == 1:
             self.decision_s = ends_s[-1]
             return
         self._expect(now_s)
@@ -196,18 +203,16 @@ class Engine:
     def collect(self, now_s: float) -> list[Request]:
         """Take in what has ended by now; returns the requests that finished."""
         flights, finished = self._flights, _NOBODY
-        while True:
-            if flights:
-                if flights[0].ends_s[-1] > now_s:
-                    return finished
-                if found := self._take(flights.popleft()):
-                    finished = [*finished, *found] if finished else found
-            elif self._plan is not None and self._plan.ends_s[-1] <= now_s:
-                plan, self._plan = self._plan, None
-                self._advance(plan)
-                return self._take(plan) or finished
-            else:
-                return finished
+        while flights and flights[0].ends_s[-1] <= now_s:
+            if found := self._take(flights.popleft()):
+                finished = [*finished, *found] if finished else found
+        plan = self._plan
+        if plan is not None and not flights and plan.ends_s[-1] <= now_s:
+            self._plan = None
+            self._advance(plan)
+            if found := self._take(plan):
+                finished = [*finished, *found] if finished else found
+        return finished
 
     def _take(self, flight: Flight) -> list[Request]:
         batch, ends_s, scheduler = flight.batch, flight.ends_s, self.scheduler

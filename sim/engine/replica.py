@@ -40,12 +40,12 @@ class Replica:
 
     def _go_on(self, now_s: float) -> None:
         """Collect what has ended, let requests come, decide; and ask to be called again."""
-        source = self.source
+        source, awaits_answers = self.source, self.source.awaits_answers
         for engine in self.engines:
-            if source.awaits_answers and engine.due_s <= now_s:  # whoever finishes may come again
+            if awaits_answers and engine.due_s <= now_s:  # whoever finishes may come again
                 engine.interrupt(now_s)
             finished = engine.collect(now_s)
-            if finished and source.awaits_answers:
+            if finished and awaits_answers:
                 # Those who came meanwhile hold their clients already.
                 self._take_arrivals(now_s)
                 source.release(finished, now_s)

@@ -103,7 +103,7 @@ class BlockAllocator:
 
         Those that its first `num_tokens` tokens fill may be found again; None: all may.
         """
-        if self.prefix_caching and num_tokens is not None:
+        if self._hash_of and num_tokens is not None:
             full = num_tokens // self.block_size
             self._put_first(self._released(table[full:]))
             del table[full:]

@@ -63,7 +63,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise TableError(f"{path}: missing; this folder is not a latency table")
     try:
         meta = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise TableError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(meta, dict):
         raise TableError(f"{path}: expected a mapping with {', '.join(META_KEYS)}")

@@ -37,6 +37,7 @@ class IterationScheduler:
         self._blocked = False  # the head of the queue waits for something to finish
         # Decoding, with an answer that others may find: how many of its tokens they can.
         self._published: dict[Request, int] = {}
+        self._is_pipeline = config.pipeline_stages > 1
         self._chunks: dict[Request, Batch] = {}  # of prompts, in flight through a pipeline
         self._leaving: dict[Request, Batch] = {}  # sequences whose last token is in flight
         self._leaving_tokens = 0  # that they have in the cache
@@ -297,7 +298,7 @@ class IterationScheduler:
             self.prefilling.pop(request, None)
             self._prefill_stored_tokens -= request.num_computed_tokens
             ended += self._end_prefill(request, batch)
-        if self.config.pipeline_stages > 1:
+        if self._is_pipeline:
             batch.waiting = pool.set_aside()
             self._chunks.update((chunk.request, batch) for chunk in batch.prefills)
         if not ended:
@@ -394,8 +395,9 @@ class IterationScheduler:
         count, decodes, rows = batch.num_decodes, self.pool.decodes, batch.num_emitting
         stored = batch.context_tokens if count else decodes.stored_tokens
         stored += self.pool.held_tokens + self._leaving_tokens
-        stored += sum(waiting.stored_tokens for waiting in self.pool.in_flight)
-        if count:
+        if self.pool.in_flight:
+            stored += sum(waiting.stored_tokens for waiting in self.pool.in_flight)
+        if decodes.overruns and count:
             unheard, context = decodes.overrunning()  # by clients that have their answers by now
             count, rows, stored = count - unheard, rows - unheard, stored - context
         reserved = 0

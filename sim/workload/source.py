@@ -58,15 +58,16 @@ class RequestSource:
 
     def take(self) -> Request:
         """The request that arrives at `next_arrival_s`."""
+        arrival_s = self.next_arrival_s
         if self._answered and self._answered[0][0] <= self._next_alone_s():
             index = heappop(self._answered)[1]
             self._to_follow.remove(index)
         else:
             index = self._next
             self._next += 1
-        request = self._request(index, self.next_arrival_s)
+        request = self._request(index, arrival_s)
         self._free_clients -= 1
-        self._look_ahead(self.next_arrival_s)
+        self._look_ahead(arrival_s)
         return request
 
     def release(self, ended: Sequence[Request], now_s: float) -> None:
@@ -93,15 +94,19 @@ class RequestSource:
 
     def _next_alone_s(self) -> float:
         """When the next of those comes who follow nobody."""
-        while self._next in self._waits:
-            self._next += 1
+        if self._waits:
+            while self._next in self._waits:
+                self._next += 1
         return self._arrival_s[self._next] if self._next < len(self._arrival_s) else inf
 
     def _look_ahead(self, now_s: float) -> None:
+        if self._free_clients <= 0:
+            self.next_arrival_s = inf
+            return
         at_s = self._next_alone_s()
         if self._answered:
             at_s = min(at_s, self._answered[0][0])
-        self.next_arrival_s = max(at_s, now_s) if self._free_clients > 0 else inf
+        self.next_arrival_s = at_s if at_s > now_s else now_s
 
     def _request(self, index: int, arrival_s: float) -> Request:
         prompt_tokens = self._prompt_tokens[index]

@@ -4,7 +4,7 @@ For a machine that is lent for ten minutes at a time, bare every time, and hands
 each command ends within nine minutes and leaves at most eight files in OUT, no folders.
 
 ``first``
-    ``canary`` (one launch of each kernel in bf16 against its reference, one captured graph: 30 s),
+    ``canary`` (one launch of each kernel in bf16 against its reference, one captured graph: 45 s),
     ``check`` (the kernel tests, ``pytest -m gpu``: 90 s), ``benchmark`` (the table of ratios:
     2 min → ``benchmark.csv``), ``tables`` (of Llama-3.1-8B: 3 min), ``engine`` (how fast it serves,
     synchronous and asynchronous: the rest → ``engine.json``)
@@ -34,13 +34,18 @@ cannot be compiled where there is no GPU: Triton keys them by its own library, w
 versions of Python, and by the folder they are in.
 
 ``--from`` names the folder of an earlier command's results (its ``tables.tar.gz``,
-``triton.tar.gz`` and, for ``second``, ``meta.json``); OUT itself is one if it has them. Every stage
-but ``validate`` needs PyTorch, Triton, NumPy, pandas, SciPy and PyYAML (``check`` pytest and
-Hypothesis besides). For ``validate``, and for anything else a machine without a network lacks,
-carry wheels along:
+``triton.tar.gz`` and, for ``second``, ``meta.json``); OUT itself is one if it has them. So a
+command that was ended from outside is given again with the same OUT, or with ``--from`` where that
+is empty: ``meta.json`` also says what became of the stages before. An archive that cannot be read
+is told and done without.
+
+Every stage but ``validate`` needs PyTorch, Triton, NumPy, pandas, SciPy and PyYAML (``check``
+pytest besides). For ``validate``, and for anything else a machine without a network lacks, carry
+wheels along (those from pytest on are for ``check``, and let it use several processors):
 
     pip download --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \\
-        --no-deps -d wheels simpy pydantic pydantic-core annotated-types typing-inspection plotly
+        --no-deps -d wheels simpy pydantic pydantic-core annotated-types typing-inspection plotly \\
+        narwhals typing-extensions pytest pluggy iniconfig packaging pygments pytest-xdist execnet
     pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=site   # there
 
 A stage whose packages are missing does not begin, and ``meta.json`` names them.
@@ -59,16 +64,17 @@ import sys
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tests.benchmarks.gpu_stages import ROOT, STAGES, Run, has
+from tests.benchmarks.gpu_stages import ROOT, STAGES, Run, has, require_model
 
 # What each stage may take (s); None: what is left. Later stages' times are kept for them.
 COMMANDS: dict[str, dict[str, float | None]] = {
     "before": {"emulated": None},
-    "first": {"canary": 30, "check": 90, "benchmark": 120, "tables": 180, "engine": None},
+    "first": {"canary": 45, "check": 90, "benchmark": 120, "tables": 180, "engine": None},
     "second": {"longer": None, "end_to_end": 75},
     "third": {"validate": None, "numerics": None, "tune": None},
 }
@@ -78,16 +84,17 @@ ENGINE_S = 100.0  # the rest of the first command, when it is repaired in the se
 EVERY_S = 15.0  # between two packings of what a stage has measured
 POLL_S = 0.5
 COOLING_S = 20.0  # of all stages of a command
+GONE_S = 10.0  # for a stage that was killed to be gone; one that waits for its GPU stays
 MODELS = ("llama-3.1-8b",)
 MEASURING = ("tables", "longer")
 
-ARCHIVE, KERNELS = "tables.tar.gz", "triton.tar.gz"
+META, ARCHIVE, KERNELS = "meta.json", "tables.tar.gz", "triton.tar.gz"
 PACKED = ("tables", "repeated", "longer")  # folders of the archive
 MOST_BYTES = 15 * 2**20  # of an archive that is handed back
 
 NEEDED = ("torch", "triton", "numpy", "scipy", "pandas", "yaml")
 BESIDES = {
-    "check": ("pytest", "hypothesis"),
+    "check": ("pytest",),
     "validate": ("simpy", "pydantic", "plotly", "pyarrow", "rich", "typer"),
 }
 Result = dict[str, Any]
@@ -127,7 +134,7 @@ def missing_packages(stage: str) -> list[str]:
 def plan(command: str, earlier: Mapping[str, Any] | None) -> dict[str, float | None]:
     """The stages of a command, and how long each may take.
 
-    `earlier`: the first command's stages, for the second.
+    `earlier`: what became of stages until now, for the second.
     """
     if command not in COMMANDS:
         return dict.fromkeys(command.split(","))
@@ -143,9 +150,17 @@ def plan(command: str, earlier: Mapping[str, Any] | None) -> dict[str, float | N
 
 
 class Session:
-    """One command: its stages, one after the other, and what is told of them."""
+    """One command: its stages, one after the other, and what is told of them and earlier ones."""
 
-    def __init__(self, run: Run, command: str, stages: Mapping[str, float | None], limit_s: float):
+    def __init__(
+        self,
+        run: Run,
+        command: str,
+        stages: Mapping[str, float | None],
+        limit_s: float,
+        *,
+        earlier: Mapping[str, Result] | None = None,
+    ) -> None:
         self.run, self.planned, self.limit_s = run, dict(stages), limit_s
         self.began_s = time.monotonic()
         self.kernels = Path(
@@ -157,6 +172,7 @@ class Session:
             "began_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "limit_s": limit_s,
             "stages": self.stages,
+            "earlier": dict(earlier or {}),
         }
         self._packed: tuple[Any, ...] = ()
 
@@ -177,7 +193,7 @@ class Session:
 
     def write(self) -> None:
         """What is known, to meta.json."""
-        path = self.run.folder / "meta.json"
+        path = self.run.folder / META
         new = path.with_name(".meta.json.new")
         new.write_text(json.dumps(self.meta, indent=1))
         new.replace(path)
@@ -260,7 +276,8 @@ class Session:
             # What it started holds the GPU too, and may outlive it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GONE_S)
 
     def _told(self, name: str) -> Result:
         """What a stage has told of itself, and of where it runs."""
@@ -316,42 +333,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
     earlier = folder if options.earlier is None else options.earlier.resolve()
-    told = earlier / "meta.json"
-    first = json.loads(told.read_text())["stages"] if told.is_file() else None
-    if options.command == "second" and first is None:
-        parser.error(f"--from {earlier}: no meta.json of the first command")
-    stages = plan(options.command, first)
-    for text in filter(None, options.limits.split(",")):
-        name, _, limit = text.partition("=")
-        if name in stages:
-            stages[name] = _seconds(limit)
-    unknown = [name for name in stages if name not in STAGES]
-    if unknown:
-        parser.error(f"no stage {unknown[0]!r}; there are {', '.join((*COMMANDS, *STAGES))}")
-    folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # told in meta.json
+    try:
+        told = _told_in(earlier)
+        if options.earlier is not None and not any(
+            (earlier / name).is_file() for name in (META, ARCHIVE, KERNELS)
+        ):
+            raise ValueError(f"--from {earlier}: no results of an earlier command")
+        if options.command == "second" and told is None:
+            raise ValueError(f"--from {earlier}: no {META} of the first command that can be read")
+        stages = plan(options.command, told)
+        for name in stages:
+            _require_stage(name)
+        stages |= {name: limit_s for name, limit_s in _limits(options.limits) if name in stages}
+        limit_s, budget_s = _seconds(options.limit), _seconds(options.budget)
+        models = options.models.split(",")
+        for model in models:
+            require_model(model)
+        # Stages run in another folder than whoever gave the path.
+        models = [str(Path(one).resolve()) if one.endswith(".json") else one for one in models]
+        for name in ("reference", "tests", "scenario"):
+            path = getattr(options, name)
+            if path is not None and not path.exists():
+                raise ValueError(f"--{name} {path}: no such file or folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # told in meta.json
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="orcast-", ignore_cleanup_errors=True) as work:
-        given = {"folder": folder, "work": Path(work), "models": options.models.split(",")}
+        given = {"folder": folder, "work": Path(work), "models": models}
         for name in ("known", "reference", "tests", "scenario"):
             if getattr(options, name) is not None:
                 given[name] = getattr(options, name).resolve()
         for name in ("variations", "requests", "longest", "device"):
             given[name] = getattr(options, name)
-        given["budget_s"] = _seconds(options.budget)
-        limit_s = _seconds(options.limit)
-        session = Session(Run(limit_s=limit_s, **given), options.command, stages, limit_s)
+        run = Run(limit_s=limit_s, budget_s=budget_s, **given)
+        session = Session(run, options.command, stages, limit_s, earlier=told)
         for source in dict.fromkeys((earlier, folder)):
-            if (source / ARCHIVE).is_file():
-                unpack(source / ARCHIVE, Path(work), PACKED)
-            if (source / KERNELS).is_file():
-                unpack(source / KERNELS, session.kernels.parent, [session.kernels.name])
+            _bring(source / ARCHIVE, Path(work), PACKED)
+            _bring(source / KERNELS, session.kernels.parent, [session.kernels.name])
         return 0 if session.finish() else 1
+
+
+def _told_in(folder: Path) -> dict[str, Result] | None:
+    """What became of stages, by the meta.json there; None where there is none to be read."""
+    try:
+        meta = json.loads((folder / META).read_text())
+        return {**meta.get("earlier", {}), **meta["stages"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if (folder / META).exists():
+            print(f"{folder / META}: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+
+
+def _bring(archive: Path, root: Path, names: Sequence[str]) -> None:
+    """Unpack it if it is there. One that was cut on its way is told, and done without."""
+    if not archive.is_file():
+        return
+    try:
+        unpack(archive, root, names)
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        print(f"{archive}: {type(error).__name__}: {error}; done without", file=sys.stderr)
+
+
+def _limits(text: str) -> Iterator[tuple[str, float]]:
+    """``check=60s,tables=4m``: stages, which may be of another command, and seconds."""
+    for part in filter(None, text.split(",")):
+        name, equals, limit = part.partition("=")
+        if not equals:
+            raise ValueError(f"--limits {part}: expected STAGE=TIME, e.g. check=60s")
+        _require_stage(name)
+        yield name, _seconds(limit)
+
+
+def _require_stage(name: str) -> None:
+    if name not in STAGES:
+        raise ValueError(f"no stage {name!r}; there are {', '.join((*COMMANDS, *STAGES))}")
 
 
 def _seconds(text: str) -> float:
     """``90s``, ``8m`` or a number of seconds."""
     units = {"s": 1.0, "m": 60.0}
-    return float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        return float(number) * unit
+    except ValueError:
+        raise ValueError(f"{text!r}: expected a time, e.g. 90s or 8m") from None
 
 
 if __name__ == "__main__":

@@ -106,9 +106,18 @@ def name_of(model: str) -> str:
 
 
 def _config(model: str) -> dict[str, object]:
+    return json.loads(_config_path(model).read_text(encoding="utf-8"))
+
+
+def _config_path(model: str) -> Path:
     own = ROOT / "scenarios" / "models" / f"{model}.json"
-    path = Path(model) if model.endswith(".json") else own
-    return json.loads(path.read_text(encoding="utf-8"))
+    return Path(model) if model.endswith(".json") else own
+
+
+def require_model(model: str) -> None:
+    """ValueError for a model that is neither a name of the library nor a file."""
+    if not _config_path(model).is_file():
+        raise ValueError(f"--models {model}: no model of the library, nor a config.json")
 
 
 def has(name: str) -> bool:
@@ -193,19 +202,24 @@ def _checked(seen: dict[str, list[str]]) -> Result:
 
 def benchmark(run: Run) -> Result:
     """The table of ratios."""
-    from tests.benchmarks.kernels import SECTIONS, run_sections
+    from tests.benchmarks.kernels import SECTIONS
 
-    out = run.folder / "benchmark.csv"
-    return dataclasses.asdict(run_sections(list(SECTIONS), reference=run.reference, out=out))
+    return _timed(run, list(SECTIONS), out="benchmark.csv")
 
 
 def tune(run: Run) -> Result:
     """The candidate tiles of prefill attention and the products."""
+    return _timed(run, ["prefill", "products"], tune=True, out="tune.csv")
+
+
+def _timed(run: Run, sections: list[str], *, tune: bool = False, out: str) -> Result:
+    """Rows that failed are told, but are no reason to measure all the others once more."""
     from tests.benchmarks.kernels import run_sections
 
-    out, sections = run.folder / "tune.csv", ["prefill", "products"]
-    ceilings = run_sections(sections, tune=True, reference=run.reference, out=out)
-    return dataclasses.asdict(ceilings)
+    ceilings, failed = run_sections(
+        sections, tune=tune, reference=run.reference, out=run.folder / out
+    )
+    return dataclasses.asdict(ceilings) | ({"rows_failed": failed} if failed else {})
 
 
 def numerics(run: Run) -> Result:
@@ -377,7 +391,7 @@ def engine(run: Run) -> Result:
 
 
 def validate(run: Run) -> Result:
-    """Forecast against engine."""
+    """Forecast against engine; a variation that fails is named."""
     from tests.benchmarks.validation import main
 
     name = name_of(run.models[0])
@@ -389,8 +403,7 @@ def validate(run: Run) -> Result:
         arguments += ["--scenario", str(run.scenario)]
     if run.variations:
         arguments += ["--only", run.variations]
-    main(arguments)
-    return {}
+    return {"failed": main(arguments)}
 
 
 STAGES: dict[str, Callable[[Run], Result]] = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -347,10 +348,11 @@ def run_sections(
     tune: bool = False,
     reference: Path | None = None,
     out: Path | None = None,
-) -> Ceilings:
+) -> tuple[Ceilings, list[str]]:
     """Measure the sections, a row of each in turn: a run that is cut short has some of all.
 
-    Each row is printed, and written to ``out``, as it comes.
+    Each row is printed, and written to ``out``, as it comes. Returns the ceilings, and operation
+    and shape of each row whose kernel failed.
     """
     if out is not None:
         start_csv(out)
@@ -358,14 +360,17 @@ def run_sections(
     print(f"copy {ceilings.copy_bytes_per_s / 1e12:.2f} TB/s read plus written, ", end="")
     print(f"8192 cubed product {ceilings.matrix_flops_per_s / 1e12:.0f} TFLOP/s")
     sections = [SECTIONS[name](ceilings, tune) for name in names]
+    failed = []
     for row in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*sections))):
         if reference is not None:
             row.reference_us = reference_us(row, reference)
         if out is not None:
             append_csv(row, out)
         print(row.line(), flush=True)
+        if math.isnan(row.ours_us):
+            failed.append(f"{row.operation}, {row.shape}")
         torch.cuda.empty_cache()
-    return ceilings
+    return ceilings, failed
 
 
 def main() -> int:
@@ -384,8 +389,8 @@ def main() -> int:
         return 1
     for name, value in environment("cuda").items():
         print(f"{name}: {value}")
-    run_sections(names, tune=options.tune, reference=options.reference, out=options.out)
-    return 0
+    _, failed = run_sections(names, tune=options.tune, reference=options.reference, out=options.out)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,8 @@ def row(name: str, figures: dict[str, Any]) -> tuple[str, list[float]]:
     return f"| {name} | {cells} | {own:.1f} |", differences
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> list[str]:
+    """Validate variation after variation; gives the names of those that failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenario", type=Path, default=SCENARIO)
     parser.add_argument("--table", type=Path, required=True)
@@ -82,21 +85,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     names = [name for name in VARIATIONS if not options.only or options.only in name]
     model = load_model_of(question_of(str(options.scenario), []))
-    results, means = {}, []
+    results: dict[str, Any] = {}
+    means, failed = [], []
     print("| scenario | mean TTFT | TPOT | E2E | p99 TTFT | TPOT | E2E | tokens/s | per request |")
     print("|---|" + "--:|" * 8)
     for name in names:
-        figures = validate(
-            options.scenario, name, options.table, model, small=options.small, prefix=options.prefix
-        )
-        line, differences = row(name, figures)
-        print(line, flush=True)
-        results[name] = figures
-        means += [abs(value) for value in (*differences[:3], differences[6])]
+        try:
+            results[name] = validate(
+                options.scenario, name, options.table, model, small=options.small,
+                prefix=options.prefix,
+            )  # fmt: skip
+        except Exception as error:  # the next one may do better
+            traceback.print_exc()
+            results[name] = {"error": f"{type(error).__name__}: {error}"}
+            failed.append(name)
+        else:
+            line, differences = row(name, results[name])
+            print(line, flush=True)
+            means += [abs(value) for value in (*differences[:3], differences[6])]
         if options.out is not None:
             options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"\nMedian of the mean figures' absolute differences: {statistics.median(means):.2f} %")
+    if means:
+        median = statistics.median(means)
+        print(f"\nMedian of the mean figures' absolute differences: {median:.2f} %")
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(1 if main() else 0)

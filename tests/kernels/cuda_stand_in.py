@@ -7,7 +7,7 @@ read back is zero (true, where it is a truth). A device clock advances with ever
 events, graph replays and all that is divided by times have plausible numbers.
 
 What would go wrong, or cost time, on a GPU is written to a file of JSON lines in the folder
-`ORCAST_STAND_IN`, each with the functions of ours that led there:
+`ORCAST_STAND_IN`, each with its process and the functions of ours that led there:
 
 - ``kernel``: a specialisation launched for the first time, so one compilation; ``benched``: cuBLAS
   measured against our kernel; both with ``capturing`` where a graph was being captured
@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.abc
+import importlib.util
 import json
 import os
 import sys
@@ -60,6 +61,14 @@ class _Lacking(importlib.abc.MetaPathFinder):
         if name.split(".")[0] in self.names:
             raise ModuleNotFoundError(f"No module named {name!r} (on this machine)", name=name)
 
+    def lets(self, find_spec: Any) -> Any:
+        """`importlib.util.find_spec` that says of them what it says of what is not there."""
+
+        def found(name: str, package: str | None = None) -> Any:
+            return None if name.split(".")[0] in self.names else find_spec(name, package)
+
+        return found
+
 
 class Device:
     """What the stand-in knows: its clock, what is captured, what has been launched."""
@@ -80,6 +89,7 @@ class Device:
     def note(self, kind: str, **what: Any) -> None:
         """Write an event down, on disk at once."""
         line = {"kind": kind, **what, "capturing": self.graph is not None, "where": _where()}
+        line["process"] = os.getpid()
         folder = os.environ.get(FOLDER)
         if folder:
             with (Path(folder) / f"events-{os.getpid()}.jsonl").open("a") as file:
@@ -109,7 +119,7 @@ def _where() -> list[str]:
     places, frame = [], sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(str(ROOT)) and ".venv" not in path and path != __file__:
+        if path.startswith(f"{ROOT}{os.sep}") and ".venv" not in path and path != __file__:
             name = Path(path).relative_to(ROOT).as_posix()
             places.append(f"{name}:{frame.f_code.co_name}")
         frame = frame.f_back
@@ -218,7 +228,9 @@ def _capture(graph: _Graph, **options: Any) -> Iterator[None]:
 def install() -> None:
     """Stand in for CUDA in this process, from now on."""
     lacks = [name for name in os.environ.get(LACKS, "").split(",") if name]
-    sys.meta_path.insert(0, _Lacking(lacks))
+    lacking = _Lacking(lacks)
+    sys.meta_path.insert(0, lacking)
+    importlib.util.find_spec = lacking.lets(importlib.util.find_spec)
     import torch
     import triton
     from torch.fx.experimental import _config

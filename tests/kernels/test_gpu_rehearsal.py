@@ -26,9 +26,11 @@ from tests.benchmarks import gpu_session
 from tests.benchmarks.gpu_session import ARCHIVE, COMMANDS, PACKED, ROOT, main, unpack
 from tests.kernels.cuda_stand_in import FOLDER, LACKS, events, violations
 
-LACKING = "simpy,pydantic,plotly,xdist"  # on the machine that is lent
+LACKING = "simpy,pydantic,plotly,xdist,hypothesis"  # on the machine that is lent
 WHOLE = bool(os.environ.get("ORCAST_WHOLE_REHEARSAL"))  # two minutes more
-COMPILE_S = 2.0  # of one specialisation, on one processor
+# Of one specialisation, on one processor. Measured for sm_90 over the 99 of test_ahead_of_time: 0.3
+# on average, 1.1 at most; the rest is for what launches it, which a C compiler makes.
+COMPILE_S = 2.0
 STAND_IN = "from tests.kernels.cuda_stand_in import install\ninstall()\n"
 SCENARIO = """
 name: rehearsal
@@ -101,7 +103,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
         noted = stand_in(folder, patch.setenv)
         for command, earlier in (("first", None), ("second", "first"), ("third", "second")):
             if command == "third":  # which carries the packages along
-                patch.setenv(LACKS, "xdist")
+                patch.setenv(LACKS, "xdist,hypothesis")
             came_from = ["--from", str(folder / earlier)] if earlier else []
             main([command, str(folder / command), *came_from, "--limits", limits[command], *given])
     return Rehearsal(folder, events(noted))
@@ -129,13 +131,22 @@ def test_nothing_goes_wrong_in_captures_nor_is_compiled_in_service(rehearsal):
 
 
 def test_what_is_compiled_leaves_time_for_the_rest(rehearsal):
-    compiled = Counter(_stage(event) for event in rehearsal.events if event["kind"] == "kernel")
-    captured = Counter(_stage(event) for event in rehearsal.events if event["kind"] == "capture")
-    print(f"specialisations {dict(compiled)}, captures {dict(captured)}")
+    compiled, captured = _most(rehearsal.events, "kernel"), _most(rehearsal.events, "capture")
+    print(f"specialisations {compiled}, captures {captured}")
     assert captured["tables"] > 50 and captured["engine"] > 10
     for name, limit_s in COMMANDS["first"].items():
         if name in ("benchmark", "tables", "engine"):
             assert compiled[name] * COMPILE_S <= 0.7 * (limit_s or gpu_session.ENGINE_S), name
+
+
+def _most(noted: list[dict[str, Any]], kind: str) -> dict[str, int]:
+    """Events of a kind by stage, in one process: a stage that failed runs in the next command too,
+    and finds compiled what it compiled."""
+    counts = Counter((_stage(one), one["process"]) for one in noted if one["kind"] == kind)
+    most: dict[str, int] = {}
+    for (stage, _), count in counts.items():
+        most[stage] = max(count, most.get(stage, 0))
+    return most
 
 
 def _stage(event: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,9 +21,12 @@ from tests import needs
 pytest.importorskip("torch", reason=needs.KERNELS)
 pytest.importorskip("triton", reason=needs.KERNELS)
 
-from tests.benchmarks import gpu_session, gpu_stages
-from tests.benchmarks.gpu_session import ARCHIVE, PACKED, Session, pack, plan, unpack
+import torch
+
+from tests.benchmarks import gpu_session, gpu_stages, validation
+from tests.benchmarks.gpu_session import ARCHIVE, KERNELS, PACKED, Session, pack, plan, unpack
 from tests.benchmarks.gpu_stages import ROOT, Run
+from tests.kernels import timing
 from tests.kernels.timing import Row, append_csv, start_csv
 
 # Stages in place of the real ones: a process as they are, that ends in another way each.
@@ -117,12 +121,14 @@ def test_a_stage_is_ended_with_all_that_it_started(run, stand_ins, tmp_path):
 
 
 @needs.linux
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_session_that_is_killed_has_told_and_packed_what_was_measured(
-    how, run, stand_ins, tmp_path
+    how, run, stand_ins, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # one that is killed outright leaves its work there
     script = (
         "from tests.benchmarks import gpu_session as g; from pathlib import Path;"
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # whoever ignores it here
         f"g.ROOT = Path({str(stand_ins)!r}); g.EVERY_S = 0.3; g.POLL_S = 0.1;"
         f"g.main(['tables,engine', {str(run.folder)!r}, '--device', 'cpu'])"
     )
@@ -156,7 +162,7 @@ def test_no_stage_begins_without_time(run, stand_ins):
 def test_the_first_command_is_planned_within_nine_minutes_and_the_engine_gets_the_rest(run):
     session = Session(run, "first", plan("first", None), gpu_session.LIMIT_S)
     limits = {name: session._limit_of(name) for name in session.planned}
-    assert [round(limits[name]) for name in ("canary", "check", "benchmark")] == [30, 90, 120]
+    assert [round(limits[name]) for name in ("canary", "check", "benchmark")] == [45, 90, 120]
     assert limits["tables"] == 180.0
     kept_s = sum(limit_s for name, limit_s in limits.items() if name != "engine")
     assert gpu_session.LIMIT_S - kept_s >= gpu_session.ENGINE_S
@@ -171,6 +177,65 @@ def test_the_second_command_repairs_what_was_not_done_in_the_first(run):
     assert list(planned) == ["check", "tables", "engine", "longer", "end_to_end"]
     session = Session(run, "second", planned, gpu_session.LIMIT_S)
     assert session._limit_of("longer") == pytest.approx(540 - 90 - 180 - 100 - 75 + 370, abs=1)
+
+
+def test_a_second_command_that_was_ended_goes_on_from_its_own_results(run, stand_ins):
+    """In the same folder: its meta.json tells of the first command's stages too."""
+    first = run.folder / "first"
+    first.mkdir()
+    done = {name: {"passed": 1} for name in gpu_session.COMMANDS["first"]}
+    stages = {**done, "check": {"error": "status -9"}, "tables": {"error": "interrupted"}}
+    (first / "meta.json").write_text(json.dumps({"stages": stages}))
+    given = ["--from", str(first), "--limits", "check=9s,tables=0s,longer=0s,end_to_end=0s"]
+    gpu_session.main(["second", str(run.folder), *given, "--device", "cpu"])
+    told = gpu_session._told_in(run.folder)
+    assert told["canary"] == {"passed": 1} and told["check"]["failed"] == ["one"]
+    assert list(plan("second", told)) == ["check", "tables", "longer", "end_to_end"]
+    assert "check" not in plan("second", {**told, "check": {"passed": 1}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["frist"], "no stage 'frist'"),
+        (["second", "--from", "empty"], "no results of an earlier command"),
+        (["third", "--from", "nowhere"], "no results of an earlier command"),
+        (["second", "--from", "broken"], "no meta.json of the first command that can be read"),
+        (["first", "--limits", "tabels=3m"], "no stage 'tabels'"),
+        (["first", "--limits", "tables"], "expected STAGE=TIME"),
+        (["first", "--limits", "tables=soon"], "'soon': expected a time"),
+        (["first", "--limit", "nine minutes"], "expected a time"),
+        (["tables", "--models", "lama-3.1-8b"], "no model of the library"),
+        (["tables", "--models", "none.json"], "no model of the library"),
+        (["third", "--scenario", "none.yaml"], "no such file"),
+        (["first", "file"], "file"),
+    ],
+)
+def test_what_is_mistyped_costs_no_minutes(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "meta.json").write_text('{"stages": {"canary"')
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as end:
+        gpu_session.main(arguments)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_archive_that_was_cut_on_its_way_is_done_without(run, stand_ins, capfd, tmp_path):
+    source = tmp_path / "earlier"
+    source.mkdir()
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "x").write_bytes(os.urandom(5000))
+    pack(source / ARCHIVE, tmp_path, ["tables"])
+    for name in (ARCHIVE, KERNELS):
+        (source / name).write_bytes((source / ARCHIVE).read_bytes()[:3000])
+    given = ["engine", str(run.folder), "--from", str(source), "--device", "cpu"]
+    assert gpu_session.main(given) == 0
+    assert _meta(run)["engine"]["tokens"] == 7
+    said = capfd.readouterr().err
+    assert said.count("done without") == 2 and ARCHIVE in said and KERNELS in said
 
 
 def test_tables_and_journals_travel_in_one_file_and_what_is_too_large_does_not(run, tmp_path):
@@ -235,3 +300,39 @@ def test_rows_are_on_disk_as_they_come(tmp_path):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["ratio"] for row in rows] == ["1.5"] * number
+
+
+def test_a_kernel_that_fails_costs_its_own_row(monkeypatch):
+    def fails(calls):
+        raise ValueError("out of resource: shared memory\nRequired: 300000")
+
+    monkeypatch.setattr(timing, "time_us", fails)
+    monkeypatch.setattr(timing, "rotations", lambda bytes_per_call: 1)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    made = (print, {"torch": print})
+    row = timing.compare("linear", "1 x 2", lambda: made, ceilings=None, flops=7, note="tiles")
+    assert math.isnan(row.ours_us) and row.ratio is None
+    assert row.note == "tiles failed: ValueError: out of resource: shared memory"
+    assert row.note in row.line()
+
+
+def test_a_variation_that_fails_is_named_and_the_next_is_validated(tmp_path, monkeypatch, capsys):
+    def validate(scenario, name, *given, **options):
+        if "bursty" in name:
+            raise MemoryError("no room")
+        each = {"mean": {"diff_pct": 1.0}, "p99": {"diff_pct": 2.0}}
+        return {
+            "metrics": dict.fromkeys(validation.METRICS, each),
+            "throughput": {"output": {"diff_pct": 3.0}},
+            "per_request": {"e2e_mape_pct": 4.0},
+        }
+
+    monkeypatch.setattr(validation, "validate", validate)
+    monkeypatch.setattr(validation, "load_model_of", lambda question: None)
+    scenario = ROOT / "scenarios" / "validation" / "tiny-cpu.yaml"
+    given = ["--scenario", str(scenario), "--only", "chunked, ", "--out", str(tmp_path / "out")]
+    assert validation.main([*given, "--table", "none"]) == ["chunked, bursty"]
+    told = json.loads((tmp_path / "out").read_text())
+    assert told["chunked, bursty"] == {"error": "MemoryError: no room"}
+    assert len(told) == 5 and "Median of the mean" in capsys.readouterr().out

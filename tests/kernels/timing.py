@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from calibrate.device.timer import Call, Ceilings, graph_timing, rotations
 
 @dataclass(slots=True)
 class Row:
-    """One line of the table; times in µs, ``spread`` is (p90 − p10) ÷ median of our replays."""
+    """One line of the table; times in µs, ``spread`` is (p90 − p10) ÷ median of our replays.
+
+    NaN is the time of a kernel that failed; the note says how.
+    """
 
     operation: str
     shape: str
@@ -70,12 +74,21 @@ def compare(
         moved_bytes: the fewest bytes a call moves; the share is of copy bandwidth.
         flops: if given, the share is of the matrix rate instead. Without ``moved_bytes`` as many
             sets rotate as together exceed three L2 caches with all that they hold.
+
+    A kernel of ours that fails, too large for the GPU for instance, costs its own row. Raises what
+    ``torch.cuda.synchronize`` does where the GPU took harm.
     """
     before_bytes = torch.cuda.memory_allocated()
-    sets = [make()]
-    held_bytes = torch.cuda.memory_allocated() - before_bytes
-    sets += [make() for _ in range(rotations(moved_bytes or held_bytes) - 1)]
-    ours_us, spread = time_us([ours for ours, _ in sets])
+    try:
+        sets = [make()]
+        held_bytes = torch.cuda.memory_allocated() - before_bytes
+        sets += [make() for _ in range(rotations(moved_bytes or held_bytes) - 1)]
+        ours_us, spread = time_us([ours for ours, _ in sets])
+    except Exception as error:
+        torch.cuda.synchronize()
+        said = (str(error).splitlines() or [""])[0][:100]
+        note = f"{note} failed: {type(error).__name__}: {said}".lstrip()
+        return Row(operation, shape, math.nan, math.nan, note=note)
     row = Row(operation, shape, ours_us, spread, note=note)
     for name in sets[0][1]:
         try:

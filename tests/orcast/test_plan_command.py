@@ -89,8 +89,9 @@ def test_a_report_is_rebuilt_from_its_folder() -> None:
     assert (
         refusal("report", "runs/plan-small") == f"{Path('runs/plan-small/plan.json')}: not a plan"
     )
-    Path("runs/plan-small/plan.json").write_text("{")
-    assert "not JSON" in refusal("report", "runs/plan-small")
+    for broken in ("{", "[" * 100_000):
+        Path("runs/plan-small/plan.json").write_text(broken)
+        assert "not JSON" in refusal("report", "runs/plan-small")
 
 
 def test_what_is_not_a_plans_folder_is_left_alone() -> None:

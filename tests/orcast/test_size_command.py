@@ -140,8 +140,9 @@ def test_report_rebuilds_the_page(tmp_path: Path) -> None:
     assert page.read_bytes() == before
     (tmp_path / "out/sizing.json").write_text("{}")
     assert "not a sizing's figures" in refusal("report", tmp_path / "out")
-    (tmp_path / "out/sizing.json").write_text("{")
-    assert "not JSON" in refusal("report", tmp_path / "out")
+    for broken in ("{", "[" * 100_000):
+        (tmp_path / "out/sizing.json").write_text(broken)
+        assert "not JSON" in refusal("report", tmp_path / "out")
 
 
 def test_the_same_sizing_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -260,8 +260,9 @@ def test_an_unfinished_or_damaged_sweep_has_no_report(uninterrupted: dict[str, b
         Path("half", name).write_bytes(uninterrupted[name])
     Path("half/sweep.parquet").write_bytes(b"PAR1")
     assert "not a Parquet file" in refusal("report", "half")
-    Path("half/sweep.yaml").write_text("name: x")
-    assert "not a sweep, or a damaged one" in refusal("report", "half")
+    for broken in ("name: x", "[" * 5_000):
+        Path("half/sweep.yaml").write_text(broken)
+        assert "not a sweep, or a damaged one" in refusal("report", "half")
 
 
 # -- from Python ----------------------------------------------------------------------------------

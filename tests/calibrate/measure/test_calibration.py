@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,6 +169,23 @@ def test_the_report_tells_all_of_it(folder: Path) -> None:
     for text in ("Whole iterations", "Prefill attention", "Roofline", "What fusion buys"):
         assert text in page
     assert "Block size" in page and "plotly" in page
+
+
+def test_a_host_that_the_device_hides_is_compared_and_reported(
+    folder: Path, table: LatencyTable, tmp_path: Path
+) -> None:
+    """Between the two clocks that tell it nothing may be left: times that nothing divides by."""
+    hidden = Path(shutil.copytree(folder, tmp_path / "hidden"))
+    with (hidden / "host.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (hidden / "host.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | dict.fromkeys(("time_us", "isolated_us"), 0) for row in rows)
+    found = differences(read_table(hidden), table, SPEC, LIMITS)
+    assert found["host"] is None and found["iterations"]["median"] == 0.0
+    page = calibration_report(hidden)
+    assert '"part-linear"' in page and '"part-host"' not in page
 
 
 def test_an_imported_table_has_no_report(tmp_path: Path) -> None:

@@ -58,3 +58,13 @@ def test_parts_wait_for_the_launch_where_the_reader_of_the_table_waits(
     )
     expected_us = reader.iteration_s(iteration.features((8, 16))) * 1e6
     assert whole.predicted_us == pytest.approx(expected_us, rel=1e-9)
+
+
+def test_what_launching_takes_is_told_even_where_the_device_takes_longer() -> None:
+    """A fast host behind a large model: a forecast with eager launches needs the figure too."""
+    ceilings = {"copy_bytes_per_s": 4e12, "matrix_flops_per_s": 8e14}
+    launch = {"eager_us": 4010.0, "graph_us": 4000.0}
+    journal: Any = SimpleNamespace(records={"eager_launch": [launch], "ceilings": [ceilings]})
+    table = Measured(journal, (), None, {})  # type: ignore[arg-type]
+    table._tell()
+    assert table.meta["eager_launch_us"] == 4010.0

@@ -71,8 +71,10 @@ def test_report_is_rebuilt_in_place(folder):
     [
         ("requests.parquet", b"PAR", "not a Parquet file"),
         ("summary.json", b"{", "not JSON"),
+        ("summary.json", b"[" * 100_000, "not JSON"),
         ("summary.json", b"[]", "expected a mapping, found list"),
         ("scenario.yaml", b"a: [", "not YAML"),
+        ("scenario.yaml", b"[" * 5_000, "not YAML"),
         ("scenario.yaml", b"\xff\xfe\xff", "not YAML"),
         ("scenario.yaml", b"", "expected a mapping, found NoneType"),
     ],

@@ -13,6 +13,7 @@ from scenarios.errors import InputError
 from scenarios.forecast.deployment import deploy
 from scenarios.forecast.forecast import forecast
 from scenarios.schema.load import load_scenario
+from tests import needs
 from tests.orcast.command_line import refusal
 from tests.sim.latency.tables import small_table_folder
 
@@ -359,6 +360,7 @@ def test_the_command_line_refuses_in_one_line(
     assert not list(tmp_path.iterdir()), "nothing was half-written"
 
 
+@needs.kernels
 def test_the_real_engine_says_that_it_does_not_speculate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,10 +217,14 @@ FILES = {
     "a number as key": (b"5: x\nname: a\n", ": model: missing"),
     "no model": (b"name: a\n", r": model: missing \(and 2 more\)"),
     "itself": (b"name: &a [*a]\n", r": name: \[\[\[.*: expected a string"),
-    # By the release of PyYAML and libyaml: too deep to be read, or no name once read.
     "deep brackets": (
         b"name: " + b"[" * 20_000 + b"]" * 20_000,
-        r"(:\d+:\d+: not valid YAML|: not valid YAML|: name): ",
+        r":1:106: not valid YAML: nested more than 100 levels deep: close open brackets, ",
+    ),
+    "brackets left open": (b"name: " + b"[" * 20_000, r":1:106: .* nested more than 100 "),
+    "deep keys": (
+        b"".join(b" " * level + b"a:\n" for level in range(2000)),
+        r":101:101: not valid YAML: nested more than 100 levels deep: .*, or indent less$",
     ),
 }
 
