@@ -158,7 +158,7 @@ class RequestPool:
         if request.first_token is None:
             request.first_token = batch.emission
         elif request.last_token is not None:
-            batch.resumed = (*batch.resumed, request.last_token)
+            batch.resumed = {**(batch.resumed or {}), request: request.last_token}
         request.last_token = batch.emission
 
     def take_back(self, request: Request) -> None:
@@ -221,16 +221,15 @@ class RequestPool:
     def evict(self) -> list[Request]:
         """Take every unfinished request out, in order of arrival, set back to its beginning."""
         lost = sorted([*self.running, *self.swapped, *self.waiting], key=lambda r: r.index)
-        self.decodes.end_overrunning()
+        for decodes in (self.decodes, *self.in_flight):
+            decodes.lose()
+        self.decodes = self.decodes.fresh()
+        self.in_flight.clear()
         for family in self._fanned.values():
             whole = family.abandon()
             whole.num_computed_tokens = whole.num_generated_tokens = 0
         self._fanned.clear()
         self._further = 0
-        for request in list(self.running):
-            if request.joined_step >= 0:
-                self.decodes_of(request).remove(request)
-        self.in_flight.clear()
         self.running.clear()
         self.swapped.clear()
         self.waiting.clear()

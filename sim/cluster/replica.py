@@ -116,9 +116,8 @@ class ClusterReplica(Engine):
 
     def fail(self, now_s: float) -> list[Request]:
         """Lose everything: what is under way is void, and all requests come back as new."""
-        self.void(now_s)
+        lost = self.void(now_s)
         self._called_s = inf
-        lost = self.scheduler.evict(now_s)
         for request in self._inbox:  # some come with a cache that was computed elsewhere
             request.num_computed_tokens = request.num_generated_tokens = 0
         # A replica that steps has taken in what one in mid-leap still has in its inbox.

@@ -139,7 +139,9 @@ class IterationScheduler:
             len(members) * times for _, members, times in self.pool.decodes.crossings(iterations)
         )
 
-    def evict(self, now_s: float) -> list[Request]:
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
+        for batch in in_flight:
+            self._undo(batch)
         lost = self.pool.evict()
         for request in lost:
             self.allocator.free(request.block_table)
@@ -152,6 +154,17 @@ class IterationScheduler:
         self._chunks.clear()
         self._blocked = False
         return list(dict.fromkeys(request.whole for request in lost))
+
+    def _undo(self, batch: Batch) -> None:
+        """A batch that was advanced over never ends: nobody has a token of it."""
+        for chunk in batch.prefills:
+            request = chunk.request
+            if request.last_token is batch.emission:
+                request.last_token = (batch.resumed or {}).get(request)
+            if request.first_token is batch.emission:
+                request.first_token = None
+        if batch.num_decodes:
+            (self.pool.decodes if batch.waiting is None else batch.waiting).undo()
 
     def _grow(self, crossing: Collection[Request]) -> None:
         """One more block for each of these requests."""
@@ -311,8 +324,6 @@ class IterationScheduler:
             self._leaving_tokens += request.num_computed_tokens
 
     def collect(self, batch: Batch, now_s: float) -> list[Request]:
-        for before in batch.resumed:
-            self.gaps.append((now_s - before.at_s, 1))
         if batch.waiting is not None:
             self.pool.rejoin(batch.waiting)
             for chunk in batch.prefills:

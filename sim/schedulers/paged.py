@@ -9,6 +9,8 @@ over consecutive prefill iterations, so that policies can be compared by changin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sim.batch import Batch
 from sim.kv.cache import BlockAllocator
 from sim.request import Request
@@ -168,7 +170,7 @@ class PagedScheduler(IterationScheduler):
         else:
             super().abort(request, now_s)
 
-    def evict(self, now_s: float) -> list[Request]:
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
         self._free_swap_blocks += sum(self._swapped_blocks.values())
         self._swapped_blocks.clear()
-        return super().evict(now_s)
+        return super().evict(now_s, in_flight)
