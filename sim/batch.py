@@ -63,7 +63,7 @@ class Batch:
     # The latest tokens of those who decode, and how many have each; and of those whose prefill ends
     # here though they have had tokens before.
     waited: Mapping[Emission, int] | None = None
-    resumed: Sequence[Emission] = ()
+    resumed: Mapping[Request, Emission] | None = None
     ended: Sequence[Request] = ()  # who have their last token from it
     waiting: DecodeSet | None = None  # who wait for a token of it before they decode again
     verification: Verification | None = None  # under speculative decoding

@@ -38,7 +38,9 @@ class DecodeSet:
         self._crossing: list[dict[Request, None]] = [{} for _ in range(block_size)]
         self.overruns = False  # whether answers that end before their limit are found out late
         self._overrunning: list[Request] = []  # members that have their last token
-        self._emission = Emission()  # of the latest iteration
+        self._emission = Emission()  # of the latest iteration …
+        self._before = self._emission  # … and of the one before it
+        self._left: dict[Request, Emission | None] = {}  # who left since: their tokens before it
         # Of the members' latest tokens, and how many of them each.
         self.emissions: dict[Emission, int] = {}
 
@@ -143,6 +145,8 @@ class DecodeSet:
 
     def remove(self, request: Request) -> None:
         """Take a member out before its end (preempted, or left out of one iteration)."""
+        if self.step > request.joined_step:
+            self._left[request] = self._token_before(request, self.step)
         self.sync(request)
         if request in self._overrunning:
             self._overrunning.remove(request)
@@ -231,7 +235,9 @@ class DecodeSet:
         """
         if self._overrunning:
             self.end_overrunning()
-        self._emission = emission
+        if self._left:
+            self._left.clear()
+        self._before, self._emission = self._emission, emission
         self.step = step = self.step + iterations
         steps = self._ending_steps
         ended: list[Request] = []
@@ -240,6 +246,7 @@ class DecodeSet:
             heappop(steps)
             ended = self._endings.pop(step)
             for request in ended:
+                self._left[request] = self._token_before(request, step)
                 if self.overruns and request.max_tokens > request.output_tokens:
                     self.sync(request)
                     self._overrunning.append(request)
@@ -252,6 +259,25 @@ class DecodeSet:
         count = self.num_seqs - len(self._overrunning)
         self.emissions = {emission: count} if count else {}
         return ended
+
+    def _token_before(self, request: Request, step: int) -> Emission | None:
+        """The token of a member before that of the latest iteration, which ended with `step`."""
+        return self._before if step - request.joined_step > 1 else request.last_token
+
+    def undo(self) -> None:
+        """The latest iteration never ends: nobody has a token of it. What is left is to `lose`."""
+        for request, before in self._left.items():
+            if request.last_token is self._emission:
+                request.last_token = before
+        self._emission = self._before
+        self.step -= 1
+
+    def lose(self) -> None:
+        """All members are gone, with the tokens that they have had; the set is of no more use."""
+        for request in self.members():
+            if self.step > request.joined_step:
+                request.last_token = self._emission
+            request.joined_step = -1
 
     def overrunning(self) -> tuple[int, int]:
         """How many members have their last token, and their context in the next iteration."""

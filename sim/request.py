@@ -9,6 +9,7 @@ import numpy as np
 
 NEVER = float("nan")
 SAMPLE_NUMBERS = 1 << 40  # samples are numbered beyond all requests
+_OWN_BLOCKS = 1 << 32  # more blocks than any sequence has
 
 
 class Emission:
@@ -87,6 +88,12 @@ class Request:
         """Tokens in the cache at the very end; the last token generated is never written."""
         return self.prompt_tokens + self.output_tokens - 1
 
+    def block_hash(self, position: int) -> int:
+        """What its full block of that number holds; of unknown content it is its own (negative)."""
+        if position < len(self.block_hashes):
+            return self.block_hashes[position]
+        return -1 - (self.index * _OWN_BLOCKS + position)
+
 
 @dataclass(frozen=True, slots=True)
 class BeamSearch:
@@ -107,10 +114,19 @@ class BeamSearch:
 
 
 class FanOut:
-    """A request's samples as requests of their own: all but their client is theirs alone."""
+    """A request's samples as requests of their own: all but their client is theirs alone.
 
-    def __init__(self, request: Request) -> None:
+    They have one prompt, so its full blocks hold the same, whether or not it is known what. What is
+    known of an answer is the first sample's.
+    """
+
+    def __init__(self, request: Request, block_size: int) -> None:
         assert request.group is not None
+        full = request.prompt_tokens // block_size
+        prompt = [request.block_hash(position) for position in range(full)]
+        known = [*prompt, *request.block_hashes[full:]]
+        # A first token that was computed elsewhere is everybody's.
+        received = request.num_generated_tokens
         self.sequences = [
             Request(
                 request.index + (number + 1) * SAMPLE_NUMBERS,
@@ -118,27 +134,36 @@ class FanOut:
                 request.prompt_tokens,
                 output_tokens,
                 request.max_tokens,
-                block_hashes=request.block_hashes,
+                block_hashes=prompt if number else known,
                 num_computed_tokens=request.num_computed_tokens,
-                num_generated_tokens=request.num_generated_tokens,
+                num_generated_tokens=received,
                 first_token=request.first_token,
                 last_token=request.last_token,
+                cached_tokens=request.cached_tokens,
                 label=request.label,
                 parent=request,
             )
             for number, output_tokens in enumerate(request.group.output_tokens)
+            if output_tokens > received
         ]
         self.num_unfinished = len(self.sequences)
         self.num_running = 0
 
     def end(self, now_s: float) -> Request:
         """All have ended; returns their request with what has become of it."""
-        request = self.sequences[0].whole
-        request.first_token = min((one.first_token for one in self.sequences), key=_time)
+        request = self.abandon()
         request.last_token = max((one.last_token for one in self.sequences), key=_time)
         request.cached_tokens = self.sequences[0].cached_tokens
-        request.preemptions = sum(one.preemptions for one in self.sequences)
         request.finished_s = now_s
+        return request
+
+    def abandon(self) -> Request:
+        """They go no further here; returns their request with what its client has seen of them."""
+        request = self.sequences[0].whole
+        tokens = [one.first_token for one in self.sequences if one.first_token is not None]
+        if tokens:
+            request.first_token = min(tokens, key=_time)
+        request.preemptions += sum(one.preemptions for one in self.sequences)
         return request
 
 

@@ -32,6 +32,7 @@ class RequestPool:
         self.running: dict[Request, None] = {}
         self.swapped: deque[Request] = deque()
         self.decodes = DecodeSet(block_size, track_longest=track_longest)
+        self._block_size = block_size
         self.in_flight: list[DecodeSet] = []  # who decode, each waiting for its own batch
         self.log = RequestLog()
         self.num_finished = 0
@@ -99,12 +100,23 @@ class RequestPool:
             for sequence in self.sequences_of(request):
                 self.waiting.append(sequence)
 
+    def num_sequences(self, request: Request) -> int:
+        """How many `sequences_of` a request there are."""
+        if not self._splits(request):
+            return 1
+        assert request.group is not None
+        return sum(tokens > request.num_generated_tokens for tokens in request.group.output_tokens)
+
+    def _splits(self, request: Request) -> bool:
+        """Whether its samples are served here, each by itself; their prompt may be elsewhere."""
+        return request.group is not None and self.fans_out and not self.hands_over
+
     def sequences_of(self, request: Request) -> list[Request]:
         """What is served of a request: itself, or its samples where each is a request."""
-        if request.group is None or not self.fans_out or self.hands_over:
+        if not self._splits(request):
             return [request]
         if request not in self._fanned:
-            self._fanned[request] = FanOut(request)
+            self._fanned[request] = FanOut(request, self._block_size)
         return self._fanned[request].sequences
 
     def expire(self, now_s: float) -> list[Request]:
@@ -146,7 +158,7 @@ class RequestPool:
         if request.first_token is None:
             request.first_token = batch.emission
         elif request.last_token is not None:
-            batch.resumed = (*batch.resumed, request.last_token)
+            batch.resumed = {**(batch.resumed or {}), request: request.last_token}
         request.last_token = batch.emission
 
     def take_back(self, request: Request) -> None:
@@ -209,13 +221,15 @@ class RequestPool:
     def evict(self) -> list[Request]:
         """Take every unfinished request out, in order of arrival, set back to its beginning."""
         lost = sorted([*self.running, *self.swapped, *self.waiting], key=lambda r: r.index)
-        self.decodes.end_overrunning()
+        for decodes in (self.decodes, *self.in_flight):
+            decodes.lose()
+        self.decodes = self.decodes.fresh()
+        self.in_flight.clear()
+        for family in self._fanned.values():
+            whole = family.abandon()
+            whole.num_computed_tokens = whole.num_generated_tokens = 0
         self._fanned.clear()
         self._further = 0
-        for request in list(self.running):
-            if request.joined_step >= 0:
-                self.decodes_of(request).remove(request)
-        self.in_flight.clear()
         self.running.clear()
         self.swapped.clear()
         self.waiting.clear()
@@ -228,7 +242,8 @@ class RequestPool:
 
     def abort(self, request: Request, now_s: float) -> None:
         """The request, already taken out of its queue or of ``running``, ends without an answer."""
-        self._fanned.pop(request, None)
+        if request in self._fanned:
+            self._fanned.pop(request).abandon()
         self.num_rejected += 1
         if request in self._impatient:
             self._impatient.remove(request)

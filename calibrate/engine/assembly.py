@@ -50,9 +50,7 @@ def engine(
         raise ValueError("the engine samples, it does not search: workload.beam_search cannot run")
     if samples is not None and eos_token is not None:
         raise ValueError("several samples end by length: workload.samples cannot go with --eos")
-    policy: Scheduler = scheduler_class(scheduler, config, samples=samples is not None)(
-        pool, allocator, config
-    )
+    policy: Scheduler = scheduler_class(scheduler, config, samples=samples)(pool, allocator, config)
     # Rows of a request-level batch go on until its longest output ends.
     longest = int(workload.prompt_tokens.max() + workload.output_tokens.max())
     if samples is not None:

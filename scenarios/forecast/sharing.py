@@ -136,7 +136,10 @@ def with_block_moves(
     """`latency` with what copying and swapping blocks costs, where the scenario can do either."""
     workload, given = scenario.workload, scenario.latency
     swapped_us = given.swapped_block_us or 0.0
-    shares = workload.samples is not None or workload.beam_search is not None
+    # Under chunked, samples share full blocks only, which nobody writes to.
+    shares = scenario.engine.scheduler == "paged" and (
+        workload.samples is not None or workload.beam_search is not None
+    )
     if given.source == "fixed" or not (shares or swapped_us):
         return latency
     copied_bytes = 2 * memory.bytes_per_block  # read and written

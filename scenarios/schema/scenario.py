@@ -52,29 +52,41 @@ class Scenario(Section):
             asked, most = "beam_search.width", beam.width
         else:
             return self
+        scheduler = self.engine.scheduler
+        for group in self.cluster.groups:
+            if group.role != "both" and group.engine.get("scheduler", scheduler) == "paged":
+                raise ValueError(
+                    f"workload.{asked}: moving several sequences from a prefill to a decode pool "
+                    "is not modelled under scheduler paged, only under chunked"
+                )
+        if scheduler not in ("paged", "chunked"):
+            raise ValueError(
+                f"workload.{asked} needs engine.scheduler paged or chunked: slots that "
+                f"{scheduler} reserves for one sequence cannot be shared"
+            )
+        if scheduler == "chunked":
+            if beam is not None:
+                raise ValueError(
+                    f"workload.{asked} needs engine.scheduler paged: under chunked, as in vLLM V1, "
+                    "every sequence is a request of its own and none can fork"
+                )
+            return self
         if most > self.engine.max_num_seqs:
             raise ValueError(
                 f"workload.{asked} {most} is above engine.max_num_seqs {self.engine.max_num_seqs}: "
-                "all sequences of a request run together"
-            )
-        if self.engine.scheduler not in ("paged", "chunked"):
-            raise ValueError(
-                f"workload.{asked} needs engine.scheduler paged or chunked: slots that "
-                f"{self.engine.scheduler} reserves for one sequence cannot be shared"
+                "under paged all sequences of a request run together"
             )
         if self.speculation is not None:
-            raise ValueError(f"workload.{asked}: speculation in several samples is not modelled")
-        if any(group.role != "both" for group in self.cluster.groups):
             raise ValueError(
-                f"workload.{asked}: moving several samples from a prefill to a decode pool is not "
-                "modelled"
+                f"workload.{asked}: speculation in several sequences is not modelled under paged, "
+                "only in samples under chunked"
             )
         return self
 
     @model_validator(mode="after")
     def _stages_move_no_blocks(self) -> Self:
         asked = {
-            "workload.samples": self.workload.samples,
+            "workload.samples": self.engine.scheduler == "paged" and self.workload.samples,
             "workload.beam_search": self.workload.beam_search,
             "engine.kv_offloading_size_gib": self.engine.kv_offloading_size_gib,
             "latency.swapped_block_us": self.latency.swapped_block_us,

@@ -19,6 +19,9 @@ class _Section(BaseModel):
 class ParallelSampling(_Section):
     """Several answers to one prompt, whose KV blocks they share; `samples: 4` is `{n: 4}`.
 
+    Under ``scheduler: paged`` they are one request with a seat for each; under ``chunked`` each is
+    a request of its own.
+
     ``n``: answers of a request, or a list of which each request draws one. ``independent``: further
     answers draw lengths of their own; ``equal``: all are as long as the first.
     """
@@ -40,8 +43,8 @@ class ParallelSampling(_Section):
 class BeamSearch(_Section):
     """The ``width`` best hypotheses go on; at every token some are replaced by forks of others.
 
-    Which ones is drawn: each goes on by itself with probability ``survival``, else its place goes
-    to a fork of one drawn uniformly from all.
+    It needs ``scheduler: paged``. Which ones is drawn: each goes on by itself with probability
+    ``survival``, else its place goes to a fork of one drawn uniformly from all.
     """
 
     width: Sequences

@@ -99,6 +99,10 @@ class _Cluster:
         self._transfers = KvTransfers(
             kv_link, self.clock, self.facts, partial(self._dispatch, role="decode")
         )
+        if self._samples is not None and any(
+            group.role != "both" and group.scheduler == "paged" for group in groups
+        ):
+            raise ValueError("under paged, several samples cannot move from a pool to another")
         for group in groups:
             for _ in range(group.replicas):
                 self._add_replica(group, leap=leap, check=check)
@@ -135,7 +139,7 @@ class _Cluster:
         config = group.config
         pool = self._pool(group)
         allocator = block_allocator(config, group.num_blocks)
-        policy = scheduler_class(group.scheduler, config, samples=self._samples is not None)
+        policy = scheduler_class(group.scheduler, config, samples=self._samples)
         if self._recorder is not None:
             policy = watched(policy, self._recorder)
         scheduler = policy(pool, allocator, config)

@@ -92,7 +92,7 @@ class ClusterReplica(Engine):
             self._finished(self, [request], now_s)
             return
         self._inbox.append(request)
-        self.pool.queued_tokens += request.prompt_tokens * self._sequences(request)
+        self.pool.queued_tokens += request.prompt_tokens * self.pool.num_sequences(request)
         self.kv_floor = -1.0
         self.num_outstanding += 1
         if self.is_idle:
@@ -116,9 +116,8 @@ class ClusterReplica(Engine):
 
     def fail(self, now_s: float) -> list[Request]:
         """Lose everything: what is under way is void, and all requests come back as new."""
-        self.void(now_s)
+        lost = self.void(now_s)
         self._called_s = inf
-        lost = self.scheduler.evict(now_s)
         for request in self._inbox:  # some come with a cache that was computed elsewhere
             request.num_computed_tokens = request.num_generated_tokens = 0
         # A replica that steps has taken in what one in mid-leap still has in its inbox.
@@ -180,10 +179,6 @@ class ClusterReplica(Engine):
         self.gone_s += [now_s] * len(requests)
         self.num_outstanding -= len(requests)
         for request in requests:
-            self.pool.queued_tokens -= request.prompt_tokens * self._sequences(request)
+            self.pool.queued_tokens -= request.prompt_tokens * self.pool.num_sequences(request)
         if requests:
             self._finished(self, requests, now_s)
-
-    def _sequences(self, request: Request) -> int:
-        """How many of them begin of their own."""
-        return request.group.num_seqs if self.pool.fans_out and request.group is not None else 1

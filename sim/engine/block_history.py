@@ -69,14 +69,12 @@ class BlockRecorder:
                 if sequence.block_table:
                     chunk = chunks.get(sequence)
                     written = 0 if chunk is None else chunk.cached_tokens + chunk.new_tokens
-                    tables.append(_state(scheduler, batch, request, sequence, written))
+                    tables.append(_state(scheduler, batch, sequence, written))
         history.iterations.append(tables)
         history.idle_blocks.append(scheduler.allocator.idle_blocks())
 
 
-def _state(
-    scheduler: Scheduler, batch: Batch, request: Request, sequence: Request, prefilled: int
-) -> TableState:
+def _state(scheduler: Scheduler, batch: Batch, sequence: Request, prefilled: int) -> TableState:
     """`prefilled`: where a prefill of this iteration has brought the sequence, else 0."""
     by_request = isinstance(scheduler, StaticScheduler)
     decoding = sequence.joined_step >= 0
@@ -89,11 +87,9 @@ def _state(
         used = 0 if ended else min(used, sequence.final_tokens)
         used = sequence.prompt_tokens if batch.prefills else used
     reserves = by_request or getattr(scheduler, "reserves", False)
-    number = 0
-    if sequence is not request and request.group is not None:
-        number = sequence.index // SAMPLE_NUMBERS
+    number, request = divmod(sequence.index, SAMPLE_NUMBERS)
     return TableState(
-        request=request.index,
+        request=request,
         sample=number,
         blocks=tuple(sequence.block_table),
         used_tokens=int(used),

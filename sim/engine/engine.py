@@ -86,7 +86,6 @@ class Engine:
         self._check = check
         self._flights: deque[Flight] = deque()  # the schedule has moved on over these …
         self._plan: Flight | None = None  # … and not over the latest, which can be cut short
-        self._emitted_s = -inf  # when the tokens collected last went out
 
     @property
     def is_idle(self) -> bool:
@@ -218,7 +217,7 @@ class Engine:
         batch, ends_s, scheduler = flight.batch, flight.ends_s, self.scheduler
         end_s = ends_s[-1]
         assert flight.counts is not None
-        self._emitted_s = batch.emission.at_s = end_s
+        batch.emission.at_s = end_s
         note(self.log, scheduler, batch, flight.counts, flight.start_s, ends_s)
         finished = scheduler.collect(batch, end_s)
         self.log.finished(len(finished))
@@ -280,8 +279,11 @@ class Engine:
                 self._move_on()
         self.device.free_s = free_s
 
-    def void(self, now_s: float) -> None:
-        """The engine fails: what has ended before now has ended, the rest never will."""
+    def void(self, now_s: float) -> list[Request]:
+        """The engine fails: what has ended before now has ended, the rest never will.
+
+        Returns all unfinished requests, as they came.
+        """
         flights, plan = self._flights, self._plan
         while flights and flights[0].ends_s[-1] < now_s:
             finished = self._take(flights.popleft())
@@ -292,24 +294,20 @@ class Engine:
                 del plan.ends_s[passed:]
                 self._move_on()
                 self._take(flights.popleft())
-        for flight in flights:
-            self._void(flight)
+        if flights and len(flights[0].ends_s) > 1:
+            self._take_all_but_the_last(flights.popleft())
+        in_flight = [flight.batch for flight in flights]
         flights.clear()
         self._plan = None
         self.decision_s = inf
         self.device.free_s = now_s
+        return self.scheduler.evict(now_s, in_flight)
 
-    def _void(self, flight: Flight) -> None:
-        """Its last iteration never ends; those of a leap before it have."""
+    def _take_all_but_the_last(self, flight: Flight) -> None:
+        """Of the iterations of a leap that the schedule has moved on over only the last is lost."""
         batch, ends_s = flight.batch, flight.ends_s[:-1]
-        if ends_s:
-            assert flight.counts is not None
-            self._emitted_s = batch.emission.at_s = ends_s[-1]
-            counts = cut(flight.counts, len(ends_s), self.scheduler.allocator.block_size)
-            note(self.log, self.scheduler, batch, counts, flight.start_s, ends_s)
-            self.log.finished(0)
-            return
-        for chunk in batch.prefills:
-            if chunk.request.first_token is batch.emission:
-                chunk.request.first_token = None
-        batch.emission.at_s = self._emitted_s  # those who have tokens have them from before
+        assert flight.counts is not None
+        batch.emission.at_s = ends_s[-1]
+        counts = cut(flight.counts, len(ends_s), self.scheduler.allocator.block_size)
+        note(self.log, self.scheduler, batch, counts, flight.start_s, ends_s)
+        self.log.finished(0)

@@ -8,12 +8,13 @@ from sim.schedulers import SCHEDULERS
 from sim.schedulers.chunked import ChunkedScheduler
 from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.installed import installed_policy
+from sim.workload.samples import Samples
 
 
-def scheduler_class(name: str, config: EngineConfig, *, samples: bool = False) -> type:
+def scheduler_class(name: str, config: EngineConfig, *, samples: Samples | None = None) -> type:
     """The policy of that name, with what the engine adds to it. Raises ValueError where it cannot.
 
-    It speculates and offloads where `config` says so; `samples`: for requests of several sequences.
+    It speculates and offloads where `config` says so; `samples`: those that requests ask for.
     """
     policy = SCHEDULERS.get(name) or installed_policy(name)
     if policy is None:
@@ -23,10 +24,10 @@ def scheduler_class(name: str, config: EngineConfig, *, samples: bool = False) -
         from sim.schedulers.speculating import speculating
 
         policy = speculating(policy)
-    if samples:
+    if samples is not None:
         from sim.sharing.schedulers import sampling
 
-        policy = sampling(policy)
+        policy = sampling(policy, beams=samples.beam is not None)
     if config.offload_blocks:
         from sim.schedulers.offloading import offloading
 

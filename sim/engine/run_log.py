@@ -100,6 +100,8 @@ def note(
             # Some waited longer than this iteration for their token.
             scheduler.gaps += [(ends_s[0] - last.at_s, n) for last, n in waited.items() if n]
             steady = 0
+    if batch.resumed:
+        scheduler.gaps += [(ends_s[0] - last.at_s, 1) for last in batch.resumed.values()]
     iterations = len(ends_s)
     log.append(
         (start_s, ends_s[-1], iterations, steady, *row),

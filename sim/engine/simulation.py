@@ -45,7 +45,7 @@ def simulate(
     a `PipelineLatency` as many batches are in flight as there are stages, and every iteration is
     stepped through.
     """
-    policy = scheduler_class(scheduler, config, samples=workload.samples is not None)
+    policy = scheduler_class(scheduler, config, samples=workload.samples)
     if recorder is not None:
         policy = watched(policy, recorder)
     if isinstance(latency, PipelineLatency):

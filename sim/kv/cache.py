@@ -15,8 +15,6 @@ from collections.abc import Iterable, Sequence
 
 from sim.request import Request
 
-_PRIVATE_BLOCKS = 1 << 32  # more blocks than any sequence has
-
 _NUMBERS: list[int] = []
 
 
@@ -248,7 +246,7 @@ class BlockAllocator:
         it is preempted.
         """
         for position in range(num_tokens // self.block_size):
-            self.cache(request.block_table[position], _block_hash(request, position))
+            self.cache(request.block_table[position], request.block_hash(position))
 
     def cached_prefix(self, request: Request) -> list[int]:
         """Cached blocks that `request` may use; at least its last token is always computed."""
@@ -262,7 +260,7 @@ class BlockAllocator:
         known = request.block_hashes[:limit]
         blocks = self.cached(known)
         if request.preemptions and len(blocks) == len(known):
-            own = (_block_hash(request, position) for position in range(len(known), limit))
+            own = (request.block_hash(position) for position in range(len(known), limit))
             blocks += self.cached(own)
         return blocks
 
@@ -321,10 +319,3 @@ class BlockAllocator:
         listed = Counter(self._block_of.values())
         listed.update(block for twins in self._twins.values() for block in twins)
         assert listed == Counter(self._hash_of.keys()), "prefix cache and hashes disagree"
-
-
-def _block_hash(request: Request, position: int) -> int:
-    """Content hash of a block; blocks of unknown content get one nobody else has (negative)."""
-    if position < len(request.block_hashes):
-        return request.block_hashes[position]
-    return -1 - (request.index * _PRIVATE_BLOCKS + position)

@@ -7,6 +7,8 @@ merely a request that is one token behind (Agrawal et al., OSDI 2024; vLLM V1 sc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sim.batch import Batch
 from sim.kv.cache import BlockAllocator
 from sim.request import Request
@@ -132,9 +134,9 @@ class ChunkedScheduler(IterationScheduler):
             self._held_back.remove(request)
         super()._withdraw_one(request)
 
-    def evict(self, now_s: float) -> list[Request]:
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
         self._held_back.clear()
-        return super().evict(now_s)
+        return super().evict(now_s, in_flight)
 
     def horizon(self, batch: Batch) -> int:
         return 1 if self._held_back else super().horizon(batch)
@@ -153,7 +155,7 @@ class ChunkedScheduler(IterationScheduler):
                 skipped.append(pool.waiting.popleft())
                 continue
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
-            hits = [] if received else allocator.cached_prefix(request)
+            hits = self._hits(request)
             # The whole sequence has to fit, not merely its first chunk.
             blocks = self._blocks_to_start(request) - len(hits)
             if hits:
@@ -162,7 +164,7 @@ class ChunkedScheduler(IterationScheduler):
                 self._blocked = True
                 break
             if received:
-                self._join(request, request.num_tokens, now_s)
+                self._join(request, hits, request.num_tokens, now_s)
                 budget -= 1
                 continue
             request = self._start(request, hits, now_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from math import inf
 
 from sim.batch import Batch, PrefillChunk
@@ -80,6 +81,13 @@ class IterationScheduler:
         """Blocks that have to be there for `request` to be admitted, cached ones included."""
         return self.allocator.blocks_for(request.num_tokens)
 
+    def _hits(self, request: Request) -> list[int]:
+        """Cached blocks that `request` begins with."""
+        blocks = self.allocator.cached_prefix(request)
+        if request.num_computed_tokens:  # computed elsewhere; what is on the host has come, too
+            blocks = list(takewhile(_on_device, blocks))
+        return blocks
+
     def _start(self, request: Request, hits: list[int], now_s: float) -> Request:
         """Admit the head of the queue with its cached blocks; returns the sequence to prefill."""
         pool, allocator = self.pool, self.allocator
@@ -131,7 +139,9 @@ class IterationScheduler:
             len(members) * times for _, members, times in self.pool.decodes.crossings(iterations)
         )
 
-    def evict(self, now_s: float) -> list[Request]:
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
+        for batch in in_flight:
+            self._undo(batch)
         lost = self.pool.evict()
         for request in lost:
             self.allocator.free(request.block_table)
@@ -144,6 +154,17 @@ class IterationScheduler:
         self._chunks.clear()
         self._blocked = False
         return list(dict.fromkeys(request.whole for request in lost))
+
+    def _undo(self, batch: Batch) -> None:
+        """A batch that was advanced over never ends: nobody has a token of it."""
+        for chunk in batch.prefills:
+            request = chunk.request
+            if request.last_token is batch.emission:
+                request.last_token = (batch.resumed or {}).get(request)
+            if request.first_token is batch.emission:
+                request.first_token = None
+        if batch.num_decodes:
+            (self.pool.decodes if batch.waiting is None else batch.waiting).undo()
 
     def _grow(self, crossing: Collection[Request]) -> None:
         """One more block for each of these requests."""
@@ -179,12 +200,15 @@ class IterationScheduler:
             batch.num_emitting -= 1
         self._prefill_stored_tokens -= chunk.new_tokens
 
-    def _join(self, request: Request, tokens: int, now_s: float) -> None:
+    def _join(self, request: Request, hits: list[int], tokens: int, now_s: float) -> None:
         """Admit the head of the queue, computed elsewhere: it decodes, with blocks for `tokens`."""
-        allocator = self.allocator
+        allocator, table = self.allocator, request.block_table
         self.pool.waiting.popleft()
         self.pool.start(request, now_s)
-        allocator.allocate(request.block_table, allocator.blocks_for(tokens))
+        allocator.reuse(table, hits)
+        allocator.allocate(table, allocator.blocks_for(tokens) - len(table))
+        if self.config.enable_prefix_caching:
+            allocator.cache_prompt(request, 0, request.num_computed_tokens)
         self.pool.decodes.add(request)
 
     def _add_decodes(self, batch: Batch) -> Batch:
@@ -300,8 +324,6 @@ class IterationScheduler:
             self._leaving_tokens += request.num_computed_tokens
 
     def collect(self, batch: Batch, now_s: float) -> list[Request]:
-        for before in batch.resumed:
-            self.gaps.append((now_s - before.at_s, 1))
         if batch.waiting is not None:
             self.pool.rejoin(batch.waiting)
             for chunk in batch.prefills:
@@ -395,6 +417,10 @@ class IterationScheduler:
             reserved += sum(waiting.unwritten_tokens for waiting in self.pool.in_flight)
             reserved += sum(chunk.request.output_tokens - 1 for chunk in batch.prefills)
         return rows, self._prefill_stored_tokens + stored, count, reserved
+
+
+def _on_device(block: int) -> bool:
+    return block >= 0
 
 
 def _without(request: Request, ended: Sequence[Request]) -> list[Request]:

@@ -9,6 +9,8 @@ over consecutive prefill iterations, so that policies can be compared by changin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sim.batch import Batch
 from sim.kv.cache import BlockAllocator
 from sim.request import Request
@@ -60,7 +62,7 @@ class PagedScheduler(IterationScheduler):
                 self._blocked = True
                 return
             received = request.num_computed_tokens  # computed elsewhere, its cache sent here
-            hits = [] if received else allocator.cached_prefix(request)
+            hits = self._hits(request)
             tokens = request.num_tokens - len(hits) * allocator.block_size
             # Only a batch's first prompt may be split.
             if tokens > budget and batch.prefills and not received:
@@ -73,7 +75,7 @@ class PagedScheduler(IterationScheduler):
                 return
             if received:
                 # Where it writes next is its first decode's to allocate.
-                self._join(request, received, now_s)
+                self._join(request, hits, received, now_s)
                 continue
             request = self._start(request, hits, now_s)
             # The whole sequence is allocated at once, also when it is computed in pieces.
@@ -168,7 +170,7 @@ class PagedScheduler(IterationScheduler):
         else:
             super().abort(request, now_s)
 
-    def evict(self, now_s: float) -> list[Request]:
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
         self._free_swap_blocks += sum(self._swapped_blocks.values())
         self._swapped_blocks.clear()
-        return super().evict(now_s)
+        return super().evict(now_s, in_flight)

@@ -16,7 +16,7 @@ iterations its latest decision would hold (`horizon`) and can allocate for all o
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from sim.batch import Batch
@@ -62,8 +62,11 @@ class Scheduler(Protocol):
     def growth(self, iterations: int) -> int:
         """Blocks that `extend` would allocate now."""
 
-    def evict(self, now_s: float) -> list[Request]:
-        """Everything is lost (the engine failed): all unfinished requests, as they came."""
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
+        """Everything is lost (the engine failed): all unfinished requests, as they came.
+
+        `in_flight`: batches that it has advanced over, and that never end.
+        """
 
     def advance(self, batch: Batch, iterations: int = 1) -> None:
         """The schedule moves on by so many iterations of `batch`; `batch.ended` have all theirs."""

@@ -171,10 +171,12 @@ class SpeculativeDecodeSet(DecodeSet):
 
     def remove(self, request: Request) -> None:
         """Take a member out before its end (preempted, or left out of one iteration)."""
+        passed = self.step - request.joined_step
+        if passed:
+            self._left[request] = self._token_before(request, self.step)
         self.sync(request)
         way = self._ways[request]
         assert way.ends is not None
-        passed = self.step - request.joined_step
         del self._ends[request.joined_step + len(way.ends)][request]
         self._enter(request.joined_step, way, passed, sign=-1)
         for step in way.block_steps:
@@ -203,12 +205,14 @@ class SpeculativeDecodeSet(DecodeSet):
         day = self.step - self._first_step
         self._computed_tokens += int(self._calendar[_EMITTED, day])
         self._needs.pop(self.step, None)
-        self._emission = emission
+        self._left.clear()
+        self._before, self._emission = self._emission, emission
         self.step += 1
         if day + 1 == self._calendar.shape[1]:
             self._make_room(1)
         ended = list(self._ends.pop(self.step, ()))
         for request in ended:
+            self._left[request] = self._token_before(request, self.step)
             request.num_computed_tokens = request.final_tokens
             request.num_generated_tokens = request.output_tokens
             request.last_token = emission
@@ -218,15 +222,18 @@ class SpeculativeDecodeSet(DecodeSet):
         self.emissions = {emission: self.num_seqs} if self.num_seqs else {}
         return ended
 
+    def lose(self) -> None:
+        super().lose()
+        self._ways.clear()  # whoever comes back begins anew
+
     # -- the calendar -----------------------------------------------------------------------
 
     def _join(self, request: Request, first_tokens: int) -> None:
         remaining = request.output_tokens - request.num_generated_tokens
         way = self._ways.get(request)
         if way is None:
-            way = self._ways[request] = _Way(*self._draw(request, remaining))
-        elif way.done + remaining > len(way.accepted):  # it has to begin anew after a failure
-            way.accepted, way.has_draft = self._draw(request, way.done + remaining)
+            drawn = self._speculation.acceptance.draw(request.index, remaining)
+            way = self._ways[request] = _Way(*drawn)
         self._plan(request, way, first_tokens)
         assert way.ends is not None
         request.joined_step = self.step
@@ -239,10 +246,6 @@ class SpeculativeDecodeSet(DecodeSet):
         assert request.last_token is not None
         self.emissions[request.last_token] = self.emissions.get(request.last_token, 0) + 1
         self._review_step = self.step
-
-    def _draw(self, request: Request, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The request's first verifications; more of them change none before."""
-        return self._speculation.acceptance.draw(request.index, steps)
 
     def _plan(self, request: Request, way: _Way, first_tokens: int) -> None:
         """Lay out a member's stay from here to its last token."""

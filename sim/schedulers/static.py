@@ -7,7 +7,7 @@ nobody leaves: a response is returned with its batch (the cost that Orca, sectio
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from math import inf
 
 from sim.batch import Batch, PrefillChunk
@@ -74,7 +74,7 @@ class StaticScheduler:
     def growth(self, iterations: int) -> int:
         return 0
 
-    def evict(self, now_s: float) -> list[Request]:
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
         lost = [request for request in self.pool.evict() if request not in self._aborted]
         for request in [*lost, *self._aborted]:
             self.allocator.free(request.block_table)

@@ -274,12 +274,12 @@ class SamplingScheduler(IterationScheduler):
         del self.pool.running[request]
         self.pool.abort(request, now_s)
 
-    def evict(self, now_s: float) -> list[Request]:
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
         for request in self.pool.running:
             if request.group is not None and request.group.started:
                 self._withdraw(request.group)
                 self._free_all(request.group)
-        lost = super().evict(now_s)
+        lost = super().evict(now_s, in_flight)
         self._further_seqs = 0
         for request in lost:
             if request.group is not None:

@@ -64,6 +64,14 @@ def assert_same_records(one: Records, other: Records) -> None:
     assert one.gap_weights.sum() == other.gap_weights.sum()
 
 
+def assert_gaps_add_up(records: Records) -> None:
+    """A request's gaps are the time from its first token to its last, whatever came between."""
+    waited_s = float(np.dot(records.gaps_s, records.gap_weights))
+    requests = records.requests
+    lasted_s = float(np.nansum(requests["last_token_s"] - requests["first_token_s"]))
+    np.testing.assert_allclose(waited_s, lasted_s, rtol=1e-9, atol=1e-9)
+
+
 @st.composite
 def workloads(draw: st.DrawFn, *, longest: int = 70) -> Workload:
     """A few requests: bursts, equal arrivals, one-token outputs, sometimes shared prefixes."""

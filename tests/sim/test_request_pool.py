@@ -51,11 +51,11 @@ def test_the_first_token_is_recorded_once_also_across_preemption() -> None:
     pool.start(one, 0.0)
     first, resumed = batch(1.0), batch(6.5)
     pool.emit_first(one, first)
-    assert not first.resumed, "there is no gap before the first token"
+    assert first.resumed is None, "there is no gap before the first token"
     pool.preempt(one, 2.0)
     pool.start(one, 5.0)
     pool.emit_first(one, resumed)
-    assert [token.at_s for token in resumed.resumed] == [1.0], "the gap that preemption tore"
+    assert resumed.resumed is not None and resumed.resumed[one].at_s == 1.0, "the gap it tore"
     assert (one.first_token_s, one.last_token_s, one.num_generated_tokens) == (1.0, 6.5, 2)
 
 

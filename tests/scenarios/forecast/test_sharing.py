@@ -243,7 +243,14 @@ REFUSED = {
     ("parallel-sampling", "engine.scheduler=orca"): "needs engine.scheduler paged or chunked",
     ("beam-search", "engine.scheduler=static"): "needs engine.scheduler paged or chunked",
     ("parallel-sampling", "hardware.pipeline_parallel=2"): "over pipeline stages is not modelled",
-    ("parallel-sampling", SPECULATION): "several samples is not modelled",
+    (
+        "parallel-sampling",
+        SPECULATION,
+    ): "is not modelled under paged, only in samples under chunked",
+    ("beam-search", SPECULATION): "is not modelled under paged",
+    ("beam-search", "engine.scheduler=chunked"): (
+        "workload.beam_search.width needs engine.scheduler paged"
+    ),
     ("beam-search", "workload.beam_search.survival=1.5"): "less than or equal to 1",
     ("parallel-sampling", "workload.samples.n=0"): "greater than or equal to 1",
     ("parallel-sampling", "workload.samples.lengths=odd"): "'odd' is not known",
@@ -268,9 +275,41 @@ def test_contradictions_are_refused_with_the_reason(name: str, setting: str) -> 
     assert "\n" not in str(refusal.value)
 
 
-def test_samples_cannot_move_from_pool_to_pool() -> None:
-    with pytest.raises(InputError, match="from a prefill to a decode pool"):
-        load_scenario("disaggregated", ["workload.samples=2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["workload.samples=2", "engine.scheduler=paged"],
+        ["workload.beam_search={width: 2}"],
+        [
+            "workload.samples=2",
+            "cluster={groups: [{replicas: 1, role: prefill}, "
+            "{replicas: 1, role: decode, engine: {scheduler: paged}}], "
+            "kv_link: {bandwidth_gb_per_s: 10}}",
+        ],
+    ],
+)
+def test_groups_of_sequences_cannot_move_from_pool_to_pool(settings: list[str]) -> None:
+    with pytest.raises(InputError) as refusal:
+        load_scenario("disaggregated", settings)
+    assert "scheduler paged" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("disaggregated", []),
+        ("speculation", []),
+        ("pipeline-parallel", []),
+        ("async-scheduling", []),
+        ("quickstart", ["engine.max_num_seqs=2"]),
+    ],
+)
+def test_under_chunked_samples_go_wherever_requests_go(name: str, settings: list[str]) -> None:
+    found = answer(name, "workload.num_requests=40", "workload.samples=3", *settings, check=True)
+    requests = found.records.requests
+    assert found.summary["completed"] == 40
+    assert (requests["samples"] == 3).all()
+    assert found.records.iterations["emitted"].sum() == requests["sampled_tokens"].sum()
 
 
 def test_sessions_belong_to_drawn_requests() -> None:

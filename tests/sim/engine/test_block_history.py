@@ -10,6 +10,7 @@ from sim.records import Records
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
 from tests.sim.serving import POLICIES, LinearLatency, assert_same_records, engines, workloads
+from tests.sim.sharing.sampling import with_samples
 
 
 def watched_run(
@@ -70,3 +71,13 @@ def test_shared_prefix_is_one_block_in_two_tables() -> None:
     both = next(tables for tables in history.iterations if len(tables) == 2)
     assert both[0].blocks[:3] == both[1].blocks[:3]
     assert both[0].blocks[3:] != both[1].blocks[3:]
+
+
+@pytest.mark.parametrize("scheduler", ["paged", "chunked"])
+def test_each_sample_has_a_table_of_its_request(scheduler: str) -> None:
+    workload = with_samples(Workload(np.zeros(2), [9, 9], [4, 4]), [[4, 4], [4]])
+    config = EngineConfig(block_size=4)
+    records, history = watched_run(workload, config, scheduler=scheduler, num_blocks=40)
+    assert_tables_are_those_of(records, history, 4)
+    seen = {(table.request, table.sample) for tables in history.iterations[1:] for table in tables}
+    assert seen == {(0, 1), (0, 2), (1, 0)}

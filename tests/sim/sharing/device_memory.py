@@ -13,7 +13,7 @@ from typing import Any
 
 from sim.batch import Batch
 from sim.engine.policy import block_allocator, scheduler_class
-from sim.request import Request, SampleGroup
+from sim.request import SAMPLE_NUMBERS, Request, SampleGroup
 from sim.request_pool import RequestPool
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
@@ -38,7 +38,7 @@ class DeviceMemory:
         self._past: dict[Request, list[Token]] = {}  # of sequences that have one
         self.copied: list[tuple[int, int]] = []
         self.batches: list[Batch] = []
-        policy = scheduler_class(scheduler, config, samples=workload.samples is not None)
+        policy = scheduler_class(scheduler, config, samples=workload.samples)
         allocator = block_allocator(config, num_blocks)
         self.scheduler = policy(RequestPool(config.block_size), allocator, config)
         source = RequestSource(
@@ -142,13 +142,12 @@ class DeviceMemory:
         return past
 
     def _token(self, request: Request, position: int) -> Token:
-        asked = request if request.group is None else request.group.request
+        group = request.group
+        asked = request.whole if group is None else group.request
         content = self._content
         # What is known of an answer is the first sample's.
         own = position >= request.prompt_tokens and request is not asked
-        first = request.group is not None and (
-            request.group.samples[:1] == [request] and bool(request.block_hashes)
-        )
+        first = request.index == asked.index + SAMPLE_NUMBERS
         known = content is not None and position < content.known_tokens[asked.index]
         if content is not None and known and (not own or first):
             begin = int(content.offsets[asked.index])

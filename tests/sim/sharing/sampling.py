@@ -24,12 +24,12 @@ def with_samples(
 
 
 @st.composite
-def sampled_workloads(draw: st.DrawFn) -> Workload:
+def sampled_workloads(draw: st.DrawFn, *, beams: bool = True) -> Workload:
     """Requests of one to four samples, of equal or different lengths; sometimes beams."""
     workload = draw(workloads())
     lengths = st.lists(st.one_of(st.just(1), st.integers(1, 40)), min_size=1, max_size=4)
     drawn = [draw(lengths) for _ in range(len(workload))]
-    if not draw(st.booleans()):
+    if not beams or not draw(st.booleans()):
         return with_samples(workload, drawn)
     beam = BeamSearch(draw(st.sampled_from([0.0, 0.5, 0.9])), seed=draw(st.integers(0, 5)))
     return with_samples(workload, [[max(row)] * len(row) for row in drawn], beam)

@@ -20,10 +20,11 @@ PAGED = ("paged", "chunked")
 
 @pytest.mark.parametrize("scheduler", PAGED)
 @settings(max_examples=120, deadline=None)
-@given(workload=sampled_workloads(), engine=engines())
+@given(data=st.data(), engine=engines())
 def test_every_sample_finds_its_own_tokens(
-    scheduler: str, workload: Workload, engine: tuple[EngineConfig, int]
+    scheduler: str, data: st.DataObject, engine: tuple[EngineConfig, int]
 ) -> None:
+    workload = data.draw(sampled_workloads(beams=scheduler == "paged"))
     config, num_blocks = engine
     DeviceMemory(workload, config, scheduler=scheduler, num_blocks=num_blocks).serve()
 
@@ -66,33 +67,29 @@ def test_a_later_turn_finds_the_answers_of_earlier_ones(
     DeviceMemory(workload, config, scheduler=scheduler, num_blocks=num_blocks).serve()
 
 
-@pytest.mark.parametrize("scheduler", PAGED)
 @pytest.mark.parametrize("preemption", ["recompute", "swap"])
 @pytest.mark.parametrize("beam", [None, BeamSearch(0.6)], ids=["samples", "beam"])
-def test_preempted_groups_come_back_whole(
-    scheduler: str, preemption: str, beam: BeamSearch | None
-) -> None:
+def test_preempted_groups_come_back_whole(preemption: str, beam: BeamSearch | None) -> None:
     workload = Workload(np.zeros(6), np.array([5, 9, 14, 3, 8, 11]), np.full(6, 16))
     workload = with_samples(workload, [[16] * 3] * 6, beam)
     config = EngineConfig(
         block_size=4, max_num_seqs=12, preemption=preemption, swap_blocks=60, watermark=0.0
     )
-    memory = DeviceMemory(workload, config, scheduler=scheduler, num_blocks=28)
+    memory = DeviceMemory(workload, config, scheduler="paged", num_blocks=28)
     memory.serve()
     log = memory.scheduler.pool.log
     assert len(log.preemptions()["request"]) > 0
     swapped = sum(batch.swap_in_blocks for batch in memory.batches)
-    assert (swapped > 0) == (scheduler == "paged" and preemption == "swap")
+    assert (swapped > 0) == (preemption == "swap")
 
 
-@pytest.mark.parametrize("scheduler", PAGED)
 @pytest.mark.parametrize(("prompt_tokens", "copies"), [(10, 3), (8, 0), (3, 3), (1, 3)])
 def test_copy_on_write_copies_exactly_the_shared_partial_block(
-    scheduler: str, prompt_tokens: int, copies: int
+    prompt_tokens: int, copies: int
 ) -> None:
     workload = with_samples(Workload(np.zeros(1), [prompt_tokens], [9]), [[9] * 4])
     config = EngineConfig(block_size=4)
-    memory = DeviceMemory(workload, config, scheduler=scheduler, num_blocks=60)
+    memory = DeviceMemory(workload, config, scheduler="paged", num_blocks=60)
     tables: list[list[list[int]]] = []
     memory.serve(lambda _: tables.append([list(t) for t in memory.scheduler.pool.tables()]))
     assert len(memory.copied) == copies

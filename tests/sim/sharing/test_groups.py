@@ -1,22 +1,21 @@
-"""A request for several answers is queued, admitted, preempted and finished as a whole."""
+"""Under `paged` a request for several answers is admitted, preempted and finished as a whole."""
 
 import numpy as np
 import pytest
 
 from sim.cluster.cluster import simulate_cluster
 from sim.cluster.plan import Failure, KvLink, ReplicaGroup
-from sim.engine.policy import scheduler_class
 from sim.engine.simulation import simulate
 from sim.kv.cache import BlockAllocator
 from sim.latency.protocol import FixedLatency
-from sim.request import BeamSearch, Request, SampleGroup
+from sim.request import BeamSearch, Emission, Request, SampleGroup
+from sim.schedulers import SCHEDULERS
 from sim.schedulers.engine_config import EngineConfig
+from sim.sharing.schedulers import sampling
 from sim.sharing.splitting import next_hypotheses, split
 from sim.workload import Workload
 from tests.sim.serving import LinearLatency, assert_same_records, run
 from tests.sim.sharing.sampling import with_samples
-
-PAGED = ("paged", "chunked")
 
 
 def a_beam(width: int, *, survival: float, seed: int = 0, prompt_tokens: int = 10) -> SampleGroup:
@@ -24,10 +23,9 @@ def a_beam(width: int, *, survival: float, seed: int = 0, prompt_tokens: int = 1
     return SampleGroup(request, [50] * width, BeamSearch(survival, seed))
 
 
-@pytest.mark.parametrize("scheduler", PAGED)
-def test_a_request_ends_with_its_longest_sample(scheduler: str) -> None:
+def test_a_request_ends_with_its_longest_sample() -> None:
     workload = with_samples(Workload(np.zeros(1), [8], [1]), [[3, 12, 1, 7]])
-    records = simulate(workload, EngineConfig(), FixedLatency(1.0), scheduler=scheduler,
+    records = simulate(workload, EngineConfig(), FixedLatency(1.0), scheduler="paged",
                        num_blocks=100)  # fmt: skip
     requests, iterations = records.requests, records.iterations
     assert requests["first_token_s"].tolist() == [1.0]
@@ -37,29 +35,26 @@ def test_a_request_ends_with_its_longest_sample(scheduler: str) -> None:
     assert iterations["num_emitting"].tolist()[0] == 1, "one row of logits gives all first tokens"
 
 
-@pytest.mark.parametrize("scheduler", PAGED)
-def test_all_samples_are_admitted_together_or_none(scheduler: str) -> None:
+def test_all_samples_are_admitted_together_or_none() -> None:
     workload = with_samples(Workload(np.zeros(3), [8, 8, 8], [5, 5, 5]), [[5] * 3] * 3)
     config = EngineConfig(max_num_seqs=8)
-    records = run(workload, config, scheduler=scheduler)
+    records = run(workload, config, scheduler="paged")
     # Two requests of three fill six of eight seats; the third has to wait for one to end.
     assert records.iterations["running"].max() == 2
     assert records.iterations["num_seqs"].max() == 6
     assert records.requests["scheduled_s"][2] >= records.requests["finished_s"][:2].min()
     too_many = EngineConfig(max_num_seqs=2)
-    assert run(workload, too_many, scheduler=scheduler).requests["rejected"].all()
+    assert run(workload, too_many, scheduler="paged").requests["rejected"].all()
 
 
-@pytest.mark.parametrize("scheduler", PAGED)
-def test_the_prompt_is_computed_once_for_all_samples(scheduler: str) -> None:
+def test_the_prompt_is_computed_once_for_all_samples() -> None:
     workload = with_samples(Workload(np.zeros(5), np.full(5, 33), np.full(5, 9)), [[9] * 4] * 5)
-    records = run(workload, EngineConfig(enable_prefix_caching=False), scheduler=scheduler)
+    records = run(workload, EngineConfig(enable_prefix_caching=False), scheduler="paged")
     assert records.iterations["prefill_tokens"].sum() == 5 * 33
     assert records.iterations["copied_blocks"].sum() == 5 * 3
 
 
-@pytest.mark.parametrize("scheduler", PAGED)
-def test_samples_that_run_in_step_are_leapt_over(scheduler: str) -> None:
+def test_samples_that_run_in_step_are_leapt_over() -> None:
     workload = with_samples(Workload(np.zeros(4), np.full(4, 20), np.full(4, 200)), [[200] * 3] * 4)
 
     class Counting(LinearLatency):
@@ -74,16 +69,17 @@ def test_samples_that_run_in_step_are_leapt_over(scheduler: str) -> None:
             return super().run_ends_s(batch, start_s, iterations, until_s)
 
     leaping, stepping = Counting(), Counting()
-    leapt = run(workload, EngineConfig(), scheduler=scheduler, latency=leaping)
-    stepped = run(workload, EngineConfig(), scheduler=scheduler, latency=stepping, leap=False)
+    leapt = run(workload, EngineConfig(), scheduler="paged", latency=leaping)
+    stepped = run(workload, EngineConfig(), scheduler="paged", latency=stepping, leap=False)
     assert_same_records(leapt, stepped)
     assert leaping.calls < 6 and stepping.calls >= 200
 
 
 def test_a_group_is_preempted_as_a_whole_and_recomputes_its_prompt_once() -> None:
     workload = with_samples(Workload(np.zeros(2), [16, 16], [30, 30]), [[30] * 3] * 2)
-    config = EngineConfig(block_size=4, enable_prefix_caching=False, watermark=0.0)
-    records = run(workload, config, scheduler="chunked", num_blocks=32)
+    # What is kept free keeps the later one out until the first has ended.
+    config = EngineConfig(block_size=4, enable_prefix_caching=False, watermark=0.1)
+    records = run(workload, config, scheduler="paged", num_blocks=32)
     assert records.requests["preemptions"].tolist() == [0, 1], "the later one, all its samples"
     start_s, preempted_s = records.iterations["start_s"], records.preemptions["preempted_s"][0]
     emitted_before = int(records.iterations["emitted"][start_s < preempted_s].sum()) // 2 // 3
@@ -105,7 +101,7 @@ def test_the_whole_group_crosses_the_host_link_with_each_block_once() -> None:
 def test_static_and_reserving_policies_cannot_share() -> None:
     for name in ("static", "dynamic", "orca"):
         with pytest.raises(ValueError, match="paged blocks"):
-            scheduler_class(name, EngineConfig(), samples=True)
+            sampling(SCHEDULERS[name])
 
 
 # -- beam search ----------------------------------------------------------------------------------
@@ -114,7 +110,7 @@ def test_static_and_reserving_policies_cannot_share() -> None:
 def test_a_hypothesis_without_successor_takes_over_a_fork_and_its_blocks_come_back() -> None:
     allocator, group = BlockAllocator(40, 4), a_beam(4, survival=0.0, seed=3)
     allocator.allocate(group.request.block_table, 3)
-    split(group, allocator, 0.0)
+    split(group, allocator, Emission(0.0))
     for sample in group.samples:  # private last blocks
         allocator.write(sample.block_table, 2)
     before = [list(sample.block_table) for sample in group.samples]
@@ -129,18 +125,17 @@ def test_a_hypothesis_without_successor_takes_over_a_fork_and_its_blocks_come_ba
 def test_hypotheses_that_all_survive_share_the_prompt_only() -> None:
     allocator, group = BlockAllocator(40, 4), a_beam(3, survival=1.0)
     allocator.allocate(group.request.block_table, 3)
-    split(group, allocator, 0.0)
+    split(group, allocator, Emission(0.0))
     assert not any(next_hypotheses(group, allocator) for _ in range(50))
 
 
-@pytest.mark.parametrize("scheduler", PAGED)
-def test_beams_share_more_than_samples_and_the_more_the_less_they_survive(scheduler: str) -> None:
+def test_beams_share_more_than_samples_and_the_more_the_less_they_survive() -> None:
     plain = Workload(np.zeros(8), np.full(8, 20), np.full(8, 120))
 
     def held(survival: float | None) -> float:
         beam = None if survival is None else BeamSearch(survival)
         workload = with_samples(plain, [[120] * 4] * 8, beam)
-        iterations = run(workload, EngineConfig(block_size=4), scheduler=scheduler).iterations
+        iterations = run(workload, EngineConfig(block_size=4), scheduler="paged").iterations
         return float(iterations["kv_used_tokens"].mean())
 
     sampled = held(None)
@@ -153,7 +148,7 @@ def test_the_same_seed_gives_the_same_beams_and_another_gives_others() -> None:
 
     def copies(seed: int) -> list[int]:
         workload = with_samples(plain, [[40] * 4] * 6, BeamSearch(0.8, seed))
-        records = run(workload, EngineConfig(block_size=4), scheduler="chunked")
+        records = run(workload, EngineConfig(block_size=4), scheduler="paged")
         columns: list[int] = records.iterations["copied_blocks"].tolist()
         return columns
 
@@ -169,7 +164,7 @@ def a_cluster(leap: bool, beam: BeamSearch | None = None):  # type: ignore[no-un
     plain = Workload(np.cumsum(rng.exponential(0.05, 60)), rng.integers(5, 60, 60), outputs)
     workload = with_samples(plain, [[int(n)] * 3 for n in outputs], beam)
     config = EngineConfig(max_num_seqs=12, block_size=4)
-    group = ReplicaGroup(3, config, LinearLatency(), "chunked", 150)
+    group = ReplicaGroup(3, config, LinearLatency(), "paged", 150)
     failures = [Failure(1, 0.9, 1.0), Failure(2, 2.0)]
     return simulate_cluster(
         workload, [group], router="least_kv", failures=failures, leap=leap, check=True
@@ -187,8 +182,8 @@ def test_samples_survive_the_failure_of_a_replica(beam: BeamSearch | None) -> No
 def test_samples_do_not_move_between_pools() -> None:
     workload = with_samples(Workload(np.zeros(1), [8], [5]), [[5, 5]])
     groups = [
-        ReplicaGroup(1, EngineConfig(), LinearLatency(), "chunked", 50, role="prefill"),
-        ReplicaGroup(1, EngineConfig(), LinearLatency(), "chunked", 50, role="decode"),
+        ReplicaGroup(1, EngineConfig(), LinearLatency(), "paged", 50, role="prefill"),
+        ReplicaGroup(1, EngineConfig(), LinearLatency(), "paged", 50, role="decode"),
     ]
     with pytest.raises(ValueError, match="several samples"):
         simulate_cluster(workload, groups, kv_link=KvLink(1e9))

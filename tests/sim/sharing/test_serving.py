@@ -1,34 +1,40 @@
 """Parallel sampling and beam search served: two clocks, one answer; what must always hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.schedulers.engine_config import EngineConfig
-from sim.workload import Workload
 from tests.sim.serving import assert_same_records, engines, run
 from tests.sim.sharing.sampling import sampled_workloads
 
+SERVED = [("paged", False), ("chunked", False), ("chunked", True)]  # and deciding ahead
 
-@pytest.mark.parametrize("scheduler", ["paged", "chunked"])
-@settings(max_examples=200, deadline=None)
-@given(workload=sampled_workloads(), engine=engines())
+
+@pytest.mark.parametrize(("scheduler", "ahead"), SERVED)
+@settings(max_examples=130, deadline=None)
+@given(data=st.data(), engine=engines())
 def test_leap_equals_step_with_samples(
-    scheduler: str, workload: Workload, engine: tuple[EngineConfig, int]
+    scheduler: str, ahead: bool, data: st.DataObject, engine: tuple[EngineConfig, int]
 ) -> None:
-    config, num_blocks = engine
+    workload = data.draw(sampled_workloads(beams=scheduler == "paged"))
+    config, num_blocks = replace(engine[0], async_scheduling=ahead), engine[1]
     leapt = run(workload, config, scheduler=scheduler, num_blocks=num_blocks)
     stepped = run(workload, config, scheduler=scheduler, num_blocks=num_blocks, leap=False)
     assert_same_records(leapt, stepped)
 
 
-@pytest.mark.parametrize("scheduler", ["paged", "chunked"])
-@settings(max_examples=200, deadline=None)
-@given(workload=sampled_workloads(), engine=engines())
+@pytest.mark.parametrize(("scheduler", "ahead"), SERVED)
+@settings(max_examples=130, deadline=None)
+@given(data=st.data(), engine=engines())
 def test_what_must_always_hold_does_with_samples(
-    scheduler: str, workload: Workload, engine: tuple[EngineConfig, int]
+    scheduler: str, ahead: bool, data: st.DataObject, engine: tuple[EngineConfig, int]
 ) -> None:
-    config, num_blocks = engine
+    workload = data.draw(sampled_workloads(beams=scheduler == "paged"))
+    config, num_blocks = replace(engine[0], async_scheduling=ahead), engine[1]
     records = run(workload, config, scheduler=scheduler, num_blocks=num_blocks)
     requests, iterations = records.requests, records.iterations
     served = ~requests["rejected"]
