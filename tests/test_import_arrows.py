@@ -320,7 +320,7 @@ def planted(root: Path, file: str, text: str) -> list[str]:
     tree = {
         "sim/engine/__init__.py": '"""Above.\n\nMay import: sim.kv.\n"""',
         "sim/engine/clock.py": "import simpy",
-        "sim/engine/replica.py": "import sim.engine.run_log",
+        "sim/engine/replica.py": "import sim.engine.clock\nimport sim.engine.run_log",
         "sim/engine/run_log.py": "",
         "sim/kv/__init__.py": '"""Below.\n\nMay import: nothing.\n"""',
         "sim/kv/cache.py": "",
