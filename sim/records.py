@@ -168,7 +168,7 @@ class IterationLog:
 
     def __init__(self) -> None:
         self._runs = _Table(
-            start_s="f8", end_s="f8", iterations="i4", steady="i4", running="i4",
+            start_s="f8", end_s="f8", iterations="i4", steady="i4", running="i4", ended="i4",
             prefill_seqs="i4", prefill_tokens="i4", decode_seqs="i4", context_tokens="i4",
             num_tokens="i4", num_emitting="i4", emitted="i4", kv_blocks="i4", stored_tokens="i4",
             growth="i4", reserved_tokens="i4",
@@ -213,7 +213,10 @@ class IterationLog:
     def columns(
         self, *, num_blocks: int, block_size: int, gaps: Sequence[tuple[float, int]]
     ) -> tuple[Columns, np.ndarray, np.ndarray]:
-        """A row per iteration (`Records.iterations`), and the inter-token gaps with weights."""
+        """A row per iteration (`Records.iterations`), and the inter-token gaps with weights.
+
+        ``ended`` besides: requests that had been served to their end when it was decided.
+        """
         runs = self._runs.columns()
         runs |= self._rare_columns(len(runs["start_s"]))
         counts = runs.pop("iterations")
@@ -255,6 +258,7 @@ class IterationLog:
             "start_s": start_s,
             "duration_s": duration_s,
             "running": spread("running"),
+            "ended": spread("ended"),
             "waiting": np.zeros(total, dtype="i4"),
             "prefill_seqs": prefill_seqs,
             "prefill_tokens": spread("prefill_tokens"),

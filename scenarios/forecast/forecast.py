@@ -257,17 +257,26 @@ def _memory_bytes(deployment: Deployment) -> dict[str, int]:
 
 def _experts(
     deployment: Deployment, routing: ExpertRouting, records: Records
-) -> dict[str, float | int]:
-    """Experts a layer activates in an iteration, mean over iterations, and how uneven ranks are."""
+) -> dict[str, float | int | None]:
+    """Experts a layer activates in an iteration, mean over iterations, and how uneven ranks are.
+
+    None where there was no iteration.
+    """
     spread = deployment.parallelism
+    figures: dict[str, float | int | None] = {
+        "per_layer": routing.num_experts,
+        "per_token": routing.experts_per_token,
+        "mean_activated": None,
+        "slowest_rank_over_mean": None,
+    }
     tokens, times = np.unique(records.iterations["num_tokens"], return_counts=True)
+    if not len(tokens):
+        return figures
     on_slice = np.ceil(tokens / spread.sequence_parallel)
     ranks = spread.expert_parallel
     even = on_slice * routing.experts_per_token / ranks
     slowest = routing.slowest_rank_load(on_slice, ranks) / np.maximum(even, 1e-300)
-    return {
-        "per_layer": routing.num_experts,
-        "per_token": routing.experts_per_token,
+    return figures | {
         "mean_activated": float(np.average(routing.activated(on_slice), weights=times)),
         "slowest_rank_over_mean": float(np.average(slowest, weights=times * tokens)),
     }

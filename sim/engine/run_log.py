@@ -36,11 +36,11 @@ class Passing(Protocol):
 
 
 # What a batch, or a run of batches alike, consists of and what the cache holds meanwhile: a row of
-# running sequences; prefilling sequences and their tokens; decoding sequences and their contexts;
+# running requests, and those that have ended; prefilling sequences and their tokens; decoding sequences and their contexts;
 # tokens, rows of logits, tokens emitted; KV blocks, stored tokens, those that each further
 # iteration adds (and decodes emit), slots set aside. Then (iteration, blocks, times) that are added
 # on the way, None for one iteration; and what `IterationLog.append` calls rare.
-Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
 Counts = tuple[Row, list[tuple[int, int, int]] | None, Rare | None]
 _GROWTH = -2  # where in a row it is
 
@@ -64,9 +64,9 @@ def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
             len(batch.copies), len(batch.loaded),
         )  # fmt: skip
     row = (
-        pool.num_running, len(batch.prefills), batch.num_tokens - decode_tokens,
-        batch.num_decodes, batch.context_tokens, batch.num_tokens, batch.num_emitting, emitted,
-        kv_blocks, stored, growth, reserved,
+        pool.num_running, pool.num_finished, len(batch.prefills),
+        batch.num_tokens - decode_tokens, batch.num_decodes, batch.context_tokens,
+        batch.num_tokens, batch.num_emitting, emitted, kv_blocks, stored, growth, reserved,
     )  # fmt: skip
     return row, block_growth, rare
 
@@ -151,6 +151,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
             ran["waiting"] = _queue(np.array(engine.came_s), np.array(engine.gone_s), ran)
         else:
             ran["waiting"] = waiting_at(served, ran, pool.log.aborted_s)
+        del ran["ended"]
         if isinstance(engine.scheduler, Verifying):
             ran |= engine.scheduler.iteration_columns()
         for name in endings:
@@ -192,9 +193,9 @@ def waiting_at(requests: Columns, iterations: Columns, aborted_s: dict[int, floa
 def _queue(came_s: np.ndarray, gone_s: np.ndarray, iterations: Columns) -> np.ndarray:
     """Requests at an iteration's start that had come, were not running, nor finished, nor gone."""
     start_s = iterations["start_s"]
-    finished_before = np.cumsum(iterations["finished"]) - iterations["finished"]
-    waiting: np.ndarray = np.searchsorted(np.sort(came_s), start_s, side="right") - finished_before
-    waiting -= np.searchsorted(np.sort(gone_s), start_s, side="right") + iterations["running"]
+    inside = iterations["running"] + iterations["ended"]
+    waiting: np.ndarray = np.searchsorted(np.sort(came_s), start_s, side="right") - inside
+    waiting -= np.searchsorted(np.sort(gone_s), start_s, side="right")
     return waiting.astype("i4")
 
 

@@ -22,7 +22,8 @@ class ChunkedScheduler(IterationScheduler):
 
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
         super().__init__(pool, allocator, config)
-        pool.decodes.overruns = config.async_scheduling
+        # Who decodes in a pipeline has waited for the token before.
+        pool.decodes.overruns = config.async_scheduling and not self._is_pipeline
         self._held_back: list[Request] = []
         self._longest_chunk = 0  # of a prompt, in this iteration; 0: as long as the budget
 

@@ -74,6 +74,14 @@ def test_a_larger_batch_activates_more_experts() -> None:
     assert seen[1] > 1.8 * seen[0], "four tokens read nearly three times the experts of one"
 
 
+def test_a_mixture_that_computes_nothing_activates_no_experts() -> None:
+    gone = "cluster={replicas: 1, router: least_kv, failures: [{replica: 0, at_s: 0}]}"
+    summary = summary_of("mixture-of-experts", "workload.num_requests=5", gone)
+    assert summary["stranded"] == 5
+    assert summary["experts"]["mean_activated"] is None
+    assert summary["experts"]["per_layer"] == 8
+
+
 # -- parallelism ----------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Pipeline stages: batches in flight, bubbles, and nothing lost on the way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,14 @@ from sim.metrics import summarize
 from sim.records import Records
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
-from tests.sim.serving import POLICIES, LinearLatency, assert_same_records, engines, workloads
+from tests.sim.serving import (
+    POLICIES,
+    LinearLatency,
+    assert_gaps_add_up,
+    assert_same_records,
+    engines,
+    workloads,
+)
 
 
 def at_once(count: int, output_tokens: int = 1) -> Workload:
@@ -95,11 +104,11 @@ def test_one_scheduler_fills_a_pipeline_with_what_its_budget_cuts_apart() -> Non
 
 
 @settings(max_examples=60, deadline=None)
-@given(workload=workloads(), engine=engines(), stages=st.integers(2, 4))
+@given(workload=workloads(), engine=engines(), stages=st.integers(2, 4), ahead=st.booleans())
 def test_a_token_is_never_computed_before_the_one_it_needs(
-    workload: Workload, engine: tuple[EngineConfig, int], stages: int
+    workload: Workload, engine: tuple[EngineConfig, int], stages: int, ahead: bool
 ) -> None:
-    config, num_blocks = engine
+    config, num_blocks = replace(engine[0], async_scheduling=ahead), engine[1]
     latency = linear_stages(stages)
     records = serve(workload, latency, config, scheduler="chunked", num_blocks=num_blocks)
     requests = records.requests
@@ -176,6 +185,8 @@ def test_every_request_ends_once_whatever_the_stages(
     emitted = records.iterations["emitted"].sum()
     assert emitted == workload.output_tokens[served].sum()
     assert records.gap_weights.sum() == (workload.output_tokens[served] - 1).sum()
+    assert_gaps_add_up(records)
+    assert (records.iterations["waiting"] >= 0).all()
     assert set(requests["replica"]) <= {0}
     assert records.stages is not None
     assert (records.stages["busy_s"] <= records.stages["active_s"] + 1e-9).all()
