@@ -37,7 +37,7 @@ def with_settings(*settings: str, scenario: str = "quickstart") -> str:
 # -- values ---------------------------------------------------------------------------------------
 
 VALUES = {
-    "engine.shceduler=orca": r"unknown key; did you mean 'scheduler'\? allowed: generation, scheduler, sched",
+    "engine.shceduler=orca": r"unknown key; did you mean 'scheduler'\? allowed: generation, sched",
     "engine.scheduler=orka": r"'orka' is not known; did you mean 'orca'\? allowed: static, dyn",
     "engine.scheduler=5": r"5 is not known; allowed: static, dynamic, orca, paged, chunked",
     "engine.max_num_seqs=0": "0: expected greater than or equal to 1",
