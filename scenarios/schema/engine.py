@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from scenarios.schema.generations import Generation, filled
+from scenarios.schema.generations import BY_GENERATION, Generation, filled
 from scenarios.schema.names import PolicyName
 from scenarios.schema.section import Count, Fraction, NotNegative, Positive, Section, Tokens
 
@@ -33,17 +33,19 @@ def _or_installed(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
 class Engine(Section):
     """The serving engine's knobs, under vLLM's names."""
 
-    # a name for the knobs that follow (`generations.py`), each of which may be given besides
-    generation: Generation = None  # type: ignore[assignment]
+    # a name for a set of knobs, each of which may be given besides; by default `vllm`, or the one
+    # that has the scheduler that is named
+    generation: Generation = BY_GENERATION
     # one of these, or of a package that brings its own
-    scheduler: Annotated[PolicyName, WrapValidator(_or_installed)] = None  # type: ignore[assignment]
+    scheduler: Annotated[PolicyName, WrapValidator(_or_installed)] = BY_GENERATION
     # the queue's order; priorities, deadlines and clients are those of the workload's classes
     scheduling_policy: Literal[
         "fcfs", "priority", "earliest_deadline", "shortest_prompt", "shortest_job", "fair"
     ] = "fcfs"
     # the host decides the next iteration while the device computes this one
-    async_scheduling: bool = None  # type: ignore[assignment]
-    null_block: bool = None  # type: ignore[assignment]  # one block of those is set aside
+    async_scheduling: bool = BY_GENERATION
+    # whether one of the KV blocks never holds a token, as vLLM's block 0
+    null_block: bool = BY_GENERATION
     max_num_waiting: Annotated[int, Field(ge=1, le=2**31)] | None = None  # beyond: refused
     max_queue_time_s: Positive | None = None  # until the first iteration; beyond: gives up
     max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = 256

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 Generation = Literal["vllm", "vllm-sync", "vllm-v0", "orca", "static"]
 LATEST: Generation = "vllm"
+BY_GENERATION: Any = None  # the default of a knob that `filled` gives a value
 
 GENERATIONS: Mapping[Generation, Mapping[str, Any]] = {
     # vLLM since 0.14, its V1 engine: decides an iteration ahead

@@ -2,7 +2,7 @@
 
 A batch leaves a stage, its activations are sent on, and the stage takes the next batch at once
 (sends overlap with it). How batches queue for stages is the engine's matter
-(`sim.engine.pipeline`); alone in the engine an iteration takes the sum of all stages and sends.
+(`sim.engine.device`); alone in the engine an iteration takes the sum of all stages and sends.
 """
 
 from __future__ import annotations
