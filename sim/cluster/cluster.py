@@ -13,7 +13,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import ceil, inf
+from math import ceil, floor, inf
 
 import numpy as np
 
@@ -121,10 +121,11 @@ class _Cluster:
         self._open = [True] * len(self.replicas)
         self._up_since_s: list[float | None] = [0.0] * len(self.replicas)
         self._able: dict[str, list[ClusterReplica]] = {}  # those by what they are asked for
-        self._starting: set[int] = set()
+        self._starting: dict[int, float] = {}  # and when they will have started
         self._down_until_s: dict[int, float] = {}  # of replicas that have failed
         self._serving_again: set[int] = set()  # of those, which take requests once they are back
         self._changed_s = 0.0
+        self._scaling_s = inf  # when the number of replicas is looked at next
         if autoscaling is not None:
             self._start_small(autoscaling)
         self._note_replicas(0.0)
@@ -178,6 +179,7 @@ class _Cluster:
 
     def _dispatch(self, request: Request, now_s: float, role: str = "both") -> None:
         """Send a request to a replica of its phase; with none up it waits at the door."""
+        self._expect_scaling(now_s)
         able = self._able[role]
         if not able:
             self._nowhere[role].append(request)
@@ -216,6 +218,7 @@ class _Cluster:
             request.output_tokens, request.max_tokens = self._lengths.pop(request)
 
     def _on_finished(self, replica: ClusterReplica, finished: list[Request], now_s: float) -> None:
+        self._expect_scaling(now_s)
         group = self._groups[replica.number]
         if group.role != "prefill":
             if group.role == "decode":
@@ -285,6 +288,7 @@ class _Cluster:
         if self._down_until_s.get(number) != now_s:
             return  # another failure keeps it down
         del self._down_until_s[number]
+        self._expect_scaling(now_s)
         if number in self._serving_again:  # otherwise it is as idle as it was
             self._serving_again.discard(number)
             if self._ended < self._total:
@@ -293,7 +297,7 @@ class _Cluster:
     def _close(self, number: int, now_s: float) -> None:
         """A replica takes no more requests, and is no longer paid for."""
         self._open[number] = False
-        self._starting.discard(number)
+        self._starting.pop(number, None)
         since_s = self._up_since_s[number]
         if since_s is not None:
             self.facts.up_s[number] += now_s - since_s
@@ -301,7 +305,7 @@ class _Cluster:
         self._note_replicas(now_s)
 
     def _reopen(self, number: int, now_s: float) -> None:
-        self._starting.discard(number)
+        self._starting.pop(number, None)
         self._open[number] = True
         if self._up_since_s[number] is None:
             self._up_since_s[number] = now_s
@@ -319,6 +323,7 @@ class _Cluster:
                 if self._open[replica.number] and self._groups[replica.number].role in phases
             ]
         self.facts.replicas_over_time.append((now_s, sum(self._open)))
+        self._expect_scaling(now_s)
 
     # -- autoscaling --------------------------------------------------------------------------
 
@@ -326,14 +331,24 @@ class _Cluster:
         for number in range(scaling.min_replicas, len(self.replicas)):
             self._open[number] = False
             self._up_since_s[number] = None
-        self.clock.at(scaling.check_every_s, ARRIVAL, self._scale)
+
+    def _expect_scaling(self, now_s: float, not_before_s: float = 0.0) -> None:
+        """Something has changed: look at it the next time that replicas are counted."""
+        scaling = self._autoscaling
+        if scaling is None or self._ended == self._total:
+            return
+        every_s = scaling.check_every_s
+        at_s = max(floor(now_s / every_s) + 1, ceil(not_before_s / every_s)) * every_s
+        if at_s < self._scaling_s:
+            self._scaling_s = at_s = max(at_s, now_s)
+            self.clock.at(at_s, ARRIVAL, self._scale)
 
     def _scale(self, now_s: float) -> None:
         scaling = self._autoscaling
-        assert scaling is not None
-        if self._ended == self._total or self._hopeless():
+        if now_s != self._scaling_s or self._ended == self._total:
             return
-        self.clock.at(now_s + scaling.check_every_s, ARRIVAL, self._scale)
+        assert scaling is not None
+        self._scaling_s = inf
         outstanding = sum(replica.num_outstanding for replica in self.replicas)
         outstanding += sum(map(len, self._nowhere.values()))
         wanted = max(ceil(outstanding / scaling.target_outstanding), scaling.min_replicas)
@@ -351,14 +366,13 @@ class _Cluster:
                 if self._up_since_s[number] is not None:
                     self._reopen(number, now_s)
                     continue
-                self._starting.add(number)
+                self._starting[number] = started_s = now_s + scaling.startup_s
                 self._up_since_s[number] = now_s
-                self.clock.at(
-                    now_s + scaling.startup_s,
-                    ARRIVAL,
-                    partial(self._started, number),
-                )
-        elif wanted < len(there) and now_s - self._changed_s >= scaling.cooldown_s:
+                self.clock.at(started_s, ARRIVAL, partial(self._started, number))
+        elif wanted < len(there):
+            if now_s - self._changed_s < scaling.cooldown_s:
+                self._expect_scaling(now_s, self._changed_s + scaling.cooldown_s)
+                return
             self._changed_s = now_s
             serving = [n for n in there if self._open[n]]
             for number in reversed(serving[wanted:]):
@@ -366,14 +380,8 @@ class _Cluster:
                 self._drain(self.replicas[number], now_s)
             self._note_replicas(now_s)
 
-    def _hopeless(self) -> bool:
-        """Whether requests wait for replicas that have all failed for good."""
-        down_s = self._down_until_s
-        gone = len(down_s) == len(self.replicas) and min(down_s.values()) == inf
-        return gone and any(self._nowhere.values())
-
     def _started(self, number: int, now_s: float) -> None:
-        if number in self._starting:
+        if self._starting.get(number) == now_s:
             self._reopen(number, now_s)
 
     def _drain(self, replica: ClusterReplica, now_s: float) -> None:

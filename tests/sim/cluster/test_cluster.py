@@ -458,6 +458,34 @@ def test_an_autoscaler_pays_for_less_and_serves_all() -> None:
     assert fixed.requests["finished_s"].max() <= scaled.requests["finished_s"].max()
 
 
+def test_an_autoscaler_may_look_as_often_as_it_likes() -> None:
+    """It looks again only when something has changed, or when it has waited for long enough."""
+    workload = steady(30, 25.0)
+    groups = [group(ENGINE, "chunked", 4)]
+    often, rarely = (
+        Autoscaling(1, 3.0, check_every_s=1e-9, startup_s=0.1, cooldown_s=0.5),
+        Autoscaling(1, 3.0, check_every_s=1e-3, startup_s=0.1, cooldown_s=0.5),
+    )
+    finely, fine_facts = serve(workload, groups, autoscaling=often)
+    coarsely, coarse_facts = serve(workload, groups, autoscaling=rarely)
+    for name in ("scheduled_s", "finished_s"):
+        np.testing.assert_allclose(finely.requests[name], coarsely.requests[name], atol=0.05)
+    assert sum(fine_facts.up_s) == pytest.approx(sum(coarse_facts.up_s), rel=0.05)
+
+
+def test_a_replica_that_is_started_again_takes_as_long_as_the_first_time() -> None:
+    """Its first start was cut short: it failed, came back, and was not needed any more."""
+    workload = Workload(np.array([0.0, 0.0, 7.0, 7.0]), np.full(4, 8), np.array([5, 5, 20, 20]))
+    one = ReplicaGroup(2, EngineConfig(max_num_seqs=1), FixedLatency(1.0), "chunked", 50)
+    scaling = Autoscaling(1, 1.0, check_every_s=1.0, startup_s=10.0, cooldown_s=0.0)
+    _, facts = serve(
+        workload, [one], router="least_outstanding", autoscaling=scaling,
+        failures=[Failure(1, 2.0, 1.0)],
+    )  # fmt: skip
+    opened_s = [at_s for at_s, count in facts.replicas_over_time if count == 2]
+    assert opened_s == [3.0, 17.0], "as it recovers, and ten seconds after it was needed again"
+
+
 def test_a_closed_loop_spans_the_cluster() -> None:
     workload = replace(steady(80, 1e6), max_concurrency=10)
     records, _ = serve(workload, [group(ENGINE, "chunked", 3)], router="least_outstanding")
