@@ -88,8 +88,7 @@ class Launching(Engine):
     def __init__(
         self, scheduler: Scheduler, device: OneAtATime, source: RequestSource, workload: Workload
     ) -> None:
-        depth = 2 if workload.async_scheduling else 1
-        super().__init__(scheduler, device, arrivals=source, depth=depth, leap=False)
+        super().__init__(scheduler, device, arrivals=source, leap=False)
         self._launches_s = iter([ticks / workload.ticks_per_s for ticks in workload.launches])
 
     def _expect(self, now_s: float) -> None:
