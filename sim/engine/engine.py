@@ -55,6 +55,7 @@ class Flight:
     batch: Batch
     start_s: float
     ends_s: list[float]
+    next_s: float = -inf  # when stepping decides what follows its first iteration; none: at once
     counts: Counts | None = None  # for its records, once the schedule has moved on
 
 
@@ -158,6 +159,8 @@ class Engine:
         if depth == 1:
             self.decision_s = ends_s[-1]
             return
+        if self._flights:
+            self._plan.next_s = self._flights[-1].ends_s[-1]
         self._expect(now_s)
         if self._is_pipeline:  # what decodes next is another batch's
             self._move_on()
@@ -227,10 +230,14 @@ class Engine:
 
     def growth(self, now_s: float) -> int:
         """Blocks that stepping would have allocated by now, beyond those that are allocated."""
+        return 0 if self._plan is None else self.scheduler.growth(self._decided(now_s))
+
+    def _decided(self, now_s: float) -> int:
+        """Iterations of the plan that stepping would have decided by now, the first one at least."""
         plan = self._plan
-        if plan is None or plan.ends_s[0] >= now_s:
-            return 0
-        return self.scheduler.growth(bisect_left(plan.ends_s, now_s) + self._depth)
+        assert plan is not None
+        # Each is decided as the one before it ends, or, ahead, as the one before begins.
+        return 1 + bisect_left(plan.ends_s, now_s) + (self._depth > 1 and plan.next_s < now_s)
 
     # -- leaps that are cut short -------------------------------------------------------------
 
@@ -243,11 +250,7 @@ class Engine:
         # Whether an arrival finds room in the queue, and when it gives up, is not known before.
         if not (self.scheduler.admits_arrivals or (rules is not None and rules.limits)):
             return
-        ends_s, flights = plan.ends_s, self._flights
-        running = sum(flight.ends_s[-1] < at_s for flight in flights)
-        if running == len(flights):
-            running += bisect_left(ends_s, at_s)
-        kept = max(running + self._depth - len(flights), 1)
+        ends_s, kept = plan.ends_s, self._decided(at_s)
         if kept < len(ends_s):
             del ends_s[kept:]
             self.device.free_s = ends_s[-1]
@@ -256,27 +259,24 @@ class Engine:
     def catch_up(self, now_s: float) -> None:
         """Bring all state to what it would be now if every iteration were stepped through."""
         plan = self._plan
-        if plan is None:
+        if plan is None or (decided := self._decided(now_s)) == 1:
             return
-        passed = bisect_left(plan.ends_s, now_s)
-        if not passed or passed >= len(plan.ends_s):
-            return
-        left_s, free_s = plan.ends_s[passed:], self.device.free_s
-        ended_s = start_s = plan.ends_s[passed - 1]
-        del plan.ends_s[passed:]
-        self._move_on()
-        finished = self.collect(ended_s)
+        ends_s, free_s = plan.ends_s, self.device.free_s
+        passed = bisect_left(ends_s, now_s)
+        plan.ends_s = ends_s[: passed or 1]
+        finished = self.collect(ends_s[passed - 1] if passed else plan.start_s)
         assert not finished, "a leap went past the end of a sequence"
-        for ahead in range(self._depth):
-            batch = self.scheduler.schedule(ended_s)
+        for number in range(passed or 1, decided):
+            if self._plan is not None:
+                self._move_on()
+            start_s = ends_s[number - 1]
+            batch = self.scheduler.schedule(start_s)
             assert batch is not None and not batch.prefills, "a leap was no leap"
             batch.decided_ahead = self._depth > 1
             self.device.run(batch, start_s)  # marks it where it leaves the measured range
-            whole = ahead == self._depth - 1
-            self._plan = Flight(batch, start_s, left_s[ahead:] if whole else [left_s[ahead]])
-            if not whole:
-                start_s = left_s[ahead]
-                self._move_on()
+            self._plan = Flight(batch, start_s, [ends_s[number]], start_s)
+        assert self._plan is not None
+        self._plan.ends_s = ends_s[decided - 1 :]
         self.device.free_s = free_s
 
     def void(self, now_s: float) -> list[Request]:

@@ -165,7 +165,8 @@ class ChunkedScheduler(IterationScheduler):
                 self._blocked = True
                 break
             if received:
-                self._join(request, hits, request.num_tokens, now_s)
+                self._join(request, hits, now_s)
+                allocator.allocate(request.block_table, pool.decodes.needs_block(request))
                 budget -= 1
                 continue
             request = self._start(request, hits, now_s)

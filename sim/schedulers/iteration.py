@@ -79,7 +79,9 @@ class IterationScheduler:
 
     def _blocks_to_start(self, request: Request) -> int:
         """Blocks that have to be there for `request` to be admitted, cached ones included."""
-        return self.allocator.blocks_for(request.num_tokens)
+        received = request.num_computed_tokens  # elsewhere: it decodes at once
+        slots = self._decode_slots(request) if received else request.num_tokens
+        return self.allocator.blocks_for(slots)
 
     def _hits(self, request: Request) -> list[int]:
         """Cached blocks that `request` begins with."""
@@ -200,16 +202,22 @@ class IterationScheduler:
             batch.num_emitting -= 1
         self._prefill_stored_tokens -= chunk.new_tokens
 
-    def _join(self, request: Request, hits: list[int], tokens: int, now_s: float) -> None:
-        """Admit the head of the queue, computed elsewhere: it decodes, with blocks for `tokens`."""
-        allocator, table = self.allocator, request.block_table
+    def _join(self, request: Request, hits: list[int], now_s: float) -> None:
+        """Admit the head of the queue, computed elsewhere: it decodes, with blocks for its prompt.
+
+        Nobody has proposed anything to it yet: in its first iteration it verifies no drafts.
+        """
+        allocator, table, decodes = self.allocator, request.block_table, self.pool.decodes
         self.pool.waiting.popleft()
         self.pool.start(request, now_s)
         allocator.reuse(table, hits)
-        allocator.allocate(table, allocator.blocks_for(tokens) - len(table))
+        if not self.reserves:
+            blocks = allocator.blocks_for(request.num_computed_tokens)
+            allocator.allocate(table, blocks - len(table))
         if self.config.enable_prefix_caching:
             allocator.cache_prompt(request, 0, request.num_computed_tokens)
-        self.pool.decodes.add(request)
+        decodes.add(request)
+        decodes.limit(request, 1)
 
     def _add_decodes(self, batch: Batch) -> Batch:
         """Let every decoding sequence take part, and close the batch."""
@@ -282,7 +290,8 @@ class IterationScheduler:
         decodes = self.pool.decodes_of(request)
         decoding = request.joined_step >= 0
         computed = decodes.stored_of(request) if decoding else request.num_computed_tokens
-        if not self._in_flight(request):
+        prefilling = not decoding and request not in self._leaving
+        if prefilling or not self._in_flight(request):
             return computed + scheduled
         decoded = decodes.step > request.joined_step if decoding else request.output_tokens > 1
         return computed - 1 if decoded and not scheduled else computed

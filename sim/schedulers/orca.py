@@ -34,7 +34,7 @@ class OrcaScheduler(IterationScheduler):
             request = pool.waiting[0]
             allocator.allocate(request.block_table, blocks)
             if request.num_computed_tokens:  # computed elsewhere, its cache sent here
-                self._join(request, [], 0, now_s)
+                self._join(request, [], now_s)
                 continue
             pool.waiting.popleft()
             pool.start(request, now_s)

@@ -75,7 +75,7 @@ class PagedScheduler(IterationScheduler):
                 return
             if received:
                 # Where it writes next is its first decode's to allocate.
-                self._join(request, hits, received, now_s)
+                self._join(request, hits, now_s)
                 continue
             request = self._start(request, hits, now_s)
             # The whole sequence is allocated at once, also when it is computed in pieces.
@@ -116,7 +116,7 @@ class PagedScheduler(IterationScheduler):
         held = self._blocks_held(request)
         # With the host's swap space full the victim is recomputed; V0 gave up there. Who only waits
         # for its last token has nothing to come back for.
-        recomputed = self.config.preemption == "recompute" or request in self._leaving
+        recomputed = self.config.preemption == "recompute" or self._is_leaving(request)
         if recomputed or len(held) > self._free_swap_blocks:
             self._preempt_by_recompute(request, batch, now_s)
             return
@@ -127,6 +127,10 @@ class PagedScheduler(IterationScheduler):
         self.pool.swapped.appendleft(request)
         batch.swap_out_blocks += len(held)
         batch.preempted += 1
+
+    def _is_leaving(self, request: Request) -> bool:
+        """Whether its last token is in flight."""
+        return request in self._leaving
 
     def _blocks_held(self, request: Request) -> list[int]:
         return list(request.block_table)

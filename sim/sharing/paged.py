@@ -39,6 +39,11 @@ class SamplingPagedScheduler(SamplingScheduler, PagedScheduler):
 
     # -- swap -------------------------------------------------------------------------------
 
+    def _is_leaving(self, request: Request) -> bool:
+        # One sample's last token is enough: what is left of the others is computed again.
+        sequences = [request] if request.group is None else request.group.samples
+        return any(sequence in self._leaving for sequence in sequences)
+
     def _blocks_held(self, request: Request) -> list[int]:
         group = request.group
         return super()._blocks_held(request) if group is None else group.blocks()

@@ -15,7 +15,7 @@ from sim.latency.protocol import FixedLatency
 from sim.metrics import summarize
 from sim.records import Records
 from sim.schedulers.engine_config import EngineConfig
-from sim.workload import Workload
+from sim.workload import PromptContent, Workload
 from tests.sim.serving import (
     POLICIES,
     LinearLatency,
@@ -117,6 +117,17 @@ def test_a_token_is_never_computed_before_the_one_it_needs(
     fastest_s = stages * 0.0137
     took_s = requests["last_token_s"][served] - requests["first_token_s"][served]
     assert (took_s >= (workload.output_tokens[served] - 1) * fastest_s * (1 - 1e-9)).all()
+
+
+def test_who_gives_way_with_a_chunk_in_flight_finds_all_of_its_prompt_that_was_scheduled() -> None:
+    content = PromptContent.from_lists([[1] * 3, [2] * 16])
+    workload = Workload(np.zeros(2), np.array([3, 16]), np.array([9, 3]), content=content)
+    config = EngineConfig(block_size=4, max_num_seqs=2, max_num_batched_tokens=4)
+    latency = PipelineLatency.fixed(1.0, 2)
+    records = serve(workload, latency, config, scheduler="chunked", num_blocks=5)
+    assert records.requests["preemptions"].tolist() == [0, 1]
+    # Of the prompt, the block that gave A its room is computed again, and its last token.
+    assert records.iterations["prefill_tokens"].sum() <= 3 + 16 + 2 * 4
 
 
 def test_a_slow_stage_sets_the_pace() -> None:

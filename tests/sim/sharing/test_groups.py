@@ -98,6 +98,17 @@ def test_the_whole_group_crosses_the_host_link_with_each_block_once() -> None:
     assert moved[0] == moved[1], "what went out comes in"
 
 
+def test_a_group_with_a_last_token_in_flight_is_computed_again_not_swapped() -> None:
+    workload = with_samples(Workload(np.zeros(3), [4, 4, 4], [6, 6, 6]), [[6, 2]] * 3)
+    config = EngineConfig(
+        block_size=4, max_num_seqs=6, preemption="swap", swap_blocks=50, watermark=0.0,
+        async_scheduling=True,
+    )  # fmt: skip
+    records = run(workload, config, scheduler="paged", num_blocks=6)
+    assert records.requests["preemptions"].sum() > 0
+    assert records.iterations["emitted"].sum() == 3 * (6 + 2)
+
+
 def test_static_and_reserving_policies_cannot_share() -> None:
     for name in ("static", "dynamic", "orca"):
         with pytest.raises(ValueError, match="paged blocks"):

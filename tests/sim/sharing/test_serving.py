@@ -11,11 +11,12 @@ from sim.schedulers.engine_config import EngineConfig
 from tests.sim.serving import assert_same_records, engines, run
 from tests.sim.sharing.sampling import sampled_workloads
 
-SERVED = [("paged", False), ("chunked", False), ("chunked", True)]  # and deciding ahead
+# And whether it decides ahead.
+SERVED = [(scheduler, ahead) for scheduler in ("paged", "chunked") for ahead in (False, True)]
 
 
 @pytest.mark.parametrize(("scheduler", "ahead"), SERVED)
-@settings(max_examples=130, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), engine=engines())
 def test_leap_equals_step_with_samples(
     scheduler: str, ahead: bool, data: st.DataObject, engine: tuple[EngineConfig, int]
@@ -28,7 +29,7 @@ def test_leap_equals_step_with_samples(
 
 
 @pytest.mark.parametrize(("scheduler", "ahead"), SERVED)
-@settings(max_examples=130, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), engine=engines())
 def test_what_must_always_hold_does_with_samples(
     scheduler: str, ahead: bool, data: st.DataObject, engine: tuple[EngineConfig, int]

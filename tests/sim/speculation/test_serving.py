@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.cluster.cluster import Failure, ReplicaGroup, simulate_cluster
+from sim.cluster.cluster import Failure, KvLink, ReplicaGroup, simulate_cluster
 from sim.engine.policy import scheduler_class
 from sim.schedulers import SCHEDULERS
 from sim.schedulers.engine_config import EngineConfig
@@ -282,6 +282,28 @@ def test_without_speculation_the_policies_are_what_they_were() -> None:
     for name, policy in SCHEDULERS.items():
         assert scheduler_class(name, EngineConfig()) is policy
     assert speculating(SCHEDULERS["orca"]) is speculating(SCHEDULERS["orca"])
+
+
+@pytest.mark.parametrize("scheduler", SPECULATING)
+def test_who_comes_from_a_prefill_pool_has_no_drafts_to_verify_yet(scheduler: str) -> None:
+    """The budget of 4 tokens lets four requests join at once, though each will verify 4 tokens."""
+    config = EngineConfig(
+        max_num_seqs=4, max_num_batched_tokens=4, block_size=4, speculation=speculation(k=3)
+    )
+    latency = SpeculativeLatency(LinearQueries(), FixedDraft(1.1e-3, 3))
+    groups = [
+        ReplicaGroup(1, config, latency, scheduler, 100, role=role)
+        for role in ("prefill", "decode")
+    ]
+    records, _ = simulate_cluster(
+        requests([12] * 4, prompt=4), groups, kv_link=KvLink(1e9), check=True
+    )
+    decoding = records.iterations["replica"] == 1
+    first = {
+        name: records.iterations[name][decoding][0] for name in ("decode_seqs", "verified_tokens")
+    }
+    assert first["verified_tokens"] == first["decode_seqs"]
+    assert records.iterations["emitted"].sum() == 4 * 12
 
 
 def test_speculating_replicas_of_a_cluster_fail_and_leap_as_they_step() -> None:
