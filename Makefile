@@ -26,7 +26,7 @@ VLLM_INSTALL := $(subst $(VENV),$(VLLM),$(INSTALL))
 COUNT ?= 1000
 SEED ?= 1
 
-.PHONY: demo test test-vllm coverage lint bench browser lock clean always
+.PHONY: demo test test-vllm serve-vllm coverage lint bench browser lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -39,6 +39,10 @@ test: $(TESTED) browser
 # Orcast's schedules of random workloads, held against vLLM's own code, step by step.
 test-vllm: $(VENV)/.core $(VLLM)/.vllm
 	$(RUN)/python -m tests.vllm --python $(VLLM)/bin/python --count $(COUNT) --seed $(SEED)
+
+# vLLM serves a tiny model for real, on the processor, and Orcast schedules the same requests.
+serve-vllm: $(VENV)/.core $(VLLM)/.vllm
+	$(RUN)/python -m tests.vllm.runs --python $(VLLM)/bin/python --seed $(SEED)
 
 # Lines and branches of all packages but kernels, whose bodies Triton compiles.
 coverage: $(TESTED) browser

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.schedulers.engine_config import EngineConfig
+
 KV_FULL = 0.05  # of the KV slots free, or fewer, with requests waiting: they wait for memory
 
 
@@ -65,7 +67,7 @@ def bottleneck(
     requests: Mapping[str, NDArray],
     *,
     between_s: tuple[float, float],
-    max_num_seqs: int,
+    config: EngineConfig,
 ) -> Bottleneck:
     """Read a run's bottlenecks off its iterations between two times, and its judged requests."""
     start_s, end_s = between_s
@@ -79,9 +81,13 @@ def bottleneck(
 
     kinds = ("used", "reserved", "fragmentation", "free")
     slots = sum(part[f"kv_{kind}_tokens"] for kind in kinds)
-    free = part["kv_free_tokens"] <= KV_FULL * slots
+    # Decided ahead, whoever ended with the iteration before still had a seat, and about as many
+    # slots as the others.
+    ended = _just_finished(part) if config.async_scheduling else np.zeros_like(part["running"])
+    held = ended * part["kv_used_tokens"] / np.maximum(part["running"], 1)
+    free = part["kv_free_tokens"] - held <= KV_FULL * slots
     waiting = part["waiting"] > 0
-    by_slots = waiting & (part["running"] >= max_num_seqs)
+    by_slots = waiting & (part["running"] + ended >= config.max_num_seqs)
     by_memory = waiting & ~by_slots & (free | (part["preempted"] > 0))
     served = ~requests["rejected"]
     count = max(1, int(served.sum()))
@@ -95,6 +101,15 @@ def bottleneck(
         running=share(part["running"]),
         preemptions=float(requests["preemptions"][served].sum()) / count,
     )
+
+
+def _just_finished(part: Mapping[str, NDArray]) -> NDArray[np.int64]:
+    """Requests that ended with each replica's iteration before."""
+    finished = np.zeros(len(part["replica"]), dtype=np.int64)
+    for replica in np.unique(part["replica"]):
+        rows = np.flatnonzero(part["replica"] == replica)
+        finished[rows[1:]] = part["finished"][rows[:-1]]
+    return finished
 
 
 def _queued_part(requests: Mapping[str, NDArray], served: NDArray[np.bool_]) -> float:

@@ -127,7 +127,7 @@ def run_sample(
             records.iterations,
             requests,
             between_s=(float(requests["arrival_s"][0]), float(requests["arrival_s"][-1])),
-            max_num_seqs=deployment.config.max_num_seqs,
+            config=deployment.config,
         ),
     )
 
@@ -163,7 +163,7 @@ def run_saturated(deployment: Deployment, workload: Workload) -> Saturation:
             iterations,
             requests,
             between_s=(start_s, end_s),
-            max_num_seqs=deployment.config.max_num_seqs,
+            config=deployment.config,
         ),
     )
 

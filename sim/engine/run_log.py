@@ -36,7 +36,7 @@ class Passing(Protocol):
 
 
 # What a batch, or a run of batches alike, consists of and what the cache holds meanwhile: a row of
-# running requests and those that have ended; prefilling sequences and their tokens; decoding
+# running requests, and those that have ended; prefilling sequences and their tokens; decoding
 # sequences and their contexts; tokens, rows of logits, tokens emitted; KV blocks, stored tokens,
 # those that each further iteration adds (and decodes emit), slots set aside. Then (iteration,
 # blocks, times) that are added on the way, None for one iteration; and what `IterationLog.append`

@@ -142,7 +142,8 @@ def memory_budget(
         )
         if budget.usable_blocks < 1 <= budget.num_gpu_blocks:
             raise ValueError(
-                f"num_gpu_blocks {budget.num_gpu_blocks}: the null block leaves none for sequences"
+                f"num_gpu_blocks {budget.num_gpu_blocks}: the null block leaves none for "
+                "sequences; give one more, or engine.null_block=false where the engine has none"
             )
         if weights > usable or (left < on_rank and num_gpu_blocks_override is None):
             gpus = _enough_gpus(

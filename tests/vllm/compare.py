@@ -62,4 +62,4 @@ def orcast_differs(workload: Workload, vllm: Schedule) -> str | None:
         orcast = simulated(workload)
     except Exception as error:  # one workload of many: whatever it is, it is a difference
         return f"Orcast raises {type(error).__name__}: {error}"
-    return difference(vllm, orcast)
+    return difference(vllm, orcast, ticks_per_s=workload.ticks_per_s)

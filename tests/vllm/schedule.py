@@ -78,14 +78,18 @@ class Schedule:
         return cls(tuple(steps), data["first"], data["last"])
 
 
-def difference(vllm: Schedule, orcast: Schedule) -> str | None:
+def difference(vllm: Schedule, orcast: Schedule, *, ticks_per_s: int = TICKS_PER_S) -> str | None:
     """Where two schedules of one workload part, in words; None where they are equal."""
+
+    def seconds(ticks: int | None) -> str:
+        return "no time" if ticks is None else f"{ticks / ticks_per_s:.3f} s"
+
     for number, (one, other) in enumerate(zip(vllm.steps, orcast.steps, strict=False)):
         if one == other:
             continue
-        where = f"step {number} ({_seconds(one.start)})"
+        where = f"step {number} ({seconds(one.start)})"
         if one.start != other.start:
-            return f"{where}: Orcast begins it at {_seconds(other.start)}"
+            return f"{where}: Orcast begins it at {seconds(other.start)}"
         said = [
             f"vLLM {word} {_shown(mine)}, Orcast {_shown(theirs)}"
             for word, mine, theirs in (
@@ -104,14 +108,10 @@ def difference(vllm: Schedule, orcast: Schedule) -> str | None:
         for request in sorted(times.keys() | others.keys(), key=int):
             if times.get(request) != others.get(request):
                 return (
-                    f"request {request}: {word} token at {_seconds(times.get(request))} in vLLM, "
-                    f"{_seconds(others.get(request))} in Orcast"
+                    f"request {request}: {word} token at {seconds(times.get(request))} in vLLM, "
+                    f"{seconds(others.get(request))} in Orcast"
                 )
     return None
-
-
-def _seconds(ticks: int | None) -> str:
-    return "no time" if ticks is None else f"{ticks / TICKS_PER_S:.3f} s"
 
 
 def _shown(value: object) -> str:

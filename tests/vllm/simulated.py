@@ -9,47 +9,92 @@ import numpy as np
 
 from sim.batch import Batch
 from sim.engine.block_history import BlockRecorder
+from sim.engine.clock import Clock
+from sim.engine.device import OneAtATime
+from sim.engine.engine import Engine
+from sim.engine.policy import block_allocator
+from sim.engine.replica import Replica
+from sim.engine.run_log import collect
 from sim.engine.simulation import simulate
 from sim.queues import QueueRules
+from sim.records import Records
 from sim.request import SAMPLE_NUMBERS
 from sim.request import Request as Sequence
+from sim.request_pool import RequestPool
+from sim.schedulers import SCHEDULERS
 from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.scheduler import Scheduler
 from sim.workload import PromptContent
 from sim.workload import Workload as Columns
 from sim.workload.samples import Samples
+from sim.workload.source import RequestSource
 from tests.vllm.schedule import Schedule, Step
-from tests.vllm.workloads import STREAM_TOKENS, TICKS_PER_S, Workload, answer_stream
+from tests.vllm.workloads import STREAM_TOKENS, Workload, answer_stream
 
 
 def simulated(workload: Workload) -> Schedule:
     """Orcast's schedule of one workload."""
     decisions = Decisions(workload)
-    records = simulate(
-        columns(workload),
-        engine_config(workload),
-        GivenDurations(workload),
-        scheduler="chunked",
-        num_blocks=workload.num_gpu_blocks - 1,  # one of vLLM's is the null block
-        leap=False,
-        recorder=decisions,
-    )
+    records = _records(workload, decisions)
     starts = records.iterations["start_s"].tolist()
     assert len(starts) == len(decisions.steps), "a decision that no iteration followed"
     steps = [
-        Step(_ticks(start), *decision)
+        Step(_ticks(start, workload), *decision)
         for start, decision in zip(starts, decisions.steps, strict=True)
     ]
     numbers = records.requests["request"].tolist()
     first, last = (
         {
-            str(number): _ticks(seconds)
+            str(number): _ticks(seconds, workload)
             for number, seconds in zip(numbers, records.requests[column].tolist(), strict=True)
             if seconds == seconds  # not NaN: it was served
         }
         for column in ("first_token_s", "last_token_s")
     )
     return Schedule(tuple(steps), first, last)
+
+
+def _records(workload: Workload, decisions: Decisions) -> Records:
+    requests, config = columns(workload), engine_config(workload)
+    durations = GivenDurations(workload)
+    num_blocks = workload.num_gpu_blocks - 1  # one of vLLM's is the null block
+    if not workload.launches:
+        return simulate(
+            requests,
+            config,
+            durations,
+            scheduler="chunked",
+            num_blocks=num_blocks,
+            leap=False,
+            recorder=decisions,
+        )
+    scheduler = SCHEDULERS["chunked"](
+        RequestPool(config.block_size), block_allocator(config, num_blocks), config
+    )
+    decisions.attach(scheduler)
+    source = RequestSource(
+        requests, block_size=config.block_size, prefix_caching=config.enable_prefix_caching
+    )
+    engine = Launching(scheduler, OneAtATime(durations), source, workload)
+    clock = Clock()
+    Replica(clock, [engine], source)
+    clock.run()
+    return collect([engine])
+
+
+class Launching(Engine):
+    """An engine that takes a while to launch a batch, where it waits for none to end meanwhile."""
+
+    def __init__(
+        self, scheduler: Scheduler, device: OneAtATime, source: RequestSource, workload: Workload
+    ) -> None:
+        super().__init__(scheduler, device, arrivals=source, leap=False)
+        self._launches_s = iter([ticks / workload.ticks_per_s for ticks in workload.launches])
+
+    def _expect(self, now_s: float) -> None:
+        super()._expect(now_s)
+        if self.decision_s == now_s:
+            self.decision_s += next(self._launches_s, 0.0)
 
 
 class Decisions(BlockRecorder):
@@ -107,7 +152,7 @@ class GivenDurations:
     uses_longest = False
 
     def __init__(self, workload: Workload) -> None:
-        self._durations_s = [ticks / TICKS_PER_S for ticks in workload.durations]
+        self._durations_s = [ticks / workload.ticks_per_s for ticks in workload.durations]
         self._step = 0
 
     def iteration_s(self, batch: Batch) -> float:
@@ -162,7 +207,7 @@ def columns(workload: Workload) -> Columns:
         samples = Samples(counts, np.repeat([one.output_tokens for one in requests], counts))
     labels = [str(one.priority) for one in requests]
     return Columns(
-        arrival_s=np.array([one.at / TICKS_PER_S for one in requests]),
+        arrival_s=np.array([one.at / workload.ticks_per_s for one in requests]),
         prompt_tokens=np.array([one.prompt_tokens for one in requests]),
         output_tokens=np.array([one.output_tokens for one in requests]),
         max_tokens=np.array([one.max_tokens for one in requests]),
@@ -172,7 +217,7 @@ def columns(workload: Workload) -> Columns:
     )
 
 
-def _ticks(seconds: float) -> int:
-    ticks = seconds * TICKS_PER_S
+def _ticks(seconds: float, workload: Workload) -> int:
+    ticks = seconds * workload.ticks_per_s
     assert ticks == int(ticks), f"{seconds} s is no whole number of ticks"
     return int(ticks)

@@ -98,3 +98,19 @@ def test_a_lone_request_is_scheduled_as_it_must_be() -> None:
     assert [step.start for step in schedule.steps] == [0, 8, 24, 32]
     assert [step.free_blocks for step in schedule.steps] == [6, 5, 5, 5]
     assert (schedule.first, schedule.last) == ({"0": 24}, {"0": 48})
+
+
+def test_a_request_that_comes_during_a_launch_is_in_the_second_batch() -> None:
+    data = draw("asynchronous", Random(0)).as_json()
+    one = {"prompt": [[100, 5]], "output_tokens": 3, "max_tokens": 3, "priority": 0, "samples": 1}
+    data |= {
+        "requests": [{"at": 0} | one, {"at": 2} | one],
+        "durations": [10],
+        "max_num_batched_tokens": 64,
+        "block_size": 16,
+        "num_gpu_blocks": 11,
+    }
+    at_once = Workload.from_json(data)
+    launched = simulated(replace(at_once, launches=(4,)))
+    assert [step.tokens for step in launched.steps[:2]] == [{"0": 5}, {"0": 1, "1": 5}]
+    assert [step.tokens for step in simulated(at_once).steps[:2]] == [{"0": 5}, {"0": 1}]

@@ -51,6 +51,8 @@ class Workload:
 
     num_gpu_blocks: as vLLM counts them: one of them, the null block, holds nothing.
     durations: ticks that the n-th step takes, used again from the first when they are used up.
+    launches: ticks between a decision and the next where that waits for no step to end, one after
+    the other; none from where they are used up.
     """
 
     policy: str  # fcfs or priority
@@ -64,6 +66,8 @@ class Workload:
     enable_prefix_caching: bool
     durations: tuple[int, ...]
     requests: tuple[Request, ...]
+    ticks_per_s: int = TICKS_PER_S
+    launches: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, which `from_json` reads again."""
@@ -86,7 +90,8 @@ class Workload:
             )
             for one in data["requests"]
         )
-        return cls(**{**data, "durations": tuple(data["durations"]), "requests": requests})
+        lists = {name: tuple(data.get(name, ())) for name in ("durations", "launches")}
+        return cls(**{**data, **lists, "requests": requests})
 
 
 def answer_stream(request: int, sample: int) -> int:

@@ -157,6 +157,7 @@ GROUP = "{name: a, role: prefill, replicas: 1}"
             [
                 "model=llama-3.1-70b",
                 "hardware.pipeline_parallel=4",
+                "engine.generation=vllm-v0",
                 "cluster.replicas=2",
                 "workload.max_concurrency=8",
             ],

@@ -339,12 +339,14 @@ def test_the_cost_is_that_of_all_gpus_of_all_replicas() -> None:
     assert (mixed["gpus"], mixed["usd_per_hour"]) == (8, pytest.approx(4 * 3.0 + 4 * 5.0))
 
 
-def test_pipelines_stand_behind_round_robin_and_no_other_router() -> None:
+def test_virtual_engines_stand_behind_round_robin_and_no_other_router() -> None:
     both = summary_of("pipeline-parallel", "cluster.replicas=2", "workload.max_concurrency=null")
     assert both["completed"] == FEW["pipeline-parallel"]
     assert both["cost"]["gpus"] == 8
-    with pytest.raises(InputError, match="pipeline_parallel needs a plain cluster"):
-        summary_of("pipeline-parallel", "cluster={replicas: 2, router: least_kv}")
+    routed = "cluster={replicas: 2, router: least_kv}"
+    assert summary_of("pipeline-parallel", routed)["completed"] == FEW["pipeline-parallel"]
+    with pytest.raises(InputError, match="under scheduler paged needs a plain cluster"):
+        summary_of("pipeline-parallel", routed, "engine.generation=vllm-v0")
 
 
 @pytest.mark.parametrize(

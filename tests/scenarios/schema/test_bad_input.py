@@ -37,7 +37,7 @@ def with_settings(*settings: str, scenario: str = "quickstart") -> str:
 # -- values ---------------------------------------------------------------------------------------
 
 VALUES = {
-    "engine.shceduler=orca": r"unknown key; did you mean 'scheduler'\? allowed: scheduler, sched",
+    "engine.shceduler=orca": r"unknown key; did you mean 'scheduler'\? allowed: generation, sched",
     "engine.scheduler=orka": r"'orka' is not known; did you mean 'orca'\? allowed: static, dyn",
     "engine.scheduler=5": r"5 is not known; allowed: static, dynamic, orca, paged, chunked",
     "engine.max_num_seqs=0": "0: expected greater than or equal to 1",
@@ -307,9 +307,14 @@ def test_a_slice_that_leaves_nothing_of_a_trace_is_refused() -> None:
 
 
 def test_requests_that_are_all_larger_than_the_kv_cache_are_an_error() -> None:
-    line = with_settings("engine.num_gpu_blocks_override=1", "workload.num_requests=50")
+    line = with_settings("engine.num_gpu_blocks_override=2", "workload.num_requests=50")
     assert re.search(r"no request can be served: the smallest needs \d+ tokens, ", line)
     assert "the KV cache holds 16" in line
+
+
+def test_a_cache_of_the_null_block_alone_is_refused() -> None:
+    line = with_settings("engine.num_gpu_blocks_override=1")
+    assert "num_gpu_blocks 1: the null block leaves none" in line and "null_block=false" in line
 
 
 def test_what_a_policy_reserves_is_named_when_nothing_fits() -> None:

@@ -166,8 +166,8 @@ def test_a_degree_is_found_that_is_fast_enough_however_many_are_not() -> None:
     tried = costs(
         **SMALL | {"tensor_parallel": [1, 2, 4, 8], "gpus": ["h100-sxm"]}, slo={"tpot_ms": 3}
     )
-    (best,) = (one for one in tried if isinstance(one, ServingCost))
-    assert best.tensor_parallel >= 4
+    fast = [one.tensor_parallel for one in tried if isinstance(one, ServingCost)]
+    assert fast and min(fast) >= 4
     assert {one.status for one in tried if isinstance(one, RuledOut)} <= {"idle", "no_load", "dear"}
     assert {one.tensor_parallel for one in tried} == {1, 2, 4, 8}
 
@@ -233,7 +233,7 @@ def test_a_model_that_fits_nowhere_says_so() -> None:
 def test_a_cache_that_cannot_hold_one_request_is_no_deployment() -> None:
     (small,) = costs(engine={"num_gpu_blocks_override": 100})
     assert isinstance(small, RuledOut)
-    assert "the KV cache holds 1,600 tokens, one request may need 6,144" in small.reason
+    assert "the KV cache holds 1,584 tokens, one request may need 6,144" in small.reason
 
 
 def test_times_that_nobody_measured_are_refused_where_none_are_known() -> None:
