@@ -233,7 +233,7 @@ class Engine:
         return 0 if self._plan is None else self.scheduler.growth(self._decided(now_s))
 
     def _decided(self, now_s: float) -> int:
-        """Iterations of the plan that stepping would have decided by now, the first one at least."""
+        """Iterations of the plan that stepping would have decided by now, at least the first."""
         plan = self._plan
         assert plan is not None
         # Each is decided as the one before it ends, or, ahead, as the one before begins.

@@ -22,6 +22,7 @@ from random import Random
 
 from tests.vllm import served
 from tests.vllm.compare import orcast_differs
+from tests.vllm.figure import figure
 from tests.vllm.served import Served
 from tests.vllm.traffic import Traffic, draw
 
@@ -135,8 +136,6 @@ def main() -> int:
     if options.python is not None and options.keep:
         served.write(runs)
     if options.figures is not None:
-        from tests.vllm.figure import figure
-
         options.figures.mkdir(parents=True, exist_ok=True)
         figure(options.figures / "runs.html", runs)
     return int(not show(runs))

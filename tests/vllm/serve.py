@@ -301,16 +301,17 @@ def configuration(traffic: dict[str, Any], model: str) -> VllmConfig:
 def serve(traffic: dict[str, Any]) -> dict[str, Any]:
     """What happened, times from the start of the run."""
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["VLLM_RPC_BASE_PATH"] = folder  # where its sockets lie
         (Path(folder) / "config.json").write_text(json.dumps(MODEL))
         core = Core(configuration(traffic, folder))
-    client = Client(core, traffic)
-    client.start()
-    try:
-        core.run_busy_loop()
-    except SystemExit:  # the way it ends
-        client.join()
-    finally:
-        core.shutdown()
+        client = Client(core, traffic)
+        client.start()
+        try:
+            core.run_busy_loop()
+        except SystemExit:  # the way it ends
+            client.join()
+        finally:
+            core.shutdown()
     for turn in core.turns:
         for moment in ("decided", "slept", "result"):
             if moment in turn:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.vllm import served
 from tests.vllm.compare import orcast_differs
+from tests.vllm.figure import figure
 from tests.vllm.runs import MODES, Compared, show
 from tests.vllm.served import FILE, Served
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=MODES)
@@ -51,6 +55,20 @@ def test_a_batch_was_decided_while_another_was_computed_only_if_asynchronous() -
         assert (ahead > 0.8 * len(decisions)) if MODES[mode] else ahead == 0
 
 
+def test_the_documentation_has_the_figures_of_the_runs_that_are_kept() -> None:
+    page = (ROOT / "docs" / "reference" / "vllm-schedules.md").read_text(encoding="utf-8")
+    both = [Compared.of(served.read()[mode]) for mode in MODES]
+    for what in (
+        f"| requests | {both[0].requests} | {both[1].requests} |",
+        f"| steps | {both[0].steps:,} | {both[1].steps:,} |",
+        f"| seconds that the run took | {both[0].seconds:.1f} | {both[1].seconds:.1f} |",
+        f"| preemptions | {both[0].preemptions} | {both[1].preemptions} |",
+        f"prefix in the cache | {both[0].hits} | {both[1].hits} |",
+        f" {both[1].launches} launches",
+    ):
+        assert what in page
+
+
 def test_a_run_survives_a_file(run: Served) -> None:
     assert Served.from_json(json.loads(json.dumps(run.as_json()))) == run
 
@@ -74,3 +92,9 @@ def test_a_difference_is_shown(run: Served, capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert "| all |" in said and "| not all |" in said
     assert "tampered: step 0" in said and "leaves free blocks" in said
+
+
+def test_the_runs_have_a_picture(tmp_path: Path) -> None:
+    figure(tmp_path / "runs.html", served.read())
+    page = (tmp_path / "runs.html").read_text(encoding="utf-8")
+    assert "free KV blocks" in page and "Orcast, ms" in page
