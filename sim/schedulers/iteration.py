@@ -293,7 +293,10 @@ class IterationScheduler:
         prefilling = not decoding and request not in self._leaving
         if prefilling or not self._in_flight(request):
             return computed + scheduled
-        decoded = decodes.step > request.joined_step if decoding else request.output_tokens > 1
+        if decoding:
+            decoded = decodes.step > request.joined_step
+        else:  # its last token may be that of a prompt, or of all that it has computed again
+            decoded = all(one.request is not request for one in self._leaving[request].prefills)
         return computed - 1 if decoded and not scheduled else computed
 
     def _in_flight(self, request: Request) -> bool:

@@ -1,6 +1,6 @@
 """Whatever a scenario asks for: leaping gives what stepping gives, and every request ends once.
 
-``ORCAST_DRAWN_SCENARIOS=2000`` draws that many: they take two minutes.
+``ORCAST_DRAWN_SCENARIOS=2000`` draws that many, in half a minute.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from sim.latency.protocol import FixedLatency, HostOverhead
 from sim.queues import QueueRules
 from sim.records import Records
 from sim.schedulers.engine_config import EngineConfig
-from sim.workload import Workload
+from sim.workload import PromptContent, Workload
 from tests.sim.serving import LinearLatency, assert_same_records, engines, run, workloads
 
 CONFIG = EngineConfig(max_num_seqs=8, max_num_batched_tokens=64, async_scheduling=True)
@@ -185,3 +185,13 @@ def test_the_scenario_leaps_as_it_steps_and_gains() -> None:
 def test_what_cannot_be_decided_ahead_is_refused(settings: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         figures(*settings)
+
+
+def test_what_is_computed_again_is_found_whole_though_a_last_token_is_in_flight() -> None:
+    prompts, outputs = np.array([4, 5]), np.array([9, 8])
+    known = [list(range(100, 113)), list(range(200, 213))]
+    workload = Workload(np.zeros(2), prompts, outputs, content=PromptContent.from_lists(known))
+    config = replace(CONFIG, block_size=4, watermark=0.0)
+    records = run(workload, config, scheduler="paged", num_blocks=6)
+    assert records.requests["preemptions"].sum() > 0
+    assert records.iterations["emitted"].sum() == 17
