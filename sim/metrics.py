@@ -47,7 +47,9 @@ def request_times_s(requests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     """TTFT, TPOT, E2EL, queue time and mean ITL of every request in seconds; NaN for none.
 
     A request's mean ITL ends with its last token; its TPOT with the response, which under
-    request-level batching comes with the whole batch.
+    request-level batching comes with the whole batch. With prefill and decode pools TTFT is the
+    client's, who hears the decode pool; ``prefill_ttft`` ends where the prefill pool has computed
+    the prompt and its own first token, which nobody is sent.
     """
     ttft = requests["first_token_s"] - requests["arrival_s"]
     e2el = requests["finished_s"] - requests["arrival_s"]
@@ -56,7 +58,10 @@ def request_times_s(requests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     queue = requests["scheduled_s"] - requests["arrival_s"]
     spoken = requests["last_token_s"] - requests["first_token_s"]
     itl = np.divide(spoken, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
-    return {"ttft": ttft, "tpot": tpot, "e2el": e2el, "queue": queue, "request_itl": itl}
+    times = {"ttft": ttft, "tpot": tpot, "e2el": e2el, "queue": queue, "request_itl": itl}
+    if "prefilled_s" in requests:
+        times["prefill_ttft"] = requests["prefilled_s"] - requests["arrival_s"]
+    return times
 
 
 def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
@@ -88,8 +93,8 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
         "total_token_throughput": per_s(input_tokens + output_tokens),
         "request_goodput": None,
     }
-    for name in ("ttft", "tpot", "e2el", "queue", "request_itl"):
-        summary |= _statistics(name, times[name])
+    for name, values_s in times.items():
+        summary |= _statistics(name, values_s)
     # `request_itl` is over requests, each with its mean gap; vLLM's `itl` pools all gaps.
     summary |= _statistics("itl", records.gaps_s, records.gap_weights)
     gaps_s = records.gaps_s

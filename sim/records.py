@@ -33,7 +33,7 @@ class Records:
     where rejected), prompt_tokens, output_tokens, cached_tokens, preemptions, rejected, replica;
     where some ask for several answers also samples and sampled_tokens (of all samples, while
     output_tokens are the longest one's); where queues have limits, refused and gave_up (of the
-    rejected ones).
+    rejected ones); where pools prefill for others, prefilled_s (when a prompt was computed there).
     ``iterations``: start_s, duration_s, the batch (running, waiting, prefill_seqs, prefill_tokens,
     decode_seqs, context_tokens, num_tokens, num_emitting, num_seqs), tokens ``emitted``, KV slots
     by kind (used, reserved, fragmentation, free: they add up to all), kv_shared_tokens (slots in

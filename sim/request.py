@@ -125,8 +125,6 @@ class FanOut:
         full = request.prompt_tokens // block_size
         prompt = [request.block_hash(position) for position in range(full)]
         known = [*prompt, *request.block_hashes[full:]]
-        # A first token that was computed elsewhere is everybody's.
-        received = request.num_generated_tokens
         self.sequences = [
             Request(
                 request.index + (number + 1) * SAMPLE_NUMBERS,
@@ -136,7 +134,6 @@ class FanOut:
                 request.max_tokens,
                 block_hashes=prompt if number else known,
                 num_computed_tokens=request.num_computed_tokens,
-                num_generated_tokens=received,
                 first_token=request.first_token,
                 last_token=request.last_token,
                 cached_tokens=request.cached_tokens,
@@ -144,7 +141,6 @@ class FanOut:
                 parent=request,
             )
             for number, output_tokens in enumerate(request.group.output_tokens)
-            if output_tokens > received
         ]
         self.num_unfinished = len(self.sequences)
         self.num_running = 0

@@ -105,7 +105,7 @@ class RequestPool:
         if not self._splits(request):
             return 1
         assert request.group is not None
-        return sum(tokens > request.num_generated_tokens for tokens in request.group.output_tokens)
+        return len(request.group.output_tokens)
 
     def _splits(self, request: Request) -> bool:
         """Whether its samples are served here, each by itself; their prompt may be elsewhere."""
@@ -164,7 +164,6 @@ class RequestPool:
     def take_back(self, request: Request) -> None:
         """Its first token, still in flight, will not be used."""
         request.num_generated_tokens = 0
-        request.first_token = request.last_token = None
 
     def finish(self, request: Request, now_s: float) -> Request | None:
         """The sequence leaves the engine; returns the request that is answered with it, if one."""

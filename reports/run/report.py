@@ -81,8 +81,9 @@ def _latency_section(
     figures = tuple(figure for figure in found if figure is not None)
     names = {metric: short for metric, (short, _, _) in METRICS.items()}
     names |= {"itl": "ITL (inter-token)", "queue": "Queue time"}
+    names["prefill_ttft"] = "Prompt computed (prefill pool)"
     rows = []
-    for metric in ("ttft", "tpot", "itl", "e2el", "queue"):
+    for metric in ("ttft", "prefill_ttft", "tpot", "itl", "e2el", "queue"):
         cells = [figure_of(summary, f"mean_{metric}_ms")]
         cells += [_quantile_ms(summary, latencies, metric, name) for name in QUANTILES]
         if all(cell is None for cell in cells):
@@ -140,7 +141,7 @@ def _quantile_ms(
         value = figure_of(summary, key)
         if value is not None:
             return value
-    if metric == "itl":
+    if metric in ("itl", "prefill_ttft"):  # the summary has it, or nobody
         return None
     values_s = latencies.named(metric)
     return float(np.percentile(values_s, QUANTILES[name])) * 1e3 if values_s.size else None

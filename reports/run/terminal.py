@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 WIDTH = 50
 LATENCIES = {
     "Time to First Token": ("ttft", "TTFT"),
+    "First Token of the Prefill Pool": ("prefill_ttft", "prefill TTFT"),
     "Time per Output Token (excl. 1st token)": ("tpot", "TPOT"),
     "Inter-token Latency": ("itl", "ITL"),
     "End-to-end Latency": ("e2el", "E2EL"),

@@ -1,10 +1,10 @@
 """Several engines behind a router: groups, pools, failures, autoscaling, on one SimPy clock.
 
 A *group* is a number of equal replicas. With roles ``prefill`` and ``decode`` (DistServe, Zhong et
-al., OSDI 2024; Splitwise, Patel et al., ISCA 2024) a request is first computed by a prefill replica
-up to its first token, then its KV cache crosses a link (`KvTransfers`), and a decode replica goes
-on. A replica that fails loses what it has; its requests begin anew elsewhere. The autoscaler starts
-and drains replicas by the number of unfinished requests.
+al., OSDI 2024; Splitwise, Patel et al., ISCA 2024) a prompt is first computed by a prefill replica,
+then its KV cache crosses a link (`KvTransfers`), and a decode replica emits all of the answer, its
+first token included. A replica that fails loses what it has; its requests begin anew elsewhere. The
+autoscaler starts and drains replicas by the number of unfinished requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from math import ceil, floor, inf
 
 import numpy as np
 
-from sim.cluster.kv_transfers import DecodePool, KvTransfers, PrefillPool, free_held
+from sim.cluster.kv_transfers import DecodePool, KvTransfers, PrefillPool
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.cluster.routers import ROUTERS, Routing
@@ -27,7 +27,7 @@ from sim.engine.device import device_of
 from sim.engine.policy import block_allocator, scheduler_class
 from sim.engine.run_log import collect
 from sim.records import Records
-from sim.request import Request
+from sim.request import NEVER, Request
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
@@ -231,15 +231,11 @@ class _Cluster:
         ended = []
         for request in finished:
             self._restore(request)
-            if request.first_token is None:  # found no place in the queue, or left it
+            if not request.num_generated_tokens:  # found no place in the queue, or left it
                 ended.append(request)
-            elif request.output_tokens > 1:
-                size = request.prompt_tokens * group.kv_bytes_per_token
-                self._transfers.send(replica, request, size, now_s)
-            else:
-                free_held(replica, request)
-                replica.scheduler.pool.log.finish(request)
-                ended.append(request)
+                continue
+            size = request.prompt_tokens * group.kv_bytes_per_token
+            self._transfers.send(replica, request, size, now_s)
         self._count_ended(ended, now_s)
         self._drain(replica, now_s)
 
@@ -406,6 +402,11 @@ class _Cluster:
         found.requests["retries"] = np.array(
             [retries.get(number, 0) for number in found.requests["request"].tolist()], dtype="i4"
         )
+        if any(group.role == "prefill" for group in self._groups):
+            prefilled_s = self.facts.prefilled_s
+            found.requests["prefilled_s"] = np.array(
+                [prefilled_s.get(number, NEVER) for number in found.requests["request"].tolist()]
+            )
         # A prefill pool logs those it turns away as it knows them: with one token to generate.
         found.requests["output_tokens"] = self._output_tokens[found.requests["request"]]
         if self._samples is not None:

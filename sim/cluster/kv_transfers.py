@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from sim.batch import Batch
 from sim.cluster.plan import ClusterFacts, KvLink
 from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.engine.clock import Clock
@@ -18,9 +19,10 @@ from sim.request import Request
 
 
 class PrefillPool(ReplicaPool):
-    """Requests leave it with their first token, and their blocks behind.
+    """Requests leave it as their prompts are computed, and leave their blocks behind.
 
-    The cluster logs the requests that end with that token.
+    Their token is nobody's: as behind vLLM's proxies, which ask a prefill engine for one token and
+    drop it, clients hear the decode engine alone.
     """
 
     hands_over = True
@@ -29,6 +31,9 @@ class PrefillPool(ReplicaPool):
         super().__init__(block_size, track_longest=track_longest)
         self._held: dict[Request, list[int]] = {}
         self.held_tokens = 0
+
+    def emit_first(self, request: Request, batch: Batch) -> None:
+        request.num_generated_tokens += 1
 
     def answer(self, request: Request, now_s: float) -> None:
         request.finished_s = now_s
@@ -94,13 +99,17 @@ class KvTransfers:
     def send(
         self, replica: ClusterReplica, request: Request, size_bytes: float, now_s: float
     ) -> None:
-        """Send the cache of a request that `replica` has just computed up to its first token."""
+        """Send the cache of a request whose prompt `replica` has just computed.
+
+        Whoever goes on computes the prompt's last token again, for its logits.
+        """
         link = self._link
         assert link is not None
         begins_s = max(now_s, self._free_s.get(replica.number, 0.0))
         arrives_s = begins_s + link.latency_s + size_bytes / link.bytes_per_s
         self._free_s[replica.number] = arrives_s
-        request.num_computed_tokens = request.prompt_tokens
+        request.num_computed_tokens, request.num_generated_tokens = request.prompt_tokens - 1, 0
+        self._facts.prefilled_s[request.index] = now_s
         request.finished_s = float("nan")
         self._sent += 1
         self._holders[request] = replica

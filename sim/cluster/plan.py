@@ -71,6 +71,8 @@ class ClusterFacts:
 
     up_s: list[float]
     retries: dict[int, int] = field(default_factory=dict)
+    # When a prefill pool had computed its prompt, of each request that it handed over.
+    prefilled_s: dict[int, float] = field(default_factory=dict)
     transferred_bytes: float = 0.0
     transfer_s: float = 0.0
     transfers: int = 0

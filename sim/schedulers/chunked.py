@@ -155,7 +155,6 @@ class ChunkedScheduler(IterationScheduler):
             if request.preemptions and self._in_flight(request):
                 skipped.append(pool.waiting.popleft())
                 continue
-            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
             hits = self._hits(request)
             # The whole sequence has to fit, not merely its first chunk.
             blocks = self._blocks_to_start(request) - len(hits)
@@ -164,11 +163,6 @@ class ChunkedScheduler(IterationScheduler):
             if blocks > allocator.num_free:
                 self._blocked = True
                 break
-            if received:
-                self._join(request, hits, now_s)
-                allocator.allocate(request.block_table, pool.decodes.needs_block(request))
-                budget -= 1
-                continue
             request = self._start(request, hits, now_s)
             tokens = self._chunk_tokens(request, budget)
             self._prefill(batch, request, tokens)

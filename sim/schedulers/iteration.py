@@ -79,9 +79,7 @@ class IterationScheduler:
 
     def _blocks_to_start(self, request: Request) -> int:
         """Blocks that have to be there for `request` to be admitted, cached ones included."""
-        received = request.num_computed_tokens  # elsewhere: it decodes at once
-        slots = self._decode_slots(request) if received else request.num_tokens
-        return self.allocator.blocks_for(slots)
+        return self.allocator.blocks_for(request.num_tokens)
 
     def _hits(self, request: Request) -> list[int]:
         """Cached blocks that `request` begins with."""
@@ -97,6 +95,14 @@ class IterationScheduler:
         pool.start(request, now_s)
         if hits:
             allocator.reuse(request.block_table, hits)
+        received = request.num_computed_tokens
+        if received:  # elsewhere, and sent here: blocks for it, in which others find what it holds
+            if not self.reserves:
+                blocks = allocator.blocks_for(received)
+                allocator.allocate(request.block_table, blocks - len(hits))
+            if self.config.enable_prefix_caching:
+                allocator.cache_prompt(request, 0, received)
+        elif hits:
             request.num_computed_tokens = len(hits) * allocator.block_size
             if not request.preemptions:
                 request.cached_tokens = request.num_computed_tokens
@@ -201,23 +207,6 @@ class IterationScheduler:
         if chunk.cached_tokens + chunk.new_tokens == request.num_tokens:
             batch.num_emitting -= 1
         self._prefill_stored_tokens -= chunk.new_tokens
-
-    def _join(self, request: Request, hits: list[int], now_s: float) -> None:
-        """Admit the head of the queue, computed elsewhere: it decodes, with blocks for its prompt.
-
-        Nobody has proposed anything to it yet: in its first iteration it verifies no drafts.
-        """
-        allocator, table, decodes = self.allocator, request.block_table, self.pool.decodes
-        self.pool.waiting.popleft()
-        self.pool.start(request, now_s)
-        allocator.reuse(table, hits)
-        if not self.reserves:
-            blocks = allocator.blocks_for(request.num_computed_tokens)
-            allocator.allocate(table, blocks - len(table))
-        if self.config.enable_prefix_caching:
-            allocator.cache_prompt(request, 0, request.num_computed_tokens)
-        decodes.add(request)
-        decodes.limit(request, 1)
 
     def _add_decodes(self, batch: Batch) -> Batch:
         """Let every decoding sequence take part, and close the batch."""
@@ -428,6 +417,8 @@ class IterationScheduler:
             reserved = decodes.unwritten_tokens - count
             reserved += sum(waiting.unwritten_tokens for waiting in self.pool.in_flight)
             reserved += sum(chunk.request.output_tokens - 1 for chunk in batch.prefills)
+        if self.pool.hands_over:  # their tokens are computed again where they go on
+            rows = 0
         return rows, self._prefill_stored_tokens + stored, count, reserved
 
 

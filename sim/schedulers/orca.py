@@ -33,12 +33,8 @@ class OrcaScheduler(IterationScheduler):
                 break
             request = pool.waiting[0]
             allocator.allocate(request.block_table, blocks)
-            if request.num_computed_tokens:  # computed elsewhere, its cache sent here
-                self._join(request, [], now_s)
-                continue
-            pool.waiting.popleft()
-            pool.start(request, now_s)
-            self._prefill(batch, request, request.prompt_tokens)
+            self._start(request, [], now_s)
+            self._prefill(batch, request, request.prompt_tokens - request.num_computed_tokens)
         self._add_decodes(batch)
         return batch if batch.num_tokens else None
 

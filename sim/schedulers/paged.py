@@ -61,11 +61,10 @@ class PagedScheduler(IterationScheduler):
             if not self._has_seats(request):
                 self._blocked = True
                 return
-            received = request.num_computed_tokens  # computed elsewhere, its cache sent here
             hits = self._hits(request)
-            tokens = request.num_tokens - len(hits) * allocator.block_size
+            known = request.num_computed_tokens or len(hits) * allocator.block_size
             # Only a batch's first prompt may be split.
-            if tokens > budget and batch.prefills and not received:
+            if request.num_tokens - known > budget and batch.prefills:
                 return
             blocks = self._blocks_to_start(request) - len(hits)
             if hits:
@@ -73,10 +72,6 @@ class PagedScheduler(IterationScheduler):
             if allocator.num_free - blocks < self._watermark_blocks:
                 self._blocked = True
                 return
-            if received:
-                # Where it writes next is its first decode's to allocate.
-                self._join(request, hits, now_s)
-                continue
             request = self._start(request, hits, now_s)
             # The whole sequence is allocated at once, also when it is computed in pieces.
             allocator.allocate(

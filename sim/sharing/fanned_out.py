@@ -1,8 +1,7 @@
 """Requests of several sequences, each a request of its own: `chunked`'s, as in vLLM V1.
 
 What they have in common they find in the prefix cache, full blocks only; with that off, each
-computes the prompt for itself. A pool that only prefills computes it once, for all of them: its
-logits are the first token of each.
+computes the prompt for itself. A pool that only prefills computes it once, for all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-from sim.batch import Batch
 from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
@@ -30,14 +28,6 @@ class FannedOutScheduler(IterationScheduler):
         if group is None or self.pool.hands_over:
             return super().servable(request)
         return super().servable(replace(request, output_tokens=max(group.output_tokens)))
-
-    def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
-        emitted, stored, growth, reserved = super().accounting(batch)
-        for chunk in batch.prefills:
-            request, group = chunk.request, chunk.request.group
-            if group is not None and chunk.cached_tokens + chunk.new_tokens == request.num_tokens:
-                emitted += len(group.output_tokens) - 1
-        return emitted, stored, growth, reserved
 
 
 @cache

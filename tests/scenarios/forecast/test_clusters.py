@@ -8,7 +8,7 @@ import pytest
 
 from scenarios.errors import InputError
 from scenarios.forecast.forecast import forecast
-from scenarios.schema.load import load_scenario
+from scenarios.schema.load import load_scenario, parse_scenario
 from tests.sim.serving import assert_same_records
 
 COLOCATED = ["cluster.groups=[]", "cluster.kv_link=null", "cluster.replicas=4"]
@@ -40,16 +40,48 @@ def test_disaggregation_serves_more_within_tight_limits() -> None:
     assert apart["slo_attainment"]["tpot"] > together["slo_attainment"]["tpot"]
     assert apart["request_goodput"] > 1.1 * together["request_goodput"]
     assert apart["p99_tpot_ms"] < together["p99_tpot_ms"]
-    # What it costs: the cache's way to the decode pool comes between first and second token.
-    assert 0 < apart["cluster"]["mean_kv_transfer_ms"] < 20
+    # What it costs: the cache's way to the decode pool comes before the first token.
+    transfer_ms = apart["cluster"]["mean_kv_transfer_ms"]
+    assert 0 < transfer_ms < 20
+    assert apart["mean_ttft_ms"] > apart["mean_prefill_ttft_ms"] + transfer_ms
+    assert "mean_prefill_ttft_ms" not in together
+
+
+def test_the_first_token_of_pools_comes_after_the_transfer_and_a_decode_step() -> None:
+    """Ten times alone: 10 ms of prompt, 8,000 tokens x 128 KiB over 1 GB/s, 41 steps of 10 ms."""
+    given = {
+        "name": "pools",
+        "model": "llama-3.1-8b",
+        "hardware": {"gpu": "h100-sxm"},
+        "engine": {"max_num_seqs": 64, "max_num_batched_tokens": 8192},
+        "latency": {"source": "fixed", "iteration_ms": 10},
+        "workload": {
+            "arrivals": {"process": "constant", "request_rate": 0.1},
+            "lengths": {
+                "prompt": {"distribution": "fixed", "tokens": 8000},
+                "output": {"distribution": "fixed", "tokens": 41},
+            },
+            "num_requests": 10,
+        },
+        "cluster": {
+            "groups": [{"replicas": 1, "role": role} for role in ("prefill", "decode")],
+            "kv_link": {"bandwidth_gb_per_s": 1.0},
+        },
+    }
+    found = forecast(parse_scenario(given, origin="pools")).summary
+    sent_ms = 8000 * 131072 / 1e9 * 1e3
+    assert found["mean_prefill_ttft_ms"] == pytest.approx(10)
+    assert found["mean_ttft_ms"] == pytest.approx(10 + sent_ms + 10)
+    assert found["mean_tpot_ms"] == found["mean_itl_ms"] == pytest.approx(10)
+    assert found["mean_e2el_ms"] == pytest.approx(10 + sent_ms + 41 * 10)
 
 
 def test_kv_caches_travel_with_their_bytes() -> None:
     found = summary("disaggregated", requests=300)
     per_token = 131072  # 2 x 32 layers x 8 heads x 128 x 2 bytes
     assert found["cluster"]["kv_transferred_bytes"] == pytest.approx(
-        found["total_input_tokens"] * per_token, rel=0.02
-    )  # but for requests of a single token
+        found["total_input_tokens"] * per_token
+    )
 
 
 def test_an_autoscaler_pays_for_less_and_is_late_for_bursts() -> None:

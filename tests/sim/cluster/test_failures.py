@@ -66,19 +66,41 @@ def test_a_token_in_flight_is_void(ahead: bool) -> None:
     ]
 
 
-@AHEAD
-def test_a_request_from_a_prefill_pool_has_its_first_token_from_there(ahead: bool) -> None:
-    """Its only other one is in flight as the replica fails that was to decode it."""
-    records = served(
+def pools(ahead: bool, *failures: Failure) -> Records:
+    """A prompt is computed by 1 s and sent for 3 s; without a failure its tokens come from 5 s."""
+    return served(
         Workload(np.zeros(1), [8], [6]),
         seconds(1, role="prefill", ahead=ahead, kv_bytes_per_token=1.0),
         seconds(2, role="decode", ahead=ahead),
         kv_link=KvLink(1e9, latency_s=3.0),
-        failures=[Failure(1, 4.5)],
+        failures=list(failures),
     )
-    assert gaps(records) == pytest.approx([1.0] * 4 + [4.0, 4.5])
-    # 1 s; lost at 4.5 s; computed again by 5.5 s, and sent for 3 s.
-    assert records.requests["last_token_s"].tolist() == pytest.approx([5.5 + 4.0 + 4.0], abs=1e-6)
+
+
+@AHEAD
+def test_clients_of_pools_hear_the_decode_pool_alone(ahead: bool) -> None:
+    requests = pools(ahead).requests
+    assert requests["prefilled_s"].tolist() == [1.0]
+    assert requests["first_token_s"].tolist() == pytest.approx([1.0 + 3.0 + 1.0])
+    assert requests["last_token_s"].tolist() == pytest.approx([5.0 + 5.0])
+
+
+@AHEAD
+def test_a_first_token_in_flight_at_a_decode_pool_is_void(ahead: bool) -> None:
+    records = pools(ahead, Failure(1, 4.5))
+    assert gaps(records) == pytest.approx([1.0] * 5)
+    # Lost at 4.5 s; the prompt is computed again by 5.5 s, and sent for 3 s.
+    assert records.requests["prefilled_s"].tolist() == [5.5]
+    assert records.requests["first_token_s"].tolist() == pytest.approx([5.5 + 3.0 + 1.0])
+
+
+@AHEAD
+def test_a_first_token_that_a_decode_pool_gave_is_not_counted_again(ahead: bool) -> None:
+    records = pools(ahead, Failure(1, 6.5))
+    assert records.requests["first_token_s"].tolist() == pytest.approx([5.0])
+    # The second was heard at 6 s; the first that is new comes at 6.5 + 1 + 3 + 1 s.
+    assert gaps(records) == pytest.approx([1.0] * 6 + [5.5])
+    assert records.requests["last_token_s"].tolist() == pytest.approx([11.5 + 5.0])
 
 
 def test_who_was_held_back_has_an_older_last_token_than_the_others() -> None:
