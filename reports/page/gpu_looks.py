@@ -1,7 +1,7 @@
 """A colour and a marker for every GPU of the library, the same in every report."""
 
-# GPU: (a name in the palette, one of Plotly's symbols). The colours are those of operator classes,
-# a dozen that stay apart for every eye. Symbols tell GPUs apart without colour.
+# GPU: (a name in the palette, one of Plotly's symbols). The colours are those of operator classes
+# and two more, which stay apart for every eye. Symbols tell GPUs apart without colour.
 LOOKS = {
     "a100-40gb": ("sampling", "square"),
     "a100-80gb": ("attention", "triangle-down"),
@@ -12,6 +12,8 @@ LOOKS = {
     "l40s": ("draft", "diamond"),
     "rtx-4090": ("swap", "cross"),
     "rtx-pro-6000": ("all-to-all", "x"),
+    "rtx-a6000": ("violet", "hexagram"),
+    "rtx-3090": ("periwinkle", "star-square"),
     "mi300x": ("gather", "hexagon"),
     "cpu": ("launch", "hourglass"),
 }

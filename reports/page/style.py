@@ -37,6 +37,9 @@ PALETTE: dict[str, tuple[str, str]] = {
     "draft": ("#6be1e7", "#95f9ff"),
     "host": ("#55575c", "#6a6d6f"),
     "launch": ("#afafaf", "#474f57"),
+    # GPUs beyond a dozen (`gpu_looks`)
+    "violet": ("#8a44fb", "#440183"),
+    "periwinkle": ("#7d85fd", "#5605f1"),
     # requests that take colours in turn
     "turn-1": ("#79d6f9", "#e6bb6d"),
     "turn-2": ("#3691be", "#52a09e"),

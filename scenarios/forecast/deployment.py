@@ -30,6 +30,7 @@ from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload as WorkloadSection
 from sim.cluster.plan import ReplicaGroup
 from sim.kv.memory import MemoryBudget, memory_budget
+from sim.kv.profiling_run import ProfilingRun
 from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
@@ -301,6 +302,16 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
         max_num_seqs=engine.max_num_seqs,
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
         null_block=engine.null_block,
+        profiling=profiling_run(engine),
+    )
+
+
+def profiling_run(engine: Engine) -> ProfilingRun:
+    """What the engine's profiling run counts."""
+    return ProfilingRun(
+        graphs=engine.memory_profile == "vllm-0.21",
+        context=engine.memory_profile == "vllm-v0",
+        sampler=engine.sampler,
     )
 
 

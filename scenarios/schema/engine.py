@@ -46,6 +46,11 @@ class Engine(Section):
     async_scheduling: bool = BY_GENERATION
     # whether one of the KV blocks never holds a token, as vLLM's block 0
     null_block: bool = BY_GENERATION
+    # what an engine keeps from its KV cache: since 0.21 the pool of CUDA graphs, which before came
+    # on top of gpu_memory_utilization; under V0 the CUDA context
+    memory_profile: Literal["vllm-0.21", "vllm-v1", "vllm-v0"] = BY_GENERATION
+    # whose sampler it tries out then: flashinfer's keeps 14 B a logit, PyTorch's 38
+    sampler: Literal["pytorch", "flashinfer"] = "pytorch"
     max_num_waiting: Annotated[int, Field(ge=1, le=2**31)] | None = None  # beyond: refused
     max_queue_time_s: Positive | None = None  # until the first iteration; beyond: gives up
     max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = 256

@@ -9,15 +9,30 @@ Generation = Literal["vllm", "vllm-sync", "vllm-v0", "orca", "static"]
 LATEST: Generation = "vllm"
 BY_GENERATION: Any = None  # the default of a knob that `filled` gives a value
 
+_BEFORE_V1: dict[str, Any] = {
+    "async_scheduling": False,
+    "null_block": False,
+    "memory_profile": "vllm-v0",
+}
 GENERATIONS: Mapping[Generation, Mapping[str, Any]] = {
     # vLLM since 0.14, its V1 engine: decides an iteration ahead
-    "vllm": {"scheduler": "chunked", "async_scheduling": True, "null_block": True},
+    "vllm": {
+        "scheduler": "chunked",
+        "async_scheduling": True,
+        "null_block": True,
+        "memory_profile": "vllm-0.21",
+    },
     # the same before, or with --no-async-scheduling
-    "vllm-sync": {"scheduler": "chunked", "async_scheduling": False, "null_block": True},
-    "vllm-v0": {"scheduler": "paged", "async_scheduling": False, "null_block": False},
-    "orca": {"scheduler": "orca", "async_scheduling": False, "null_block": False},
+    "vllm-sync": {
+        "scheduler": "chunked",
+        "async_scheduling": False,
+        "null_block": True,
+        "memory_profile": "vllm-v1",
+    },
+    "vllm-v0": _BEFORE_V1 | {"scheduler": "paged"},
+    "orca": _BEFORE_V1 | {"scheduler": "orca"},
     # FasterTransformer and whatever else batches by request
-    "static": {"scheduler": "static", "async_scheduling": False, "null_block": False},
+    "static": _BEFORE_V1 | {"scheduler": "static"},
 }
 # Who names a policy alone means the engine that has it.
 _OF_POLICY: Mapping[str, Generation] = {

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from scenarios import library
+from scenarios.forecast.deployment import profiling_run
 from scenarios.schema.engine import Engine
 from scenarios.schema.sizing import Training
 from scenarios.sizing.model_anatomy import forward_flops_per_token, parameter_split
@@ -128,6 +129,7 @@ def inference_memory_figures(
                     kv_cache_dtype=engine.kv_cache_dtype,
                     max_num_batched_tokens=engine.max_num_batched_tokens,
                     max_num_seqs=engine.max_num_seqs,
+                    profiling=profiling_run(engine),
                 )
             except ValueError:  # it cannot be split so, or does not fit
                 continue

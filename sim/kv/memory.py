@@ -3,14 +3,8 @@
 The engine may use ``gpu_memory_utilization`` of the memory the driver reports. Off that come
 
 - the weights (``ModelSpec.weight_bytes``);
-- the activation peak of a profiling pass with ``max_num_batched_tokens`` tokens, the larger of
-    - one layer: tokens x (2 hidden + the wider of (attention in + out) and (MLP in + out)) x 2 B,
-      for routed experts the inputs and outputs of every chosen expert, and
-    - the logits: tokens x hidden x 2 B + rows x vocabulary x 22 B, where rows is ``max_num_seqs``:
-      16-bit logits (2), their float32 copy (4), sorted values (4), int64 indices (8) and
-      probabilities (4) of a top-p sampler. Logits are gathered, so tensor parallelism does not
-      make them smaller;
-- a reserve: CUDA context with libraries, and the pool of the captured CUDA graphs.
+- the activation peak of the engine's profiling run and what it takes outside PyTorch
+  (`sim.kv.profiling_run`, which has formulas and sources).
 
 The rest, in whole blocks, is the KV cache.
 
@@ -18,25 +12,16 @@ Spread over several GPUs (`sim.model.parallelism`), the stage of a pipeline with
 decides; sequence parallelism divides a block's bytes, expert parallelism adds up the ranks' blocks,
 since each sequence lives on one of them. The budget shown is that of a GPU of the deciding stage.
 
-Check against a recorded engine (vLLM 0.19, Llama-3.1-8B, RTX 4090, 0.9, 2,048 tokens, 256
-sequences): 2,588 blocks of 16; this budget says 2,441. The difference is the CUDA-graph pool: vLLM
-before 0.21 captured its graphs outside ``gpu_memory_utilization``. With ``cuda_graph_bytes=0``
-the budget says 2,569 (0.7 % below). Where a recorded figure exists, ``num_gpu_blocks_override``
-is the way to use it.
+Checked against what twelve engines logged, vLLM 0.2.5 to 0.31: docs/concepts/sharing-and-memory.md.
+Where a figure of the engine itself exists, ``num_gpu_blocks_override`` is the way to use it.
 """
 
 from dataclasses import dataclass
 
+from sim.kv.profiling_run import ProfilingRun, activation_bytes
 from sim.model.hardware import Gpu
 from sim.model.parallelism import Parallelism
-from sim.model.spec import DTYPE_BYTES, ModelSpec
-
-# About half a GiB is gone once a process has a context, cuBLAS and its kernels loaded; the graphs
-# of the usual capture sizes share one pool of a few hundred MiB. Round assumptions, not fits.
-CUDA_CONTEXT_BYTES = 512 * 2**20
-CUDA_GRAPH_BYTES = 256 * 2**20
-
-LOGITS_BYTES_PER_ENTRY = 2 + 4 + 4 + 8 + 4
+from sim.model.spec import ModelSpec
 
 _MOST_GPUS = 4096  # where the search for "how many would do" gives up
 
@@ -85,8 +70,7 @@ def memory_budget(
     max_num_seqs: int = 256,
     num_gpu_blocks_override: int | None = None,
     null_block: bool = False,
-    cuda_context_bytes: int = CUDA_CONTEXT_BYTES,
-    cuda_graph_bytes: int = CUDA_GRAPH_BYTES,
+    profiling: ProfilingRun | None = None,
 ) -> MemoryBudget:
     """Split one GPU's memory.
 
@@ -94,7 +78,7 @@ def memory_budget(
     ``ValueError`` where a setting is out of range, where the model cannot be split so, and where
     weights, activations and reserve leave not even one block (the message says how many such GPUs
     would do). With ``num_gpu_blocks_override`` only the weights must fit. `null_block`: whether one
-    of the blocks holds nothing, ever.
+    of the blocks holds nothing, ever. `profiling`: what the engine counts; None: as vLLM today.
     """
     if not 0 < gpu_memory_utilization <= 1:
         raise ValueError(
@@ -113,7 +97,8 @@ def memory_budget(
     tp, ranks = spread.tensor_parallel, spread.expert_parallel
 
     usable = int(gpu.memory_bytes * gpu_memory_utilization)
-    reserve = cuda_context_bytes + cuda_graph_bytes
+    profiling = profiling or ProfilingRun()
+    reserve = profiling.reserve_bytes(spread)
     tokens = -(-max_num_batched_tokens // spread.sequence_parallel)
     rows = min(max_num_seqs, max_num_batched_tokens)
     stages = model.stages(spread.pipeline_parallel)
@@ -125,7 +110,9 @@ def memory_budget(
             first_stage=number == 0,
             last_stage=number == len(stages) - 1,
         )
-        activation = activation_bytes(stage, tokens, rows, tp)
+        activation = activation_bytes(
+            stage, tokens, rows, tp, ranks=ranks, sampler=profiling.sampler
+        )
         on_rank = block_size * stage.kv_bytes_per_token(kv_cache_dtype, tp)
         on_rank = -(-on_rank // spread.sequence_parallel)
         left = usable - weights - activation - reserve
@@ -152,6 +139,7 @@ def memory_budget(
                 room=usable - reserve - on_rank,
                 tokens=max_num_batched_tokens,
                 rows=rows,
+                sampler=profiling.sampler,
             )
             raise ValueError(
                 f"{model.name} does not fit on {spread.num_gpus} x {gpu.name}: "
@@ -171,10 +159,13 @@ def _needs(budget: MemoryBudget, gpu_memory_utilization: float) -> str:
     )
 
 
-def _enough_gpus(model: ModelSpec, *, fewest: int, room: int, tokens: int, rows: int) -> int | None:
+def _enough_gpus(
+    model: ModelSpec, *, fewest: int, room: int, tokens: int, rows: int, sampler: str
+) -> int | None:
     """How many GPUs would do, from `fewest` on, if all of them split every matrix."""
     for gpus in range(fewest, _MOST_GPUS + 1):
-        if model.weight_bytes() / gpus + activation_bytes(model, tokens, rows, gpus) <= room:
+        activation = activation_bytes(model, tokens, rows, gpus, sampler=sampler)
+        if model.weight_bytes() / gpus + activation <= room:
             return gpus
     return None
 
@@ -193,25 +184,3 @@ def _splits(model: ModelSpec, degree: int) -> bool:
     except ValueError:
         return False
     return True
-
-
-def activation_bytes(model: ModelSpec, tokens: int, rows: int, tensor_parallel: int = 1) -> int:
-    """Peak activation memory of one GPU; the formula is in the module's docstring."""
-    each = DTYPE_BYTES[model.dtype]
-    split = {"qkv": 0, "o": 0, "gate_up": 0, "down": 0}
-    for op in model.linear_operations():
-        if op.kind in ("qkv", "latent"):
-            split["qkv"] += op.out_features
-        elif op.kind in ("o", "down"):
-            split[op.kind] = max(split[op.kind], op.in_features)
-        elif op.kind == "gate_up":
-            split["gate_up"] = op.out_features
-    attention = (split["qkv"] + split["o"]) / tensor_parallel
-    mlp = (split["gate_up"] + split["down"]) / tensor_parallel
-    experts = 0.0
-    if model.moe is not None:
-        width = model.moe.intermediate_size / tensor_parallel
-        experts = model.moe.experts_per_token * (max(2 * width, model.hidden_size) + width)
-    layer = tokens * (2 * model.hidden_size + max(attention, mlp, experts)) * each
-    logits = tokens * model.hidden_size * each + rows * model.vocab_size * LOGITS_BYTES_PER_ENTRY
-    return int(max(layer, logits))

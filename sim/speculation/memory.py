@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sim.kv.memory import MemoryBudget, activation_bytes
+from sim.kv.memory import MemoryBudget
+from sim.kv.profiling_run import activation_bytes
 from sim.model.spec import ModelSpec
 
 

@@ -28,7 +28,7 @@ def test_library_gpu_is_valid_and_has_numbers_not_text(name: str) -> None:
 def test_library_has_the_promised_gpus() -> None:
     assert set(LIBRARY) == {
         "a100-40gb", "a100-80gb", "h100-sxm", "h100-pcie", "h200-sxm", "b200", "l40s",
-        "rtx-4090", "rtx-pro-6000", "mi300x", "cpu",
+        "rtx-4090", "rtx-pro-6000", "rtx-a6000", "rtx-3090", "mi300x", "cpu",
     }  # fmt: skip
 
 
