@@ -55,7 +55,7 @@ def request_times_s(requests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     e2el = requests["finished_s"] - requests["arrival_s"]
     gaps = requests["output_tokens"] - 1.0
     tpot = np.divide(e2el - ttft, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
-    queue = requests["scheduled_s"] - requests["arrival_s"]
+    queue = requests["scheduled_s"] - requests.get("engine_arrival_s", requests["arrival_s"])
     spoken = requests["last_token_s"] - requests["first_token_s"]
     itl = np.divide(spoken, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
     times = {"ttft": ttft, "tpot": tpot, "e2el": e2el, "queue": queue, "request_itl": itl}

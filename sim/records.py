@@ -34,12 +34,15 @@ class Records:
     where some ask for several answers also samples and sampled_tokens (of all samples, while
     output_tokens are the longest one's); where queues have limits, refused and gave_up (of the
     rejected ones); where pools prefill for others, prefilled_s (when a prompt was computed there).
+    Behind a front end arrival_s, first_token_s, last_token_s and finished_s are the
+    client's; the engine's own are engine_arrival_s and so on.
     ``iterations``: start_s, duration_s, the batch (running, waiting, prefill_seqs, prefill_tokens,
     decode_seqs, context_tokens, num_tokens, num_emitting, num_seqs), tokens ``emitted``, KV slots
     by kind (used, reserved, fragmentation, free: they add up to all), kv_shared_tokens (slots in
     blocks that several tables hold, times the tables beyond the first: what there would be more of
     without sharing), copied_blocks, swap_blocks (over the host link, both ways), loaded_blocks (of
-    those, what the prefix cache had in host memory), preempted, finished, extrapolated, replica.
+    those, what the prefix cache had in host memory), preempted, finished, extrapolated, replica;
+    behind a front end seen_s, when clients saw its tokens.
     ``preemptions``: request, preempted_s, resumed_s.
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
     ``stages``, of pipelines only: replica, stage, ``busy_s`` (the stage computing) and ``active_s``
@@ -61,6 +64,11 @@ class _Table:
         self.dtypes = dtypes
         self.rows: list[tuple[Any, ...]] = []
         self._folded: list[list[np.ndarray]] = []
+
+    def add(self, row: tuple[Any, ...]) -> None:
+        self.rows.append(row)
+        if len(self.rows) >= _FOLD_AT:
+            self.fold()
 
     def fold(self) -> None:
         if self.rows:
@@ -98,8 +106,8 @@ class RequestLog:
         self.stranded: set[int] = set()  # no replica was left, and none came back
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
-        rows, first, last = self._ended.rows, request.first_token, request.last_token
-        rows.append(
+        first, last = request.first_token, request.last_token
+        self._ended.add(
             (
                 request.index, request.arrival_s, request.scheduled_s,
                 NEVER if first is None else first.at_s, NEVER if last is None else last.at_s,
@@ -107,8 +115,6 @@ class RequestLog:
                 request.output_tokens, request.cached_tokens, request.preemptions, rejected,
             )
         )  # fmt: skip
-        if len(rows) >= _FOLD_AT:
-            self._ended.fold()
 
     def reject(self, request: Request) -> None:
         self.finish(request, rejected=True)
@@ -166,7 +172,7 @@ class RequestLog:
 class IterationLog:
     """Runs of one or more alike iterations; expanded to a row per iteration at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, behind_front_end: bool = False) -> None:
         self._runs = _Table(
             start_s="f8", end_s="f8", iterations="i4", steady="i4", running="i4", ended="i4",
             prefill_seqs="i4", prefill_tokens="i4", decode_seqs="i4", context_tokens="i4",
@@ -179,6 +185,9 @@ class IterationLog:
         self._long: list[int] = []  # numbers of the runs of more than one iteration …
         self._ends_s = array("d")  # … and where each of their iterations ends
         self._growth = array("q")  # run, iteration, blocks, times; and again
+        self._behind_front_end = behind_front_end
+        # Where it is: when clients saw each iteration's tokens, and by run the ones before.
+        self._seen_s, self._before_s = array("d"), array("d")
 
     def append(
         self,
@@ -205,6 +214,11 @@ class IterationLog:
         rows.append(row)
         if len(rows) >= _FOLD_AT:
             self._runs.fold()
+
+    def seen(self, before_s: float, seen_s: Sequence[float]) -> None:
+        """When clients see the tokens of the run that comes next, and those before its first."""
+        self._before_s.append(before_s)
+        self._seen_s.extend(seen_s)
 
     def finished(self, count: int) -> None:
         """How many requests the run appended last brought to an end."""
@@ -284,7 +298,14 @@ class IterationLog:
         weights[first] = runs["steady"]
         emitting = weights > 0
         odd = np.array(gaps, dtype="f8").reshape(-1, 2)
-        gaps_s = np.concatenate((duration_s[emitting], odd[:, 0]))
+        waited_s = duration_s
+        if self._behind_front_end:
+            iterations["seen_s"] = seen_s = np.frombuffer(self._seen_s)
+            before_s = np.empty(total)
+            before_s[1:] = seen_s[:-1]
+            before_s[first] = np.frombuffer(self._before_s)
+            waited_s = seen_s - before_s
+        gaps_s = np.concatenate((waited_s[emitting], odd[:, 0]))
         return iterations, gaps_s, np.concatenate((weights[emitting], odd[:, 1]))
 
     def _rare_columns(self, num_runs: int) -> Columns:

@@ -15,13 +15,14 @@ _OWN_BLOCKS = 1 << 32  # more blocks than any sequence has
 class Emission:
     """When a batch's tokens went out: NaN for as long as it is being computed.
 
-    Whoever has a token of the batch points here, so that its time is noted once.
+    Whoever has a token of the batch points here, so that its time is noted once. Clients see them
+    at ``seen_s``, later where a front end lies between.
     """
 
-    __slots__ = ("at_s",)
+    __slots__ = ("at_s", "seen_s")
 
     def __init__(self, at_s: float = NEVER) -> None:
-        self.at_s = at_s
+        self.at_s = self.seen_s = at_s
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +37,7 @@ class Request:
     """
 
     index: int
-    arrival_s: float
+    arrival_s: float  # at the engine
     prompt_tokens: int
     output_tokens: int  # tokens the model will really generate
     max_tokens: int  # the client's limit, all that a reserving policy can know
@@ -57,6 +58,7 @@ class Request:
     label: str = ""  # its class, where the workload names classes
     group: SampleGroup | None = None  # of a request for several samples, and of each of them
     parent: Request | None = None  # of a sample that is served as a request of its own
+    sent_s: float = NEVER  # by its client, where a front end lies between
 
     @property
     def first_token_s(self) -> float:
@@ -67,6 +69,16 @@ class Request:
     def last_token_s(self) -> float:
         """When its latest token went out; NaN before, and while that token is computed."""
         return NEVER if self.last_token is None else self.last_token.at_s
+
+    @property
+    def answered_s(self) -> float:
+        """When its client has the whole answer; NaN while the engine has not finished it."""
+        last = self.last_token
+        if last is None or last.seen_s == last.at_s:
+            return self.finished_s
+        if self.finished_s == last.at_s:
+            return last.seen_s
+        return self.finished_s + (last.seen_s - last.at_s)  # returned later, with its batch
 
     @property
     def whole(self) -> Request:

@@ -112,6 +112,12 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         if len(text) <= WIDTH:
             text = _line("Latency source:", _printable(source))
         lines.append((text, "" if measured else "yellow"))
+        host = latency.get("host_overhead")
+        if host:
+            lines.append((f"Host: {_printable(host)}", ""))
+    front_end = summary.get("front_end")
+    if front_end:
+        lines.append((f"Front end: {_printable(front_end)}", ""))
     return lines
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from scenarios import library
 from scenarios.errors import InputError
 from scenarios.forecast.expert_counts import expert_routing
+from scenarios.forecast.front_end import front_end
 from scenarios.forecast.latency_source import Composer, latency_model, parallelism_of
 from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
@@ -29,6 +30,7 @@ from scenarios.schema.generations import only_given
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload as WorkloadSection
 from sim.cluster.plan import ReplicaGroup
+from sim.engine.front_end import FrontEnd
 from sim.kv.memory import MemoryBudget, memory_budget
 from sim.kv.profiling_run import ProfilingRun
 from sim.latency.overlapped import OverlappedLatency
@@ -57,6 +59,7 @@ class Deployment:
     memory: MemoryBudget
     config: EngineConfig
     latency: LatencyModel
+    front_end: FrontEnd | None
     workload: Workload
     slo: Slo
     notes: tuple[str, ...]
@@ -112,6 +115,7 @@ def deploy(
         memory=engine.memory,
         config=engine.config if rules is None else replace(engine.config, queue=rules),
         latency=engine.latency,
+        front_end=front_end(scenario),
         workload=workload,
         slo=slo,
         notes=(
@@ -227,6 +231,7 @@ def _groups(
             kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
+            front_end=front_end(mine),
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from scenarios.errors import InputError
 from scenarios.forecast.deployment import Deployment, Drawer, deploy
+from scenarios.forecast.front_end import described
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
 from scenarios.schema.scenario import Scenario
@@ -91,6 +92,7 @@ def forecast(
             "label": deployment.latency.label,
             "host_overhead": _host_overhead(deployment.latency),
         },
+        "front_end": _front_end(deployment),
         "time_parts_s": _time_parts_s(deployment, records),
         "memory_bytes": _memory_bytes(deployment),
         "cost": _cost(deployment, summary, facts),
@@ -129,6 +131,7 @@ def serve(
         deployment.latency,
         scheduler=scenario.engine.scheduler,
         num_blocks=deployment.memory.usable_blocks,
+        front_end=deployment.front_end,
         replicas=scenario.cluster.replicas,
         leap=leap,
         check=check,
@@ -242,6 +245,13 @@ def _host_overhead(latency: LatencyModel) -> str | None:
         f"{host.per_iteration_s * 1e6:g} µs per iteration and {host.per_sequence_s * 1e6:g} µs "
         f"per sequence, {host.source}"
     )
+
+
+def _front_end(deployment: Deployment) -> str | None:
+    """What lies between clients and engine, in words; None where nothing does."""
+    if deployment.front_end is None:
+        return None
+    return described(deployment.scenario, deployment.front_end)
 
 
 def _memory_bytes(deployment: Deployment) -> dict[str, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scenarios.forecast.deployment import Deployment
+from scenarios.forecast.front_end import described
 from sim.latency import communication, roofline
 from sim.latency.block_moves import BlockMoves
 from sim.latency.overlapped import OverlappedLatency
@@ -40,7 +41,9 @@ class Origin:
 
 
 def latency_origins(deployment: Deployment) -> Iterator[Origin]:
-    """Every part of the latency of each group."""
+    """Every part of the latency of each group, and the front end before it."""
+    if deployment.front_end is not None:
+        yield Origin("Front end", False, described(deployment.scenario, deployment.front_end))
     given = deployment.scenario.latency.efficiencies
     if not deployment.groups:
         yield from _origins(deployment.latency, deployment.gpu, given)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from scenarios.schema.cluster import Cluster
 from scenarios.schema.engine import Engine
+from scenarios.schema.frontend import Frontend
 from scenarios.schema.hardware import Experts, Hardware
 from scenarios.schema.latency import Latency
 from scenarios.schema.plan import Plan
@@ -35,6 +36,7 @@ class Scenario(Section):
     hardware: Hardware
     experts: Experts | None = None
     engine: Engine = Engine()
+    frontend: Frontend = Frontend()
     latency: Latency = Latency()
     workload: Workload
     cluster: Cluster = Cluster()

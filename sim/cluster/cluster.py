@@ -24,6 +24,7 @@ from sim.cluster.routers import ROUTERS, Routing
 from sim.engine.block_history import BlockRecorder, watched
 from sim.engine.clock import Clock
 from sim.engine.device import device_of
+from sim.engine.front_end import ApiServers, FrontEnd
 from sim.engine.policy import block_allocator, scheduler_class
 from sim.engine.run_log import collect
 from sim.records import Records
@@ -103,6 +104,7 @@ class _Cluster:
             group.role != "both" and group.scheduler == "paged" for group in groups
         ):
             raise ValueError("under paged, several samples cannot move from a pool to another")
+        self._fronted = any(group.front_end is not None for group in groups)
         for group in groups:
             for _ in range(group.replicas):
                 self._add_replica(group, leap=leap, check=check)
@@ -150,9 +152,16 @@ class _Cluster:
         self.replicas.append(
             ClusterReplica(
                 len(self.replicas), self.clock, scheduler, device_of(group.latency),
-                self._on_finished, leap=leap, check=check, awaits_clients=self._awaits_answers,
+                self._on_finished, servers=self._servers(group), leap=leap, check=check,
+                awaits_clients=self._awaits_answers,
             )
         )  # fmt: skip
+
+    def _servers(self, group: ReplicaGroup) -> ApiServers | None:
+        """A replica's front end; where any replica has one, those without have one of no time."""
+        if not self._fronted:
+            return None
+        return ApiServers(group.front_end or FrontEnd())
 
     def _pool(self, group: ReplicaGroup) -> ReplicaPool:
         block_size, track_longest = group.config.block_size, group.latency.uses_longest
@@ -278,7 +287,11 @@ class _Cluster:
             self._transfers.release(request, now_s)
             self.facts.retries[request.index] = self.facts.retries.get(request.index, 0) + 1
             self._restore(request)
-            self._dispatch(request, now_s)
+            last = request.last_token
+            if last is not None and last.seen_s > now_s:  # it hears of the failure after that
+                self.clock.at(last.seen_s, ARRIVAL, partial(self._dispatch, request))
+            else:
+                self._dispatch(request, now_s)
 
     def _recover(self, number: int, now_s: float) -> None:
         if self._down_until_s.get(number) != now_s:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from sim.engine.front_end import FrontEnd
 from sim.latency.protocol import LatencyModel
 from sim.schedulers.engine_config import EngineConfig
 
@@ -30,6 +31,7 @@ class ReplicaGroup:
     kv_bytes_per_token: float = 0.0
     gpus: int = 1
     usd_per_hour: float = 0.0
+    front_end: FrontEnd | None = None  # of each replica
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 
 from sim.engine.clock import Clock
 from sim.engine.engine import Device, Engine
+from sim.engine.front_end import ApiServers
 from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.scheduler import Scheduler
@@ -59,11 +61,12 @@ class ClusterReplica(Engine):
         device: Device,
         finished: Callable[[ClusterReplica, list[Request], float], None],
         *,
+        servers: ApiServers | None = None,
         leap: bool = True,
         check: bool = False,
         awaits_clients: bool = False,
     ) -> None:
-        super().__init__(scheduler, device, leap=leap, check=check)
+        super().__init__(scheduler, device, servers=servers, leap=leap, check=check)
         assert isinstance(scheduler.pool, ReplicaPool)
         self.number = number
         self.pool = scheduler.pool
@@ -76,6 +79,7 @@ class ClusterReplica(Engine):
         self._clock = clock
         self._finished = finished
         self._awaits_clients = awaits_clients
+        self._entering: dict[Request, float] = {}  # in the front end: when the engine gets them
         self._inbox: deque[Request] = deque()
         self._called_s = inf  # when `_call` comes next
         self._deciding = False  # a decision is due at this very time
@@ -84,17 +88,29 @@ class ClusterReplica(Engine):
     # -- from outside -------------------------------------------------------------------------
 
     def send(self, request: Request, now_s: float) -> None:
-        """A request arrives here; one that can never be served is turned away at once."""
-        self.came_s.append(now_s)
-        if not self.scheduler.servable(request):
-            self.gone_s.append(now_s)
-            self.pool.reject(request)
-            self._finished(self, [request], now_s)
-            return
-        self._inbox.append(request)
+        """A request is sent here, to the engine or to the front end before it."""
         self.pool.queued_tokens += request.prompt_tokens * self.pool.num_sequences(request)
         self.kv_floor = -1.0
         self.num_outstanding += 1
+        if self.servers is None:
+            self._receive(request, now_s)
+            return
+        self._entering[request] = at_s = self.servers.receive(request, now_s)
+        self._clock.at(at_s, ARRIVAL, partial(self._enter, request))
+
+    def _enter(self, request: Request, now_s: float) -> None:
+        if self._entering.get(request) == now_s:  # it was not lost on its way
+            del self._entering[request]
+            self._receive(request, now_s)
+
+    def _receive(self, request: Request, now_s: float) -> None:
+        """The engine has a request; one that can never be served is turned away at once."""
+        self.came_s.append(now_s)
+        if not self.scheduler.servable(request):
+            self.pool.reject(request)
+            self._lose([request], now_s)
+            return
+        self._inbox.append(request)
         if self.is_idle:
             self._decide_at(now_s)
         else:
@@ -123,9 +139,15 @@ class ClusterReplica(Engine):
         # A replica that steps has taken in what one in mid-leap still has in its inbox.
         lost = sorted([*lost, *self._inbox], key=lambda request: request.index)
         self._inbox.clear()
+        self.gone_s += [now_s] * len(lost)
+        if self.servers is not None:
+            self.servers.lose(now_s)
+            for request in self._entering:
+                request.num_computed_tokens = request.num_generated_tokens = 0
+            lost = sorted([*lost, *self._entering], key=lambda request: request.index)
+            self._entering.clear()
         self.num_outstanding = self.pool.queued_tokens = 0
         self.kv_floor = -1.0
-        self.gone_s += [now_s] * len(lost)
         return lost
 
     # -- as its time comes --------------------------------------------------------------------
@@ -175,7 +197,7 @@ class ClusterReplica(Engine):
         self._call_when_due()
 
     def _lose(self, requests: list[Request], now_s: float) -> None:
-        """These got no place in the queue, or left it."""
+        """These can never be served, got no place in the queue, or left it."""
         self.gone_s += [now_s] * len(requests)
         self.num_outstanding -= len(requests)
         for request in requests:

@@ -26,11 +26,12 @@ from math import inf
 from typing import Protocol
 
 from sim.batch import Batch
-from sim.engine.run_log import Counts, check_iteration, counts_of, cut, note
+from sim.client_log import ClientLog
+from sim.engine.front_end import ApiServers, Arrivals
+from sim.engine.run_log import Counts, check_iteration, counts_of, cut, note, tokens_of
 from sim.records import IterationLog
 from sim.request import Request
 from sim.schedulers.scheduler import Scheduler
-from sim.workload.source import RequestSource
 
 
 class Device(Protocol):
@@ -71,14 +72,21 @@ class Engine:
         scheduler: Scheduler,
         device: Device,
         *,
-        arrivals: RequestSource | None = None,
+        arrivals: Arrivals | None = None,
+        servers: ApiServers | None = None,
         leap: bool = True,
         check: bool = False,
     ) -> None:
-        """`arrivals`: where its requests come from, if nobody else is sent any of them."""
+        """`arrivals`: where its requests come from, if nobody else is sent any of them.
+
+        `servers`: the front end that its tokens go out through.
+        """
         self.scheduler = scheduler
+        self.servers = servers
+        if servers is not None:
+            scheduler.pool.log = ClientLog()
         self.device = device
-        self.log = IterationLog()
+        self.log = IterationLog(behind_front_end=servers is not None)
         self.decision_s = inf  # when to decide next, unless a request comes before
         self._arrivals = arrivals
         self._depth = scheduler.config.batches_in_flight
@@ -221,12 +229,20 @@ class Engine:
         end_s = ends_s[-1]
         assert flight.counts is not None
         batch.emission.at_s = end_s
-        note(self.log, scheduler, batch, flight.counts, flight.start_s, ends_s)
+        self._note(flight, ends_s, flight.counts)
         finished = scheduler.collect(batch, end_s)
         self.log.finished(len(finished))
         if self._check:
             check_iteration(scheduler, batch)
         return finished
+
+    def _note(self, flight: Flight, ends_s: list[float], counts: Counts) -> None:
+        """Write down what has ended, once its tokens are on their way to the clients."""
+        batch, seen_s = flight.batch, ends_s
+        if self.servers is not None:
+            seen_s = self.servers.stream(ends_s, tokens_of(counts))
+        batch.emission.seen_s = seen_s[-1]
+        note(self.log, self.scheduler, batch, counts, flight.start_s, ends_s, seen_s)
 
     def growth(self, now_s: float) -> int:
         """Blocks that stepping would have allocated by now, beyond those that are allocated."""
@@ -309,5 +325,5 @@ class Engine:
         assert flight.counts is not None
         batch.emission.at_s = ends_s[-1]
         counts = cut(flight.counts, len(ends_s), self.scheduler.allocator.block_size)
-        note(self.log, self.scheduler, batch, counts, flight.start_s, ends_s)
+        self._note(flight, ends_s, counts)
         self.log.finished(0)

@@ -13,7 +13,7 @@ from math import inf
 
 from sim.engine.clock import Clock
 from sim.engine.engine import Engine
-from sim.workload.source import RequestSource
+from sim.engine.front_end import Arrivals
 
 _REPORT_EVERY = 4096  # events between two calls of `progress`
 
@@ -25,7 +25,7 @@ class Replica:
         self,
         clock: Clock,
         engines: Sequence[Engine],
-        source: RequestSource,
+        source: Arrivals,
         *,
         progress: Callable[[], None] | None = None,
     ) -> None:
@@ -89,8 +89,7 @@ class Replica:
     def _take_arrivals(self, now_s: float) -> None:
         source, engines = self.source, self.engines
         scheduler = engines[0].scheduler
-        while source.next_arrival_s <= now_s:
-            request = source.take()
+        for request in source.arrived(now_s):
             if len(engines) > 1:
                 schedulers = (engine.scheduler for engine in engines)
                 scheduler = min(schedulers, key=lambda each: each.pool.num_unfinished)

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from sim.batch import Batch
+from sim.client_log import ClientLog, as_clients_saw
 from sim.records import Columns, IterationLog, Rare, Records
 from sim.schedulers.scheduler import Scheduler
 
@@ -43,7 +44,7 @@ class Passing(Protocol):
 # calls rare.
 Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
 Counts = tuple[Row, list[tuple[int, int, int]] | None, Rare | None]
-_GROWTH = -2  # where in a row it is
+_EMITTED, _GROWTH = -5, -2  # where in a row they are
 
 
 def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
@@ -72,6 +73,11 @@ def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
     return row, block_growth, rare
 
 
+def tokens_of(counts: Counts) -> int:
+    """Tokens that each iteration of a run emits."""
+    return counts[0][_EMITTED]
+
+
 def cut(counts: Counts, iterations: int, block_size: int) -> Counts:
     """The counts of the first so many iterations of a run."""
     row, added, rare = counts
@@ -90,20 +96,29 @@ def note(
     counts: Counts,
     start_s: float,
     ends_s: list[float],
+    seen_s: list[float],
 ) -> None:
-    """Write down a batch, or a run of them, that began at `start_s`; each ended as `ends_s` say."""
+    """Write down a batch, or a run of them, that began at `start_s`; each ended as `ends_s` say.
+
+    Clients saw its tokens as `seen_s` say: `ends_s` itself where nothing lies between.
+    """
     row, added, rare = counts
     steady = row[_GROWTH]
+    before_s = start_s  # when those who decode had seen their last token
     if steady:
         waited = batch.waited
         assert waited is not None, "tokens of decodes that do not decode"
-        if len(waited) > 1 or next(iter(waited)).at_s != start_s:
+        last = next(iter(waited))
+        before_s = last.seen_s
+        if len(waited) > 1 or last.at_s != start_s:
             # Some waited longer than this iteration for their token.
-            scheduler.gaps += [(ends_s[0] - last.at_s, n) for last, n in waited.items() if n]
+            scheduler.gaps += [(seen_s[0] - last.seen_s, n) for last, n in waited.items() if n]
             steady = 0
     if batch.resumed:
-        scheduler.gaps += [(ends_s[0] - last.at_s, 1) for last in batch.resumed.values()]
+        scheduler.gaps += [(seen_s[0] - last.seen_s, 1) for last in batch.resumed.values()]
     iterations = len(ends_s)
+    if seen_s is not ends_s:
+        log.seen(before_s, seen_s)
     log.append(
         (start_s, ends_s[-1], iterations, steady, *row),
         ends_s if iterations > 1 else None,
@@ -153,6 +168,8 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         else:
             ran["waiting"] = waiting_at(served, ran, pool.log.aborted_s)
         del ran["ended"]
+        if isinstance(pool.log, ClientLog):
+            served = as_clients_saw(served)
         if isinstance(engine.scheduler, Verifying):
             ran |= engine.scheduler.iteration_columns()
         for name in endings:

@@ -10,6 +10,7 @@ from sim.engine.block_history import BlockRecorder, watched
 from sim.engine.clock import Clock
 from sim.engine.device import Devices, Stages, device_of, stage_columns
 from sim.engine.engine import Engine
+from sim.engine.front_end import ApiServers, Arrivals, FrontEnd, Reception
 from sim.engine.policy import block_allocator, scheduler_class, shares_of
 from sim.engine.replica import Replica
 from sim.engine.run_log import collect
@@ -30,6 +31,7 @@ def simulate(
     *,
     scheduler: str,
     num_blocks: int,
+    front_end: FrontEnd | None = None,
     replicas: int = 1,
     leap: bool = True,
     check: bool = False,
@@ -38,12 +40,12 @@ def simulate(
 ) -> Records:
     """Serve `workload` on `replicas` equal engines, requests dealt out in turn.
 
-    `num_blocks` is each engine's KV cache in blocks. `leap` jumps from decision to decision;
-    without it every iteration is one event. Both give the same records. `check` verifies the
-    conservation laws after every decision. `progress` is called now and then with the number of
-    requests that have ended. A `recorder` notes all block tables of a run that does not leap. With
-    a `PipelineLatency` as many batches are in flight as there are stages, and every iteration is
-    stepped through.
+    `num_blocks` is each engine's KV cache in blocks, `front_end` what each replica has. `leap`
+    jumps from decision to decision; without it every iteration is one event. Both give the same
+    records. `check` verifies the conservation laws after every decision. `progress` is called now
+    and then with the number of requests that have ended. A `recorder` notes all block tables of a
+    run that does not leap. With a `PipelineLatency` as many batches are in flight as there are
+    stages, and every iteration is stepped through.
     """
     policy = scheduler_class(scheduler, config, samples=workload.samples)
     if recorder is not None:
@@ -69,19 +71,23 @@ def simulate(
         return one
 
     for number in range(replicas):
-        source = RequestSource(
+        requests = RequestSource(
             workload,
             block_size=config.block_size,
             prefix_caching=config.enable_prefix_caching,
             first=number,
             stride=replicas,
         )
+        source: Arrivals = requests
+        servers = None if front_end is None else ApiServers(front_end)
+        if servers is not None:
+            source = Reception(requests, servers)
         device = device_of(latency)
         devices.append(device)
         engines = [
             Engine(
                 new_scheduler(num_blocks // shares), device, arrivals=source,
-                leap=leap, check=check,
+                servers=servers, leap=leap, check=check,
             )
             for _ in range(shares)
         ]  # fmt: skip

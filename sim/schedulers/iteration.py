@@ -345,7 +345,7 @@ class IterationScheduler:
     def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
         """`advance` and `collect` at once."""
         self.advance(batch, iterations)
-        batch.emission.at_s = now_s
+        batch.emission.at_s = batch.emission.seen_s = now_s
         return self.collect(batch, now_s)
 
     def _end_prefill(self, request: Request, batch: Batch) -> Sequence[Request]:

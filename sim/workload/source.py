@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from math import inf
 
@@ -41,6 +41,7 @@ class RequestSource:
         self._block_size = block_size
         self._next = 0
         self._free_clients = workload.max_concurrency or inf
+        self._freed_s: list[float] = []  # heap: when clients will have their answers
         self.awaits_answers = workload.awaits_answers
         self._think_s: list[float] = []
         self._followers: dict[int, list[int]] = {}  # of each request that has not ended
@@ -66,18 +67,34 @@ class RequestSource:
             index = self._next
             self._next += 1
         request = self._request(index, arrival_s)
+        while self._freed_s and self._freed_s[0] <= arrival_s:
+            heappop(self._freed_s)
+            self._free_clients += 1
         self._free_clients -= 1
         self._look_ahead(arrival_s)
         return request
 
+    def arrived(self, now_s: float) -> Iterator[Request]:
+        """Who has come by now and was not taken, in order."""
+        while self.next_arrival_s <= now_s:
+            yield self.take()
+
     def release(self, ended: Sequence[Request], now_s: float) -> None:
-        """These ended at `now_s`: as many clients may send their next request, or their answer."""
-        self._free_clients += len(ended)
+        """These ended at `now_s`: as many clients may send their next request, or their answer.
+
+        Each once it has the answer, which may be a little later.
+        """
         for request in ended:
+            has_it_s = request.answered_s
+            if has_it_s > now_s:
+                heappush(self._freed_s, has_it_s)
+            else:
+                has_it_s = now_s
+                self._free_clients += 1
             for follower in self._followers.pop(request.index, ()):
-                at_s = max(self._arrival_s[follower], now_s + self._think_s[follower])
+                at_s = max(self._arrival_s[follower], has_it_s + self._think_s[follower])
                 heappush(self._answered, (at_s, follower))
-        if self.next_arrival_s == inf or self._answered:
+        if self.next_arrival_s == inf or self._answered or self._freed_s:
             self._look_ahead(now_s)
 
     def rest(self) -> list[Request]:
@@ -101,8 +118,10 @@ class RequestSource:
 
     def _look_ahead(self, now_s: float) -> None:
         if self._free_clients <= 0:
-            self.next_arrival_s = inf
-            return
+            if not self._freed_s:
+                self.next_arrival_s = inf
+                return
+            now_s = max(now_s, self._freed_s[0])
         at_s = self._next_alone_s()
         if self._answered:
             at_s = min(at_s, self._answered[0][0])

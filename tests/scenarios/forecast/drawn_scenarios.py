@@ -30,6 +30,16 @@ SPECULATION: Sequence[Section] = (
     {"method": "jacobi", "num_draft_tokens": 4},
     {"method": "lookahead", "window": 3, "ngram": 3, "guesses": 3},
 )
+# None; as the generation has it; in step with the clock; with several processes; overwhelmed.
+FRONT_ENDS: Sequence[Section] = (
+    {"enabled": False},
+    {},
+    {"enabled": True, "per_request_us": 0.0, "per_prompt_token_us": 0.0,
+     "per_output_token_us": ITERATION_MS * 250, "latency_us": ITERATION_MS * 500},
+    {"api_server_count": 2, "per_request_us": 9000.0, "per_prompt_token_us": 70.0,
+     "per_output_token_us": 333.0, "latency_us": 0.0},
+    {"per_request_us": 3100.0, "per_output_token_us": 11000.0, "latency_us": 900.0},
+)  # fmt: skip
 
 
 def _one_in(draw: Draw, count: int) -> bool:
@@ -70,6 +80,7 @@ def drawn_scenarios(draw: Draw) -> Section:
             drafts["draft_step_ms"] = 2.0
         content["speculation"] = drafts | {"acceptance": {"rate": draw(st.floats(0, 1))}}
     content["cluster"] = _cluster(draw)
+    content["frontend"] = draw(st.sampled_from(FRONT_ENDS))
     return content
 
 

@@ -1,0 +1,42 @@
+"""Requests behind a front end: what their clients know of them, and what the engine does."""
+
+from __future__ import annotations
+
+from sim.records import Columns, RequestLog
+from sim.request import NEVER, Request
+
+# Of a request, what both know, at different times.
+CLIENT_TIMES = ("arrival_s", "first_token_s", "last_token_s", "finished_s")
+
+
+class ClientLog(RequestLog):
+    """Notes down what clients know of their requests beside what the engine does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in CLIENT_TIMES:
+            self._ended.dtypes[f"client_{name}"] = "f8"
+
+    def finish(self, request: Request, *, rejected: bool = False) -> None:
+        first, last, sent_s = request.first_token, request.last_token, request.sent_s
+        self._ended.add(
+            (
+                request.index, request.arrival_s, request.scheduled_s,
+                NEVER if first is None else first.at_s, NEVER if last is None else last.at_s,
+                request.finished_s, request.prompt_tokens,
+                request.output_tokens, request.cached_tokens, request.preemptions, rejected,
+                sent_s if sent_s == sent_s else request.arrival_s,  # NaN: it never got to one
+                NEVER if first is None else first.seen_s, NEVER if last is None else last.seen_s,
+                request.answered_s,
+            )
+        )  # fmt: skip
+
+
+def as_clients_saw(requests: Columns) -> Columns:
+    """A `ClientLog`'s columns under their names: the client's times, then ``engine_…``."""
+    columns = {
+        name: requests[f"client_{name}"] if name in CLIENT_TIMES else column
+        for name, column in requests.items()
+        if not name.startswith("client_")
+    }
+    return columns | {f"engine_{name}": requests[name] for name in CLIENT_TIMES}
