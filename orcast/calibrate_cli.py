@@ -229,21 +229,43 @@ def check(
         sys.exit(1)
 
 
-def compose(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable:
-    """The table that a scenario with latency source ``aiconfigurator`` asks for."""
+def compose(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable | None:
+    """The table that a scenario with latency source ``auto`` or ``aiconfigurator`` asks for.
+
+    None where ``auto`` finds nothing measured. Composed once, and kept on disk.
+    """
+    from calibrate.profiles.kernel_tables import package_version
+    from calibrate.tables.kept_tables import kept_table
+
+    latency, degree = scenario.latency, scenario.hardware.tensor_parallel
+    described = {
+        "source": latency.source,
+        "package": package_version(),
+        "model": repr(model),
+        "gpu": repr(gpu),
+        "tensor_parallel": str(degree),
+        "kv_cache_dtype": scenario.engine.kv_cache_dtype,
+        "backend": str(latency.backend),
+        "version": str(latency.version),
+    }
+    return kept_table(described, lambda: _composed(scenario, model, gpu))
+
+
+def _composed(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable | None:
+    from calibrate.profiles.aiconfigurator import import_aiconfigurator, measured_or_analytic
     from sim.latency.table_folder import table_of
 
-    meta, parts = _imported(
-        "aiconfigurator",
-        gpu.name,
-        model,
-        gpu=gpu.name,
-        tp=scenario.hardware.tensor_parallel,
-        backend=scenario.latency.backend,
-        version=scenario.latency.version,
-        kv_cache_dtype=scenario.engine.kv_cache_dtype,
-    )
-    return table_of(meta, parts)
+    latency = scenario.latency
+    given: dict[str, Any] = {
+        "version": latency.version,
+        "tensor_parallel": scenario.hardware.tensor_parallel,
+        "kv_cache_dtype": scenario.engine.kv_cache_dtype,
+    }
+    if latency.source == "aiconfigurator":
+        backend = latency.backend or "vllm"
+        return table_of(*import_aiconfigurator(gpu.name, model, backend=backend, **given))
+    found = measured_or_analytic(gpu, model, backend=latency.backend, **given)
+    return None if found is None else table_of(*found)
 
 
 def _imported(
@@ -255,7 +277,6 @@ def _imported(
     tp: int,
     backend: str | None,
     version: str | None,
-    kv_cache_dtype: str = "auto",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     if format_ == "aiconfigurator":
         from calibrate.profiles.aiconfigurator import import_aiconfigurator
@@ -266,7 +287,6 @@ def _imported(
             backend=backend or "vllm",
             version=version,
             tensor_parallel=tp,
-            kv_cache_dtype=kv_cache_dtype,
         )
     if backend is not None or version is not None:
         raise InputError("--backend and --version belong to the format aiconfigurator")

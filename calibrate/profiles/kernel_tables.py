@@ -12,7 +12,6 @@ newest older one, as the package itself does, and the choice is remembered.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -106,6 +105,17 @@ def find_system(name: str, systems: Path | None = None) -> System:
     return System(system, gpu, systems / "data" / system, figures)
 
 
+def is_measured(name: str, systems: Path | None = None) -> bool:
+    """Whether the package is there and has products and attention of this GPU, by our name."""
+    if systems is None:
+        found = find_spec("aiconfigurator_core")
+        if found is None or name not in SYSTEMS:
+            return False
+        systems = _installed()
+    folder = systems / "data" / SYSTEMS.get(name, name)
+    return all(_names(folder / family) for family in NEEDED)
+
+
 def package_version() -> str:
     """aiconfigurator-core and its version, for the record."""
     from importlib.metadata import PackageNotFoundError, version
@@ -171,6 +181,20 @@ class KernelTables:
             f"{self.system.name}: no {name} of {backend} {self.version} or before"
         )
 
+    def products_elsewhere(self, dtype: str, longest_us: float) -> tuple[Points, str] | None:
+        """Products of another backend, the least of which takes no longer, and whose they are."""
+        for backend in self.system.backends():
+            if backend == self.backend:
+                continue
+            other = KernelTables(self.system, backend, self.system.versions(backend)[0])
+            try:
+                points = other.products(dtype)
+            except NotMeasured:
+                continue
+            if min(points.values()) <= longest_us:
+                return points, f"{backend} {other.version}"
+        return None
+
     def products(self, dtype: str) -> Points:
         """µs of matrix products by (n, k, m), i.e. width, depth and rows."""
         if dtype not in self._products:
@@ -194,43 +218,86 @@ def version_key(version: str) -> tuple[tuple[int, ...], int, int]:
 
 def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Points:
     import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     try:
-        there = set(pq.read_schema(path).names)
-        for column in (*columns, "latency"):
-            if column not in there:
-                raise TableError(f"{path}: no column {column!r}")
-        table = pq.read_table(path, columns=sorted(there & {*columns, *wanted, "latency"}))
-    except pa.ArrowInvalid as error:
+        table = _columns(path, {*columns, *wanted, "latency"})
+    except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path}: {str(error).splitlines()[0]}") from None
-    table = table.append_column("row", pa.array(np.arange(table.num_rows)))
+    for column in (*columns, "latency"):
+        if column not in table:
+            raise TableError(f"{path}: no column {column!r}")
+    rows = np.arange(len(table["latency"]))
     for column, value in wanted.items():
-        if column not in there:
+        if column not in table:
             continue
+        there = table[column][rows]
         for choice in value if isinstance(value, tuple) else (value,):
-            kept = table.filter(pc.equal(table[column], choice))
-            if kept.num_rows:
+            kept = rows[there == choice]
+            if len(kept):
                 break
         else:
-            choices = sorted(table[column].unique().to_pylist())
             raise NotMeasured(
-                f"{path}: nothing measured with {column} {_or(value)}; there are: {_list(choices)}"
+                f"{'/'.join(path.parts[-5:])}: nothing measured with {column} {_or(value)}; "
+                f"there are: {_list(np.unique(there).tolist())}"
             )
-        table = kept
+        rows = kept
+    time_us = table["latency"][rows].astype(float) * 1e3
+    for bad in np.flatnonzero(~((time_us > 0) & (time_us < np.inf)))[:1]:
+        raise TableError(
+            f"{path}: row {rows[bad]}: latency is {table['latency'][rows[bad]]!r}, "
+            "expected ms above 0"
+        )
+    lists = []
+    for column in columns:
+        values = table[column][rows]
+        for bad in np.flatnonzero(~(values >= 0))[:1] if values.dtype.kind in "iu" else [0]:
+            raise TableError(f"{path}: row {rows[bad]}: {column} is {values[bad]!r}")
+        lists.append(values.tolist())
+    keys = list(zip(*lists, strict=True))
+    found = dict(zip(keys, time_us.tolist(), strict=True))
+    if len(found) == len(keys):
+        return found
     groups: dict[tuple[int, ...], list[float]] = {}
-    lists = [table[column].to_pylist() for column in (*columns, "latency", "row")]
-    for *key, time_ms, row in zip(*lists, strict=True):
-        if not isinstance(time_ms, float) or not 0 < time_ms < math.inf:
-            raise TableError(f"{path}: row {row}: latency is {time_ms!r}, expected ms above 0")
-        if not all(isinstance(x, int) and x >= 0 for x in key):
-            raise TableError(f"{path}: row {row}: {dict(zip(columns, key, strict=True))}")
-        groups.setdefault(tuple(key), []).append(time_ms * 1e3)
-    return {
-        key: times[0] if len(times) == 1 else float(np.median(times))
-        for key, times in groups.items()
-    }
+    for key, each in zip(keys, time_us.tolist(), strict=True):
+        groups.setdefault(key, []).append(each)
+    return {key: float(np.median(times)) for key, times in groups.items()}
+
+
+def _columns(path: Path, names: set[str]) -> dict[str, np.ndarray]:
+    """Those of the columns that the file has; texts as objects, decoded once a value."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    there = [name for name in schema.names if name in names]
+    texts = [
+        name
+        for name in there
+        if pa.types.is_string(schema.field(name).type)
+        or pa.types.is_large_string(schema.field(name).type)
+    ]
+    table = pq.ParquetFile(path, read_dictionary=texts).read(columns=there)
+    found = {}
+    for name in there:
+        column = table[name].combine_chunks()
+        if name in texts:
+            encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+            values = np.array(encoded.dictionary.to_pylist(), dtype=object)
+            found[name] = values[_numbers(encoded.indices)]
+        else:
+            found[name] = _numbers(column)
+    return found
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """A column's values; without Arrow's own conversion, which imports pandas (0.5 s)."""
+    import pyarrow as pa
+
+    values = column.buffers()[1]
+    if column.null_count or values is None or pa.types.is_boolean(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    dtype = np.dtype(column.type.to_pandas_dtype())
+    return np.frombuffer(values, dtype, len(column), column.offset * dtype.itemsize)
 
 
 def _installed() -> Path:

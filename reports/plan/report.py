@@ -130,7 +130,7 @@ def _why_cheapest(answer: Answer) -> str:
 
 def _candidates(answer: Answer) -> Section:
     head = ["Deployment", "Verdict", "req/s a replica", "Interval", "Replicas", "GPUs", "USD/h"]
-    head += ["USD/M tokens", "tokens/s user", "tokens/s GPU", "Breaks first"]
+    head += ["USD/M tokens", "tokens/s user", "tokens/s GPU", "Times", "Breaks first"]
     rows = [
         [
             row["label"],
@@ -143,6 +143,7 @@ def _candidates(answer: Answer) -> Section:
             money(row["usd_per_million_output_tokens"]),
             _number(row["tokens_per_s_per_user"]),
             _number(row["tokens_per_s_per_gpu"]),
+            row["basis"] or MISSING,
             row["breaks_first"] or MISSING,
         ]
         for row in ranked(answer)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 SHOWN = 24  # candidates on the terminal; the report has all
 
-TEXTS = ("label", "gpu", "layout", "status", "reason", "breaks_first", "breaks_why", "latency")
+TEXTS = (
+    *("label", "gpu", "layout", "status", "reason", "breaks_first", "breaks_why"),
+    *("basis", "latency"),
+)
 NUMBERS = (
     *("gpus_per_replica", "usd_per_gpu_hour", "goodput", "goodput_low", "goodput_high"),
     *("saturated", "ceiling", "replicas", "serving", "gpus", "breaks_at", "load_share", "miss"),
@@ -65,6 +68,7 @@ def plan_table(answer: Mapping[str, Any]) -> "Group":
     heads = ("req/s each", "replicas", "GPUs", "$/hour", "$/M tokens", "tok/s/user", "tok/s/GPU")
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("Times", no_wrap=True)
     table.add_column("Why not", overflow="fold", ratio=1)
     rows = ranked(answer)
     for row in rows[:SHOWN]:
@@ -82,6 +86,7 @@ def plan_table(answer: Mapping[str, Any]) -> "Group":
             money(row["usd_per_million_output_tokens"]),
             _number(row["tokens_per_s_per_user"]),
             _number(row["tokens_per_s_per_gpu"]),
+            row["basis"] or MISSING,
             Text(why if met else f"{STATUS[row['status']]}: {why}"),
             style=style,
         )

@@ -23,6 +23,12 @@ STATUS = {
     "replicas": "too many replicas",
 }
 
+# What is said of a chosen deployment whose times nobody measured.
+_UNMEASURED = {
+    "estimated": " (iteration times estimated from other measurements)",
+    "analytic": " (iteration times analytic, not measured)",
+}
+
 
 def row_of(answer: Answer, label: str | None) -> Row | None:
     """The candidate of that name."""
@@ -66,7 +72,8 @@ def verdict(answer: Answer) -> str:
     if chosen is not None:
         return (
             f"Cheapest: {fleet(chosen, answer)}, {money(chosen['usd_per_hour'])} an hour, "
-            f"{money(chosen['usd_per_million_output_tokens'])} per million output tokens."
+            f"{money(chosen['usd_per_million_output_tokens'])} per million output tokens"
+            f"{_UNMEASURED.get(chosen['basis'], '')}."
         )
     nearest = row_of(answer, answer["nearest_miss"])
     if nearest is None:

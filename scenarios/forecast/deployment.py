@@ -147,6 +147,11 @@ def _engine(
     """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
     with _at(source, "model"):
         model = served_model(scenario, beside=beside)
+    if scenario.engine.float8_scales is not None and model.weight_dtype != "float8":
+        raise InputError(
+            f"{source}: engine.float8_scales: the weights are {model.weight_dtype}: set "
+            "engine.weight_dtype=fp8, or leave it out"
+        )
     with _at(source, "hardware.gpu"):
         gpu = library.gpu(scenario.hardware.gpu)
     with _at(source, "hardware"):
@@ -290,8 +295,12 @@ def _ms(value: float | None) -> float | None:
 def served_model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
     """The scenario's model, its matrices in the type they are served in."""
     model = library.model(scenario.model, beside=beside)
-    weight_dtype = scenario.engine.weight_dtype
-    return model if weight_dtype == "auto" else model.quantised(weight_dtype)
+    engine = scenario.engine
+    if engine.weight_dtype != "auto":
+        model = model.quantised(engine.weight_dtype)
+    if engine.float8_scales is not None:
+        model = replace(model, float8_scales=engine.float8_scales)
+    return model
 
 
 def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:

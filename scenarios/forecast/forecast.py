@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scenarios.errors import InputError
+from scenarios.forecast.basis import basis
 from scenarios.forecast.deployment import Deployment, Drawer, deploy
 from scenarios.forecast.front_end import described
 from scenarios.forecast.latency_source import Composer
@@ -89,6 +90,7 @@ def forecast(
         "latency": {
             "source": scenario.latency.source,
             "measured": deployment.latency.measured,
+            "basis": basis(deployment.latency),
             "label": deployment.latency.label,
             "host_overhead": _host_overhead(deployment.latency),
         },

@@ -1,4 +1,8 @@
-"""Where a scenario's iteration times come from: a fixed value, the roofline or a measured table."""
+"""Where a scenario's iteration times come from: a fixed value, the roofline or a measured table.
+
+``auto`` takes a table composed of measured kernels, and the roofline where there is none: for a GPU
+that nobody measured, and for what tables do not hold (pipelines, tokens spread over ranks).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,11 @@ from scenarios.schema.scenario import Scenario
 from sim.kv.memory import MemoryBudget
 from sim.latency.pipeline import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
-from sim.latency.roofline import HOST_LINK_EFFICIENCY
+from sim.latency.roofline import (
+    HOST_LINK_EFFICIENCY,
+    HOST_PER_ITERATION_S,
+    HOST_PER_SEQUENCE_S,
+)
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import read_table
@@ -25,7 +33,8 @@ from sim.model.hardware import Gpu, Interconnect
 from sim.model.parallelism import Parallelism
 from sim.model.spec import ModelSpec
 
-Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
+# None: nothing is measured, which is an answer for source auto alone.
+Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable | None]
 
 
 def parallelism_of(hardware: Hardware) -> Parallelism:
@@ -62,7 +71,10 @@ def latency_model(
     given_experts = None if model.moe is None else scenario.experts
     routing = expert_routing(given_experts, model, beside=beside)
     host = latency.host_overhead
-    if latency.source == "roofline":
+    table = None
+    if latency.source == "auto" and compose is not None and _one_group(parallelism):
+        table = compose(scenario, model, gpu)
+    if latency.source == "roofline" or (latency.source == "auto" and table is None):
         given: dict[str, Any] = dict(latency.efficiencies)
         if host is not None:
             given["host_per_iteration_s"] = host.per_iteration_us / 1e6
@@ -79,17 +91,9 @@ def latency_model(
             max_num_seqs=engine.max_num_seqs,
             **given,
         )
-    _refuse_what_no_table_measured(parallelism, latency.source)
-    if latency.source == "table":
-        assert latency.table is not None
-        folder = library.find_file(latency.table, beside=beside)
-        table = read_table(latency.table if folder is None else folder)
-    elif compose is None:
-        raise ValueError(
-            "source aiconfigurator is available from the command line and orcast.simulate"
-        )
-    else:
-        table = compose(scenario, model, gpu)
+    if table is None:
+        _refuse_what_no_table_measured(parallelism, latency.source)
+        table = _table(scenario, model, gpu, beside=beside, compose=compose)
     _refuse_other_weights(table, model, engine)
     skew = latency.skew
     return TableLatency(
@@ -100,7 +104,7 @@ def latency_model(
         routing=None if routing is None or routing.is_uniform else routing,
         interconnect=_interconnect(hardware, gpu),
         link_measured=hardware.link is not None,
-        host=_host_overhead(host, table),
+        host=_host_overhead(host, table, engine),
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         swapped_block_s=memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY),
@@ -111,10 +115,36 @@ def latency_model(
     )
 
 
-def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
+def _table(
+    scenario: Scenario,
+    model: ModelSpec,
+    gpu: Gpu,
+    *,
+    beside: Path | None,
+    compose: Composer | None,
+) -> LatencyTable:
+    """The table that the scenario names, or one composed for it."""
+    latency = scenario.latency
+    if latency.source == "table":
+        assert latency.table is not None
+        folder = library.find_file(latency.table, beside=beside)
+        return read_table(latency.table if folder is None else folder)
+    if compose is None:
+        raise ValueError(
+            "source aiconfigurator is available from the command line and orcast.simulate"
+        )
+    table = compose(scenario, model, gpu)
+    assert table is not None, "what is not measured was refused"
+    return table
+
+
+def _one_group(parallelism: Parallelism) -> bool:
     """Tables hold whole models on the ranks of one tensor-parallel group, and no more."""
-    whole = Parallelism(parallelism.tensor_parallel, gpus_per_node=parallelism.gpus_per_node)
-    if parallelism.num_gpus > whole.num_gpus:
+    return parallelism.num_gpus == parallelism.tensor_parallel
+
+
+def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
+    if not _one_group(parallelism):
         raise ValueError(
             f"source {source} measured tensor parallelism at most, hardware asks for "
             f"{parallelism.words}; source roofline can (unmeasured)"
@@ -151,8 +181,10 @@ def _launch_s(latency: Latency, table: LatencyTable) -> float:
     return float(launch_us) / 1e6
 
 
-def _host_overhead(given: HostOverheadSection | None, table: LatencyTable) -> HostOverhead | None:
-    """The scenario's value, else the measured one (None: a part); never silently zero."""
+def _host_overhead(
+    given: HostOverheadSection | None, table: LatencyTable, engine: Engine
+) -> HostOverhead | None:
+    """The scenario's value, else the measured one (None: a part), else what is assumed."""
     if given is not None:
         return HostOverhead(
             given.per_iteration_us / 1e6, given.per_sequence_us / 1e6, "given in the scenario"
@@ -161,13 +193,15 @@ def _host_overhead(given: HostOverheadSection | None, table: LatencyTable) -> Ho
         return None
     measured = table.meta.get("host_overhead_us")
     if measured is None:
-        raise ValueError(
-            "the table has no host overhead measured: say what the engine's host adds, e.g. "
-            "--set latency.host_overhead.per_iteration_us=300 (0 where the engine hides it)"
-        )
+        return assumed_host(engine)
     return HostOverhead(
         measured["per_iteration"] / 1e6, measured["per_sequence"] / 1e6, "measured, in the table"
     )
+
+
+def assumed_host(engine: Engine) -> HostOverhead:
+    """Host time where nobody measured any; asynchronous scheduling hides it behind the device."""
+    return HostOverhead(HOST_PER_ITERATION_S, HOST_PER_SEQUENCE_S, "assumed")
 
 
 def _interconnect(hardware: Hardware, gpu: Gpu) -> Interconnect:

@@ -136,8 +136,11 @@ def _tabulated(latency: TableLatency, gpu: Gpu) -> Iterator[Origin]:
     for name, title in _TABLE_PARTS.items():
         if name in table.parts:
             points = len(table.parts[name].time_s)
-            more = _facts(facts.get(name))
-            yield Origin(title, True, f"{table.source}: {points:,} points{more}")
+            found = facts.get(name)
+            if isinstance(found, Mapping) and "origin" in found:
+                yield Origin(title, found["origin"] == "measured", _origin_of(found, points))
+            else:
+                yield Origin(title, True, f"{table.source}: {points:,} points{_facts(found)}")
     for line in table.meta.get("estimated") or ():
         part, _, how = str(line).partition(": ")
         yield Origin(f"{_TABLE_PARTS.get(part, part)}, in part", False, how or part)
@@ -150,6 +153,12 @@ def _tabulated(latency: TableLatency, gpu: Gpu) -> Iterator[Origin]:
             f"analytic: {gpu.host_link_bytes_per_s / 1e9:g} GB/s × "
             f"{roofline.HOST_LINK_EFFICIENCY:g}",
         )
+
+
+def _origin_of(found: Mapping[str, Any], points: int) -> str:
+    """What a composed table says of a part: measured, estimated or analytic, by whom and how."""
+    how = f"; {found['how']}" if "how" in found else ""
+    return f"{found['origin']}, {found['by']}: {points:,} points{how}"
 
 
 def _facts(found: Any) -> str:

@@ -42,10 +42,6 @@ def unused_knobs(scenario: Scenario) -> list[str]:
             f"engine.max_num_batched_tokens limits no batch under scheduler {engine.scheduler}; "
             "it only sizes the memory kept for activations"
         )
-    if engine.cudagraph_capture_sizes and scenario.latency.source in {"roofline", "fixed"}:
-        notes.append(
-            "engine.cudagraph_capture_sizes has no effect without a measured latency table"
-        )
     return notes
 
 
@@ -70,7 +66,8 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
 def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
     """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
-        return []
+        unused = "engine.cudagraph_capture_sizes has no effect without a measured latency table"
+        return [unused] if scenario.engine.cudagraph_capture_sizes else []
     notes, meta = [], latency.table.meta
     measured_on = str(meta["gpu"])
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))

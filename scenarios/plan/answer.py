@@ -169,6 +169,7 @@ def _row(
         "trials": [_json(asdict(trial)) for trial in found.trials],
         "latency": found.latency.get("label"),
         "measured": found.latency.get("measured"),
+        "basis": found.latency.get("basis"),
     }
 
 

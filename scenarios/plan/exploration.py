@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.errors import InputError
+from scenarios.forecast.basis import basis
 from scenarios.forecast.deployment import Deployment, deploy
 from scenarios.forecast.latency_source import Composer
 from scenarios.plan.breaking import Bottleneck
@@ -99,7 +100,11 @@ def explore(task: Task) -> Exploration:
     bounds = ceiling(deployment, sample, task.objectives)
     known: dict[str, Any] = {
         "ceiling_per_s": bounds.requests_per_s,
-        "latency": {"label": deployment.latency.label, "measured": deployment.latency.measured},
+        "latency": {
+            "label": deployment.latency.label,
+            "measured": deployment.latency.measured,
+            "basis": basis(deployment.latency),
+        },
         "notes": deployment.notes,
     }
     ruled_out = _ruled_out(bounds, task)

@@ -61,6 +61,8 @@ class Engine(Section):
     max_model_len: Tokens | None = None
     enable_prefix_caching: bool = True
     weight_dtype: Literal["auto", "bf16", "fp16", "fp8", "int4"] = "auto"
+    # what has a scale where weights are fp8: by default as in the checkpoint, else a tensor
+    float8_scales: Literal["tensor", "channel", "block"] | None = None
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     preemption: Literal["recompute", "swap"] = "recompute"

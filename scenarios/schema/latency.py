@@ -19,20 +19,22 @@ class HostOverhead(Section):
 class Latency(Section):
     """Where an iteration's duration comes from.
 
+    ``auto``: measured kernel times of the package aiconfigurator-core where it has them for this
+    GPU, model shape and precision, analytic times part by part where not.
     ``roofline``: analytic, from datasheet figures and the efficiencies assumed here.
     ``table``: measured, from the table in the folder ``table``.
-    ``aiconfigurator``: measured kernel times of the package aiconfigurator-core, composed for the
-    model and GPU (extra ``tables``).
+    ``aiconfigurator``: as ``auto``, but what the package does not have is an error.
     ``fixed``: every iteration takes ``iteration_ms`` (textbook examples).
     """
 
-    source: Literal["roofline", "table", "aiconfigurator", "fixed"] = "roofline"
+    # an efficiency given alone means roofline, a table alone means table
+    source: Literal["auto", "roofline", "table", "aiconfigurator", "fixed"] = "auto"
     table: str | None = None
     skew: bool | None = None  # uneven contexts cost more; default: where tables allow it
     # eager: only decodes run in CUDA graphs, all else is launched kernel by kernel
     launch: Literal["graph", "eager"] | None = None
-    backend: str | None = None  # aiconfigurator: whose kernels, e.g. trtllm, vllm, sglang
-    version: str | None = None  # aiconfigurator: of that backend
+    backend: str | None = None  # auto, aiconfigurator: whose kernels: vllm, sglang, trtllm
+    version: str | None = None  # of that backend
     iteration_ms: Milliseconds | None = None
     gemm_efficiency: Efficiency | None = None
     attention_efficiency: Efficiency | None = None
@@ -55,22 +57,26 @@ class Latency(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_table_is_a_source(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("table") is not None:
+    def _what_is_given_means_a_source(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if given.get("table") is not None:
             return {"source": "table", **given}
+        if any(name.endswith("_efficiency") and given[name] is not None for name in given):
+            return {"source": "roofline", **given}
         return given
 
     @model_validator(mode="after")
     def _fits_the_source(self) -> Self:
         belongs = {
             "table": ("table",),
-            "skew": ("table", "aiconfigurator"),
+            "skew": ("auto", "table", "aiconfigurator"),
             "launch": ("table",),
-            "backend": ("aiconfigurator",),
-            "version": ("aiconfigurator",),
+            "backend": ("auto", "aiconfigurator"),
+            "version": ("auto", "aiconfigurator"),
             "iteration_ms": ("fixed",),
-            "host_overhead": ("roofline", "table", "aiconfigurator"),
-            "swapped_block_us": ("roofline", "table", "aiconfigurator"),
+            "host_overhead": ("auto", "roofline", "table", "aiconfigurator"),
+            "swapped_block_us": ("auto", "roofline", "table", "aiconfigurator"),
             **dict.fromkeys(self.efficiencies, ("roofline",)),
         }
         for name, sources in belongs.items():

@@ -91,9 +91,9 @@ def _drawn(workload_json: str, enable_prefix_caching: bool, beside: Path | None)
 @lru_cache(maxsize=1)
 def _shared_tables(compose: Composer) -> Composer:
     """`compose`, once for all points with the same model, hardware and latency source."""
-    tables: dict[str, LatencyTable] = {}
+    tables: dict[str, LatencyTable | None] = {}
 
-    def composed(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable:
+    def composed(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable | None:
         parts = scenario.model_dump(mode="json", include={"hardware", "latency"})
         key = json.dumps([parts, scenario.engine.kv_cache_dtype, repr(model), gpu.name])
         if key not in tables:

@@ -40,8 +40,6 @@ class TableLatency:
     or tensor-parallel degree.
     """
 
-    measured = True
-
     def __init__(
         self,
         table: LatencyTable,
@@ -69,7 +67,8 @@ class TableLatency:
         _check_shape(table, model)
         self.table = table
         self.host = host or measured_host(table)
-        self.label = f"table: {table.source}"
+        self.label = table.label
+        self.measured = table.basis != "analytic"
         self._model = model
         self._tensor_parallel = tensor_parallel
         self.parallel = tensor_parallel > 1

@@ -27,6 +27,7 @@ PART_COLUMNS: dict[str, tuple[str, ...]] = {
     "copy": ("blocks",),  # on the device, for copy-on-write; not priced by the simulator
 }
 REQUIRED_PARTS = ("linear", "logits", "prefill_attention", "decode_attention")
+BASES = ("measured", "estimated", "analytic")  # what a time may rest on, the best first
 # Further times of one measurement: the same batch with equal contexts.
 EXTRA_TIMES = {"decode_skew": ("time_at_mean_us", "time_at_longest_us")}
 
@@ -68,6 +69,34 @@ class LatencyTable:
     @property
     def source(self) -> str:
         return str(self.meta["source"])
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Of parts that a composed table tells apart: measured, estimated or analytic."""
+        told = self.meta.get("parts")
+        facts = told if isinstance(told, Mapping) else {}
+        return {
+            name: str(found["origin"])
+            for name, found in facts.items()
+            if isinstance(found, Mapping) and "origin" in found
+        }
+
+    @property
+    def basis(self) -> str:
+        """What its least known part rests on; whoever tells no parts apart measured them."""
+        return max(self.origins.values(), key=BASES.index, default="measured")
+
+    @property
+    def label(self) -> str:
+        """What it is, and which parts of it are not measured, in one line."""
+        if not self.origins:
+            return f"table: {self.source}"
+        kinds: dict[str, list[str]] = {kind: [] for kind in BASES}
+        for name, origin in self.origins.items():
+            kinds[origin].append(name.replace("_", " "))
+        whole = "measured kernels" if kinds["measured"] else "kernels"
+        told = [f"{kind}: {', '.join(kinds[kind])}" for kind in BASES[1:] if kinds[kind]]
+        return "; ".join([f"{whole}: {self.meta.get('kernels', self.source)}", *told])
 
     @property
     def tensor_parallel(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sim.model.quantization import Quantization, read_quantization
 from sim.model.spec import MlaSpec, ModelSpec, MoeSpec
 
 MODEL_TYPES = (
@@ -41,11 +42,13 @@ def read_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     else:
         fields = _llama_fields(keys, model_type)
     dtype = keys.dtype()
+    quantization = keys.quantization(dtype)
     spec = ModelSpec(
         name=name,
         model_type=model_type,
         dtype=dtype,
-        weight_dtype=keys.weight_dtype(dtype),
+        weight_dtype=quantization.weight_dtype,
+        float8_scales=quantization.float8_scales,
         vocab_size=keys.integer("vocab_size"),
         **fields,
     )
@@ -220,14 +223,11 @@ class _Keys:
             )
         return str(value)
 
-    def weight_dtype(self, dtype: str) -> str:
-        quantization = self.config.get("quantization_config")
-        if quantization is None:
-            return dtype
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-        if method != "fp8":
-            raise ValueError(
-                f"{self.name}: quantization_config quant_method {method!r} is not understood; "
-                "understood: fp8"
-            )
-        return "float8"
+    def quantization(self, dtype: str) -> Quantization:
+        given = self.config.get("quantization_config")
+        if given is None:
+            return Quantization(dtype)
+        try:
+            return read_quantization(given)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: quantization_config {error}") from None

@@ -11,6 +11,8 @@ replicated, the vocabulary is split, norms, routers and low-rank latents are rep
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from sim.model.quantization import Float8Scales
+
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float8": 1}
 
 # What a scenario may ask the quantisable matrices to be served in, under engines' short names.
@@ -124,8 +126,9 @@ class MlaSpec:
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A decoder-only transformer. ``dtype`` is that of activations, embeddings and norms,
-    ``weight_dtype`` that of the quantisable matrices; ``position_rows`` are learned positions
-    (0 with rotary embeddings)."""
+    ``weight_dtype`` that of the quantisable matrices, ``float8_scales`` what has a scale where they
+    are float8 (a tensor, as vLLM quantises by itself, unless the checkpoint says otherwise);
+    ``position_rows`` are learned positions (0 with rotary embeddings)."""
 
     name: str
     model_type: str
@@ -149,6 +152,7 @@ class ModelSpec:
     position_rows: int = 0
     moe: MoeSpec | None = None
     mla: MlaSpec | None = None
+    float8_scales: Float8Scales = "tensor"
 
     def quantised(self, weight_dtype: str) -> "ModelSpec":
         """The same model served with its matrices in ``weight_dtype`` (a key of WEIGHT_DTYPES).

@@ -219,8 +219,11 @@ def test_versions_sort_by_number() -> None:
         ({"system": "tpu"}, "no kernel times of 'tpu'; there are: test_gpu$"),
         ({"backend": "mine"}, "no kernels of 'mine' on test_gpu; there are: vllm"),
         ({"version": "7"}, "no version '7' of vllm .*; there are: 0.10.0, 0.10.0rc1, 0.9.0"),
-        ({"model": library.model("qwen3-32b")}, "num_heads 64; there are: 32; backends of .* vllm"),
-        ({"model": library.model("deepseek-v3")}, "latent attention"),
+        (
+            {"model": library.model("qwen3-32b")},
+            "no decode attention of 64 heads on 8 KV heads; there are: 32 to 32 on 8; backends of",
+        ),
+        ({"model": library.model("deepseek-v3"), "dtype": "fp8"}, "no mla_generation_module_perf"),
         ({"dtype": "fp8_block"}, "gemm_dtype fp8_block; there are: bfloat16, fp8"),
         ({"dtype": "int3"}, "unknown dtype 'int3'; known: bfloat16, fp8, fp8_block"),
         ({"kv_cache_dtype": "int4"}, "unknown kv_cache_dtype 'int4'; known: auto"),

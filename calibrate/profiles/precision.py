@@ -1,0 +1,54 @@
+"""Number formats: ours, and the package's names of the kernels that compute in them.
+
+Float8 with one scale a tensor, one a channel and token, or one a block of 128 x 128 are different
+kernels, up to tenfold apart at decode sizes. What has a scale a channel runs on the kernel of one a
+tensor, which scales in its epilogue (CUTLASS's scaled_mm): its times are taken, and said to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sim.latency.table_folder import TableError
+from sim.model.spec import ModelSpec
+
+# Bytes of a weight in the package's formats of products; inputs and outputs take two.
+WEIGHT_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int4_wo": 0.5}
+KV_DTYPES = {
+    "auto": "bfloat16",
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "fp8": "fp8",
+    "fp8_e4m3": "fp8",
+}
+_FORMATS = {"bfloat16": "bfloat16", "float16": "bfloat16", "int4": "int4_wo"}
+_FLOAT8 = {"tensor": "fp8", "channel": "fp8", "block": "fp8_block"}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The package's name of a number format; `how` says in what it is not quite the asked one."""
+
+    name: str
+    how: str | None = None
+
+
+def product_format(model: ModelSpec, dtype: str | None = None) -> Format:
+    """That of a model's quantisable products, or the one named. Raises TableError: unknown."""
+    if dtype is not None:
+        if dtype not in WEIGHT_BYTES:
+            raise TableError(f"unknown dtype {dtype!r}; known: {', '.join(WEIGHT_BYTES)}")
+        return Format(dtype)
+    if model.weight_dtype != "float8":
+        return Format(_FORMATS[model.weight_dtype])
+    how = "a scale a channel at the times of one a tensor"
+    return Format(_FLOAT8[model.float8_scales], how if model.float8_scales == "channel" else None)
+
+
+def cache_format(kv_cache_dtype: str) -> str:
+    """The package's name of a KV cache's numbers. Raises TableError: unknown."""
+    if kv_cache_dtype not in KV_DTYPES:
+        raise TableError(
+            f"unknown kv_cache_dtype {kv_cache_dtype!r}; known: {', '.join(KV_DTYPES)}"
+        )
+    return KV_DTYPES[kv_cache_dtype]
