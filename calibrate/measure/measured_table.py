@@ -21,9 +21,10 @@ from calibrate.measure.whole_iterations import Company, Errors, Whole, fitted, l
 from calibrate.measure.work import WorkOf
 from kernels.model_config import ModelConfig
 from sim.batch import Batch
-from sim.latency.table import launched_one_by_one, measured_host, one_line
+from sim.latency.table import launched_one_by_one
 from sim.latency.table_data import EXTRA_TIMES, PART_COLUMNS, REQUIRED_PARTS, LatencyTable
 from sim.latency.table_folder import SCHEMA_VERSION, table_of
+from sim.latency.table_lines import measured_host, one_line
 from sim.model.spec import ModelSpec
 
 OPERATIONS = {"linear": "pass without attention", "logits": "projection and sampling"}

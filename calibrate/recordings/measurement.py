@@ -60,6 +60,7 @@ class Measurement:
     # When requests lost their place in the batch, and had one again: [preemptions].
     preempted_s: Floats = field(default_factory=lambda: np.zeros(0))
     resumed_s: Floats = field(default_factory=lambda: np.zeros(0))
+    by_client: bool = False  # times are what a client saw, the way to the engine included
     samples: Mapping[str, Floats] | None = None  # t, running, waiting, … as the engine counted
 
     def __len__(self) -> int:
@@ -247,6 +248,7 @@ def _read_bench(file: Path, result: Row, label: str) -> Measurement:
         output_tokens=np.array(output, np.int64),
         completed=np.array(completed),
         duration_s=duration_s,
+        by_client=True,
     ).in_order_of_arrival()
 
 

@@ -65,7 +65,7 @@ OPERATORS: Mapping[str, str] = {
     "swap": "KV blocks over the host link, and copies on the device",
     "draft": "drafting of speculative decoding",
     "host": "the engine's host, between iterations",
-    "launch": "waiting for kernels to be launched one by one",
+    "launch": "waiting for kernels to be launched, and what lies between them",
     "stages": "attention, and batches that wait for a pipeline's stages",
     "fixed": "an iteration of given length",
 }

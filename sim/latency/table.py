@@ -2,13 +2,15 @@
 
 Parts and features are those of DESIGN section 3: linear layers by tokens, attention by sequences
 and contexts (`sim.latency.attention_table`), logits and sampling by rows, experts by tokens and
-experts activated, all-reduce by bytes, host time by sequences. What depends on a single count is
-tabulated once; attention is looked up.
+experts activated, all-reduce by bytes, host time by sequences, and what a layer costs beyond its
+kernels (`sim.latency.refinement`). What depends on a single count is tabulated once; attention is
+looked up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +21,9 @@ from sim.latency.expert_table import ExpertTable
 from sim.latency.grid import Line
 from sim.latency.operators import by_class, operator_class
 from sim.latency.protocol import HostOverhead, looked_up
-from sim.latency.table_data import LatencyTable, Part
+from sim.latency.refinement import Refinement
+from sim.latency.table_data import LatencyTable
+from sim.latency.table_lines import check_shape, measured_host, one_line
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Interconnect
 from sim.model.spec import ModelSpec
@@ -64,7 +68,7 @@ class TableLatency:
                 f"the table was measured at tensor_parallel {table.tensor_parallel}, "
                 f"the scenario asks for {tensor_parallel}"
             )
-        _check_shape(table, model)
+        check_shape(table, model)
         self.table = table
         self.host = host or measured_host(table)
         self.label = table.label
@@ -73,7 +77,7 @@ class TableLatency:
         self._tensor_parallel = tensor_parallel
         self.parallel = tensor_parallel > 1
         self._ranks_per_node = ranks_per_node
-        self._interconnect = interconnect
+        self.interconnect = interconnect
         self._link_measured = link_measured
         self._swapped_block_s = swapped_block_s
         self._swap: Line | None = None
@@ -82,7 +86,23 @@ class TableLatency:
             self._swap = one_line(table.parts["swap"], "blocks")
             if block_size and table.block_size:
                 self._swap_scale = block_size / table.block_size
-        self._attention = AttentionTable(table, skew=skew)
+        self._routing = routing
+        self._skew = skew
+        self._capture_sizes = capture_sizes
+        self._launch_s = launch_s
+        self._most_captured = max(capture_sizes, default=0)
+        self._limits = (max_num_batched_tokens, max_num_seqs)
+        self._host: Line | None = None
+        if host is None and "host" in table.parts:
+            self._host = one_line(table.parts["host"], "sequences")
+        self.refine(Refinement.of(table.meta))
+
+    def refine(self, refinement: Refinement) -> None:
+        """Let the engine's constants beyond kernels be these, and tabulate anew."""
+        self.refinement = refinement
+        model, most_seqs = self._model, self._limits[1]
+        table = refinement.paced(self.table)
+        self._attention = AttentionTable(table, skew=self._skew)
         self.uses_longest = self._attention.skew is not None
         linear, logits = (table.parts[name].operations() for name in ("linear", "logits"))
         self._linear = [one_line(part, "tokens") for part in linear.values()]
@@ -91,21 +111,32 @@ class TableLatency:
         self._logits_classes = [operator_class(name, "logits") for name in logits]
         self._experts = None
         if model.moe is not None:
-            self._experts = ExpertTable(table.parts["moe"], model, routing)
-        self._capture_sizes = capture_sizes
-        self._launch_s = launch_s
-        self._most_captured = max(capture_sizes, default=0)
-        tokens = np.arange(max_num_batched_tokens + 1)
+            self._experts = ExpertTable(table.parts["moe"], model, self._routing)
+        if refinement.link_bytes_per_s is not None and refinement.link_latency_s is not None:
+            self.interconnect = replace(
+                self.interconnect,
+                bytes_per_s=refinement.link_bytes_per_s,
+                latency_s=refinement.link_latency_s,
+            )
+            self._link_measured = True
+        if refinement.host_per_sequence_s is not None and self._host is None:
+            self.host = replace(
+                self.host,
+                per_sequence_s=refinement.host_per_sequence_s,
+                source="fitted to a recording, per sequence",
+            )
+        self._gap_s = tuple(
+            refinement.gap_s(model.num_layers, prompts=prompts) for prompts in (False, True)
+        )
+        tokens = np.arange(self._limits[0] + 1)
         self._tokens_s: list[float] = self._total(self._token_parts_s, tokens).tolist()
-        rows = np.arange(max_num_seqs + 1)
+        rows = np.arange(most_seqs + 1)
         self._rows_s: list[float] = self._total(self._row_parts_s, rows).tolist()
         self._most_tokens = min(line.last for line in self._linear)
         self._unpadded_s: list[float] = []
-        if launch_s > 0.0:
+        if self._launch_s > 0.0:
             self._unpadded_s = self._total(self._unpadded_parts_s, tokens).tolist()
-        measured = None if host is not None else table.parts.get("host")
-        self._host = None if measured is None else one_line(measured, "sequences")
-        self._host_s = [self._host_time_s(seqs) for seqs in range(max_num_seqs + 1)]
+        self._host_s = [self._host_time_s(seqs) for seqs in range(most_seqs + 1)]
 
     # -- one iteration ------------------------------------------------------------------------
 
@@ -178,6 +209,9 @@ class TableLatency:
         parts["host"] = np.array([self._host_time_s(n) for n in range(seqs.max(initial=0) + 1)])[
             seqs
         ]
+        if any(self._gap_s):
+            gaps_s = np.array(self._gap_s)[(iterations["prefill_seqs"] > 0).astype(int)]
+            parts["gaps"] = np.where(iterations["num_tokens"] > 0, gaps_s, 0.0)
         if iterations["swap_blocks"].any():
             blocks = iterations["swap_blocks"]
             swap_s = {n: self._swap_s(n) for n in np.unique(blocks).tolist()}
@@ -185,7 +219,7 @@ class TableLatency:
         known_s = sum(parts.values())
         rest_s = np.maximum(iterations["duration_s"] - known_s, 0.0)
         if self._launch_s > 0.0:
-            besides_s = parts["host"] + parts.get("swap", 0.0)
+            besides_s = parts["host"] + parts.get("swap", 0.0) + parts.get("gaps", 0.0)
             waited = np.isclose(iterations["duration_s"] - besides_s, self._launch_s, rtol=1e-9)
             parts["launch"] = np.where(waited, rest_s, 0.0)
             rest_s = rest_s - parts["launch"]
@@ -208,6 +242,8 @@ class TableLatency:
         for part in ("moe", "communication", "swap", "host", "launch"):
             if part in parts:
                 classes[others.get(part, part)] = parts[part]
+        if "gaps" in parts:
+            classes["launch"] = classes.get("launch", 0.0) + parts["gaps"]
         return classes
 
     def _padded_classes_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -259,6 +295,8 @@ class TableLatency:
             duration_s += self._host_s[batch.num_seqs]
         except IndexError:
             duration_s += self._host_time_s(batch.num_seqs)
+        if batch.num_tokens:
+            duration_s += self._gap_s[bool(batch.prefills)]
         if batch.swap_in_blocks or batch.swap_out_blocks:
             duration_s += self._swap_s(batch.swap_in_blocks + batch.swap_out_blocks)
         return duration_s
@@ -308,6 +346,8 @@ class TableLatency:
             kernels_s = float(self._total(self._unpadded_parts_s, count)[0])
         kernels_s += float(self._total(self._row_parts_s, np.array([batch.num_emitting]))[0])
         besides_s = self._host_time_s(batch.num_seqs)
+        if batch.num_tokens:
+            besides_s += self._gap_s[bool(batch.prefills)]
         if batch.swap_in_blocks or batch.swap_out_blocks:
             besides_s += self._swap_s(batch.swap_in_blocks + batch.swap_out_blocks)
         return kernels_s, besides_s
@@ -360,9 +400,9 @@ class TableLatency:
                 part.time_s[rows][order].tolist(),
             ).many(size)
         elif self._link_measured and ranks <= (self._ranks_per_node or ranks):
-            one = ring_all_reduce_s(size, ranks, self._interconnect)
+            one = ring_all_reduce_s(size, ranks, self.interconnect)
         else:
-            one = all_reduce_s(size, ranks, self._interconnect, ranks_per_node=self._ranks_per_node)
+            one = all_reduce_s(size, ranks, self.interconnect, ranks_per_node=self._ranks_per_node)
         return 2 * self._model.num_layers * one
 
     def _outside(self, batch: Batch) -> bool:
@@ -392,40 +432,3 @@ def launched_one_by_one(batch: Batch, most_captured: int) -> bool:
     `most_captured`: the largest batch that one is captured for; 0 without any.
     """
     return bool(batch.prefills) or batch.num_tokens > most_captured
-
-
-def one_line(part: Part, axis: str) -> Line:
-    """A part of a single axis, in ascending order."""
-    order = np.argsort(part.coordinates[axis])
-    return Line(part.coordinates[axis][order].tolist(), part.time_s[order].tolist())
-
-
-def measured_host(table: LatencyTable) -> HostOverhead:
-    """The table's host time as a straight line over sequences. ValueError where it has none."""
-    if "host" not in table.parts:
-        raise ValueError("the table has no host overhead measured")
-    part = table.parts["host"]
-    seqs, times_s = part.coordinates["sequences"], part.time_s
-    slope, start = 0.0, float(times_s.mean())
-    if len(np.unique(seqs)) > 1:
-        slope, start = (float(value) for value in np.polyfit(seqs, times_s, 1))
-    return HostOverhead(max(0.0, start), max(0.0, slope), "measured, in the table")
-
-
-def _check_shape(table: LatencyTable, model: ModelSpec) -> None:
-    """A table is of one model shape; ValueError naming the first figure that differs."""
-    ours = {
-        "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "num_attention_heads": model.num_attention_heads,
-        "num_kv_heads": model.num_kv_heads,
-        "head_dim": model.head_dim,
-        "vocab_size": model.vocab_size,
-    }
-    for key, value in ours.items():
-        measured = table.meta["model"][key]
-        if measured != value:
-            raise ValueError(
-                f"the table was measured for a model with {key} {measured}, "
-                f"{model.name} has {value}"
-            )

@@ -180,6 +180,21 @@ def table_of(meta: Mapping[str, Any], parts: Mapping[str, Iterable[Sequence[Any]
     return LatencyTable({"schema_version": SCHEMA_VERSION, **meta}, made)
 
 
+def rows_of(table: LatencyTable) -> dict[str, list[tuple[Any, ...]]]:
+    """The parts as `write_table` takes them: what `table_of` was given."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for name, part in table.parts.items():
+        columns = [
+            part.operation if column == "operation" else part.coordinates[column]
+            for column in PART_COLUMNS[name]
+        ]
+        times = [part.time_s, *(part.extra_s[each] for each in EXTRA_TIMES.get(name, ()))]
+        listed = [np.asarray(column).tolist() for column in columns if column is not None]
+        listed += [(np.asarray(times_s) * 1e6).tolist() for times_s in times]
+        found[name] = list(zip(*listed, strict=True))
+    return found
+
+
 # -- writing ----------------------------------------------------------------------------------
 
 

@@ -38,9 +38,9 @@ from calibrate.tables.check import PROCESSOR, check_table  # noqa: E402
 from kernels.model_config import ModelConfig  # noqa: E402
 from reports.calibration.report import calibration_report  # noqa: E402
 from scenarios import library  # noqa: E402
-from sim.latency.table import one_line  # noqa: E402
 from sim.latency.table_data import LatencyTable  # noqa: E402
 from sim.latency.table_folder import TableError, read_table  # noqa: E402
+from sim.latency.table_lines import one_line  # noqa: E402
 from sim.model.config import read_config  # noqa: E402
 from tests.orcast.command_line import orcast, refusal  # noqa: E402
 

@@ -1,0 +1,233 @@
+"""What a profile cannot hold, found in the first seconds of a recording and told of the rest.
+
+The unknowns are constants of `sim.latency.refinement`, and for what a client recorded the time on
+the way to the engine. The simulator is the forward model: the recording's arrivals and lengths
+through the same scheduler. An engine's log of iterations needs no simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from calibrate.recordings.fitting import Constant, Fit, fit, fit_iterations
+from calibrate.recordings.iteration_log import IterationLog
+from calibrate.recordings.measurement import Measurement
+from sim.latency.refinement import CONSTANTS, Refinement
+from sim.latency.table import TableLatency
+
+# Of the way from a client to the engine and back; `front_end` in a table's meta.yaml.
+FRONT_END = ("front_end_us_per_request", "front_end_us_per_prompt_token")
+
+Values = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """Constants with one standard deviation each, and relative errors before and after.
+
+    `shown` are those of what was fitted, `rest` of what was not: name -> (before, after). `count`:
+    of how many requests (or iterations) the fitted ones were, and how many are left.
+    """
+
+    values: Values
+    uncertainty: Values
+    fitted_on: str
+    until_s: float | None
+    unit: str  # requests or iterations
+    count: tuple[int, int]
+    shown: Mapping[str, tuple[float, float]]
+    rest: Mapping[str, tuple[float, float]]
+
+    def meta(self) -> dict[str, Any]:
+        """For a table's meta.yaml."""
+        constants = {
+            name: {
+                "value": float(f"{self.values[name]:.6g}"),
+                "uncertainty": float(f"{self.uncertainty[name]:.3g}"),
+            }
+            for name in self.values
+        }
+        front = {name: constants.pop(name) for name in FRONT_END if name in constants}
+        found: dict[str, Any] = {"constants": constants}
+        if front:
+            found["front_end"] = front
+        errors = {"fitted": self.shown, "rest": self.rest}
+        return found | {
+            "fitted_on": self.fitted_on,
+            "until_s": self.until_s,
+            f"{self.unit}_fitted": self.count[0],
+            f"{self.unit}_left": self.count[1],
+            "residual": float(f"{self.shown[next(iter(self.shown))][1]:.4g}"),
+            "errors": {
+                part: {
+                    name: {"before": float(f"{was:.4g}"), "after": float(f"{now:.4g}")}
+                    for name, (was, now) in of.items()
+                }
+                for part, of in errors.items()
+            },
+        }
+
+    def lines(self) -> Iterator[str]:
+        """What was found, and how well the rest is forecast."""
+        until = "the whole of" if self.until_s is None else f"the first {self.until_s:g} s of"
+        yield f"Fitted to {self.count[0]} {self.unit} of {until} {self.fitted_on}:"
+        for name, value in self.values.items():
+            spread = self.uncertainty[name]
+            unsure = "  (not told from nothing)" if abs(value) <= 2 * spread else ""
+            yield f"  {name:30} {value:10.3f} ± {spread:.3f}{unsure}"
+        for title, errors in ((f"fitted {self.unit}", self.shown), ("the rest", self.rest)):
+            if not errors:
+                yield f"Nothing is left to forecast: lower --until to see how well {title} fares."
+                continue
+            number = self.count[0] if errors is self.shown else self.count[1]
+            yield f"Error of {title} ({number}), before and after:"
+            for name, (was, now) in errors.items():
+                yield f"  {name:30} {was:+10.2%} {now:+10.2%}"
+
+
+def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) -> list[Constant]:
+    """The unknowns of a deployment; scales are shares of the typical time between two tokens.
+
+    Kernels' pace is among them where nobody measured them, the link's α and β where ranks sum over
+    one that nobody measured, the way to the engine where the client kept the times.
+    """
+    between = measured.tpot_s[measured.completed & (measured.output_tokens > 1)]
+    if not len(between):
+        raise ValueError("no answer of more than one token: there is nothing to fit to")
+    tpot_us = float(np.median(between)) * 1e6
+    each_us = tpot_us / layers
+    most = 20 * each_us
+    found = [
+        Constant("decode_gap_us_per_layer", 0.02 * each_us, 0.02 * each_us, 0.0, most),
+        Constant("prompt_gap_us_per_layer", 0.1 * each_us, 0.1 * each_us, 0.0, most),
+    ]
+    if latency.table.meta.get("analytic"):
+        found.append(Constant("kernel_scale", 1.0, 0.1, 0.02, 50.0))
+        found.append(Constant("host_us_per_sequence", 0.0, 0.005 * tpot_us, 0.0, tpot_us))
+    if latency.parallel and "communication" not in latency.table.parts:
+        link = latency.interconnect
+        gb = link.bytes_per_s / 1e9
+        found.append(Constant("link_gb_per_s", 0.7 * gb, 0.1 * gb, 0.02 * gb, gb))
+        found.append(Constant("link_us", link.latency_s * 1e6, 2.0, 0.1, 200.0))
+    if measured.by_client:
+        found.append(Constant("front_end_us_per_request", 2_000.0, 1_000.0, 0.0, 200_000.0))
+        found.append(Constant("front_end_us_per_prompt_token", 0.0, 2.0, 0.0, 200.0))
+    return found
+
+
+def refinement_of(values: Values) -> Refinement:
+    """The constants that a latency model takes."""
+    given = {name: value for name, value in values.items() if name in CONSTANTS}
+    return Refinement.of({"refined": {"constants": given}})
+
+
+def by_requests(
+    measured: Measurement,
+    simulate: Callable[[], Measurement],
+    latency: TableLatency,
+    constants: Sequence[Constant],
+    *,
+    until_s: float | None,
+) -> Refined:
+    """Fit to the requests that came before `until_s`, and forecast those that came after.
+
+    `simulate` serves the recording's requests with `latency` as it is then; `latency` is left
+    refined. Raises ValueError where there are too few requests, or the runs are not of the same.
+    """
+
+    def forecast(values: Values) -> Measurement:
+        latency.refine(refinement_of(values))
+        return behind_front_end(simulate(), values)
+
+    before = forecast({})
+    if len(before) != len(measured) or (before.prompt_tokens != measured.prompt_tokens).any():
+        raise ValueError(
+            f"the recording has {len(measured)} requests, the workload {len(before)}: they must be "
+            "the same, in order of arrival"
+        )
+    shown = measured.arrival_s < (np.inf if until_s is None else until_s)
+    found: Fit = fit(forecast, measured, constants, np.flatnonzero(shown))
+    after = forecast(found.values)
+    done = measured.completed & before.completed & after.completed
+    return Refined(
+        found.values,
+        found.uncertainty,
+        measured.label,
+        until_s,
+        "requests",
+        (int((shown & done).sum()), int((~shown & done).sum())),
+        _errors(before, after, measured, shown & done),
+        _errors(before, after, measured, ~shown & done),
+    )
+
+
+def by_iterations(
+    log: IterationLog, latency: TableLatency, *, layers: int, until_s: float | None
+) -> Refined:
+    """Fit to the iterations that began before `until_s`, and forecast the durations of the rest."""
+    latency.refine(Refinement())
+    batches = [log.batch(row) for row in range(len(log))]
+    before_s = np.array([latency.iteration_s(batch) for batch in batches])
+    prompts, each = log.prefill_seqs > 0, 1e-6 * layers
+    effects = {
+        "decode_gap_us_per_layer": np.where(prompts, 0.0, each),
+        "prompt_gap_us_per_layer": np.where(prompts, each, 0.0),
+        "host_us_per_sequence": (log.prefill_seqs + log.decode_seqs) * 1e-6,
+    }
+    shown = log.start_s < (np.inf if until_s is None else until_s)
+    if shown.sum() < 10 * len(effects):
+        raise ValueError(f"{shown.sum()} iterations are too few; record for longer")
+    values, uncertainty = fit_iterations(
+        before_s[shown],
+        log.duration_s[shown],
+        {name: effect[shown] for name, effect in effects.items()},
+    )
+    latency.refine(refinement_of(values))
+    after_s = np.array([latency.iteration_s(batch) for batch in batches])
+
+    def errors(rows: np.ndarray) -> dict[str, tuple[float, float]]:
+        if not rows.any():
+            return {}
+        real_s = log.duration_s[rows]
+        pairs = [(own[rows], real_s) for own in (before_s, after_s)]
+        each = [float(np.mean(np.abs(own - real) / real)) for own, real in pairs]
+        total = [float(own.sum() / real.sum() - 1) for own, real in pairs]
+        return {"each iteration": (each[0], each[1]), "all together": (total[0], total[1])}
+
+    left = ~shown
+    return Refined(
+        values, uncertainty, log.label, until_s, "iterations",
+        (int(shown.sum()), int(left.sum())), errors(shown), errors(left),
+    )  # fmt: skip
+
+
+def behind_front_end(engine: Measurement, values: Values) -> Measurement:
+    """What a client sees of requests that take so long to the engine and back."""
+    per_request, per_token = (values.get(name, 0.0) * 1e-6 for name in FRONT_END)
+    way_s = per_request + per_token * engine.prompt_tokens
+    return replace(engine, ttft_s=engine.ttft_s + way_s, e2e_s=engine.e2e_s + way_s)
+
+
+def _errors(
+    before: Measurement, after: Measurement, measured: Measurement, rows: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """Relative errors, before and after, of these requests."""
+    if not rows.any():
+        return {}
+
+    def each(own: Measurement) -> float:
+        return float(np.mean(np.abs(own.e2e_s[rows] / measured.e2e_s[rows] - 1)))
+
+    def mean(own: Measurement, metric: str) -> float:
+        ours, real = (getattr(side, metric)[rows] for side in (own, measured))
+        told = np.isfinite(ours) & np.isfinite(real)
+        return float(ours[told].mean() / real[told].mean() - 1) if told.any() else 0.0
+
+    found = {"E2E, each request": (each(before), each(after))}
+    for metric, name in (("e2e_s", "mean E2E"), ("ttft_s", "mean TTFT"), ("tpot_s", "mean TPOT")):
+        found[name] = (mean(before, metric), mean(after, metric))
+    return found
