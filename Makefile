@@ -108,7 +108,7 @@ RESOLUTION := $(if $(OLDEST),lowest-direct,highest)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' --upgrade --resolution $(RESOLUTION)
 PROJECT := pyproject.toml --group build
-ALL := --extra dev --extra cluster --extra kernels --extra tables --no-emit-package torch
+ALL := --extra dev --extra cluster --extra kernels --no-emit-package torch
 # Of what torch needs, what requirements-test.txt has already, Triton in another version.
 HAS := triton filelock fsspec jinja2 markupsafe mpmath networkx setuptools sympy typing-extensions
 

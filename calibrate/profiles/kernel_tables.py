@@ -304,7 +304,8 @@ def _installed() -> Path:
     found = find_spec("aiconfigurator_core")
     if found is None or not found.submodule_search_locations:
         raise TableError(
-            "the package aiconfigurator-core is not installed: pip install 'orcast[tables]'"
+            "the package aiconfigurator-core is not installed: pip install aiconfigurator-core "
+            "(on Linux, or macOS on ARM; Python 3.11 to 3.13)"
         )
     return Path(next(iter(found.submodule_search_locations))) / "systems"
 

@@ -252,7 +252,7 @@ def test_a_bad_row_is_refused_with_its_file(systems: Path, bad: float | None) ->
 
 def test_without_the_package_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibrate.profiles.kernel_tables.find_spec", lambda name: None)
-    with pytest.raises(TableError, match=r"pip install 'orcast\[tables\]'"):
+    with pytest.raises(TableError, match="pip install aiconfigurator-core"):
         import_aiconfigurator("h200-sxm", MODEL)
 
 
