@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from sim.model.kv_group import KvGroup
-from sim.model.layers import Layer, Mixer, MlaSpec, MoeSpec
+from sim.model.layers import Layer, Mixer
+from sim.model.layers import MlaSpec as MlaSpec
+from sim.model.layers import MoeSpec as MoeSpec
 from sim.model.matrix import LinearOperation as LinearOperation
 from sim.model.matrix import Matrix
 from sim.model.weight_format import DTYPE_BYTES as DTYPE_BYTES
