@@ -170,12 +170,15 @@ class Layer:
         """The same layer in this format, but for what is in its type already."""
         return self._changed(lambda matrix: matrix.quantised(weights))
 
+    def rescaled(self, weights: WeightFormat) -> Layer:
+        """The same layer, what is in this format's type in this format."""
+        return self._changed(lambda matrix: matrix.rescaled(weights))
+
     def _changed(self, change: Callable[[Matrix], Matrix]) -> Layer:
         return replace(
             self,
             mixers=tuple(
-                replace(mixer, matrices=tuple(map(change, mixer.matrices)))
-                for mixer in self.mixers
+                replace(mixer, matrices=tuple(map(change, mixer.matrices))) for mixer in self.mixers
             ),
             mlp=tuple(map(change, self.mlp)),
             experts=tuple(map(change, self.experts)),

@@ -131,6 +131,10 @@ class Matrix:
             return self
         return replace(self, weights=weights)
 
+    def rescaled(self, weights: WeightFormat) -> Matrix:
+        """The same matrix in this format if it is in its type already."""
+        return replace(self, weights=weights) if self.weights.dtype == weights.dtype else self
+
     def block_refusal(self, tensor_parallel: int) -> str | None:
         """Why engines refuse to split a quantised matrix so; None where they do not.
 

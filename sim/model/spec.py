@@ -19,7 +19,7 @@ from sim.model.layers import MoeSpec as MoeSpec
 from sim.model.matrix import LinearOperation as LinearOperation
 from sim.model.matrix import Matrix
 from sim.model.weight_format import DTYPE_BYTES as DTYPE_BYTES
-from sim.model.weight_format import WEIGHT_DTYPES, Float8Scales, WeightFormat
+from sim.model.weight_format import FLOAT8, WEIGHT_DTYPES, Float8Scales, WeightFormat
 
 # What engines accept as kv_cache_dtype; "auto" is the checkpoint's, else the activations' type.
 KV_CACHE_DTYPE_BYTES: Mapping[str, int] = {
@@ -210,6 +210,11 @@ class ModelSpec:
         changed = self.with_layers(runs)
         words = "" if weights.is_plain else weights.words
         return replace(changed, quantisation=words, quantised_on_disk=False)
+
+    def with_float8_scales(self, scales: Float8Scales) -> "ModelSpec":
+        """The same model, its float8 matrices with a scale for each of these."""
+        runs = [(layer.rescaled(FLOAT8[scales]), count) for layer, count in self.runs]
+        return self.with_layers(runs)
 
     def check_tensor_parallel(self, tensor_parallel: int) -> None:
         """Raise ``ValueError`` where this model cannot be split over so many GPUs."""

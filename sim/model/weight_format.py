@@ -122,8 +122,15 @@ def mxfp8() -> WeightFormat:
     return WeightFormat("float8", 8, "mxfp8, groups of 32", group=(32, 1), group_bytes=1)
 
 
+FLOAT8: Mapping[Float8Scales, WeightFormat] = {
+    "tensor": fp8_tensor(),
+    "channel": fp8_channel(),
+    "block": fp8_block(),
+}
+
 # What a scenario may ask the quantisable matrices to be served in, under engines' short names.
-# fp8 has a scale a tensor, as vLLM quantises by itself; int4 is symmetric in groups of 128 (GPTQ, AWQ and Marlin's): 4.125 bits a weight.
+# fp8 has a scale a tensor, as vLLM quantises by itself; int4 is symmetric in groups of 128 (GPTQ,
+# AWQ and Marlin's): 4.125 bits a weight.
 WEIGHT_DTYPES: Mapping[str, WeightFormat] = {
     "bf16": plain("bfloat16"),
     "fp16": plain("float16"),
