@@ -156,8 +156,12 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
     """
     path = model_path(name, beside=beside)
     config = model_config(path)
+    beside_it = path.with_name("hf_quant_config.json")
+    quantised = None
+    if path.name == "config.json" and beside_it.is_file():
+        quantised = model_config(beside_it)
     try:
-        return read_config(config, name=model_name(path))
+        return read_config(config, name=model_name(path), quantised=quantised)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 

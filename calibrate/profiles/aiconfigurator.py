@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.profiles.analytic_parts import AnalyticParts
+from calibrate.profiles.composable import why_not_composed
 from calibrate.profiles.composer import FAMILIES, Composer, Rows
 from calibrate.profiles.kernel_tables import (
     KernelTables,
@@ -64,7 +65,10 @@ def import_aiconfigurator(
     Raises TableError (a ValueError), one line that names what there is to choose from.
     """
     model.check_tensor_parallel(tensor_parallel)
-    number_format, kv_dtype = product_format(model, dtype), cache_format(kv_cache_dtype)
+    lacking = why_not_composed(model)
+    if lacking is not None:
+        raise TableError(f"{model.name}: {lacking}: not among the composed kernels")
+    number_format, kv_dtype = product_format(model, dtype), cache_format(kv_cache_dtype, model)
     found = find_system(system, data)
     refusal: NotMeasured | None = None
     for tables in _versions(found, backend, version):
@@ -103,10 +107,10 @@ def measured_or_analytic(
     Raises TableError for a backend or version that is not there.
     """
     model.check_tensor_parallel(tensor_parallel)
-    if not is_measured(gpu.name, data):
+    if why_not_composed(model) is not None or not is_measured(gpu.name, data):
         return None
     found = find_system(gpu.name, data)
-    number_format, kv_dtype = product_format(model), cache_format(kv_cache_dtype)
+    number_format, kv_dtype = product_format(model), cache_format(kv_cache_dtype, model)
     analytic = AnalyticParts(
         model, gpu, tensor_parallel=tensor_parallel, kv_cache_dtype=kv_cache_dtype
     )

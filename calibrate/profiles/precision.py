@@ -45,8 +45,13 @@ def product_format(model: ModelSpec, dtype: str | None = None) -> Format:
     return Format(_FLOAT8[model.float8_scales], how if model.float8_scales == "channel" else None)
 
 
-def cache_format(kv_cache_dtype: str) -> str:
-    """The package's name of a KV cache's numbers. Raises TableError: unknown."""
+def cache_format(kv_cache_dtype: str, model: ModelSpec) -> str:
+    """The package's name of a KV cache's numbers, a checkpoint's where that is left to it.
+
+    Raises TableError: unknown.
+    """
+    if kv_cache_dtype == "auto":
+        kv_cache_dtype = model.kv_cache_dtype or "auto"
     if kv_cache_dtype not in KV_DTYPES:
         raise TableError(
             f"unknown kv_cache_dtype {kv_cache_dtype!r}; known: {', '.join(KV_DTYPES)}"

@@ -299,7 +299,7 @@ def served_model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
     if engine.weight_dtype != "auto":
         model = model.quantised(engine.weight_dtype)
     if engine.float8_scales is not None:
-        model = replace(model, float8_scales=engine.float8_scales)
+        model = model.with_float8_scales(engine.float8_scales)
     return model
 
 

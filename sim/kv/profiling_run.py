@@ -22,6 +22,7 @@ the GPU's memory and not with what was free once the process had its context, th
 
 from dataclasses import dataclass
 
+from sim.model.layers import Layer
 from sim.model.parallelism import Parallelism
 from sim.model.spec import DTYPE_BYTES, ModelSpec
 
@@ -84,8 +85,20 @@ def activation_bytes(
     `ranks` of expert parallelism have `tokens` each. Raises ``KeyError`` for an unknown `sampler`.
     """
     each = DTYPE_BYTES[model.dtype]
+    inner = max(
+        _inner_numbers(model, layer, tokens, tensor_parallel, ranks=ranks) for layer in model.kinds
+    )
+    layer_bytes = (tokens * 2 * model.hidden_size + inner) * each
+    sampled = rows * model.vocab_size * SAMPLER_BYTES[sampler]
+    return int(max(layer_bytes, tokens * model.hidden_size * each + sampled))
+
+
+def _inner_numbers(
+    model: ModelSpec, layer: Layer, tokens: int, tensor_parallel: int, *, ranks: int
+) -> float:
+    """Numbers between the matrices of a layer, on one GPU."""
     split = {"qkv": 0, "o": 0, "gate_up": 0, "down": 0}
-    for op in model.linear_operations():
+    for op in model.with_layers([(layer, 1)]).linear_operations():
         if op.kind in ("qkv", "latent"):
             split["qkv"] += op.out_features
         elif op.kind in ("o", "down"):
@@ -95,14 +108,12 @@ def activation_bytes(
     attention = (split["qkv"] + split["o"]) / tensor_parallel
     mlp = (split["gate_up"] + split["down"]) / tensor_parallel
     inner = tokens * max(attention, mlp)
-    if model.moe is not None:
-        width = model.moe.intermediate_size / tensor_parallel
-        of_token = model.moe.experts_per_token * (max(2 * width, model.hidden_size) + width)
+    if layer.moe is not None:
+        width = layer.moe.intermediate_size / tensor_parallel
+        of_token = layer.moe.experts_per_token * (max(2 * width, model.hidden_size) + width)
         gathered = tokens * ranks
         experts = min(gathered, MOE_CHUNK_TOKENS) * of_token
         if ranks > 1:
             experts += gathered * model.hidden_size * 2
         inner = max(inner, experts)
-    layer = (tokens * 2 * model.hidden_size + inner) * each
-    sampled = rows * model.vocab_size * SAMPLER_BYTES[sampler]
-    return int(max(layer, tokens * model.hidden_size * each + sampled))
+    return inner

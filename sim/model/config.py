@@ -1,233 +1,213 @@
-"""Hugging Face ``config.json`` -> `ModelSpec`: the keys that each family of models uses."""
+"""Hugging Face ``config.json`` -> `ModelSpec`: any decoder whose family is known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sim.model.quantization import Quantization, read_quantization
-from sim.model.spec import MlaSpec, ModelSpec, MoeSpec
+from sim.model.config_attention import says
+from sim.model.config_compressed import hyper_head
+from sim.model.config_keys import HEADS, KV_HEADS, POSITIONS, VOCABULARY, Keys
+from sim.model.config_layers import read_runs
+from sim.model.families import FAMILIES, NOT_DECODERS, WRAPPED, Family
+from sim.model.quantisation_methods import read_quantisation
+from sim.model.spec import ModelSpec
+from sim.model.vision import vision_parameters
+from sim.model.weight_format import plain
 
-MODEL_TYPES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "mixtral",
-    "deepseek_v3",
-    "opt",
-    "gpt2",
-    "gpt3",
-)
+MODEL_TYPES = tuple(sorted({*FAMILIES, *WRAPPED}))
+# What architectures that do not write text are called.
+_NOT_WRITING = {
+    "ForSequenceClassification": "scores a text",
+    "ForTokenClassification": "labels tokens",
+    "ForQuestionAnswering": "marks answers",
+    "ForRewardModel": "is a reward model",
+    "ForProcessRewardModel": "is a reward model",
+    "RewardModel": "is a reward model",
+    "ForMaskedLM": "fills in masked tokens",
+    "ForTextEncoding": "embeds a text",
+}
+# Sections that hold the decoder of a multimodal model.
+_TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
-def read_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
+def read_config(
+    config: Mapping[str, Any], *, name: str, quantised: Mapping[str, Any] | None = None
+) -> ModelSpec:
     """The architecture that a Hugging Face configuration describes.
 
-    Raises ``ValueError``, one line, on an unknown ``model_type``, a missing or bad key, or a
-    quantisation that is not understood.
+    ``quantised`` is what a hf_quant_config.json beside it says. Raises ``ValueError``, one line, on
+    what is no decoder, an unknown ``model_type``, a missing or bad key, or a quantisation that is
+    not understood.
     """
-    keys = _Keys(config, name)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
-        given = f"unknown model_type {model_type!r}"
-        what = "model_type is missing" if model_type is None else given
-        raise ValueError(f"{name}: {what}; understood: {', '.join(MODEL_TYPES)}")
-    if model_type in ("gpt2", "gpt3"):
-        fields = _gpt2_fields(keys)
-    elif model_type == "opt":
-        fields = _opt_fields(keys)
-    else:
-        fields = _llama_fields(keys, model_type)
-    dtype = keys.dtype()
-    quantization = keys.quantization(dtype)
-    spec = ModelSpec(
+    outer = config.get("model_type")
+    _refuse_what_does_not_write(config, name)
+    text, nested = _text_of(config)
+    kind = _type_of(text, outer, name, nested=nested)
+    keys = Keys(text, name, kind, nested=nested)
+    family = FAMILIES[kind]
+    dtype = Keys({**text, **_dtype_of(config, text)}, name, kind).dtype()
+    form = plain(dtype)
+    quantisation = read_quantisation(
+        config if config.get("quantization_config") or not nested else {**text, **config},
+        quantised,
         name=name,
-        model_type=model_type,
+    )
+    if quantisation is not None:
+        quantisation = quantisation.with_experts(text.get("expert_dtype"))
+    _check_heads(keys, family)
+    runs = read_runs(
+        keys, family, form, None if quantisation is None else quantisation.formats(form)
+    )
+    hidden = keys.hidden
+    tables = form if quantisation is None or not quantisation.everywhere else quantisation.main
+    longest, notes = _longest(keys)
+    tied = _tied(config, keys, family, nested=nested)
+    extra_table, beside = _outside(keys)
+    norm = {"rms": 1, "layer": 2, "none": 0}[family.norm] * hidden
+    return ModelSpec(
+        name=name,
+        model_type=kind,
+        hidden_size=hidden,
+        vocab_size=keys.integer(*VOCABULARY),
+        max_position_embeddings=longest,
         dtype=dtype,
-        weight_dtype=quantization.weight_dtype,
-        float8_scales=quantization.float8_scales,
-        vocab_size=keys.integer("vocab_size"),
-        **fields,
+        tie_word_embeddings=tied,
+        runs=runs,
+        head_weights=tables,
+        table_weights=tables,
+        position_rows=0 if family.positions is None else _positions(keys) + family.positions,
+        final_norm=norm,
+        head_bias=says(keys, family.head_bias),
+        extra_table=extra_table,
+        other_parameters=beside,
+        vision_parameters=vision_parameters(config, hidden=hidden, name=name),
+        quantisation="" if quantisation is None else quantisation.main.words,
+        quantised_on_disk=quantisation is not None,
+        kv_cache_dtype=None if quantisation is None else quantisation.kv_cache_dtype,
+        notes=notes,
     )
-    if spec.num_attention_heads % spec.num_kv_heads:
+
+
+def _refuse_what_does_not_write(config: Mapping[str, Any], name: str) -> None:
+    """Encoders, speech, reward models: one line that says what it is."""
+    outer = config.get("model_type")
+    named = config.get("architectures") or []
+    for architecture in named if isinstance(named, list) else []:
+        for ending, does in _NOT_WRITING.items():
+            if str(architecture).endswith(ending):
+                raise ValueError(
+                    f"{name}: {architecture} {does}: not a decoder that generates text"
+                )
+    if isinstance(outer, str) and outer in NOT_DECODERS:
         raise ValueError(
-            f"{name}: num_key_value_heads {spec.num_kv_heads} does not divide "
-            f"num_attention_heads {spec.num_attention_heads}"
+            f"{name}: model_type {outer!r} is {NOT_DECODERS[outer]}, not a decoder that "
+            "generates text"
         )
-    return spec
+    if config.get("is_encoder_decoder") is True:
+        raise ValueError(
+            f"{name}: model_type {outer!r} is an encoder with a decoder, not a decoder alone"
+        )
 
 
-def _llama_fields(keys: _Keys, model_type: str) -> dict[str, Any]:
-    """llama, mistral, qwen2, qwen3, qwen3_moe, mixtral and deepseek_v3 share these names."""
-    layers = keys.integer("num_hidden_layers")
-    bias = keys.flag("attention_bias")
-    mla = _mla(keys) if model_type == "deepseek_v3" else None
-    heads = keys.integer("num_attention_heads")
-    return {
-        "hidden_size": keys.integer("hidden_size"),
-        "num_layers": layers,
-        "num_attention_heads": heads,
-        "num_kv_heads": keys.integer("num_key_value_heads", heads),
-        "head_dim": mla.qk_head_dim if mla else keys.head_dim("hidden_size", "num_attention_heads"),
-        "intermediate_size": keys.integer("intermediate_size"),
-        "max_position_embeddings": keys.integer("max_position_embeddings"),
-        "tie_word_embeddings": keys.flag("tie_word_embeddings"),
-        "qkv_bias": bias or model_type == "qwen2",  # Qwen2 has it unconditionally
-        "o_bias": bias,
-        "mlp_bias": keys.flag("mlp_bias"),
-        "qk_norm": model_type.startswith("qwen3"),
-        "moe": _moe(keys, model_type, layers),
-        "mla": mla,
-    }
+def _text_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    """The decoder's part of a configuration, and whether it is nested in another."""
+    for section in _TEXT:
+        inner = config.get(section)
+        if isinstance(inner, Mapping):
+            return _text_of(inner)[0], True
+    return config, False
 
 
-def _opt_fields(keys: _Keys) -> dict[str, Any]:
-    hidden, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-    if keys.integer("word_embed_proj_dim", hidden) != hidden:
-        raise ValueError(f"{keys.name}: word_embed_proj_dim must equal hidden_size {hidden}")
-    positions = keys.integer("max_position_embeddings")
-    bias = keys.flag("enable_bias", True)
-    return {
-        "hidden_size": hidden,
-        "num_layers": keys.integer("num_hidden_layers"),
-        "num_attention_heads": heads,
-        "num_kv_heads": heads,
-        "head_dim": keys.head_dim("hidden_size", "num_attention_heads"),
-        "intermediate_size": keys.integer("ffn_dim"),
-        "max_position_embeddings": positions,
-        "position_rows": positions + 2,  # OPT's position table starts at row 2
-        "tie_word_embeddings": keys.flag("tie_word_embeddings", True),
-        "gated_mlp": False,
-        "layer_norm": True,
-        "qkv_bias": bias,
-        "o_bias": bias,
-        "mlp_bias": bias,
-    }
+def _type_of(text: Mapping[str, Any], outer: Any, name: str, *, nested: bool) -> str:
+    kind = text.get("model_type")
+    if nested and (kind is None or kind not in FAMILIES):
+        kind = WRAPPED.get(str(kind)) or WRAPPED.get(str(outer)) or kind or outer
+    elif kind in WRAPPED and kind not in FAMILIES:
+        kind = WRAPPED[str(kind)]
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        what = "model_type is missing" if kind is None else f"unknown model_type {kind!r}"
+        raise ValueError(f"{name}: {what}; understood: {', '.join(MODEL_TYPES)}")
+    return kind
 
 
-def _gpt2_fields(keys: _Keys) -> dict[str, Any]:
-    hidden, heads = keys.integer("n_embd"), keys.integer("n_head")
-    positions = keys.integer("n_positions")
-    return {
-        "hidden_size": hidden,
-        "num_layers": keys.integer("n_layer"),
-        "num_attention_heads": heads,
-        "num_kv_heads": heads,
-        "head_dim": keys.head_dim("n_embd", "n_head"),
-        "intermediate_size": keys.integer("n_inner", 4 * hidden),
-        "max_position_embeddings": positions,
-        "position_rows": positions,
-        "tie_word_embeddings": keys.flag("tie_word_embeddings", True),
-        "gated_mlp": False,
-        "layer_norm": True,
-        "qkv_bias": True,
-        "o_bias": True,
-        "mlp_bias": True,
-    }
+def _dtype_of(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """The type said by the decoder's part, else by the whole."""
+    said = text.get("torch_dtype") or text.get("dtype")
+    said = said or config.get("torch_dtype") or config.get("dtype")
+    if said is None and config.get("quantization_config"):
+        said = "bfloat16"  # quantised checkpoints often leave it out; nobody serves them in fp32
+    return {"torch_dtype": said, "dtype": said}
 
 
-def _mla(keys: _Keys) -> MlaSpec:
-    rank = keys.config.get("q_lora_rank")
-    return MlaSpec(
-        q_lora_rank=None if rank is None else keys.integer("q_lora_rank"),
-        kv_lora_rank=keys.integer("kv_lora_rank"),
-        qk_nope_head_dim=keys.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=keys.integer("qk_rope_head_dim"),
-        v_head_dim=keys.integer("v_head_dim"),
-    )
+def _check_heads(keys: Keys, family: Family) -> None:
+    """Said before anything is built of it."""
+    narrow = keys.get("word_embed_proj_dim")
+    if narrow is not None and narrow != keys.hidden:
+        raise ValueError(f"{keys.name}: word_embed_proj_dim must equal hidden_size {keys.hidden}")
+    if family.latent or not keys.given(*HEADS) or not keys.given(*KV_HEADS):
+        return
+    heads, kv = keys.integer(*HEADS), keys.integer(*KV_HEADS)
+    if heads % kv:
+        raise ValueError(
+            f"{keys.name}: num_key_value_heads {kv} does not divide num_attention_heads {heads}"
+        )
 
 
-def _moe(keys: _Keys, model_type: str, layers: int) -> MoeSpec | None:
-    if model_type == "mixtral":
-        experts, width = keys.integer("num_local_experts"), keys.integer("intermediate_size")
-        sparse, shared = layers, 0
-    elif model_type == "qwen3_moe":
-        experts, width = keys.integer("num_experts"), keys.integer("moe_intermediate_size")
-        step, dense = keys.integer("decoder_sparse_step", 1), keys.config.get("mlp_only_layers")
-        if not isinstance(dense or [], list):
-            raise ValueError(f"{keys.name}: mlp_only_layers must be a list, not {dense!r}")
-        sparse = sum((i + 1) % step == 0 and i not in (dense or []) for i in range(layers))
-        shared = 0
-    elif model_type == "deepseek_v3":
-        experts, width = keys.integer("n_routed_experts"), keys.integer("moe_intermediate_size")
-        first = keys.integer("first_k_dense_replace", 0, least=0)
-        step = keys.integer("moe_layer_freq", 1)
-        sparse = sum(i >= first and i % step == 0 for i in range(layers))
-        shared = keys.integer("n_shared_experts", 0, least=0) * width
-    else:
-        return None
-    chosen = keys.integer("num_experts_per_tok")
-    if chosen > experts:
-        raise ValueError(f"{keys.name}: num_experts_per_tok {chosen} exceeds {experts} experts")
-    if sparse == 0:
-        return None
-    router_bias = keys.config.get("topk_method", "noaux_tc") == "noaux_tc"
-    return MoeSpec(
-        num_layers=sparse,
-        num_experts=experts,
-        experts_per_token=chosen,
-        intermediate_size=width,
-        shared_intermediate_size=shared,
-        router_bias=model_type == "deepseek_v3" and router_bias,
-    )
+def _tied(config: Mapping[str, Any], keys: Keys, family: Family, *, nested: bool) -> bool:
+    """Whether the output head is the embedding; a wrapper's word counts where it says so."""
+    if nested and "tie_word_embeddings" not in keys.config:
+        said = config.get("tie_word_embeddings")
+        if isinstance(said, bool):
+            return said
+    return keys.flag("tie_word_embeddings", "tie_embeddings", default=family.tied)
 
 
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """A configuration whose reads name the model and the key when they fail."""
+def _positions(keys: Keys) -> int:
+    return keys.integer(*POSITIONS)
 
-    config: Mapping[str, Any]
-    name: str
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        value = self.config.get(key)
-        if value is None:
-            if default is None:
-                kind = self.config["model_type"]
-                raise ValueError(f"{self.name}: config key {key} is missing (model_type {kind})")
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{self.name}: {key} must be an integer >= {least}, not {value!r}")
-        return value
+def _longest(keys: Keys) -> tuple[int, tuple[str, ...]]:
+    """Positions the model knows, rope scaling applied as vLLM does it.
 
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.config.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise ValueError(f"{self.name}: {key} must be true or false, not {value!r}")
-        return value
-
-    def head_dim(self, hidden_key: str, heads_key: str) -> int:
-        hidden, heads = self.integer(hidden_key), self.integer(heads_key)
-        if self.config.get("head_dim") is not None:
-            return self.integer("head_dim")
-        if hidden % heads:
-            raise ValueError(
-                f"{self.name}: {heads_key} {heads} does not divide {hidden_key} {hidden}"
+    YaRN and the like multiply what the model was trained on; "llama3", "longrope" and Gemma 3's
+    are in max_position_embeddings already.
+    """
+    if not keys.given(*POSITIONS):
+        if keys.given("state_size", "mamba_d_state"):
+            return 262_144, (
+                "its configuration says no longest context; 262,144 tokens are assumed",
             )
-        return hidden // heads
+        return 2048, ("its configuration says no longest context; 2,048 tokens are assumed",)
+    longest = _positions(keys)
+    scaling = keys.get("rope_scaling", "rope_parameters")
+    if not isinstance(scaling, Mapping):
+        return longest, ()
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    factor = scaling.get("factor")
+    known = ("linear", "dynamic", "yarn", "deepseek_yarn", "ntk")
+    if kind not in known or "gemma3" in keys.model_type or not isinstance(factor, int | float):
+        return longest, ()
+    trained = scaling.get("original_max_position_embeddings")
+    if kind in ("yarn", "deepseek_yarn") and isinstance(trained, int):
+        longest = trained
+    if not 0 < factor <= 10_000:
+        raise ValueError(f"{keys.name}: rope_scaling factor must be positive, not {factor!r}")
+    return max(int(longest * factor), 1), ()
 
-    def dtype(self) -> str:
-        """Activation dtype; like vLLM, float32 (also HF's default) is served in 16 bits."""
-        value = self.config.get("torch_dtype") or self.config.get("dtype") or "float32"
-        if value in ("float32", "float"):
-            return "float16"
-        if value not in ("bfloat16", "float16"):
-            raise ValueError(
-                f"{self.name}: torch_dtype {value!r} is not understood; "
-                "understood: bfloat16, float16, float32"
-            )
-        return str(value)
 
-    def quantization(self, dtype: str) -> Quantization:
-        given = self.config.get("quantization_config")
-        if given is None:
-            return Quantization(dtype)
-        try:
-            return read_quantization(given)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: quantization_config {error}") from None
+def _outside(keys: Keys) -> tuple[int, int]:
+    """Numbers of further tables, and parameters outside layers and tables."""
+    kind, hidden, layers = keys.model_type, keys.hidden, keys.layers
+    if kind == "bloom":
+        return 0, 2 * hidden  # a norm behind the embedding
+    if kind == "deepseek_v4":
+        return 0, hyper_head(keys)
+    if kind not in ("gemma3n_text", "gemma4_text"):
+        return 0, 0
+    each = keys.integer("hidden_size_per_layer_input", default=0, least=0)
+    table = keys.integer("vocab_size_per_layer_input", default=0, least=0) * each * layers
+    beside = (hidden * each * layers + each) if each else 0
+    if kind == "gemma3n_text":
+        beside += 2 * (keys.integer("altup_num_inputs") - 1) * hidden * hidden
+    return table, beside

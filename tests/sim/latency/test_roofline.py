@@ -118,7 +118,7 @@ def test_few_tokens_touch_few_experts() -> None:
 
 
 def test_float8_weights_stream_in_half_the_time() -> None:
-    dense = replace(spec("llama-3.1-8b"), weight_dtype="float8")
+    dense = spec("llama-3.1-8b").quantised("fp8")
     gpu = Gpu.from_mapping(GPUS["h200-sxm"], name="h200-sxm")
     half = RooflineLatency(dense, gpu, **IDEAL).iteration_s(decodes(1, 1))
     head = 128256 * 4096 * 2 / 4.8e12  # stays in 16 bits

@@ -30,8 +30,12 @@ def spread(model: str | ModelSpec, *, settings: Any = None, **degrees: Any) -> A
 def even(name: str) -> ModelSpec:
     """A mixture whose tokens go to all experts: every rank is sent the same."""
     model = spec(name)
-    assert model.moe is not None
-    return replace(model, moe=replace(model.moe, experts_per_token=model.moe.num_experts))
+    runs = []
+    for layer, count in model.runs:
+        assert layer.moe is not None
+        every = replace(layer.moe, experts_per_token=layer.moe.num_experts)
+        runs.append((replace(layer, moe=every), count))
+    return model.with_layers(runs)
 
 
 KINDS: dict[str, tuple[str | ModelSpec, dict[str, Any]]] = {

@@ -40,7 +40,7 @@ from tests.sim.model.test_spec import load
         ),
         ("llama-3.1-8b", {"pipeline_parallel": 0}, "pipeline_parallel must be at least 1"),
         ("llama-3.1-8b", {"gpus_per_node": 0}, "gpus_per_node must be at least 1"),
-        ("deepseek-v3", {"tensor_parallel": 64, "expert_parallel": 3}, "its 256 experts"),
+        ("deepseek-v3", {"tensor_parallel": 16, "expert_parallel": 3}, "its 256 experts"),
     ],
 )
 def test_an_impossible_split_is_refused_with_its_reason(

@@ -200,7 +200,7 @@ def test_float32_checkpoint_is_served_in_sixteen_bits() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "says"),
     [
-        ("llama-3.1-8b", {"model_type": "bert"}, "unknown model_type 'bert'; understood: llama"),
+        ("llama-3.1-8b", {"model_type": "lama"}, "unknown model_type 'lama'; understood: "),
         ("llama-3.1-8b", {"model_type": None}, "model_type is missing; understood"),
         ("llama-3.1-8b", {"hidden_size": None}, "config key hidden_size is missing"),
         ("llama-3.1-8b", {"hidden_size": "4096"}, "hidden_size must be an integer >= 1"),
@@ -210,7 +210,8 @@ def test_float32_checkpoint_is_served_in_sixteen_bits() -> None:
         ("llama-3.1-8b", {"hidden_size": 4097}, "does not divide hidden_size 4097"),
         ("llama-3.1-8b", {"tie_word_embeddings": "no"}, "must be true or false"),
         ("llama-3.1-8b", {"torch_dtype": "int7"}, "torch_dtype 'int7' is not understood"),
-        ("llama-3.1-8b", {"quantization_config": {"quant_method": "quip"}}, "'quip' is not und"),
+        ("llama-3.1-8b", {"model_type": "bert"}, "'bert' is an encoder, not a decoder"),
+        ("llama-3.1-8b", {"quantization_config": {"quant_method": "aqlm"}}, "'aqlm' is not unde"),
         ("mixtral-8x7b", {"num_experts_per_tok": 9}, "exceeds 8 experts"),
         ("qwen3-30b-a3b", {"mlp_only_layers": 3}, "must be a list"),
         ("opt-13b", {"word_embed_proj_dim": 512}, "must equal hidden_size 5120"),

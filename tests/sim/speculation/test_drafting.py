@@ -104,7 +104,7 @@ def test_a_share_of_the_layers_costs_what_a_model_of_so_many_layers_does() -> No
     model = library.model("llama-2-7b")
     target = roofline(model)
     host = {"host_per_iteration_s": 0.0, "host_per_sequence_s": 0.0}
-    quarter = roofline(replace(model, num_layers=8), **host)
+    quarter = roofline(model.first_layers(8), **host)
     draft = LayersDraft(target, share=0.25, frontiers=(1,) * 3, keeps_cache=False)
     passes = [decoding(4, 501), decoding(4, 502), decoding(4, 503)]
     expected = sum(quarter.iteration_s(batch) for batch in passes)
