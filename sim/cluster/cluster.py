@@ -13,7 +13,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import ceil, floor, inf
+from math import ceil, floor, inf, nextafter
 
 import numpy as np
 
@@ -347,9 +347,12 @@ class _Cluster:
         if scaling is None or self._ended == self._total:
             return
         every_s = scaling.check_every_s
-        at_s = max(floor(now_s / every_s) + 1, ceil(not_before_s / every_s)) * every_s
+        number = max(floor(now_s / every_s) + 1, ceil(not_before_s / every_s))
+        at_s = number * every_s
+        if at_s <= now_s:  # rounded: this time is that look's, or they are closer than times can be
+            at_s = max((number + 1) * every_s, nextafter(now_s, inf))
         if at_s < self._scaling_s:
-            self._scaling_s = at_s = max(at_s, now_s)
+            self._scaling_s = at_s
             self.clock.at(at_s, ARRIVAL, self._scale)
 
     def _scale(self, now_s: float) -> None:

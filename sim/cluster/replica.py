@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from math import inf
+from math import inf, nextafter
 
 from sim.engine.clock import Clock
 from sim.engine.engine import Device, Engine
 from sim.engine.front_end import ApiServers
 from sim.request import Request
 from sim.request_pool import RequestPool
-from sim.schedulers.scheduler import Scheduler
+from sim.schedulers.scheduler import Answering, Scheduler
 
 # What happens at the same time happens in this order, and in the order of the replicas' numbers.
 ARRIVAL, ENDING, DECISION = 0, 1, 1 << 20
@@ -83,7 +83,11 @@ class ClusterReplica(Engine):
         self._inbox: deque[Request] = deque()
         self._called_s = inf  # when `_call` comes next
         self._deciding = False  # a decision is due at this very time
-        self._call_rank, self._decision_rank = ENDING + number, DECISION + number
+        self._call_rank = ENDING + number
+        self._decision_rank = DECISION + number
+        # When it decides what comes after an iteration that ends.
+        self._going_on_rank = self._decision_rank if awaits_clients else self._call_rank
+        self._answering = scheduler if isinstance(scheduler, Answering) else None
 
     # -- from outside -------------------------------------------------------------------------
 
@@ -114,7 +118,7 @@ class ClusterReplica(Engine):
         if self.is_idle:
             self._decide_at(now_s)
         else:
-            self.interrupt(now_s)
+            self.interrupt(self._past(self._going_on_rank, now_s))
             self._call_when_due()
 
     def wake(self, now_s: float) -> None:
@@ -126,9 +130,28 @@ class ClusterReplica(Engine):
         """KV blocks in use and those that queued prompts will take, as a share of all blocks."""
         blocks = self.num_blocks - self.allocator.num_free
         blocks += -(-self.pool.queued_tokens // self.allocator.block_size)
-        blocks += self.growth(now_s)
+        blocks += self.growth(self._past(self._going_on_rank, now_s))
         self.kv_floor = blocks / self.num_blocks
         return self.kv_floor
+
+    def num_cached(self, hashes: list[int], now_s: float, more_than: int) -> int:
+        """Blocks of a prompt that are found here; or 0, where no more than so many are."""
+        answering, cached = self._answering, self.allocator.cached
+        goes_on = answering is not None and answering.answers.continued_by(hashes)
+        if not goes_on and len(cached(hashes)) <= more_than:
+            return 0
+        # A leap may have reused some of these blocks since it began, and filled others.
+        self.catch_up(self._past(self._call_rank, now_s), self._past(self._going_on_rank, now_s))
+        if goes_on:
+            assert answering is not None
+            plan = self._plan
+            decoding = plan is not None and plan.batch.num_decodes > 0
+            answering.publish_answers(scheduled=int(decoding))
+        return len(cached(hashes))
+
+    def _past(self, rank: int, now_s: float) -> float:
+        """Now; or just after, where what is done here at this time, by its rank, has been done."""
+        return nextafter(now_s, inf) if self._clock.reached >= rank else now_s
 
     def fail(self, now_s: float) -> list[Request]:
         """Lose everything: what is under way is void, and all requests come back as new."""

@@ -94,11 +94,9 @@ def prefix_aware(
     most = _BUSIER * best.num_outstanding + _SPARE
     longest = 0
     for replica in replicas:
-        cached = replica.allocator.cached
-        if replica.num_outstanding > most or len(cached(hashes)) <= longest:
+        if replica.num_outstanding > most:
             continue
-        replica.catch_up(now_s)  # a leap may have reused some of these blocks since it began
-        found = len(cached(hashes))
+        found = replica.num_cached(hashes, now_s, more_than=longest)
         if found > longest:
             best, longest = replica, found
     return best

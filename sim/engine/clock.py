@@ -16,6 +16,8 @@ import simpy
 class Clock(simpy.Environment):
     """Calls functions at given times."""
 
+    reached = -1  # the highest rank that has been called at this very time
+
     def at(self, time_s: float, rank: int, call: Callable[[float], None]) -> None:
         """Call `call(time_s)` then; of one time, by rank, then in order of asking."""
         heappush(self._queue, (time_s, rank, next(self._eid), call))  # type: ignore[misc]
@@ -25,6 +27,9 @@ class Clock(simpy.Environment):
         assert until is None
         queue: list[Any] = self._queue
         while queue:
-            now_s, _, _, call = heappop(queue)
-            self._now = now_s
+            now_s, rank, _, call = heappop(queue)
+            if now_s > self._now:
+                self._now, self.reached = now_s, rank
+            elif rank > self.reached:  # else somebody of a higher rank has asked for it
+                self.reached = rank
             call(now_s)

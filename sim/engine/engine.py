@@ -244,16 +244,16 @@ class Engine:
         batch.emission.seen_s = seen_s[-1]
         note(self.log, self.scheduler, batch, counts, flight.start_s, ends_s, seen_s)
 
-    def growth(self, now_s: float) -> int:
-        """Blocks that stepping would have allocated by now, beyond those that are allocated."""
-        return 0 if self._plan is None else self.scheduler.growth(self._decided(now_s))
+    def growth(self, at_s: float) -> int:
+        """Blocks that stepping has allocated before then, beyond those that are allocated."""
+        return 0 if self._plan is None else self.scheduler.growth(self._decided(at_s))
 
-    def _decided(self, now_s: float) -> int:
-        """Iterations of the plan that stepping would have decided by now, at least the first."""
+    def _decided(self, at_s: float) -> int:
+        """Iterations of the plan that stepping decides before then, at least the first."""
         plan = self._plan
         assert plan is not None
         # Each is decided as the one before it ends, or, ahead, as the one before begins.
-        return 1 + bisect_left(plan.ends_s, now_s) + (self._depth > 1 and plan.next_s < now_s)
+        return 1 + bisect_left(plan.ends_s, at_s) + (self._depth > 1 and plan.next_s < at_s)
 
     # -- leaps that are cut short -------------------------------------------------------------
 
@@ -272,16 +272,22 @@ class Engine:
             self.device.free_s = ends_s[-1]
             self._expect(at_s)
 
-    def catch_up(self, now_s: float) -> None:
-        """Bring all state to what it would be now if every iteration were stepped through."""
+    def catch_up(self, ended_s: float, decided_s: float) -> None:
+        """Bring all state to what it would be if every iteration were stepped through.
+
+        What ends before `ended_s` has been collected then, and no decision been made but those
+        before `decided_s`. The latest iteration decided stays in flight though it has ended.
+        """
         plan = self._plan
-        if plan is None or (decided := self._decided(now_s)) == 1:
+        if plan is None:
             return
-        ends_s, free_s = plan.ends_s, self.device.free_s
-        passed = bisect_left(ends_s, now_s)
+        ends_s, free_s, decided = plan.ends_s, self.device.free_s, self._decided(decided_s)
+        passed = min(bisect_left(ends_s, ended_s), decided - 1)
         plan.ends_s = ends_s[: passed or 1]
-        finished = self.collect(ends_s[passed - 1] if passed else plan.start_s)
-        assert not finished, "a leap went past the end of a sequence"
+        began_s = ends_s[passed - 1] if passed else plan.start_s
+        if began_s < ended_s:
+            finished = self.collect(began_s)
+            assert not finished, "a leap went past the end of a sequence"
         for number in range(passed or 1, decided):
             if self._plan is not None:
                 self._move_on()

@@ -63,7 +63,7 @@ class ChunkedScheduler(IterationScheduler):
         if blocks > self.allocator.num_free or (not alone and sum(chunks.values()) > budget):
             return self._schedule_in_order(batch, now_s)
         self._grow(crossing)
-        if self._published:
+        if self.answers:
             self.publish_answers(scheduled=1)
         for request, tokens in chunks.items():
             self._prefill(batch, request, tokens)
@@ -74,7 +74,7 @@ class ChunkedScheduler(IterationScheduler):
         """The general rule, when tokens or blocks are short: strictly in order of admission."""
         pool, decodes, leaving = self.pool, self.pool.decodes, self._leaving
         budget = self.config.max_num_batched_tokens
-        if self._published:
+        if self.answers:
             self.publish_answers()
         given: dict[Request, int] = {}  # tokens of those already served by this decision
         for request in list(pool.running):
@@ -144,7 +144,7 @@ class ChunkedScheduler(IterationScheduler):
 
     def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator
-        if self._published:
+        if self.answers:
             self.publish_answers(scheduled=1)
         skipped: list[Request] = []  # what they had computed when they gave way is still in flight
         while pool.waiting and budget > 0:

@@ -10,6 +10,7 @@ from sim.batch import Batch, PrefillChunk
 from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
+from sim.schedulers.answers import Answers
 from sim.schedulers.engine_config import EngineConfig
 
 
@@ -35,8 +36,7 @@ class IterationScheduler:
         self.prefilling: dict[Request, None] = {}  # running, prompt only partly computed
         self._prefill_stored_tokens = 0  # of sequences that are not decoding
         self._blocked = False  # the head of the queue waits for something to finish
-        # Decoding, with an answer that others may find: how many of its tokens they can.
-        self._published: dict[Request, int] = {}
+        self.answers = Answers(allocator.block_size)
         self._is_pipeline = config.pipeline_stages > 1
         self._chunks: dict[Request, Batch] = {}  # of prompts, in flight through a pipeline
         self._leaving: dict[Request, Batch] = {}  # sequences whose last token is in flight
@@ -116,10 +116,17 @@ class IterationScheduler:
             return 1
         if (self._leaving or not self._blocked) and (self.pool.waiting or self.pool.swapped):
             return 1
+        if self.answers and self.pool.waiting and self._fills_blocks_of_next():
+            return 1
         iterations = self.pool.decodes.steps_to_next_ending()
         if iterations <= 1 or self.reserves:
             return iterations
         return self.pool.decodes.steps_within(self._free_for_decoding(), iterations)
+
+    def _fills_blocks_of_next(self) -> bool:
+        """Whether decodes fill blocks that the head of the queue waits for room for."""
+        head = self.pool.waiting[0]
+        return self.answers.continued_by(head.block_hashes) and self._has_seats(head)
 
     def _free_for_decoding(self) -> int:
         return self.allocator.num_free
@@ -158,7 +165,7 @@ class IterationScheduler:
         self._prefill_stored_tokens = 0
         self._leaving.clear()
         self._leaving_tokens = 0
-        self._published.clear()
+        self.answers.clear()
         self._chunks.clear()
         self._blocked = False
         return list(dict.fromkeys(request.whole for request in lost))
@@ -238,7 +245,7 @@ class IterationScheduler:
         """
         decoding = request.joined_step >= 0
         known = self._known_tokens(request, scheduled)
-        self._published.pop(request, None)
+        self.answers.drop(request)
         self.pool.preempt(request, now_s)
         if request in self._leaving:
             batch_before = self._leave(request)
@@ -259,15 +266,15 @@ class IterationScheduler:
         """Let the blocks that decodes have filled be found, where it is known what they hold.
 
         To be called before anybody looks and before prompts fill blocks alike: vLLM publishes each
-        as it fills. `scheduled`: tokens that the decision at hand has given each decode.
+        as it fills. `scheduled`: tokens that the latest decision has given each decode.
         """
         size = self.allocator.block_size
-        for request, published in self._published.items():
+        for request, published in self.answers:
             given = scheduled if request.joined_step >= 0 else 0
             known = self._known_tokens(request, given)
-            if known // size > published // size:
+            if known // size > published // size and request.block_table:  # not swapped out
                 self.allocator.cache_prompt(request, published, known)
-                self._published[request] = known
+                self.answers.publish(request, known)
 
     def _known_tokens(self, request: Request, scheduled: int) -> int:
         """Tokens whose blocks can be found again: those that the schedule has written and knows.
@@ -351,8 +358,8 @@ class IterationScheduler:
     def _end_prefill(self, request: Request, batch: Batch) -> Sequence[Request]:
         """The sequence catches up and emits a token; returns it where that is its last."""
         self.pool.emit_first(request, batch)
-        if len(request.block_hashes) > request.prompt_tokens // self.allocator.block_size:
-            self._published[request] = request.num_computed_tokens
+        if request.block_hashes and self.config.enable_prefix_caching:
+            self.answers.add(request)
         decodes = self.pool.decodes
         if request.num_generated_tokens == request.output_tokens:
             if decodes.overruns and request.max_tokens > request.output_tokens:
@@ -373,7 +380,7 @@ class IterationScheduler:
 
     def _leave_cache(self, request: Request) -> None:
         """Give an ended sequence's blocks back; what a later turn repeats can be found again."""
-        if self._published.pop(request, None) is not None:
+        if self.answers.drop(request):
             self.allocator.cache_prompt(request, request.prompt_tokens, request.num_computed_tokens)
         self.allocator.free(self.pool.detach(request), request.num_computed_tokens)
 
@@ -390,7 +397,7 @@ class IterationScheduler:
         pool = self.pool
         if request in pool.running:
             pool.stop(request)
-            self._published.pop(request, None)
+            self.answers.drop(request)
             if request in self._leaving:
                 before = self._leave(request)
                 before.ended = _without(request, before.ended)

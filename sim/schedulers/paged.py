@@ -54,7 +54,7 @@ class PagedScheduler(IterationScheduler):
                 return
             self._prefill(batch, request, tokens)
             budget -= tokens
-        if self._published and pool.waiting:
+        if self.answers and pool.waiting:
             self.publish_answers()
         while pool.waiting:
             request = pool.waiting[0]

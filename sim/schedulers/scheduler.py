@@ -17,12 +17,13 @@ iterations its latest decision would hold (`horizon`) and can allocate for all o
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sim.batch import Batch
 from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
+from sim.schedulers.answers import Answers
 from sim.schedulers.engine_config import EngineConfig
 
 
@@ -88,3 +89,13 @@ class Scheduler(Protocol):
 
     def accounting(self, batch: Batch) -> tuple[int, int, int, int]:
         """Tokens emitted, tokens stored, stored tokens added per further iteration, reserved."""
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """A scheduler whose decodes fill blocks that other requests may find."""
+
+    answers: Answers
+
+    def publish_answers(self, scheduled: int = 0) -> None:
+        """Let the blocks be found that decodes have filled; `scheduled`: tokens in the making."""

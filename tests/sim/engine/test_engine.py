@@ -270,7 +270,7 @@ def test_it_catches_up_with_an_engine_that_steps(
         drive(leaping, at_s), drive(stepping, at_s)
         used = leaping.scheduler.allocator.num_used + leaping.growth(at_s)
         assert used == stepping.scheduler.allocator.num_used
-        leaping.catch_up(at_s)
+        leaping.catch_up(at_s, at_s)
         assert held(leaping) == held(stepping)
         assert leaping.growth(at_s) == 0
     drive(leaping), drive(stepping)
