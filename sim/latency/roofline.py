@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from sim.batch import Batch
+from sim.latency.bounded_attention import BesideAttention
 from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.model.expert_routing import ExpertRouting
@@ -160,22 +161,34 @@ class RooflineLatency:
         # Attention is linear in its features: coefficients, all layers together.
         peak = gpu.bfloat16_flops_per_s * attention_efficiency
         bandwidth = gpu.memory_bytes_per_s * attention_memory_efficiency
-        kv_bytes = model.kv_bytes_per_token(kv_cache_dtype, tp)
-        self._attention_launch_s = model.num_layers * ATTENTION_OVERHEAD_S * self._overheads
+        groups = model.kv_groups(kv_cache_dtype, tp)
+        kv_bytes = sum(group.index_bytes_per_token for group in groups)
+        kv_bytes += sum(group.read_bytes_per_token for group in groups if group.limit is None)
+        each = DTYPE_BYTES[model.dtype]
+        self._beside = BesideAttention.of(
+            model,
+            groups,
+            tensor_parallel=tp,
+            bytes_each=each,
+            flops_per_s=peak,
+            bytes_per_s=bandwidth,
+        )
+        self._attention_launch_s = model.num_mixers * ATTENTION_OVERHEAD_S * self._overheads
         self._per_pair_s = model.prefill_attention_flops(tp) / peak
         self._per_key_s = kv_bytes / bandwidth
-        self._per_query_s = model.num_layers * self._query_bytes() / bandwidth
+        self._per_query_s = sum(group.query_numbers for group in groups) * each / bandwidth
+        whole = sum(group.query_numbers for group in groups if group.limit is None)
+        self._per_whole_query_s = whole * each / bandwidth
         self._per_expanded_s = self._latent_expansion_flops() / (
             gpu.bfloat16_flops_per_s * gemm_efficiency
         )
         self._per_context_s = max(kv_bytes / bandwidth, model.decode_attention_flops(tp) / peak)
         self._per_scored_s = model.decode_attention_flops(tp) / peak
         self._per_decode_s = (
-            model.num_layers * DECODE_PER_SEQUENCE_S * self._overheads + self._per_query_s
-        )
-        self._per_swapped_block_s = (
-            block_size * kv_bytes / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY)
-        )
+            model.num_mixers * DECODE_PER_SEQUENCE_S * self._overheads + self._per_query_s
+        ) + (self._beside.per_state_s if self._beside else 0.0)
+        moved_bytes = block_size * sum(group.bytes_per_token for group in groups)
+        self._per_swapped_block_s = moved_bytes / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY)
 
         tokens = np.arange(max_num_batched_tokens + 1)
         rows = np.arange(max_num_seqs + 1)
@@ -189,7 +202,11 @@ class RooflineLatency:
         duration_s = self._fixed_s(batch)
         decodes = batch.num_decodes
         if decodes:
-            duration_s += decodes * self._per_decode_s + batch.context_tokens * self._per_context_s
+            context = batch.context_tokens
+            attention_s = decodes * self._per_decode_s + context * self._per_context_s
+            if self._beside is not None:
+                attention_s += self._beside.decode_s(decodes, context)
+            duration_s += attention_s
         return duration_s
 
     def run_ends_s(
@@ -197,11 +214,14 @@ class RooflineLatency:
     ) -> list[float]:
         """When each of up to `iterations` decode iterations ends (see `LatencyModel`)."""
         decodes, context = batch.num_decodes, batch.context_tokens
-        fixed_s = self._fixed_s(batch)
+        fixed_s, beside = self._fixed_s(batch), self._beside
         per_decode_s, per_context_s = decodes * self._per_decode_s, self._per_context_s
         ends_s: list[float] = []
         for _ in range(iterations):
-            start_s += fixed_s + (per_decode_s + context * per_context_s)
+            attention_s = per_decode_s + context * per_context_s
+            if beside is not None:
+                attention_s += beside.decode_s(decodes, context)
+            start_s += fixed_s + attention_s
             ends_s.append(start_s)
             if start_s >= until_s:
                 break
@@ -215,6 +235,8 @@ class RooflineLatency:
         """
         scored_s = query_tokens / num_decodes * self._per_scored_s
         beyond_s = context_tokens * max(scored_s - self._per_context_s, 0.0)
+        if self._beside is not None:
+            beyond_s += self._beside.further_s(num_decodes, context_tokens, query_tokens)
         return (query_tokens - num_decodes) * self._per_query_s + beyond_s
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -299,9 +321,11 @@ class RooflineLatency:
         for prefill in batch.prefills:
             new, cached = prefill.new_tokens, prefill.cached_tokens
             compute_s = new * (cached + 0.5 * (new + 1)) * self._per_pair_s
-            memory_s = (cached + new) * self._per_key_s + new * self._per_query_s
+            memory_s = (cached + new) * self._per_key_s + new * self._per_whole_query_s
             duration_s += compute_s if compute_s > memory_s else memory_s
             duration_s += cached * self._per_expanded_s
+            if self._beside is not None:
+                duration_s += self._beside.prefill_s(new, cached)
         if batch.swap_in_blocks or batch.swap_out_blocks:
             blocks = batch.swap_in_blocks + batch.swap_out_blocks
             duration_s += blocks * self._per_swapped_block_s
@@ -341,8 +365,9 @@ class RooflineLatency:
         if model.moe is not None:
             parts["moe"] = np.where(t > 0, self._experts_s(t), 0.0)
         message = t * model.hidden_size * DTYPE_BYTES[model.dtype]
-        # Megatron-LM's two per layer, and one after the vocabulary-parallel embedding.
-        parts["communication"] = (2 * model.num_layers + self._first_stage) * all_reduce_s(
+        # Megatron-LM's two per layer (one where attention and MLP are added up together), and one
+        # after the vocabulary-parallel embedding.
+        parts["communication"] = (model.num_reductions + self._first_stage) * all_reduce_s(
             message, tp, self._interconnect, **self._tensor_group
         )
         return parts
@@ -370,13 +395,17 @@ class RooflineLatency:
         memory = (op.weight_bytes + tokens * (op.bytes_moved(1) - op.weight_bytes)) / (
             self._bytes_per_s
         )
-        launch_s = INT4_OVERHEAD_S if op.weight_dtype == "int4" else GEMM_OVERHEAD_S
+        launch_s = INT4_OVERHEAD_S if self._is_unpacked(op) else GEMM_OVERHEAD_S
         return op.count * launch_s * self._overheads + np.maximum(compute, memory)
 
     def _peak(self, op: LinearOperation, efficiency: float) -> float:
         """FLOPs per second of products with these weights."""
         peak = self.gpu.peak_flops_per_s(op.weight_dtype) * efficiency
-        return peak * INT4_COMPUTE_SHARE if op.weight_dtype == "int4" else peak
+        return peak * INT4_COMPUTE_SHARE if self._is_unpacked(op) else peak
+
+    def _is_unpacked(self, op: LinearOperation) -> bool:
+        """Whether weights of few bits are unpacked and multiplied in 16."""
+        return not op.weights.is_plain and self.gpu.unpacks(op.weight_dtype)
 
     def _experts_s(self, tokens: np.ndarray) -> np.ndarray:
         """Routed experts: every chosen expert's FLOPs, the weights of those chosen by anyone."""
@@ -406,13 +435,6 @@ class RooflineLatency:
         kernels = model.num_layers * _ELEMENTWISE_KERNELS_PER_LAYER + self._first_stage
         moved = tokens * numbers * DTYPE_BYTES[model.dtype]
         return kernels * ELEMENTWISE_OVERHEAD_S * self._overheads + moved / self._bytes_per_s
-
-    def _query_bytes(self) -> int:
-        """One token's query read and attention output written, one layer, this GPU's heads."""
-        model = self.model
-        heads = model.num_attention_heads // self.tensor_parallel
-        width = model.head_dim + (model.mla.v_head_dim if model.mla else model.head_dim)
-        return heads * width * DTYPE_BYTES[model.dtype]
 
     def _latent_expansion_flops(self) -> int:
         """Latent attention prefills in expanded form: cached latents go through kv_b_proj again."""

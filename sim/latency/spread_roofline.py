@@ -62,11 +62,15 @@ class SpreadRoofline(RooflineLatency):
         links = self._interconnect
         self._ring_link = links.between_nodes if ring_spans_nodes else links
         tp = parallelism.tensor_parallel
-        self._layer_kv_bytes = model.kv_bytes_per_token(kv_cache_dtype, tp) / model.num_layers
+        groups = model.kv_groups(kv_cache_dtype, tp)
+        self._layer_kv_bytes = sum(group.bytes_per_token for group in groups) / model.num_layers
 
         # Of all ranks together, where base has one GPU's: contexts are split either way.
         self._per_context_s /= self._split * self._ranks
         self._per_swapped_block_s /= self._split * self._ranks
+        if self._beside is not None:
+            ranks = self._split * self._ranks
+            self._beside = self._beside.shared(ranks, split=self._split)
         if not self._ring:
             self._per_decode_s -= self._per_query_s * (1 - 1 / self._split)
 
@@ -88,7 +92,11 @@ class SpreadRoofline(RooflineLatency):
         duration_s = self._fixed_s(batch)
         if batch.num_decodes:
             decodes = -(-batch.num_decodes // self._ranks)
-            duration_s += decodes * self._per_decode_s + batch.context_tokens * self._per_context_s
+            context = batch.context_tokens
+            attention_s = decodes * self._per_decode_s + context * self._per_context_s
+            if self._beside is not None:
+                attention_s += self._beside.decode_s(batch.num_decodes, context)
+            duration_s += attention_s
         return duration_s
 
     def run_ends_s(
@@ -100,7 +108,10 @@ class SpreadRoofline(RooflineLatency):
         per_decode_s = -(-batch.num_decodes // self._ranks) * self._per_decode_s
         ends_s: list[float] = []
         for _ in range(iterations):
-            start_s += fixed_s + (per_decode_s + context * self._per_context_s)
+            attention_s = per_decode_s + context * self._per_context_s
+            if self._beside is not None:
+                attention_s += self._beside.decode_s(batch.num_decodes, context)
+            start_s += fixed_s + attention_s
             ends_s.append(start_s)
             if start_s >= until_s:
                 break
@@ -194,7 +205,9 @@ class SpreadRoofline(RooflineLatency):
         split, keys = self._split, cached + new
         compute_s = new * (cached + 0.5 * (new + 1)) * self._per_pair_s / split
         expand_s = cached * self._per_expanded_s
-        query_s = new * self._per_query_s / split
+        query_s = new * self._per_whole_query_s / split
+        if self._beside is not None:
+            expand_s += self._beside.prefill_s(new, cached)
         if not self._ring:
             return max(compute_s, keys * self._per_key_s / split + query_s) + expand_s
         attention_s = max(compute_s, keys * self._per_key_s + query_s)

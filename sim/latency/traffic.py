@@ -52,7 +52,7 @@ def traffic(
     sent: dict[str, Collective] = {}
     if tp > 1:
         sent["tensor_all_reduce"] = Collective(
-            2 * model.num_layers + 1, all_reduce_bytes(hidden_bytes, tp)
+            model.num_reductions + 1, all_reduce_bytes(hidden_bytes, tp)
         )
         rows = batch.num_emitting / (ranks * seq)
         sent["logits_all_gather"] = Collective(
@@ -72,7 +72,8 @@ def traffic(
                 model.num_layers, all_to_all_bytes(held, seq)
             )
     if seq > 1 and spread.sequence_kind == "ring":
-        layer_bytes = model.kv_bytes_per_token(kv_cache_dtype, tp) / model.num_layers
+        groups = model.kv_groups(kv_cache_dtype, tp)
+        layer_bytes = sum(group.bytes_per_token for group in groups) / model.num_layers
         keys = sum(chunk.new_tokens + chunk.cached_tokens for chunk in batch.prefills)
         block = keys / ranks / seq * layer_bytes
         sent["ring_kv_pass"] = Collective(

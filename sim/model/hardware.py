@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+# Rates of types that not every GPU's tensor cores have.
+_SOME_HAVE = ("float8_flops_per_s", "int8_flops_per_s", "float4_flops_per_s")
+
 
 @dataclass(frozen=True, slots=True)
 class Interconnect:
@@ -44,7 +47,7 @@ class Interconnect:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One accelerator; ``float8_flops_per_s`` is ``None`` without 8-bit tensor cores."""
+    """One accelerator; rates are ``None`` for types that its tensor cores do not have."""
 
     name: str
     memory_bytes: int
@@ -55,22 +58,27 @@ class Gpu:
     price_usd_per_hour: float
     source: str
     interconnect: Interconnect
+    int8_flops_per_s: float | None = None
+    float4_flops_per_s: float | None = None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> "Gpu":
         """Validate outside input; raises ``ValueError`` with one line naming ``name`` and key."""
         allowed = [field.name for field in fields(cls) if field.name != "name"]
-        required = [key for key in allowed if key != "float8_flops_per_s"]
+        required = [key for key in allowed if key not in _SOME_HAVE]
         _check_keys(mapping, allowed=allowed, required=required, name=name)
         if not isinstance(mapping["source"], str) or not mapping["source"].strip():
             raise ValueError(f"{name}: source must be a text saying where the figures are from")
-        float8 = mapping.get("float8_flops_per_s")
+        rates = {
+            key: None if mapping.get(key) is None else _positive(mapping[key], key, name)
+            for key in _SOME_HAVE
+        }
         return cls(
             name=name,
             memory_bytes=int(_positive(mapping["memory_bytes"], "memory_bytes", name)),
-            float8_flops_per_s=(
-                None if float8 is None else _positive(float8, "float8_flops_per_s", name)
-            ),
+            float8_flops_per_s=rates["float8_flops_per_s"],
+            int8_flops_per_s=rates["int8_flops_per_s"],
+            float4_flops_per_s=rates["float4_flops_per_s"],
             source=mapping["source"],
             interconnect=Interconnect.from_mapping(
                 mapping["interconnect"], name=f"{name}.interconnect"
@@ -89,12 +97,25 @@ class Gpu:
     def peak_flops_per_s(self, dtype: str) -> float:
         """Dense peak for weights of ``dtype``.
 
-        Without 8-bit tensor cores, float8 weights are unpacked and multiplied in 16 bits; int4
-        weights (weight-only quantisation) always are.
+        Without tensor cores for them, weights are unpacked and multiplied in 16 bits; weights that
+        alone are quantised (int4, int8_wo) always are. MXFP4 weights meet activations of 8 bits
+        (tcgen05's mixed products, which run at float8's rate).
         """
-        if dtype == "float8" and self.float8_flops_per_s is not None:
-            return self.float8_flops_per_s
-        return self.bfloat16_flops_per_s
+        if self.unpacks(dtype):
+            return self.bfloat16_flops_per_s
+        rates = {
+            "float8": self.float8_flops_per_s,
+            "int8": self.int8_flops_per_s or self.float8_flops_per_s,
+            "nvfp4": self.float4_flops_per_s,
+            "mxfp4": self.float8_flops_per_s,
+        }
+        return rates.get(dtype) or self.bfloat16_flops_per_s
+
+    def unpacks(self, dtype: str) -> bool:
+        """Whether weights of few bits are unpacked in front of their products."""
+        if dtype in ("nvfp4", "mxfp4"):
+            return self.float4_flops_per_s is None
+        return dtype in ("int4", "int8_wo")
 
 
 def _check_keys(mapping: Any, *, allowed: list[str], required: list[str], name: str) -> None:

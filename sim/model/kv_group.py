@@ -16,7 +16,8 @@ class KvGroup:
 
     ``bytes_per_token`` is what a token leaves in the cache, ``read_bytes_per_token`` what a query
     reads of it, ``index_bytes_per_token`` of that an indexer's. FLOPs are per (query, key): in
-    prefills, in decodes, and an indexer's. ``limit`` is how many tokens back are kept or attended.
+    prefills, in decodes, and an indexer's; ``query_numbers`` are read and written for a query
+    beside its keys. ``limit`` is how many tokens back are kept or attended.
     """
 
     label: str
@@ -30,6 +31,7 @@ class KvGroup:
     pair_flops: int
     context_flops: int
     index_flops: int
+    query_numbers: int
 
     @property
     def limit(self) -> int | None:

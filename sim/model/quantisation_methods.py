@@ -177,7 +177,7 @@ def _mlx(said: Mapping[str, Any]) -> Quantisation:
         form = weight_format.mxfp4()
     elif mode == "affine":
         bits, group = _bits(said, "bits"), _positive(said, "group_size", default=64)
-        dtype = "int8" if bits == 8 else "int4"
+        dtype = "int8_wo" if bits == 8 else "int4"
         words = f"int{bits}, groups of {group} (MLX)"
         form = WeightFormat(dtype, bits, words, group=(group, 1), group_bytes=4)
     else:

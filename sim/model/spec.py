@@ -165,9 +165,9 @@ class ModelSpec:
         return sum(count for layer, count in self.runs if layer.has_dense_mlp)
 
     @property
-    def num_attention_layers(self) -> int:
-        """Layers that score tokens one by one."""
-        return sum(count for mixer, count in self._mixers() if mixer.attends)
+    def num_mixers(self) -> int:
+        """Attentions and states of all layers: one a layer in most models."""
+        return sum(count for _, count in self._mixers())
 
     @property
     def num_reductions(self) -> int:
@@ -353,6 +353,9 @@ class ModelSpec:
                 pair_flops=sum(m.pair_flops * m.heads_on_gpu(tp) * n for m, n in members),
                 context_flops=sum(m.context_flops * m.heads_on_gpu(tp) * n for m, n in members),
                 index_flops=sum(m.index_flops * n for m, n in members),
+                query_numbers=sum(
+                    m.heads_on_gpu(tp) * (m.head_dim + m.v_head_dim) * n for m, n in members
+                ),
             )
             for label, members in found.items()
         ]

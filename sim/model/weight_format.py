@@ -25,7 +25,8 @@ DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float8": 1}
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """``dtype`` is what the products are in (bfloat16, float16, float8, int8, int4, nvfp4, mxfp4).
+    """``dtype`` is what the weights are in for the products: bfloat16, float16, float8, int8, int4,
+    nvfp4, mxfp4, or int8_wo where only the weights are (int4 always is so).
 
     ``group`` is the block of weights (inputs, outputs) that shares ``group_bytes`` of scale and
     zero point; ``output_bytes`` and ``input_bytes`` are kept per row and column, ``matrix_bytes``
@@ -98,7 +99,7 @@ def integers(bits: int, group: int, *, zero_point: bool, order: bool = False) ->
     """
     beside = 2 + (bits / 8 if zero_point else 0.0)
     words = f"int{bits}, groups of {group}" if group > 0 else f"int{bits}, a scale for each output"
-    form = WeightFormat("int8" if bits == 8 else "int4", bits, words)
+    form = WeightFormat("int8_wo" if bits == 8 else "int4", bits, words)
     form = replace(form, input_bytes=4.0 if order else 0.0)
     if group <= 0:
         return replace(form, output_bytes=beside)

@@ -62,7 +62,12 @@ class ModelWork:
         self._linear = model.linear_operations(tp)
         self._experts = model.expert_operations(tp)
         self._head = model.logits_operation(tp)
-        self._kv_bytes = model.kv_bytes_per_token(kv_cache_dtype, tp)
+        groups = model.kv_groups(kv_cache_dtype, tp)
+        self._bounded = [group for group in groups if group.limit is not None]
+        self._cached_bytes = sum(group.bytes_per_token for group in groups)
+        self._read_bytes = sum(group.index_bytes_per_token for group in groups)
+        self._read_bytes += sum(g.read_bytes_per_token for g in groups if g.limit is None)
+        self._state_flops, self._state_bytes = model.state_flops(tp), model.state_bytes(tp)
         self._pair_flops = model.prefill_attention_flops(tp)
         self._context_flops = model.decode_attention_flops(tp)
         # Latent attention prefills in expanded form: cached latents are expanded again.
@@ -86,7 +91,17 @@ class ModelWork:
         each = queries / np.maximum(features.decodes, 1)
         flops += self._context_flops * features.context_tokens * each * share
         read = features.context_tokens + features.prefill_cached + features.prefill_tokens
-        moved += self._kv_bytes * (read + features.tokens) * share
+        moved += (self._read_bytes * read + self._cached_bytes * features.tokens) * share
+        for group in self._bounded:
+            assert group.limit is not None
+            # Sums do not tell each sequence's share: those of the mean, an upper bound.
+            pairs = np.minimum(features.prefill_pairs, features.prefill_tokens * group.limit)
+            seen = np.minimum(features.context_tokens, features.decodes * group.limit)
+            flops += (group.pair_flops * pairs + group.context_flops * seen * each) * share
+            fresh = np.minimum(features.prefill_cached, group.limit) + features.prefill_tokens
+            moved += group.read_bytes_per_token * (seen + fresh) * share
+        flops += self._state_flops * features.tokens * share
+        moved += 2 * self._state_bytes * features.decodes * share
         moe = self._model.moe
         if moe is not None:
             assert self._routing is not None
