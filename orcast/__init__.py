@@ -36,7 +36,7 @@ def simulate(
     Returns records (columns of numpy arrays), summary and resolved scenario. Raises
     `scenarios.errors.InputError` for a scenario that cannot be simulated.
     """
-    from orcast.calibrate_cli import compose
+    from orcast.composed import compose
     from scenarios.forecast.forecast import forecast
     from scenarios.schema.load import load_scenario
 
@@ -55,7 +55,7 @@ def size(
     needs an ``if __name__ == "__main__"``. Raises `scenarios.errors.InputError` for a sizing that
     cannot be answered.
     """
-    from orcast.calibrate_cli import compose
+    from orcast.composed import compose
     from reports.size.notebook import size_study
     from scenarios.sizing.load import load_sizing
     from scenarios.sizing.sizing import size as answer
@@ -81,7 +81,7 @@ def sweep(
     (its address, or True for one on this machine). With a folder `out`, every answer is kept there
     and never asked for again. Raises `scenarios.errors.InputError`.
     """
-    from orcast.calibrate_cli import compose
+    from orcast.composed import compose
     from reports.sweep.folder import check_target, write_sweep
     from reports.sweep.frame import frame_of
     from scenarios.sweep.axes import axes_from_mapping

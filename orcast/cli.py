@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from orcast.calibrate_cli import app as calibrate_app
-from orcast.calibrate_cli import compose
+from orcast.composed import compose
 from orcast.export_cli import export
 from orcast.plan_cli import plan
 from orcast.size_cli import size

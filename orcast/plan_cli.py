@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orcast.calibrate_cli import compose
+from orcast.composed import compose
 from orcast.task_progress import TaskProgress
 
 

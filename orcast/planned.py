@@ -70,7 +70,7 @@ def plan(scenario: str, overrides: Mapping[str, Any] | None = None, *, jobs: int
     start fresh interpreters: a script that asks for them needs an ``if __name__ == "__main__"``.
     Raises `scenarios.errors.InputError` for a question that cannot be asked.
     """
-    from orcast.calibrate_cli import compose
+    from orcast.composed import compose
     from scenarios.plan.plan import plan as plan_scenario
     from scenarios.schema.load import load_scenario
 

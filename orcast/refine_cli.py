@@ -64,7 +64,7 @@ class _Question:
 
 def _question(table: str, recording: Path, settings: list[str], partial: Path) -> _Question:
     """The deployment of the scenario; its table is written to `partial`, as it is before."""
-    from orcast.calibrate_cli import compose
+    from orcast.composed import compose
     from scenarios.forecast.deployment import deploy
     from scenarios.schema.load import load_scenario, parse_scenario
     from sim.latency.table_folder import write_table

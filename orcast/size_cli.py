@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from orcast.calibrate_cli import compose
+from orcast.composed import compose
 from orcast.plan_cli import available_cores
 from orcast.task_progress import TaskProgress
 from scenarios.errors import InputError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orcast.calibrate_cli import compose
+from orcast.composed import compose
 
 if TYPE_CHECKING:
     from scenarios.sweep.sweep import SweepResult

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orcast.calibrate_cli import compose
+from orcast.composed import compose
 from scenarios.errors import InputError
 
 if TYPE_CHECKING:

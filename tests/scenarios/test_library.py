@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orcast.calibrate_cli import compose
+from orcast.composed import compose
 from scenarios import library
 from scenarios.errors import InputError
 from scenarios.forecast.deployment import deploy
