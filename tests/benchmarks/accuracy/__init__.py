@@ -1,0 +1,1 @@
+"""Forecasts held against measurements: `python -m tests.benchmarks.accuracy`."""

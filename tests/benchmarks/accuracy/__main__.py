@@ -1,0 +1,39 @@
+"""Forecasts against measurements, a table a data set: `python -m tests.benchmarks.accuracy`.
+
+    python -m tests.benchmarks.accuracy [PART...] [--source SOURCE]...
+
+PART is one of those below, by default all of them. SOURCE is a latency source that the parts
+`open-loop` and `silicon` are forecast with, by default the one that scenarios default to and
+`roofline`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from tests.benchmarks.accuracy import silicon
+from tests.benchmarks.accuracy.data import PUBLIC
+from tests.benchmarks.accuracy.sources import known_sources
+
+PARTS: dict[str, tuple[str, str, Callable[[Sequence[str]], None]]] = {
+    "silicon": ("Measured serving points", "silicon", silicon.main),
+}
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    asked.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    asked.add_argument("--source", action="append", default=[])
+    given = asked.parse_args()
+    for part in given.parts:
+        if part not in PARTS:
+            asked.error(f"unknown part {part!r}; there are: {', '.join(PARTS)}")
+    for part in given.parts or PARTS:
+        title, data, show = PARTS[part]
+        print(f"## {title}\n\nData: {PUBLIC[data]}.\n", flush=True)
+        show(given.source or known_sources())
+
+
+if __name__ == "__main__":
+    main()

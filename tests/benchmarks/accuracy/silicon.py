@@ -1,0 +1,84 @@
+"""Time between tokens against measured serving points, a row a group of points."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from scenarios.errors import InputError
+from tests.benchmarks.accuracy.decisions import print_decisions
+from tests.benchmarks.accuracy.silicon_points import Point, by_group, points
+from tests.benchmarks.accuracy.sources import forecast_of
+
+SMALLEST_GROUP = 20
+
+
+class Forecasts:
+    """Forecasts (TTFT, TPOT in ms) of points, each computed once; or why there is none."""
+
+    def __init__(self, source: str, configs: Path) -> None:
+        self.source, self._configs = source, configs
+        self._known: dict[Point, tuple[float, float] | str] = {}
+        self.measured: dict[Point, bool] = {}
+
+    def __call__(self, point: Point) -> tuple[float, float] | str:
+        key = replace(point, ttft_ms=0.0, tpot_ms=0.0)
+        if key not in self._known:
+            try:
+                summary = forecast_of(point.scenario(self.source, self._configs)).summary
+            except InputError as error:
+                self._known[key] = str(error).replace(f"{self._configs}/", "")
+            else:
+                self._known[key] = summary["mean_ttft_ms"], summary["mean_tpot_ms"]
+        return self._known[key]
+
+
+def main(sources: Sequence[str]) -> None:
+    """Print both tables: errors of TPOT by group, and regret of decisions."""
+    read, left_out = points()
+    print(f"{len(read)} rows are one engine in a closed loop. Left out: ", end="")
+    print("; ".join(f"{count} {why}" for why, count in sorted(left_out.items())) + ".\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sources:
+            forecasts = Forecasts(source, Path(folder))
+            started_s = time.process_time()
+            print(f"`latency.source: {source}`\n")
+            print_groups(read, forecasts)
+            print_decisions(read, forecasts)
+            print(f"\n{time.process_time() - started_s:.0f} s of computing.\n")
+
+
+def print_groups(read: list[Point], forecasts: Forecasts) -> None:
+    """Errors of TPOT and TTFT; groups that are too small, and those without a forecast, below."""
+    print(
+        "| model | GPU | engine | weights | points | TPOT error, mean | bias | p90 | TTFT, median bias |"
+    )
+    print("|---|---|---|---|--:|--:|--:|--:|--:|")
+    refused: dict[str, dict[str, int]] = {}
+    small = 0
+    for group, members in by_group(read):
+        pairs = [(point, forecasts(point)) for point in members]
+        answered = [(point, pair) for point, pair in pairs if not isinstance(pair, str)]
+        for _, pair in pairs:
+            if isinstance(pair, str):
+                of_reason = refused.setdefault(pair, {})
+                of_reason[" ".join(group)] = of_reason.get(" ".join(group), 0) + 1
+        if len(answered) < SMALLEST_GROUP:
+            small += len(answered)
+            continue
+        ttft = np.array([pair[0] / point.ttft_ms for point, pair in answered]) - 1
+        tpot = np.array([pair[1] / point.tpot_ms for point, pair in answered]) - 1
+        name = " | ".join(group) + ("" if members[0].developed_on else " †")
+        print(
+            f"| {name} | {len(answered)} | {np.abs(tpot).mean():.1%} | {tpot.mean():+.1%} "
+            f"| {np.percentile(np.abs(tpot), 90):.1%} | {np.median(ttft):+.0%} |"
+        )
+    print(f"\n† never looked at while developing. {small} points in groups below {SMALLEST_GROUP}.")
+    for reason, groups in sorted(refused.items()):
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(groups.items()))
+        print(f"- no forecast: {reason.removeprefix('silicon: ')}: {names}")

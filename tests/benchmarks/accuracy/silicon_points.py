@@ -1,0 +1,211 @@
+"""The serving points that aiconfigurator-core ships (`silicon_sample.csv`), as scenarios.
+
+A row is one aggregated deployment under a closed loop: so many requests in flight, fixed lengths.
+What a row does not say is taken from what is public about its origin:
+
+    InferenceMAX        rows of a dated file or db-dump. Its client draws lengths between 0.8 and 1
+                        of the nominal ones; its servers have --async-scheduling, no prefix cache,
+                        --max-num-batched-tokens 8192 and --max-num-seqs of the concurrency
+    anything else       fixed lengths; vLLM before 0.14 schedules synchronously, TensorRT-LLM and
+                        SGLang overlap
+
+The checkpoint decides on the format of quantised weights; where only a row says fp8, weights are
+scaled per tensor unless it says blocks. Rows that contradict themselves are left out, and counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scenarios import library
+from tests.benchmarks.accuracy.data import package
+from tests.benchmarks.accuracy.sources import latency
+
+GPUS = {"b200_sxm": "b200", "h200_sxm": "h200-sxm", "h100_sxm": "h100-sxm"}
+LIBRARY = {
+    "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
+    "nvidia/Llama-3.1-8B-Instruct-FP8": "llama-3.1-8b",
+    "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
+}
+WEIGHTS = {"bf16": "auto", "fp8": "fp8", "int4": "int4", "fp4": "nvfp4"}
+GPUS_PER_NODE = 8
+RANGE = 0.8  # InferenceMAX: random-range-ratio
+WAVES = 4  # requests for each one in flight
+# On these the model was developed; nothing was ever adjusted to any other row.
+DEVELOPED_ON = {("h100_sxm", "vllm"), ("h100_sxm", "trtllm")}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured row."""
+
+    model: str
+    system: str
+    backend: str
+    version: str
+    precision: str
+    quantisation: str  # of the products: fp8 or fp8_block
+    prompt_tokens: int
+    output_tokens: int
+    concurrency: int
+    tensor_parallel: int
+    data_parallel: int  # of attention, over ranks that share the experts
+    drawn_lengths: bool  # of InferenceMAX
+    ttft_ms: float
+    tpot_ms: float
+
+    @property
+    def group(self) -> tuple[str, str, str, str]:
+        return self.model.split("/")[-1], self.system, self.backend, self.precision
+
+    @property
+    def gpus(self) -> int:
+        return self.tensor_parallel * self.data_parallel
+
+    @property
+    def developed_on(self) -> bool:
+        return (self.system, self.backend) in DEVELOPED_ON
+
+    @property
+    def asynchronous(self) -> bool:
+        return self.drawn_lengths or self.backend != "vllm" or _before(self.version) >= (0, 14)
+
+    def scenario(self, source: str, configs: Path) -> dict[str, Any]:
+        """The scenario of this row; `configs` is a folder for model configurations."""
+        model, weights = _model(self, configs)
+        prompt, output = (self._lengths(n) for n in (self.prompt_tokens, self.output_tokens))
+        return {
+            "name": "silicon",
+            "model": model,
+            "hardware": {
+                "gpu": GPUS.get(self.system, self.system),
+                "tensor_parallel": self.tensor_parallel,
+                "expert_parallel": self.data_parallel,
+            },
+            "engine": {
+                "generation": "vllm" if self.asynchronous else "vllm-sync",
+                "weight_dtype": weights,
+                "max_num_seqs": self.concurrency,
+                "max_num_batched_tokens": max(8192, self.concurrency),
+                "enable_prefix_caching": False,
+            },
+            "latency": latency(source, backend=self.backend, asynchronous=self.asynchronous),
+            "workload": {
+                "arrivals": {"process": "all_at_once"},
+                "lengths": {"prompt": prompt, "output": output},
+                "num_requests": WAVES * self.concurrency,
+                "max_concurrency": self.concurrency,
+            },
+        }
+
+    def _lengths(self, tokens: int) -> dict[str, Any]:
+        if not self.drawn_lengths:
+            return {"distribution": "fixed", "tokens": tokens}
+        return {"distribution": "uniform", "min": int(RANGE * tokens), "max": tokens}
+
+
+def points() -> tuple[list[Point], dict[str, int]]:
+    """All rows that can be read, and why how many others cannot."""
+    path = package() / "systems" / "silicon_sample.csv"
+    read: list[Point] = []
+    left_out: dict[str, int] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            why = _contradiction(row)
+            if why is None:
+                read.append(_point(row))
+            else:
+                left_out[why] = left_out.get(why, 0) + 1
+    return read, left_out
+
+
+def _contradiction(row: dict[str, str]) -> str | None:
+    """Why a row cannot be read as one engine in a closed loop; None where it can."""
+    if row["mode"] != "agg":
+        return "prefill and decode on different GPUs"
+    tensor, data = _number(row, "tp_size"), max(_number(row, "attention_dp_size"), 1)
+    moe_tensor, experts = _number(row, "moe_tp_size"), _number(row, "moe_ep_size")
+    if tensor * data > GPUS_PER_NODE:
+        return "more GPUs than a node has"
+    is_dense = row["model_path"] in LIBRARY or "32B" in row["model_path"]
+    if not is_dense and moe_tensor * experts != tensor * data:
+        return "GPUs of attention and of experts differ"
+    if data > 1 and (tensor > 1 or moe_tensor > 1):
+        return "attention both tensor and data parallel"
+    if _concurrency(row) != _number(row, "batch_size") * data:
+        return "concurrency not known for sure"
+    return None
+
+
+def _point(row: dict[str, str]) -> Point:
+    origin = row["silicon_data_source"]
+    dated = origin.startswith(("source_file=20", "db-dump/"))
+    return Point(
+        model=row["model_path"],
+        system=row["system"],
+        backend=row["backend"],
+        version=row["backend_version"],
+        precision=row["precision"] or "bf16",
+        quantisation=row["gemm_quant_mode"],
+        prompt_tokens=_number(row, "isl"),
+        output_tokens=_number(row, "osl"),
+        concurrency=_concurrency(row),
+        tensor_parallel=_number(row, "tp_size"),
+        data_parallel=max(_number(row, "attention_dp_size"), 1),
+        drawn_lengths=dated,
+        ttft_ms=float(row["silicon_ttft_ms"]),
+        tpot_ms=float(row["silicon_tpot_ms"]),
+    )
+
+
+def _number(row: dict[str, str], name: str) -> int:
+    return int(float(row[name] or 0))
+
+
+def _concurrency(row: dict[str, str]) -> int:
+    for part in row["silicon_data_source"].split("; "):
+        if part.startswith("silicon_concurrency="):
+            return int(float(part.partition("=")[2]))
+    return 0
+
+
+def _before(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def _model(point: Point, configs: Path) -> tuple[str, str]:
+    """The scenario's ``model`` and ``engine.weight_dtype``."""
+    weights = WEIGHTS[point.precision]
+    config, name = _config(point.model)
+    if config.get("quantization_config") and point.precision == "fp8":
+        weights = "auto"  # as the checkpoint has it
+    elif point.quantisation == "fp8_block":
+        config = config | {
+            "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        }
+        name, weights = f"{name}-fp8-blocks", "auto"
+    path = configs / f"{name}.json"
+    if not path.exists():
+        path.write_text(json.dumps(config))
+    return str(path), weights
+
+
+def _config(model: str) -> tuple[dict[str, Any], str]:
+    """A model's configuration, of the library or else of the package."""
+    if model in LIBRARY:
+        return library.model_config(library.model_path(LIBRARY[model])), LIBRARY[model]
+    name = model.replace("zhipuai", "zai-org").replace("/", "--")
+    path = package() / "model_configs" / f"{name}_config.json"
+    return json.loads(path.read_text(encoding="utf-8")), model.split("/")[-1].lower()
+
+
+def by_group(read: list[Point]) -> Iterator[tuple[tuple[str, str, str, str], list[Point]]]:
+    """Points of each (model, GPU, backend, precision), in the order of their names."""
+    for group in sorted({point.group for point in read}):
+        yield group, [point for point in read if point.group == group]
