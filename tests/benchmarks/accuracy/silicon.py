@@ -56,7 +56,8 @@ def main(sources: Sequence[str]) -> None:
 def print_groups(read: list[Point], forecasts: Forecasts) -> None:
     """Errors of TPOT and TTFT; groups that are too small, and those without a forecast, below."""
     print(
-        "| model | GPU | engine | weights | points | TPOT error, mean | bias | p90 | TTFT, median bias |"
+        "| model | GPU | engine | weights | points | TPOT error, mean | bias | p90 "
+        "| TTFT, median bias |"
     )
     print("|---|---|---|---|--:|--:|--:|--:|--:|")
     refused: dict[str, dict[str, int]] = {}
