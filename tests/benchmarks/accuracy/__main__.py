@@ -12,11 +12,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from tests.benchmarks.accuracy import silicon
+from tests.benchmarks.accuracy import ablation, kv_capacity, open_loop, recordings, silicon
 from tests.benchmarks.accuracy.data import PUBLIC
 from tests.benchmarks.accuracy.sources import known_sources
 
 PARTS: dict[str, tuple[str, str, Callable[[Sequence[str]], None]]] = {
+    "recordings": ("Recorded runs", "recordings", recordings.main),
+    "ablation": ("What each part is worth", "recordings", ablation.main),
+    "open-loop": ("H100, open loop", "open-loop", open_loop.main),
+    "kv-capacity": ("KV caches as logged", "kv-capacity", kv_capacity.main),
     "silicon": ("Measured serving points", "silicon", silicon.main),
 }
 

@@ -1,30 +1,17 @@
-"""Forecast against a recorded vLLM run, and what each part of the model is worth.
+"""What each part of the model is worth, on the recorded run of an RTX 4090.
 
-    python -m tests.benchmarks.accuracy [RECORDING]
-
-RECORDING is a folder with profile/, workload.jsonl and run/requests.jsonl (default: the RTX 4090
-recording beside the checkout). Prints one Markdown table; every row leaves out or changes one part.
+Every row leaves out or changes one part, and shows how far the forecast is off then.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibrate.profiles.llmservingsim import import_llmservingsim
-from orcast import simulate
-from scenarios import library
-from sim.latency.table_folder import write_table
-
-RECORDING = Path(__file__).parents[2] / ".." / "shared" / "data" / "vllm-rtx4090"
-Rows = list[tuple[Any, ...]]
+from tests.benchmarks.accuracy.recordings import RTX_4090, Rows, print_head, print_row
 
 
 def log_blended(rows: Rows, axis: int) -> Rows:
@@ -69,11 +56,9 @@ def without_floor_per_sequence(parts: dict[str, Rows]) -> dict[str, Rows]:
     return changed
 
 
-def main() -> None:
-    recording = Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDING
-    if not recording.is_dir():
-        sys.exit(f"no recording at {recording}")
-    meta, parts = import_llmservingsim(recording / "profile", library.model("llama-3.1-8b"))
+def main(sources: Sequence[str]) -> None:
+    """A row a variant; the latency source is the card's own profile, as it is or changed."""
+    meta, parts = RTX_4090.profile()
     plain = {name: rows for name, rows in parts.items() if name != "mixed_attention"}
     variants: list[tuple[str, dict[str, Any], Callable[[], dict[str, Rows]]]] = [
         ("as shipped", {}, lambda: parts),
@@ -90,60 +75,8 @@ def main() -> None:
         ("no cost per decoding sequence", {}, lambda: without_floor_per_sequence(plain)),
         ("other policy: prefills first (`paged`)", {"engine.scheduler": "paged"}, lambda: parts),
     ]  # fmt: skip
-    lines = (recording / "run" / "requests.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    queued, first, last, tokens = (
-        np.array([row[name] for row in rows])
-        for name in ("queued_ts", "first_token_ts", "last_token_ts", "output_toks")
-    )
-    measured = _times(first - queued, last - queued, tokens)
-    print(
-        "| variant | TTFT mean / p99 | TPOT mean / p99 | E2E mean / p99 "
-        "| worst of 15 | per request E2E |"
-    )
-    print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (name, settings, make) in enumerate(variants):
-            table = Path(folder) / str(number)
-            write_table(table, meta, make())
-            run = simulate(
-                "scenarios/validation/vllm-replay.yaml",
-                {
-                    "model": "llama-3.1-8b",
-                    "hardware.gpu": "rtx-4090",
-                    "latency.table": str(table),
-                    "workload.trace": str(recording / "workload.jsonl"),
-                    "engine.num_gpu_blocks_override": 2588,
-                    "engine.max_num_batched_tokens": 2048,
-                    **settings,
-                },
-            )
-            requests = run.records.requests
-            predicted = _times(
-                requests["first_token_s"] - requests["arrival_s"],
-                requests["finished_s"] - requests["arrival_s"],
-                tokens,
-            )
-            _print(name, predicted, measured)
-
-
-def _times(ttft: np.ndarray, e2e: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    return {"ttft": ttft, "tpot": (e2e - ttft) / np.maximum(tokens - 1, 1), "e2e": e2e}
-
-
-def _print(name: str, predicted: dict[str, np.ndarray], measured: dict[str, np.ndarray]) -> None:
-    cells, worst = [], 0.0
-    for metric in ("ttft", "tpot", "e2e"):
-        one, other = (
-            np.array([times[metric].mean(), *np.percentile(times[metric], (50, 90, 95, 99))])
-            for times in (predicted, measured)
-        )
-        off = (one / other - 1) * 100
-        cells.append(f"{off[0]:+.1f} % / {off[-1]:+.1f} %")
-        worst = max(worst, float(np.abs(off).max()))
-    mape = float(np.abs(predicted["e2e"] / measured["e2e"] - 1).mean() * 100)
-    print(f"| {name} | {' | '.join(cells)} | {worst:.1f} % | {mape:.1f} % |")
-
-
-if __name__ == "__main__":
-    main()
+    measured = RTX_4090.measured()
+    print_head("variant")
+    for name, settings, make in variants:
+        print_row(name, RTX_4090.forecast(meta, make(), settings), measured)
+    print()

@@ -58,9 +58,7 @@ def main(sources: Sequence[str]) -> None:
 
 
 def _measured(row: dict[str, str]) -> np.ndarray:
-    mean, ttft, p99 = (
-        float(row[name]) for name in ("mean_e2el_ms", "mean_ttft_ms", "p99_e2el_ms")
-    )
+    mean, ttft, p99 = (float(row[name]) for name in ("mean_e2el_ms", "mean_ttft_ms", "p99_e2el_ms"))
     return np.array([mean, (mean - ttft) / (int(row["output_tokens"]) - 1), ttft, p99])
 
 
