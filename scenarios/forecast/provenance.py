@@ -88,11 +88,13 @@ def _origins(latency: LatencyModel, gpu: Gpu, given: Mapping[str, float]) -> Ite
 def _analytic(latency: RooflineLatency, given: Mapping[str, float]) -> Iterator[Origin]:
     gpu, model = latency.gpu, latency.model
 
-    def share(name: str) -> str:
-        of = communication if name == "link_efficiency" else roofline
-        assumed = getattr(of, name.upper())
-        value = given.get(name, assumed)
-        return f"{value:g} ({'given' if name in given else 'assumed'})"
+    rates, few_bits = latency.rates, gpu.computes_in_few_bits(model.weight_dtype)
+    products = rates.products_of(few_bits=few_bits)
+    experts = rates.experts_of(few_bits=few_bits)
+    known = "assumed" if gpu.architecture is None else f"{gpu.architecture} kernels"
+
+    def share(name: str, value: float, otherwise: str = known) -> str:
+        return f"{value:g} ({'given' if name in given else otherwise})"
 
     peak = f"{gpu.peak_flops_per_s(model.weight_dtype) / 1e12:,.0f} TFLOP/s {model.weight_dtype}"
     bandwidth = f"{gpu.memory_bytes_per_s / 1e12:g} TB/s"
@@ -100,27 +102,35 @@ def _analytic(latency: RooflineLatency, given: Mapping[str, float]) -> Iterator[
     yield Origin(
         "Matrix products",
         False,
-        f"analytic: {peak} × {share('gemm_efficiency')}, or {bandwidth} × "
-        f"{share('memory_efficiency')}; {sheet}",
+        f"analytic: {peak} × {share('gemm_efficiency', products.efficiency)}, or {bandwidth} × "
+        f"{share('memory_efficiency', products.memory_efficiency)}; {sheet}",
     )
     if model.moe is not None:
-        rate = f"{peak} × {share('moe_efficiency')}, or {bandwidth} × {share('memory_efficiency')}"
-        yield Origin("Experts", False, f"analytic: {rate}")
+        yield Origin(
+            "Experts",
+            False,
+            f"analytic: {peak} × {share('moe_efficiency', experts.efficiency)}, or {bandwidth} × "
+            f"{share('memory_efficiency', experts.memory_efficiency)}",
+        )
     yield Origin(
         "Attention",
         False,
         f"analytic: {gpu.bfloat16_flops_per_s / 1e12:,.0f} TFLOP/s × "
-        f"{share('attention_efficiency')}, or {bandwidth} × "
-        f"{share('attention_memory_efficiency')}",
+        f"{share('attention_efficiency', rates.attention.efficiency)}, or {bandwidth} × "
+        f"{share('attention_memory_efficiency', rates.attention.memory_efficiency)}",
     )
     yield Origin(
         "Norms, activations, sampling",
         False,
-        f"analytic: bytes at {bandwidth} × {share('memory_efficiency')}",
+        f"analytic: bytes at {bandwidth} × "
+        f"{share('memory_efficiency', rates.products.memory_efficiency)}",
     )
     if latency.parallelism.gpus_per_stage > 1:
+        link = given.get("link_efficiency", communication.LINK_EFFICIENCY)
         yield Origin(
-            "Communication", False, f"{_links(gpu)}, bandwidth × {share('link_efficiency')}"
+            "Communication",
+            False,
+            f"{_links(gpu)}, bandwidth × {share('link_efficiency', link, 'assumed')}",
         )
     yield Origin(
         "Swapped blocks",

@@ -17,7 +17,6 @@ from scenarios.schema.scenario import Scenario
 from scenarios.schema.speculation import Speculation as Given
 from sim.kv.memory import MemoryBudget
 from sim.latency.protocol import LatencyModel
-from sim.latency.roofline import GEMM_EFFICIENCY, GEMM_OVERHEAD_S, MEMORY_EFFICIENCY
 from sim.model.hardware import Gpu
 from sim.model.spec import ModelSpec
 from sim.speculation import DraftShape, Speculation, acceptance
@@ -211,14 +210,15 @@ class Speculator:
     def _projection(self, scenario: Scenario, model: ModelSpec, gpu: Gpu) -> Projection:
         """Eagle joins hidden state and embedding; each Medusa head begins with a residual block."""
         tp, latency = scenario.hardware.tensor_parallel, scenario.latency
-        heads = self.given.method == "medusa"
+        heads, rates = self.given.method == "medusa", gpu.kernel_rates.products
         return Projection(
             in_features=model.hidden_size * (1 if heads else 2),
             out_features=model.hidden_size // tp,
             count=self.technique.shape.depth if heads else 1,
-            flops_per_s=gpu.bfloat16_flops_per_s * (latency.gemm_efficiency or GEMM_EFFICIENCY),
-            bytes_per_s=gpu.memory_bytes_per_s * (latency.memory_efficiency or MEMORY_EFFICIENCY),
-            launch_s=GEMM_OVERHEAD_S,
+            flops_per_s=gpu.bfloat16_flops_per_s * (latency.gemm_efficiency or rates.efficiency),
+            bytes_per_s=gpu.memory_bytes_per_s
+            * (latency.memory_efficiency or rates.memory_efficiency),
+            launch_s=rates.overhead_s,
         )
 
 

@@ -1,12 +1,10 @@
 """Analytic latency for any model on any GPU: each operation at the lower of two roofs. Unmeasured.
 
 An operation takes ``overhead + max(FLOPs / (peak x efficiency), bytes / (bandwidth x efficiency))``
-(Williams, Waterman and Patterson, 2009). The efficiencies are assumptions: one set for all GPUs,
-taken from published H200 kernel timings (cuBLAS, FlashAttention-3, vLLM's fused MoE; bf16), beside
-each default. They say nothing about tile boundaries, clocks or a kernel that suits one GPU badly,
-so treat answers as plus or minus 20 to 30 per cent until a table has been measured. (A recorded
-RTX 4090, which boosts above its datasheet, reaches 0.95 on both roofs: there the default linear
-layers are 5 to 28 per cent slow.)
+(Williams, Waterman and Patterson, 2009). What kernels reach of a GPU's peaks, and what each takes
+besides, goes by its architecture and was fitted to single kernels (`sim.model.kernel_rates`, which
+has sources and errors). That says nothing about tile boundaries, clocks or a kernel that suits one
+shape badly, so treat answers as plus or minus 20 to 30 per cent until a table has been measured.
 
 One iteration is the sum of
 
@@ -24,6 +22,7 @@ additions; beyond the tables the same formulas are evaluated.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,20 +33,13 @@ from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Gpu, Interconnect
+from sim.model.kernel_rates import KernelRates, ProductRates
 from sim.model.parallelism import Parallelism
 from sim.model.spec import DTYPE_BYTES, LinearOperation, ModelSpec
 
-# Published H200 timings, bf16, that the defaults below round:
-GEMM_EFFICIENCY = 0.80  # cuBLAS 715-830 TFLOP/s of 989 from 2,048 rows
-MOE_EFFICIENCY = 0.45  # Triton grouped products, 128 experts: 430-490 TFLOP/s at 8,192 tokens
-ATTENTION_EFFICIENCY = 0.55  # FlashAttention-3, one causal sequence: 0.40 at 2k to 0.66 at 16k
-MEMORY_EFFICIENCY = 0.80  # weights streamed at up to 3.8 of 4.8 TB/s once launches are taken off
-ATTENTION_MEMORY_EFFICIENCY = 0.90  # paged decode peaks at 4.4 TB/s; slope 4.5 TB/s
-GEMM_OVERHEAD_S = 3.5e-6  # small products: 6.3 us for 8.4 MB of weights
-ELEMENTWISE_OVERHEAD_S = 2.0e-6  # norm, rotary, activation on a handful of tokens
-MOE_OVERHEAD_S = 2.0e-5  # routing, sorting and two grouped products: 33-40 us with one token
-ATTENTION_OVERHEAD_S = 9.0e-6  # a in a + b x sequences + context / bandwidth, a layer: 9-11 us
-DECODE_PER_SEQUENCE_S = 1.6e-7  # b, a layer: 0.15-0.18 us
+# Norm, rotary, activation on a handful of tokens: 1.9 to 3.3 us each on an RTX 4090, 2.4 to 3.0 on
+# an RTX PRO 6000 (LLMServingSim's profiles of vLLM 0.19's layers, up to 32 tokens).
+ELEMENTWISE_OVERHEAD_S = 2.5e-6
 # Weight-only int4 against bf16 products of one shape (A100, TensorRT-LLM 1.0, published in the
 # package aiconfigurator-core): 0.92-0.99 of bf16's rate from 256 rows, where unpacking is paid for
 # and nothing gained, and 12-19 us a product more than its bytes take at 0.8 of the bandwidth.
@@ -60,8 +52,8 @@ HOST_LINK_EFFICIENCY = 0.8  # pinned copies reach about 25 of 31.5 GB/s on PCIe 
 HOST_PER_ITERATION_S = 4.0e-4
 HOST_PER_SEQUENCE_S = 3.0e-6
 
-# Residual addition with RMSNorm twice, rotary with the KV write, the MLP's activation.
-_ELEMENTWISE_KERNELS_PER_LAYER = 4
+# Residual addition with RMSNorm twice, rotary, the KV write, the MLP's activation.
+_ELEMENTWISE_KERNELS_PER_LAYER = 5
 # Copy to float32, scale, softmax, sample: passes over the logits, and their kernels.
 _SAMPLING_BYTES_PER_LOGIT = 2 + 4 * 4
 _SAMPLING_KERNELS = 4
@@ -70,6 +62,7 @@ _SAMPLING_KERNELS = 4
 class RooflineLatency:
     """Seconds of one iteration of ``model`` on ``tensor_parallel`` GPUs, from datasheet figures.
 
+    Efficiencies are shares of peak rates; those that are not given are the GPU's ``kernel_rates``.
     ``parallelism`` has all degrees (``tensor_parallel`` alone is short for that one) and
     ``routing`` how tokens choose experts, uniform by default. ``first_stage`` and ``last_stage``
     say whether this share of a model has the embedding and the output head. Raises ``ValueError``
@@ -95,11 +88,11 @@ class RooflineLatency:
         block_size: int = 16,
         max_num_batched_tokens: int = 8192,
         max_num_seqs: int = 256,
-        gemm_efficiency: float = GEMM_EFFICIENCY,
-        moe_efficiency: float = MOE_EFFICIENCY,
-        attention_efficiency: float = ATTENTION_EFFICIENCY,
-        memory_efficiency: float = MEMORY_EFFICIENCY,
-        attention_memory_efficiency: float = ATTENTION_MEMORY_EFFICIENCY,
+        gemm_efficiency: float | None = None,
+        moe_efficiency: float | None = None,
+        attention_efficiency: float | None = None,
+        memory_efficiency: float | None = None,
+        attention_memory_efficiency: float | None = None,
         link_efficiency: float = LINK_EFFICIENCY,
         kernel_overheads: bool = True,
         host_per_iteration_s: float = HOST_PER_ITERATION_S,
@@ -113,7 +106,7 @@ class RooflineLatency:
             "attention_memory_efficiency": attention_memory_efficiency,
             "link_efficiency": link_efficiency,
         }.items():
-            if not 0 < value <= 1:
+            if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{key} must be above 0 and at most 1, not {value}")
         for key, value in {
             "host_per_iteration_s": host_per_iteration_s,
@@ -142,9 +135,16 @@ class RooflineLatency:
             "ranks_per_node": self.parallelism.tensor_per_node,
             "link_efficiency": link_efficiency,
         }
-        self._gemm_efficiency = gemm_efficiency
-        self._moe_efficiency = moe_efficiency
-        self._bytes_per_s = gpu.memory_bytes_per_s * memory_efficiency
+        self.rates = _given(
+            gpu.kernel_rates,
+            gemm_efficiency=gemm_efficiency,
+            moe_efficiency=moe_efficiency,
+            memory_efficiency=memory_efficiency,
+            attention_efficiency=attention_efficiency,
+            attention_memory_efficiency=attention_memory_efficiency,
+        )
+        attention = self.rates.attention
+        self._bytes_per_s = gpu.memory_bytes_per_s * self.rates.products.memory_efficiency
         self._overheads = 1.0 if kernel_overheads else 0.0
         assumed = (host_per_iteration_s, host_per_sequence_s) == (
             HOST_PER_ITERATION_S,
@@ -159,8 +159,8 @@ class RooflineLatency:
         self._host_per_sequence_s = host_per_sequence_s
 
         # Attention is linear in its features: coefficients, all layers together.
-        peak = gpu.bfloat16_flops_per_s * attention_efficiency
-        bandwidth = gpu.memory_bytes_per_s * attention_memory_efficiency
+        peak = gpu.bfloat16_flops_per_s * attention.efficiency
+        bandwidth = gpu.memory_bytes_per_s * attention.memory_efficiency
         groups = model.kv_groups(kv_cache_dtype, tp)
         kv_bytes = sum(group.index_bytes_per_token for group in groups)
         kv_bytes += sum(group.read_bytes_per_token for group in groups if group.limit is None)
@@ -173,19 +173,19 @@ class RooflineLatency:
             flops_per_s=peak,
             bytes_per_s=bandwidth,
         )
-        self._attention_launch_s = model.num_mixers * ATTENTION_OVERHEAD_S * self._overheads
+        self._attention_launch_s = model.num_mixers * attention.overhead_s * self._overheads
         self._per_pair_s = model.prefill_attention_flops(tp) / peak
         self._per_key_s = kv_bytes / bandwidth
         self._per_query_s = sum(group.query_numbers for group in groups) * each / bandwidth
         whole = sum(group.query_numbers for group in groups if group.limit is None)
         self._per_whole_query_s = whole * each / bandwidth
         self._per_expanded_s = self._latent_expansion_flops() / (
-            gpu.bfloat16_flops_per_s * gemm_efficiency
+            gpu.bfloat16_flops_per_s * self.rates.products.efficiency
         )
         self._per_context_s = max(kv_bytes / bandwidth, model.decode_attention_flops(tp) / peak)
         self._per_scored_s = model.decode_attention_flops(tp) / peak
         self._per_decode_s = (
-            model.num_mixers * DECODE_PER_SEQUENCE_S * self._overheads + self._per_query_s
+            model.num_mixers * attention.per_sequence_s * self._overheads + self._per_query_s
         ) + (self._beside.per_state_s if self._beside else 0.0)
         moved_bytes = block_size * sum(group.bytes_per_token for group in groups)
         self._per_swapped_block_s = moved_bytes / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY)
@@ -391,16 +391,16 @@ class RooflineLatency:
 
     def _linear_s(self, op: LinearOperation, tokens: np.ndarray) -> np.ndarray:
         """All copies of one product, each with ``tokens`` rows."""
-        compute = op.flops(1) * tokens / self._peak(op, self._gemm_efficiency)
-        memory = (op.weight_bytes + tokens * (op.bytes_moved(1) - op.weight_bytes)) / (
-            self._bytes_per_s
-        )
-        launch_s = INT4_OVERHEAD_S if self._is_unpacked(op) else GEMM_OVERHEAD_S
+        rates = self.rates.products_of(few_bits=self.gpu.computes_in_few_bits(op.weight_dtype))
+        compute = op.flops(1) * tokens / self._peak(op, rates)
+        moved = op.weight_bytes + tokens * (op.bytes_moved(1) - op.weight_bytes)
+        memory = moved / (self.gpu.memory_bytes_per_s * rates.memory_efficiency)
+        launch_s = INT4_OVERHEAD_S if self._is_unpacked(op) else rates.overhead_s
         return op.count * launch_s * self._overheads + np.maximum(compute, memory)
 
-    def _peak(self, op: LinearOperation, efficiency: float) -> float:
+    def _peak(self, op: LinearOperation, rates: ProductRates) -> float:
         """FLOPs per second of products with these weights."""
-        peak = self.gpu.peak_flops_per_s(op.weight_dtype) * efficiency
+        peak = self.gpu.peak_flops_per_s(op.weight_dtype) * rates.efficiency
         return peak * INT4_COMPUTE_SHARE if self._is_unpacked(op) else peak
 
     def _is_unpacked(self, op: LinearOperation) -> bool:
@@ -413,13 +413,26 @@ class RooflineLatency:
         assert moe is not None
         share = moe.experts_per_token / moe.num_experts
         touched = self.routing.activated(tokens) / moe.num_experts
-        compute, memory = np.zeros_like(tokens), np.zeros_like(tokens)
-        for op in self.model.expert_operations(self.tensor_parallel):
-            peak = self._peak(op, self._moe_efficiency)
+        return self._grouped_s(1, share * tokens, touched)
+
+    def _grouped_s(self, ranks: int, rows: np.ndarray, touched: np.ndarray) -> np.ndarray:
+        """Grouped products of one of `ranks` that share out the experts, all layers.
+
+        `rows` is what each of its experts gets on average, `touched` the share of them that gets
+        any: their weights are read.
+        """
+        moe = self.model.moe
+        assert moe is not None
+        operations = self.model.expert_operations(self.tensor_parallel, ranks)
+        few_bits = self.gpu.computes_in_few_bits(operations[0].weight_dtype)
+        rates = self.rates.experts_of(few_bits=few_bits)
+        bytes_per_s = self.gpu.memory_bytes_per_s * rates.memory_efficiency
+        compute, memory = np.zeros_like(rows), np.zeros_like(rows)
+        for op in operations:
+            compute += op.flops(1) * rows / self._peak(op, rates)
             rows_bytes = op.bytes_moved(1) - op.weight_bytes
-            compute += op.flops(1) * share * tokens / peak
-            memory += (op.weight_bytes * touched + rows_bytes * share * tokens) / self._bytes_per_s
-        launches = moe.num_layers * MOE_OVERHEAD_S * self._overheads
+            memory += (op.weight_bytes * touched + rows_bytes * rows) / bytes_per_s
+        launches = moe.num_layers * rates.overhead_s * self._overheads
         return np.asarray(launches + np.maximum(compute, memory))
 
     def _elementwise_s(self, tokens: np.ndarray) -> np.ndarray:
@@ -442,6 +455,44 @@ class RooflineLatency:
             return 0
         operations = self.model.linear_operations(self.tensor_parallel)
         return sum(op.flops(1) for op in operations if op.name == "kv_b_proj")
+
+
+def _given(
+    rates: KernelRates,
+    *,
+    gemm_efficiency: float | None,
+    moe_efficiency: float | None,
+    memory_efficiency: float | None,
+    attention_efficiency: float | None,
+    attention_memory_efficiency: float | None,
+) -> KernelRates:
+    """The rates with the given ones in their place, whatever the weights' type."""
+
+    def products(own: ProductRates, efficiency: float | None) -> ProductRates:
+        return replace(
+            own,
+            efficiency=own.efficiency if efficiency is None else efficiency,
+            memory_efficiency=(
+                own.memory_efficiency if memory_efficiency is None else memory_efficiency
+            ),
+        )
+
+    own = rates.attention
+    return KernelRates(
+        products=products(rates.products, gemm_efficiency),
+        products_float8=products(rates.products_float8, gemm_efficiency),
+        experts=products(rates.experts, moe_efficiency),
+        experts_float8=products(rates.experts_float8, moe_efficiency),
+        attention=replace(
+            own,
+            efficiency=own.efficiency if attention_efficiency is None else attention_efficiency,
+            memory_efficiency=(
+                own.memory_efficiency
+                if attention_memory_efficiency is None
+                else attention_memory_efficiency
+            ),
+        ),
+    )
 
 
 _PART_KEYS = ("linear", "moe", "attention", "logits", "communication", "host", "swap")

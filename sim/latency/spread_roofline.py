@@ -24,7 +24,7 @@ import numpy as np
 from sim.batch import Batch
 from sim.latency.communication import all_gather_s, all_to_all_s, send_s
 from sim.latency.protocol import looked_up
-from sim.latency.roofline import MOE_OVERHEAD_S, RooflineLatency
+from sim.latency.roofline import RooflineLatency
 from sim.latency.traffic import decode_exchange_bytes, ulysses_widths
 from sim.model.hardware import Gpu
 from sim.model.parallelism import Parallelism
@@ -277,14 +277,7 @@ class SpreadRoofline(RooflineLatency):
         assert moe is not None
         held = moe.num_experts // self._ranks
         touched = self.routing.activated_on_slowest_rank(tokens, self._ranks) / held
-        compute, memory = np.zeros(len(tokens)), np.zeros(len(tokens))
-        for op in self.model.expert_operations(self.tensor_parallel, self._ranks):
-            per_row = op.flops(1) / held
-            compute += per_row * rows / self._peak(op, self._moe_efficiency)
-            rows_bytes = (op.bytes_moved(1) - op.weight_bytes) / held
-            memory += (op.weight_bytes * touched + rows_bytes * rows) / self._bytes_per_s
-        launches = moe.num_layers * MOE_OVERHEAD_S * self._overheads
-        return np.asarray(launches + np.maximum(compute, memory))
+        return self._grouped_s(self._ranks, rows / held, touched)
 
     def _decode_exchange_s(self, decodes: np.ndarray) -> np.ndarray:
         """Ring: queries to all ranks of the group and partial outputs back, all layers."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sim.model.kernel_rates import ARCHITECTURES, ASSUMED, KernelRates
+
 # Rates of types that not every GPU's tensor cores have.
 _SOME_HAVE = ("float8_flops_per_s", "int8_flops_per_s", "float4_flops_per_s")
 
@@ -47,7 +49,11 @@ class Interconnect:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One accelerator; rates are ``None`` for types that its tensor cores do not have."""
+    """One accelerator; rates are ``None`` for types that its tensor cores do not have.
+
+    ``architecture`` says which kernels' shares of its peaks are known (`sim.model.kernel_rates`);
+    ``None`` where nobody measured any.
+    """
 
     name: str
     memory_bytes: int
@@ -60,15 +66,22 @@ class Gpu:
     interconnect: Interconnect
     int8_flops_per_s: float | None = None
     float4_flops_per_s: float | None = None
+    architecture: str | None = None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> "Gpu":
         """Validate outside input; raises ``ValueError`` with one line naming ``name`` and key."""
         allowed = [field.name for field in fields(cls) if field.name != "name"]
-        required = [key for key in allowed if key not in _SOME_HAVE]
+        required = [key for key in allowed if key not in (*_SOME_HAVE, "architecture")]
         _check_keys(mapping, allowed=allowed, required=required, name=name)
         if not isinstance(mapping["source"], str) or not mapping["source"].strip():
             raise ValueError(f"{name}: source must be a text saying where the figures are from")
+        architecture = mapping.get("architecture")
+        if architecture is not None and architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"{name}: unknown architecture {architecture!r}; "
+                f"allowed: {', '.join(ARCHITECTURES)}, or none"
+            )
         rates = {
             key: None if mapping.get(key) is None else _positive(mapping[key], key, name)
             for key in _SOME_HAVE
@@ -80,6 +93,7 @@ class Gpu:
             int8_flops_per_s=rates["int8_flops_per_s"],
             float4_flops_per_s=rates["float4_flops_per_s"],
             source=mapping["source"],
+            architecture=architecture,
             interconnect=Interconnect.from_mapping(
                 mapping["interconnect"], name=f"{name}.interconnect"
             ),
@@ -94,6 +108,11 @@ class Gpu:
             },
         )
 
+    @property
+    def kernel_rates(self) -> KernelRates:
+        """What kernels reach of its peaks."""
+        return ASSUMED if self.architecture is None else ARCHITECTURES[self.architecture]
+
     def peak_flops_per_s(self, dtype: str) -> float:
         """Dense peak for weights of ``dtype``.
 
@@ -101,21 +120,28 @@ class Gpu:
         alone are quantised (int4, int8_wo) always are. MXFP4 weights meet activations of 8 bits
         (tcgen05's mixed products, which run at float8's rate).
         """
-        if self.unpacks(dtype):
-            return self.bfloat16_flops_per_s
-        rates = {
-            "float8": self.float8_flops_per_s,
-            "int8": self.int8_flops_per_s or self.float8_flops_per_s,
-            "nvfp4": self.float4_flops_per_s,
-            "mxfp4": self.float8_flops_per_s,
-        }
-        return rates.get(dtype) or self.bfloat16_flops_per_s
+        return self._few_bits_flops_per_s(dtype) or self.bfloat16_flops_per_s
+
+    def computes_in_few_bits(self, dtype: str) -> bool:
+        """Whether products with weights of ``dtype`` are of 8 or 4 bits."""
+        return self._few_bits_flops_per_s(dtype) is not None
 
     def unpacks(self, dtype: str) -> bool:
         """Whether weights of few bits are unpacked in front of their products."""
         if dtype in ("nvfp4", "mxfp4"):
             return self.float4_flops_per_s is None
         return dtype in ("int4", "int8_wo")
+
+    def _few_bits_flops_per_s(self, dtype: str) -> float | None:
+        if self.unpacks(dtype):
+            return None
+        rates = {
+            "float8": self.float8_flops_per_s,
+            "int8": self.int8_flops_per_s or self.float8_flops_per_s,
+            "nvfp4": self.float4_flops_per_s,
+            "mxfp4": self.float8_flops_per_s,
+        }
+        return rates.get(dtype)
 
 
 def _check_keys(mapping: Any, *, allowed: list[str], required: list[str], name: str) -> None:

@@ -5,7 +5,8 @@ What a row does not say is taken from what is public about its origin:
 
     InferenceMAX        rows of a dated file or db-dump. Its client draws lengths between 0.8 and 1
                         of the nominal ones; its servers have --async-scheduling, no prefix cache,
-                        --max-num-batched-tokens 8192 and --max-num-seqs of the concurrency
+                        --max-num-batched-tokens 8192 and --max-num-seqs of the concurrency;
+                        TensorRT-LLM keeps its cache in fp8 (kv_cache_config: dtype)
     anything else       fixed lengths; vLLM before 0.14 schedules synchronously, TensorRT-LLM and
                         SGLang overlap
 
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from scenarios import library
+from sim.model.config import read_config
+from sim.model.weight_format import WEIGHT_DTYPES
 from tests.benchmarks.accuracy.data import package
 from tests.benchmarks.accuracy.sources import latency
 
@@ -36,6 +39,7 @@ LIBRARY = {
 WEIGHTS = {"bf16": "auto", "fp8": "fp8", "int4": "int4", "fp4": "nvfp4"}
 GPUS_PER_NODE = 8
 RANGE = 0.8  # InferenceMAX: random-range-ratio
+MOST_OF_PEAK = 0.7  # all other origins stay below 0.55
 WAVES = 4  # requests for each one in flight
 # On these the model was developed; nothing was ever adjusted to any other row.
 DEVELOPED_ON = {("h100_sxm", "vllm"), ("h100_sxm", "trtllm")}
@@ -76,6 +80,10 @@ class Point:
     def asynchronous(self) -> bool:
         return self.drawn_lengths or self.backend != "vllm" or _before(self.version) >= (0, 14)
 
+    @property
+    def kv_cache_dtype(self) -> str:
+        return "fp8" if self.drawn_lengths and self.backend == "trtllm" else "auto"
+
     def scenario(self, source: str, configs: Path) -> dict[str, Any]:
         """The scenario of this row; `configs` is a folder for model configurations."""
         model, weights = _model(self, configs)
@@ -91,6 +99,7 @@ class Point:
             "engine": {
                 "generation": "vllm" if self.asynchronous else "vllm-sync",
                 "weight_dtype": weights,
+                "kv_cache_dtype": self.kv_cache_dtype,
                 "max_num_seqs": self.concurrency,
                 "max_num_batched_tokens": max(8192, self.concurrency),
                 "enable_prefix_caching": False,
@@ -111,7 +120,11 @@ class Point:
 
 
 def points() -> tuple[list[Point], dict[str, int]]:
-    """All rows that can be read, and why how many others cannot."""
+    """All rows that can be read, and why how many others cannot.
+
+    Rows of one origin are left out together where one of them tells of more prompt tokens a second
+    than its GPUs can compute: their prompts were found cached, or fewer were in flight.
+    """
     path = package() / "systems" / "silicon_sample.csv"
     read: list[Point] = []
     left_out: dict[str, int] = {}
@@ -122,7 +135,42 @@ def points() -> tuple[list[Point], dict[str, int]]:
                 read.append(_point(row))
             else:
                 left_out[why] = left_out.get(why, 0) + 1
+    cannot = {_origin(point) for point in read if _peak_share(point) > MOST_OF_PEAK}
+    impossible = [point for point in read if _origin(point) in cannot]
+    for point in impossible:
+        read.remove(point)
+    left_out[f"of an origin with more than {MOST_OF_PEAK:.0%} of its GPUs' peak"] = len(impossible)
     return read, left_out
+
+
+def _origin(point: Point) -> tuple[str, ...]:
+    return (*point.group, point.version)
+
+
+def _peak_share(point: Point) -> float:
+    """Floating-point operations that a row says were done, over what its GPUs' peaks would do.
+
+    Zero for models, GPUs and number formats that are not known here.
+    """
+    weights = WEIGHTS[point.precision]
+    if point.system not in GPUS or weights not in ("auto", *WEIGHT_DTYPES):
+        return 0.0
+    config, name = _config(point.model)
+    try:
+        model = read_config(config, name=name)
+    except ValueError:
+        return 0.0
+    if weights != "auto":
+        model = model.quantised(weights)
+    flops = sum(op.flops(1) for op in model.linear_operations(1))
+    if model.moe is not None:
+        share = model.moe.experts_per_token / model.moe.num_experts
+        flops += share * sum(op.flops(1) for op in model.expert_operations())
+    e2e_s = (point.ttft_ms + point.tpot_ms * (point.output_tokens - 1)) / 1e3
+    drawn = (1 + RANGE) / 2 if point.drawn_lengths else 1.0
+    tokens = drawn * (point.prompt_tokens + point.output_tokens)
+    peak = library.gpu(GPUS[point.system]).peak_flops_per_s(model.weight_dtype)
+    return point.concurrency * tokens / e2e_s * flops / (peak * point.gpus)
 
 
 def _contradiction(row: dict[str, str]) -> str | None:
