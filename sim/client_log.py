@@ -13,9 +13,7 @@ class ClientLog(RequestLog):
     """Notes down what clients know of their requests beside what the engine does."""
 
     def __init__(self) -> None:
-        super().__init__()
-        for name in CLIENT_TIMES:
-            self._ended.dtypes[f"client_{name}"] = "f8"
+        super().__init__(**{f"client_{name}": "f8" for name in CLIENT_TIMES})
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
         first, last, sent_s = request.first_token, request.last_token, request.sent_s

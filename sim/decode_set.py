@@ -37,7 +37,7 @@ class DecodeSet:
         self._ending_steps: list[int] = []  # heap of the calendar's days
         self._crossing: list[dict[Request, None]] = [{} for _ in range(block_size)]
         self.overruns = False  # whether answers that end before their limit are found out late
-        self._overrunning: list[Request] = []  # members that have their last token
+        self.overrunning: list[Request] = []  # members that have their last token
         self._emission = Emission()  # of the latest iteration …
         self._before = self._emission  # … and of the one before it
         self._left: dict[Request, Emission | None] = {}  # who left since: their tokens before it
@@ -141,15 +141,15 @@ class DecodeSet:
         today.remove(request)
         if not today:  # the calendar begins with tomorrow
             del self._endings[heappop(self._ending_steps)]
-        self._overrunning.append(request)
+        self.overrunning.append(request)
 
     def remove(self, request: Request) -> None:
         """Take a member out before its end (preempted, or left out of one iteration)."""
         if self.step > request.joined_step:
             self._left[request] = self._token_before(request, self.step)
         self.sync(request)
-        if request in self._overrunning:
-            self._overrunning.remove(request)
+        if request in self.overrunning:
+            self.overrunning.remove(request)
             self._leave(request)
             request.joined_step = -1
             return
@@ -202,7 +202,7 @@ class DecodeSet:
 
     def steps_to_next_ending(self) -> int:
         """Iterations until a member ends, that one included; 0 when there is none."""
-        if self._overrunning:
+        if self.overrunning:
             return 1
         steps = self._ending_steps
         while steps and not self._endings[steps[0]]:
@@ -233,7 +233,7 @@ class DecodeSet:
 
         Returns who has the last token now, in order.
         """
-        if self._overrunning:
+        if self.overrunning:
             self.end_overrunning()
         if self._left:
             self._left.clear()
@@ -249,14 +249,14 @@ class DecodeSet:
                 self._left[request] = self._token_before(request, step)
                 if self.overruns and request.max_tokens > request.output_tokens:
                     self.sync(request)
-                    self._overrunning.append(request)
+                    self.overrunning.append(request)
                     continue
                 self._leave(request)
                 request.num_computed_tokens = request.prompt_tokens + request.output_tokens - 1
                 request.num_generated_tokens = request.output_tokens
                 request.joined_step = -1
                 request.last_token = emission
-        count = self.num_seqs - len(self._overrunning)
+        count = self.num_seqs - len(self.overrunning)
         self.emissions = {emission: count} if count else {}
         return ended
 
@@ -279,17 +279,12 @@ class DecodeSet:
                 request.last_token = self._emission
             request.joined_step = -1
 
-    def overrunning(self) -> tuple[int, int]:
-        """How many members have their last token, and their context in the next iteration."""
-        stored = sum(map(self.stored_of, self._overrunning))
-        return len(self._overrunning), stored + len(self._overrunning)
-
     def end_overrunning(self) -> None:
         """Take those out that have their last token."""
-        for request in self._overrunning:
+        for request in self.overrunning:
             self._leave(request)
             request.joined_step = -1
-        self._overrunning.clear()
+        self.overrunning.clear()
 
     def _leave(self, request: Request) -> None:
         self.num_seqs -= 1

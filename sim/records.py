@@ -1,7 +1,7 @@
 """What a run leaves behind: a row per request, per iteration and per preemption.
 
-The logs take one tuple per event and fold them into columns now and then, so that a million
-requests fit in memory. All times are seconds from the start of the run.
+The logs pack a row per event, so that a million requests fit in memory. All times are seconds from
+the start of the run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ _RARE = {
     "shared_blocks": "i4", "swap_blocks": "i4", "preempted": "i4", "extrapolated": "?",
     "copied_blocks": "i4", "loaded_blocks": "i4",
 }  # fmt: skip
-_FOLD_AT = 1 << 8  # rows kept as tuples before they become columns; many replicas keep some each
+_PACKED = {"f8": "d", "i8": "q", "i4": "i", "?": "?"}  # as `struct` calls these types
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,45 +59,30 @@ class Records:
 
 
 class _Table:
-    """Rows of numbers that become columns of the given types."""
+    """Rows of numbers, packed as they come, that become columns of the given types."""
 
     def __init__(self, **dtypes: str) -> None:
-        self.dtypes = dtypes
-        self.rows: list[tuple[Any, ...]] = []
-        self._folded: list[list[np.ndarray]] = []
+        self._dtype = np.dtype(list(dtypes.items()))
+        self._rows = bytearray()
+        self._pack = Struct("=" + "".join(map(_PACKED.__getitem__, dtypes.values()))).pack
 
     def add(self, row: tuple[Any, ...]) -> None:
-        self.rows.append(row)
-        if len(self.rows) >= _FOLD_AT:
-            self.fold()
-
-    def fold(self) -> None:
-        if self.rows:
-            columns = zip(*self.rows, strict=True)
-            self._folded.append(
-                [
-                    np.array(column, dtype=dtype)
-                    for column, dtype in zip(columns, self.dtypes.values(), strict=True)
-                ]
-            )
-            self.rows.clear()
+        self._rows += self._pack(*row)
 
     def columns(self) -> Columns:
-        self.fold()
-        return {
-            name: np.concatenate([part[i] for part in self._folded] or [np.empty(0, dtype)])
-            for i, (name, dtype) in enumerate(self.dtypes.items())
-        }
+        rows = np.frombuffer(self._rows, self._dtype)
+        return {name: rows[name].copy() for name in self._dtype.names or ()}
 
 
 class RequestLog:
     """Requests as they end, and preemptions as they happen."""
 
-    def __init__(self) -> None:
+    def __init__(self, **further: str) -> None:
+        """`further`: columns beside those that every log of requests has."""
         self._ended = _Table(
             request="i8", arrival_s="f8", scheduled_s="f8", first_token_s="f8", last_token_s="f8",
             finished_s="f8", prompt_tokens="i8", output_tokens="i8", cached_tokens="i8",
-            preemptions="i4", rejected="?",
+            preemptions="i4", rejected="?", **further,
         )  # fmt: skip
         self._preempted: list[list[float]] = []
         self._open: dict[int, list[float]] = {}
@@ -191,29 +177,28 @@ class IterationLog:
 
     def append(
         self,
-        row: tuple[Any, ...],
-        ends_s: Sequence[float] | None,
+        start_s: float,
+        ends_s: Sequence[float],
+        steady: int,
+        counts: tuple[int, ...],
         block_growth: Sequence[tuple[int, int, int]] | None,
-        rare: Rare | None = None,
+        rare: Rare | None,
     ) -> None:
-        """One run, in the order of the columns; details where it has more than one iteration.
+        """One run: when each iteration ends, and `counts`, from ``running`` on as in the columns.
 
-        `rare`: shared blocks, swapped blocks, preempted requests, whether the latency model left
-        its measured range, copied blocks and loaded blocks; None where there is nothing of all
-        that.
+        `steady`: decodes whose last token came as it began. `rare`: shared blocks, swapped blocks,
+        preempted requests, whether the latency model left its measured range, copied blocks and
+        loaded blocks; None where there is nothing of all that.
         """
+        number, iterations = len(self._finished), len(ends_s)
         if rare is not None:
-            self._rare[len(self._finished)] = rare
-        if ends_s is not None:
-            number = len(self._finished)
+            self._rare[number] = rare
+        if iterations > 1:
             self._long.append(number)
             self._ends_s.extend(ends_s)
             for growth in block_growth or ():
                 self._growth.extend((number, *growth))
-        rows = self._runs.rows
-        rows.append(row)
-        if len(rows) >= _FOLD_AT:
-            self._runs.fold()
+        self._runs.add((start_s, ends_s[-1], iterations, steady, *counts))
 
     def seen(self, before_s: float, seen_s: Sequence[float]) -> None:
         """When clients see the tokens of the run that comes next, and those before its first."""

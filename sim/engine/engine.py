@@ -198,29 +198,23 @@ class Engine:
 
     def _move_on(self) -> None:
         """Let the schedule move on over the latest launch."""
-        assert self._plan is not None
-        self._advance(self._plan)
-        self._flights.append(self._plan)
+        plan, scheduler = self._plan, self.scheduler
+        assert plan is not None
+        iterations = len(plan.ends_s)
+        plan.counts = counts_of(scheduler, plan.batch, iterations)
+        scheduler.advance(plan.batch, iterations)
+        self._flights.append(plan)
         self._plan = None
-
-    def _advance(self, flight: Flight) -> None:
-        iterations = len(flight.ends_s)
-        flight.counts = counts_of(self.scheduler, flight.batch, iterations)
-        self.scheduler.advance(flight.batch, iterations)
 
     # -- collecting ---------------------------------------------------------------------------
 
     def collect(self, now_s: float) -> list[Request]:
         """Take in what has ended by now; returns the requests that finished."""
         flights, finished = self._flights, _NOBODY
-        while flights and flights[0].ends_s[-1] <= now_s:
+        while (oldest := flights[0] if flights else self._plan) and oldest.ends_s[-1] <= now_s:
+            if not flights:
+                self._move_on()
             if found := self._take(flights.popleft()):
-                finished = [*finished, *found] if finished else found
-        plan = self._plan
-        if plan is not None and not flights and plan.ends_s[-1] <= now_s:
-            self._plan = None
-            self._advance(plan)
-            if found := self._take(plan):
                 finished = [*finished, *found] if finished else found
         return finished
 

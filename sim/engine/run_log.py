@@ -116,15 +116,9 @@ def note(
             steady = 0
     if batch.resumed:
         scheduler.gaps += [(seen_s[0] - last.seen_s, 1) for last in batch.resumed.values()]
-    iterations = len(ends_s)
     if seen_s is not ends_s:
         log.seen(before_s, seen_s)
-    log.append(
-        (start_s, ends_s[-1], iterations, steady, *row),
-        ends_s if iterations > 1 else None,
-        added,
-        rare,
-    )
+    log.append(start_s, ends_s, steady, row, added, rare)
 
 
 def check_iteration(scheduler: Scheduler, batch: Batch) -> None:

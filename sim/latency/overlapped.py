@@ -53,10 +53,11 @@ class OverlappedLatency:
             longest_tokens=batch.longest_tokens, num_tokens=batch.num_tokens,
             num_emitting=batch.num_emitting, num_seqs=batch.num_seqs, decided_ahead=True,
         )  # fmt: skip
+        host_s = self._host_s(batch.num_seqs)
         while len(ends_s) < iterations and start_s < until_s:
             step.context_tokens += decodes
             step.longest_tokens += 1
-            start_s += self.iteration_s(step)
+            start_s += max(self.inner.iteration_s(step) - host_s, host_s)
             if step.extrapolated != extrapolated:
                 break  # a run is wholly inside the measured range or wholly outside
             ends_s.append(start_s)

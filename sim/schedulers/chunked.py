@@ -7,8 +7,6 @@ merely a request that is one token behind (Agrawal et al., OSDI 2024; vLLM V1 sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sim.batch import Batch
 from sim.kv.cache import BlockAllocator
 from sim.request import Request
@@ -24,14 +22,14 @@ class ChunkedScheduler(IterationScheduler):
         super().__init__(pool, allocator, config)
         # Who decodes in a pipeline has waited for the token before.
         pool.decodes.overruns = config.async_scheduling and not self._is_pipeline
-        self._held_back: list[Request] = []
         self._longest_chunk = 0  # of a prompt, in this iteration; 0: as long as the budget
 
     def schedule(self, now_s: float) -> Batch | None:
         batch = Batch()
-        # Nobody has to be kept from waiting for a long prompt that is alone.
-        others = len(self.pool.running) + len(self.pool.waiting) > 1
-        self._longest_chunk = self.config.long_prefill_token_threshold if others else 0
+        if self.config.long_prefill_token_threshold:
+            # Nobody has to be kept from waiting for a long prompt that is alone.
+            others = len(self.pool.running) + len(self.pool.waiting) > 1
+            self._longest_chunk = self.config.long_prefill_token_threshold if others else 0
         if self._held_back:
             self._let_go_on()
         budget = self._schedule_running(batch, now_s)
@@ -129,18 +127,6 @@ class ChunkedScheduler(IterationScheduler):
             self._prefill_stored_tokens -= request.num_computed_tokens
             self.pool.decodes.add(request)
         self._held_back.clear()
-
-    def _withdraw_one(self, request: Request) -> None:
-        if request in self._held_back:
-            self._held_back.remove(request)
-        super()._withdraw_one(request)
-
-    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
-        self._held_back.clear()
-        return super().evict(now_s, in_flight)
-
-    def horizon(self, batch: Batch) -> int:
-        return 1 if self._held_back else super().horizon(batch)
 
     def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
         pool, allocator = self.pool, self.allocator

@@ -35,6 +35,7 @@ class IterationScheduler:
         self.gaps: list[tuple[float, int]] = []
         self.prefilling: dict[Request, None] = {}  # running, prompt only partly computed
         self._prefill_stored_tokens = 0  # of sequences that are not decoding
+        self._held_back: list[Request] = []  # would decode, and sit this iteration out
         self._blocked = False  # the head of the queue waits for something to finish
         self.answers = Answers(allocator.block_size)
         self._is_pipeline = config.pipeline_stages > 1
@@ -114,6 +115,8 @@ class IterationScheduler:
     def horizon(self, batch: Batch) -> int:
         if batch.prefills or batch.preempted or batch.swap_in_blocks or self.prefilling:
             return 1
+        if self._held_back:
+            return 1
         if (self._leaving or not self._blocked) and (self.pool.waiting or self.pool.swapped):
             return 1
         if self.answers and self.pool.waiting and self._fills_blocks_of_next():
@@ -162,6 +165,7 @@ class IterationScheduler:
             self.allocator.free(request.block_table)
         self.allocator.forget_all()
         self.prefilling.clear()
+        self._held_back.clear()
         self._prefill_stored_tokens = 0
         self._leaving.clear()
         self._leaving_tokens = 0
@@ -405,6 +409,8 @@ class IterationScheduler:
                 pool.decodes_of(request).remove(request)
             else:
                 self.prefilling.pop(request, None)
+                if request in self._held_back:
+                    self._held_back.remove(request)
                 self._prefill_stored_tokens -= request.num_computed_tokens
             self.allocator.free(request.block_table, request.num_computed_tokens)
         elif request in pool.waiting:
@@ -416,9 +422,10 @@ class IterationScheduler:
         stored += self.pool.held_tokens + self._leaving_tokens
         if self.pool.in_flight:
             stored += sum(waiting.stored_tokens for waiting in self.pool.in_flight)
-        if decodes.overruns and count:
-            unheard, context = decodes.overrunning()  # by clients that have their answers by now
-            count, rows, stored = count - unheard, rows - unheard, stored - context
+        if decodes.overrunning and count:  # unheard by clients: they have their answers by now
+            unheard = len(decodes.overrunning)
+            stored -= sum(map(decodes.stored_of, decodes.overrunning)) + unheard
+            count, rows = count - unheard, rows - unheard
         reserved = 0
         if self.reserves:
             reserved = decodes.unwritten_tokens - count

@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from sim import records as records_module
 from sim.records import IterationLog, Records, RequestLog
 from sim.request import Request
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
-from tests.sim.serving import POLICIES, assert_same_records, run
+from tests.sim.serving import POLICIES, run
 
 BLOCK = 4
 
@@ -98,15 +97,6 @@ def test_waiting_counts_who_has_arrived_and_is_not_in_the_batch() -> None:
         gone = (requests["finished_s"] <= start_s).sum()
         assert waiting == arrived - gone - running
     assert iterations["waiting"].max() == 2
-
-
-@pytest.mark.parametrize("scheduler", POLICIES)
-def test_folding_now_and_then_changes_nothing(
-    scheduler: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = served(some_load(), scheduler)
-    monkeypatch.setattr(records_module, "_FOLD_AT", 3)
-    assert_same_records(served(some_load(), scheduler), whole)
 
 
 def test_requests_are_sorted_by_number_however_they_end() -> None:
