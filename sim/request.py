@@ -43,7 +43,7 @@ class Request:
     max_tokens: int  # the client's limit, all that a reserving policy can know
     # Of full blocks whose content is known: the prompt's, and the answer's where a later turn
     # repeats it.
-    block_hashes: list[int] = field(default_factory=list)
+    block_hashes: Sequence[int] = ()
     num_computed_tokens: int = 0
     num_generated_tokens: int = 0
     joined_step: int = -1  # DecodeSet.step when it joined; -1 outside
