@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from calibrate.engine.engine import Clock, RealEngine
+from calibrate.engine.engine import RealEngine
 from calibrate.engine.executor import Sampling
 from calibrate.engine.token_ids import TokenIds
 from calibrate.engine.transformer_executor import TransformerExecutor
+from calibrate.engine.wall_clock import Clock
 from kernels.transformer import Transformer
 from sim.engine.policy import scheduler_class
 from sim.kv.cache import BlockAllocator

@@ -8,7 +8,6 @@ the simulator must give the same batches (`calibrate/recordings/replay.py`).
 
 from __future__ import annotations
 
-import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from calibrate.engine.device import OUT_OF_MEMORY, Apart, AtOnce, Landed, out_of
 from calibrate.engine.executor import Executor, Outcome
 from calibrate.engine.token_ids import TokenIds
 from calibrate.engine.transformer_executor import TransformerExecutor
+from calibrate.engine.wall_clock import Clock
 from sim.batch import Batch
 from sim.engine.engine import Engine
 from sim.engine.run_log import collect
@@ -31,40 +31,11 @@ from sim.schedulers import Scheduler
 from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
 
-_SPIN_S = 1e-3  # sleeping is no more exact than this
-
 REFUSED = "refused: the queue is full"
 GAVE_UP = "gave up after waiting for too long"
 _NOT_FINITE = "the model's logits are not finite"
 
 PHASES = ("schedule_s", "prepare_s", "forward_s", "sample_s")
-
-
-class Clock:
-    """Wall-clock seconds since its start, minus the time that was skipped."""
-
-    def __init__(self, *, skip_idle: bool = False) -> None:
-        """`skip_idle`: an engine with nothing to do jumps to the next arrival and does not wait."""
-        self._start_s = time.perf_counter()
-        self._skip_idle = skip_idle
-
-    def restart(self) -> None:
-        """Begin at 0 again."""
-        self._start_s = time.perf_counter()
-
-    def now_s(self) -> float:
-        return time.perf_counter() - self._start_s
-
-    def wait_until(self, at_s: float, *, unless: Callable[[], bool]) -> None:
-        """Return at `at_s`, at once where that has passed, or soon after `unless` holds."""
-        if self._skip_idle:
-            self._start_s = min(self._start_s, time.perf_counter() - at_s)
-            return
-        while (left_s := at_s - self.now_s()) > 0:
-            if unless():
-                return
-            if left_s > _SPIN_S:
-                time.sleep(min(left_s - _SPIN_S, 0.1))
 
 
 @dataclass(frozen=True, slots=True)

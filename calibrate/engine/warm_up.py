@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from calibrate.engine.assembly import engine
-from calibrate.engine.engine import Clock
+from calibrate.engine.wall_clock import Clock
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.engine.engine import Clock, RealEngine
+from calibrate.engine.engine import RealEngine
 from calibrate.engine.executor import Outcome
 from calibrate.engine.token_ids import TokenIds
 from calibrate.engine.transformer_executor import TransformerExecutor
+from calibrate.engine.wall_clock import Clock
 from calibrate.engine.warm_up import warming_workload
 from calibrate.measure.rig import Limits, Rig
 from sim.batch import Batch, PrefillChunk

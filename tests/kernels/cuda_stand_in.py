@@ -45,7 +45,7 @@ COPIES = {"copy_", "to", "cuda", "__getitem__", "__setitem__", "index_put_"}
 NOT_TIMED = {
     "calibrate/engine/warm_up.py:warm_up",
     "calibrate/measure/service.py:__init__",
-    "calibrate/measure/parts.py:engine_host_s",
+    "calibrate/measure/host_time.py:engine_host_s",
 }
 GIB = 2**30
 LAUNCH_S, ELEMENT_S, OPERATION_S = 3e-6, 1e-12, 1e-6

@@ -279,8 +279,8 @@ def test_a_cache_that_cannot_be_allocated_says_how_large_it_was() -> None:
 
 def test_sampling_is_drawn_from_its_seed() -> None:
     from calibrate.engine.assembly import engine
-    from calibrate.engine.engine import Clock
     from calibrate.engine.executor import Sampling
+    from calibrate.engine.wall_clock import Clock
 
     config = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, block_size=4)
 

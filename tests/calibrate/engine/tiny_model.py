@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from calibrate.engine.assembly import engine
-from calibrate.engine.engine import Clock, RealEngine, Served
+from calibrate.engine.engine import RealEngine, Served
+from calibrate.engine.wall_clock import Clock
 from kernels.model_config import ModelConfig
 from kernels.rotary import rotary_table
 from kernels.transformer import Transformer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from calibrate.engine.assembly import engine
-from calibrate.engine.engine import Clock
+from calibrate.engine.wall_clock import Clock
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
 from tests.calibrate.engine.tiny_model import CONFIG, all_logits, drawn_workload
