@@ -21,6 +21,7 @@ from calibrate.engine.decode_rows import DecodeRows
 from calibrate.engine.executor import Outcome, Sampling
 from calibrate.engine.host_blocks import HostBlocks
 from calibrate.engine.in_flight import Computed, Inputs, Launched, Prepared
+from calibrate.engine.sequence_tokens import SequenceTokens
 from kernels.copy_blocks import copy_blocks
 from kernels.logits_and_sample import sample
 from kernels.transformer import ForwardBatch, Transformer
@@ -73,10 +74,7 @@ class TransformerExecutor:
                 f"{swap_blocks} blocks on the host: {str(error).splitlines()[0]}"
             ) from None
         self._rows = DecodeRows(max_num_seqs, max_blocks, self.device)
-        self._tokens: dict[Request, list[int]] = {}  # what went in, or will
-        self._sampled: dict[Request, list[int]] = {}
-        self._known: dict[Request, list[int]] = {}  # answers that are in the trace
-        self._sequences: dict[Request, list[Request]] = {}  # samples of a request that has split
+        self._tokens = SequenceTokens()
         self._generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
         self._graphs = DecodeGraphs(model, self.kv_cache, self._rows.tables)
         self._staged = [
@@ -91,24 +89,11 @@ class TransformerExecutor:
     # -- sequences ----------------------------------------------------------------------------
 
     def add(self, request: Request, prompt: np.ndarray, answer: np.ndarray) -> None:
-        self._tokens[request] = prompt.tolist()
-        self._sampled[request] = []
-        if len(answer):
-            self._known[request] = answer.tolist()
+        self._tokens.add(request, prompt, answer)
 
     def drop(self, request: Request) -> list[list[int]]:
         self._host.release(request)
-        sequences = self._sequences.pop(request, [request])
-        answers = [self._sampled[one][: one.num_generated_tokens] for one in sequences]
-        if request.group is not None and not any(one.parent for one in sequences):
-            # Samples of a single token end as they begin, and never decode.
-            seen = len(sequences) if sequences != [request] else 0
-            answers = answers[:seen] + [[token] for token in self._sampled[request][seen:]]
-        for one in {request, *sequences}:
-            self._tokens.pop(one, None)
-            self._sampled.pop(one, None)
-            self._known.pop(one, None)
-        return answers
+        return self._tokens.drop(request)
 
     # -- one iteration ------------------------------------------------------------------------
 
@@ -179,7 +164,7 @@ class TransformerExecutor:
         """Fill in the tokens and let the device compute; a GPU is not waited for."""
         started_s = time.perf_counter()
         for request, position in prepared.newcomers:
-            self._rows.set_token(request, self._tokens_of(request)[position])
+            self._rows.set_token(request, self._tokens.of(request)[position])
         tokens = self._rows.tokens[: prepared.count]
         if prepared.staged is not None:
             prepared.staged[0, : prepared.count] = torch.from_numpy(tokens)
@@ -203,7 +188,10 @@ class TransformerExecutor:
         outcome, prepared, count = Outcome(), launched.prepared, launched.prepared.count
         began_s = time.perf_counter()
         sampled = tokens.tolist()  # waits for the device
-        fed = self._note(prepared.emitting, sampled, finite.tolist(), outcome)
+        fed = self._tokens.note(prepared.emitting, sampled)
+        outcome.tokens = dict(zip(prepared.emitting, sampled, strict=True))
+        good = zip(prepared.emitting, finite.tolist(), strict=True)
+        outcome.not_finite = [request for request, is_finite in good if not is_finite]
         if self._rows.version == prepared.order:
             self._rows.tokens[:count] = fed[:count]
         else:  # the next batch has been prepared meanwhile
@@ -240,44 +228,6 @@ class TransformerExecutor:
         hidden = self.model.forward(batch, self.kv_cache)
         return self._emitting(inputs, hidden)
 
-    def _note(
-        self, emitting: list[Request], sampled: list[int], finite: list[bool], outcome: Outcome
-    ) -> list[int]:
-        """Hand every emitting sequence its token: first the decodes, then prompts that ended.
-
-        Returns the tokens that go in next: the sampled ones, unless the trace knows better.
-        """
-        fed = list(sampled)
-        for place, (request, token) in enumerate(zip(emitting, sampled, strict=True)):
-            answer = self._sampled.get(request)
-            if answer is None:  # a dropped row of a request-level batch
-                continue
-            known = self._known.get(request)
-            if known is not None and len(answer) < len(known):
-                fed[place] = known[len(answer)]
-            answer.append(token)
-            self._tokens[request].append(fed[place])
-        outcome.tokens = dict(zip(emitting, sampled, strict=True))
-        if not all(finite):
-            outcome.not_finite = [
-                request for request, good in zip(emitting, finite, strict=True) if not good
-            ]
-        return fed
-
-    def _tokens_of(self, sequence: Request) -> list[int]:
-        """A sequence's tokens; a new sample has its prompt's, and the first of its own where the
-        prompt was computed for all."""
-        tokens = self._tokens.get(sequence)
-        if tokens is not None:
-            return tokens
-        request = sequence.whole if sequence.group is None else sequence.group.request
-        siblings = self._sequences.setdefault(request, [])
-        first = [] if sequence.group is None else [self._sampled[request][len(siblings)]]
-        siblings.append(sequence)
-        self._sampled[sequence] = first
-        self._tokens[sequence] = self._tokens[request][: request.prompt_tokens] + first
-        return self._tokens[sequence]
-
     def longest_context(self, count: int) -> int:
         """Of the first `count` decodes of the last iteration, its new token included."""
         return int(self._rows.context[:count].max(initial=0))
@@ -306,7 +256,7 @@ class TransformerExecutor:
             request, start = chunk.request, chunk.cached_tokens
             stop = start + chunk.new_tokens
             position = np.arange(start, stop)
-            known = self._tokens_of(request)[start:stop]
+            known = self._tokens.of(request)[start:stop]
             # Padding of request-level batches: computed and never read.
             known += [0] * (chunk.new_tokens - len(known))
             tokens.append(np.array(known, dtype=np.int64))

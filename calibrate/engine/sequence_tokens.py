@@ -1,0 +1,69 @@
+"""Token ids of the sequences that are served: what went in, what was sampled, what is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sim.request import Request
+
+
+class SequenceTokens:
+    """Tokens by sequence: a request's own, or those of each of its samples once it has split."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[Request, list[int]] = {}  # what went in, or will
+        self._sampled: dict[Request, list[int]] = {}
+        self._known: dict[Request, list[int]] = {}  # answers that are in the trace
+        self._sequences: dict[Request, list[Request]] = {}  # samples of a request that has split
+
+    def add(self, request: Request, prompt: np.ndarray, answer: np.ndarray) -> None:
+        """Take in a request: its prompt, and its answer as far as it is known."""
+        self._tokens[request] = prompt.tolist()
+        self._sampled[request] = []
+        if len(answer):
+            self._known[request] = answer.tolist()
+
+    def drop(self, request: Request) -> list[list[int]]:
+        """Forget a request; returns the tokens that each of its sequences generated."""
+        sequences = self._sequences.pop(request, [request])
+        answers = [self._sampled[one][: one.num_generated_tokens] for one in sequences]
+        if request.group is not None and not any(one.parent for one in sequences):
+            # Samples of a single token end as they begin, and never decode.
+            seen = len(sequences) if sequences != [request] else 0
+            answers = answers[:seen] + [[token] for token in self._sampled[request][seen:]]
+        for one in {request, *sequences}:
+            self._tokens.pop(one, None)
+            self._sampled.pop(one, None)
+            self._known.pop(one, None)
+        return answers
+
+    def of(self, sequence: Request) -> list[int]:
+        """A sequence's tokens; a new sample has its prompt's, and the first of its own where the
+        prompt was computed for all."""
+        tokens = self._tokens.get(sequence)
+        if tokens is not None:
+            return tokens
+        request = sequence.whole if sequence.group is None else sequence.group.request
+        siblings = self._sequences.setdefault(request, [])
+        first = [] if sequence.group is None else [self._sampled[request][len(siblings)]]
+        siblings.append(sequence)
+        self._sampled[sequence] = first
+        self._tokens[sequence] = self._tokens[request][: request.prompt_tokens] + first
+        return self._tokens[sequence]
+
+    def note(self, emitting: list[Request], sampled: list[int]) -> list[int]:
+        """Hand every emitting sequence its token: first the decodes, then prompts that ended.
+
+        Returns the tokens that go in next: the sampled ones, unless the trace knows better.
+        """
+        fed = list(sampled)
+        for place, (request, token) in enumerate(zip(emitting, sampled, strict=True)):
+            answer = self._sampled.get(request)
+            if answer is None:  # a dropped row of a request-level batch
+                continue
+            known = self._known.get(request)
+            if known is not None and len(answer) < len(known):
+                fed[place] = known[len(answer)]
+            answer.append(token)
+            self._tokens[request].append(fed[place])
+        return fed
