@@ -64,13 +64,14 @@ def run(
     from calibrate.device.environment import CalibrationError
     from calibrate.measure.budget import budget_seconds
     from calibrate.measure.calibration import calibrate
+    from calibrate.measure.setting import Setting
     from calibrate.measure.target import partial_folder
     from reports.calibration.report import write_calibration_report
 
     try:
         budget_s = budget_seconds(budget or ("1m" if device == "cpu" else "8m"))
         with progress_bar(budget_s) as tell:
-            calibrate(
+            setting = Setting(
                 config,
                 name=name,
                 out=out,
@@ -81,8 +82,8 @@ def run(
                 gpu=gpu,
                 linear_backend=cast(Any, linear),
                 share=share,
-                progress=tell,
             )
+            calibrate(setting, progress=tell)
         write_calibration_report(out)
     except (CalibrationError, ValueError) as error:
         raise InputError(str(error)) from None

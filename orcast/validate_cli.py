@@ -230,13 +230,14 @@ def _calibrate(question: Question, table: Path, budget: str) -> None:
     from calibrate.device.environment import CalibrationError
     from calibrate.measure.budget import budget_seconds
     from calibrate.measure.calibration import calibrate
+    from calibrate.measure.setting import Setting
     from calibrate.measure.target import partial_folder
     from orcast.calibrate_cli import progress_bar
 
     try:
         budget_s = budget_seconds(budget)
         with progress_bar(budget_s) as tell:
-            calibrate(
+            setting = Setting(
                 question.config,
                 name=question.deployment.model.name,
                 out=table,
@@ -244,8 +245,8 @@ def _calibrate(question: Question, table: Path, budget: str) -> None:
                 budget_s=budget_s,
                 dtype=question.dtype,
                 block_size=question.scenario.engine.block_size,
-                progress=tell,
             )
+            calibrate(setting, progress=tell)
     except KeyboardInterrupt:
         kept = partial_folder(table)
         print(f"stopped; what was measured is in {kept}: the same command goes on", file=sys.stderr)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from calibrate.device.environment import CalibrationError
 from calibrate.measure.budget import budget_seconds
-from calibrate.measure.calibration import DTYPES, Progress, calibrate
+from calibrate.measure.calibration import Progress, calibrate
+from calibrate.measure.setting import DTYPES, Setting
 from calibrate.measure.target import partial_folder
 
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = json.loads(options.model_config.read_text(encoding="utf-8"))
-        out = calibrate(
+        setting = Setting(
             config,
             name=options.name or options.model_config.stem,
             out=options.out,
@@ -51,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gpu=options.gpu,
             linear_backend=options.linear,
             share=options.share,
-            progress=tell,
         )
+        out = calibrate(setting, progress=tell)
     except (CalibrationError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,9 +13,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +35,17 @@ from calibrate.measure.batches import Lengths
 from calibrate.measure.breakdown import by_block_size, flash_against_standard, operator_classes
 from calibrate.measure.journal import Journal, writing
 from calibrate.measure.measured_table import MeasuredTable, write_measured
-from calibrate.measure.measuring import MOST_COOLING_S, TARGET, Measuring, failed
+from calibrate.measure.measuring import Measuring, failed
 from calibrate.measure.parts import Bench, benches
 from calibrate.measure.random_work import RandomWork
-from calibrate.measure.rig import Limits, Rig
+from calibrate.measure.rig import Rig
+from calibrate.measure.setting import DTYPES, Setting, reachable
 from calibrate.measure.shared_parts import take_over
 from calibrate.measure.target import check_target, partial_folder, put_in_place
 from calibrate.tables.meta import model_shape
-from kernels.checks import LinearBackend
 from kernels.model_config import ModelConfig
-from kernels.transformer import Transformer
 from sim.model.config import read_config
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDS = 3
 # Shares of the measuring time; parts that a model or device lacks leave theirs to the others.
 SHARES = {
@@ -66,8 +63,6 @@ SHARES = {
 }
 LAST_SHARE = 0.08  # of the budget, for operator classes and attention's two ways
 HELD_OUT = 8  # points of each part that no table holds
-MOST_CACHE_TOKENS = 2**19  # four contexts of 128k, or 512 of 1k
-CPU_LIMITS = Limits(max_tokens=256, max_seqs=32, max_context=512, cache_tokens=16_384)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,101 +80,34 @@ class Progress:
 
 
 def calibrate(
-    config: Mapping[str, Any],
-    *,
-    name: str,
-    out: Path,
-    device: str = "cuda",
-    budget_s: float = 480.0,
-    dtype: str = "bfloat16",
-    block_size: int = 16,
-    gpu: str | None = None,
-    limits: Limits | None = None,
-    threads: int = 1,
-    linear_backend: LinearBackend | None = None,
-    share: Path | None = None,
-    target: float = TARGET,
-    cooling_s: float = MOST_COOLING_S,
-    most_s: float = inf,
-    seed: int = 0,
-    progress: Callable[[Progress], None] | None = None,
+    setting: Setting, *, threads: int = 1, progress: Callable[[Progress], None] | None = None
 ) -> Path:
-    """Measure the latency table of a model on this machine into the folder ``out``.
+    """Measure the latency table of a model on this machine into the folder ``setting.out``.
 
     Args:
-        config: the model's Hugging Face ``config.json``; weights are random.
-        name: the model's, for the record.
-        device: ``cuda`` (Triton kernels, CUDA graphs) or ``cpu`` (plain PyTorch, eager).
-        budget_s: how long to measure. Coarse grids come first, so a short one costs accuracy.
-        gpu: the device's name in the library, for the record; the driver's name by default.
-        limits: how far to measure; by default what the memory holds.
         threads: of a CPU's operations. More than one wait for each other, for tens of ms where
             other processes want the processor too.
-        linear_backend: of the dense products; by default ``fastest`` on a GPU, which chooses
-            between cuBLAS and our kernel. The engine takes what its table was measured with.
-        share: a folder of tables whose parts are taken over where device and shapes coincide.
-        target: leave-one-out error that is good enough, relative.
-        cooling_s: to wait, in all, for a GPU whose clock is held down.
-        most_s: after so long the table is written without what it can do without.
         progress: called after every measurement.
 
-    An interrupted calibration of the same setting goes on where it stopped. Returns ``out``.
+    An interrupted calibration of the same setting goes on where it stopped. Returns the folder.
     Raises CalibrationError in clear words: no GPU, out of memory, a full disk, a device that fails.
     """
-    setting = _Setting(
-        config=config,
-        name=name,
-        out=out,
-        device=device,
-        budget_s=budget_s,
-        dtype=dtype,
-        block_size=block_size,
-        gpu=gpu,
-        limits=limits,
-        linear_backend=linear_backend or ("fastest" if device == "cuda" else "torch"),
-        share=share,
-        target=target,
-        cooling_s=cooling_s,
-        most_s=most_s,
-        seed=seed,
-    )
     before = torch.get_num_threads()
     try:
-        if device == "cpu":
+        if setting.device == "cpu":
             torch.set_num_threads(threads)
         return _Calibration(setting, progress or (lambda state: None)).finish()
     finally:
         torch.set_num_threads(before)
-        if device == "cuda":
+        if setting.device == "cuda":
             gc.collect()  # the next model needs the memory
             torch.cuda.empty_cache()
-
-
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """The arguments of `calibrate`."""
-
-    config: Mapping[str, Any]
-    name: str
-    out: Path
-    device: str
-    budget_s: float
-    dtype: str
-    block_size: int
-    gpu: str | None
-    limits: Limits | None
-    linear_backend: LinearBackend
-    share: Path | None
-    target: float
-    cooling_s: float
-    most_s: float
-    seed: int
 
 
 class _Calibration:
     """One calibration under way."""
 
-    def __init__(self, given: _Setting, progress: Callable[[Progress], None]) -> None:
+    def __init__(self, given: Setting, progress: Callable[[Progress], None]) -> None:
         self.began_s = time.monotonic()
         self.given, self.progress = given, progress
         if given.dtype not in DTYPES:
@@ -195,7 +123,7 @@ class _Calibration:
         check_target(given.out)
         self.timer = Timer(require_device(given.device))
         self.environment = environment(self.timer.device)
-        self.limits = given.limits or self._limits()
+        self.limits = given.limits or reachable(given, self.config, self.timer.device)
         self.clocks = ClockLog(device_id(self.timer.device), wanted=self.timer.on_gpu)
         self.captured = ()
         if self.timer.on_gpu:
@@ -219,32 +147,6 @@ class _Calibration:
 
     # -- before measuring -------------------------------------------------------------------------
 
-    def _limits(self) -> Limits:
-        """What the memory holds beside the weights."""
-        config = self.config
-        if not self.timer.on_gpu:
-            longest = min(CPU_LIMITS.max_context, config.max_positions)
-            return dataclasses.replace(CPU_LIMITS, max_context=longest)
-        dtype = DTYPES[self.given.dtype]
-        model = Transformer.random(config, dtype=dtype, device="meta", backend="torch")
-        free, total = torch.cuda.mem_get_info(self.timer.device)
-        max_tokens, max_seqs = 8192, 512
-        widest = max(
-            config.intermediate_size, config.qkv_features, 8 * config.moe_intermediate_size
-        )
-        besides = dtype.itemsize * (12 * max_tokens * widest + 4 * max_seqs * config.vocab_size)
-        room = int(0.9 * free) - model.weight_bytes - besides - 2 * 2**30
-        tokens = min(MOST_CACHE_TOKENS, room // model.kv_bytes_per_token)
-        if tokens < 2 * max_tokens:
-            gib = 2**30
-            raise CalibrationError(
-                f"out of memory: {self.given.name} has {model.weight_bytes / gib:.1f} GiB of "
-                f"weights in {self.given.dtype}, {device_name(self.timer.device)} has "
-                f"{free / gib:.1f} of {total / gib:.1f} GiB free; no room is left for a KV cache"
-            )
-        longest = min(131_072, config.max_positions, tokens)
-        return Limits(max_tokens, max_seqs, longest, tokens)
-
     def _owner(self) -> dict[str, Any]:
         """What must be equal for an interrupted calibration to be gone on with."""
         given = self.given
@@ -255,7 +157,7 @@ class _Calibration:
             "model": model_shape(self.spec),
             "dtype": given.dtype,
             "block_size": given.block_size,
-            "linear_backend": given.linear_backend,
+            "linear_backend": given.products,
             "limits": dataclasses.asdict(self.limits),
             "seed": given.seed,
             **versions,
@@ -284,7 +186,7 @@ class _Calibration:
                 block_size=self.given.block_size,
                 dtype=DTYPES[self.given.dtype],
                 seed=self.given.seed,
-                linear_backend=self.given.linear_backend,
+                linear_backend=self.given.products,
             )
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
@@ -407,7 +309,7 @@ class _Calibration:
             "kv_cache_dtype": "auto",
             "tensor_parallel": 1,
             "block_size": given.block_size,
-            "linear_backend": given.linear_backend,
+            "linear_backend": given.products,
             "launch": "graph" if self.timer.on_gpu else "eager",
             "cudagraph_capture_sizes": list(self.captured),
             "environment": self.environment,

@@ -273,6 +273,7 @@ def _table(run: Run, model: str, out: Path, share: float, *, others: bool = True
     import torch
 
     from calibrate.measure.calibration import Progress, calibrate
+    from calibrate.measure.setting import Setting
     from sim.latency.table_folder import read_table
 
     part, limit_s = "", share * run.left_s
@@ -283,7 +284,7 @@ def _table(run: Run, model: str, out: Path, share: float, *, others: bool = True
             part = state.part
             print(f"{state.elapsed_s:6.0f} of {state.budget_s:.0f} s {part}", flush=True)
 
-    calibrate(
+    setting = Setting(
         _config(model),
         name=name_of(model),
         out=out,
@@ -293,8 +294,8 @@ def _table(run: Run, model: str, out: Path, share: float, *, others: bool = True
         share=_others(run, name_of(model)) if others else None,
         cooling_s=share * run.cooling_s,
         most_s=(BUDGET_SHARE + 0.05) * limit_s,
-        progress=say,
     )
+    calibrate(setting, progress=say)
     if run.device == "cuda":
         torch.cuda.empty_cache()
     meta = read_table(out).meta

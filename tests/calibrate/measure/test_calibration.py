@@ -22,7 +22,7 @@ pytest.importorskip("triton", reason=needs.KERNELS)
 from calibrate.device.environment import CalibrationError  # noqa: E402
 from calibrate.device.timer import Timer  # noqa: E402
 from calibrate.device.yardstick import yardstick_us  # noqa: E402
-from calibrate.measure import calibration  # noqa: E402
+from calibrate.measure import setting  # noqa: E402
 from calibrate.measure.budget import budget_seconds  # noqa: E402
 from calibrate.measure.calibration import Progress, calibrate  # noqa: E402
 from calibrate.measure.end_to_end import end_to_end  # noqa: E402
@@ -31,6 +31,7 @@ from calibrate.measure.parts import benches  # noqa: E402
 from calibrate.measure.repeatability import differences  # noqa: E402
 from calibrate.measure.rig import Limits, Rig  # noqa: E402
 from calibrate.measure.service import Iteration  # noqa: E402
+from calibrate.measure.setting import Setting  # noqa: E402
 from calibrate.measure.shared_parts import take_over  # noqa: E402
 from calibrate.measure.target import partial_folder  # noqa: E402
 from calibrate.measure.whole_iterations import latency_of, parts_us  # noqa: E402
@@ -52,7 +53,7 @@ LIMITS = Limits(max_tokens=128, max_seqs=8, max_context=256, cache_tokens=4096)
 
 def quick(out: Path, budget_s: float = 3.0, **options: object) -> Path:
     given: dict[str, object] = {"device": "cpu", "limits": LIMITS, **options}
-    return calibrate(CONFIG, name=NAME, out=out, budget_s=budget_s, **given)  # type: ignore[arg-type]
+    return calibrate(Setting(CONFIG, NAME, out, budget_s=budget_s, **given))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +272,7 @@ def test_it_runs_where_the_simulators_dependencies_are_missing(tmp_path: Path) -
 
 
 def test_the_command_measures_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "CPU_LIMITS", LIMITS)
+    monkeypatch.setattr(setting, "CPU_LIMITS", LIMITS)
     out = tmp_path / "tiny"
     outcome = orcast(
         "calibrate", "run", "--model", "tiny", "--device", "cpu", "--budget", "1s", "--out", out
