@@ -3,8 +3,8 @@
 A *group* is a number of equal replicas. With roles ``prefill`` and ``decode`` (DistServe, Zhong et
 al., OSDI 2024; Splitwise, Patel et al., ISCA 2024) a prompt is first computed by a prefill replica,
 then its KV cache crosses a link (`KvTransfers`), and a decode replica emits all of the answer, its
-first token included. A replica that fails loses what it has; its requests begin anew elsewhere. The
-autoscaler starts and drains replicas by the number of unfinished requests.
+first token included. A replica that fails loses what it has; its requests begin anew elsewhere
+(`Fleet`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import ceil, floor, inf, nextafter
+from math import inf
 
 import numpy as np
 
+from sim.cluster.fleet import Fleet
 from sim.cluster.kv_transfers import DecodePool, KvTransfers, PrefillPool
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.cluster.routers import ROUTERS, Routing
 from sim.engine.block_history import BlockRecorder, watched
-from sim.engine.clock import Clock
 from sim.engine.device import device_of
 from sim.engine.front_end import ApiServers, FrontEnd
 from sim.engine.policy import block_allocator, scheduler_class
@@ -32,8 +32,6 @@ from sim.request import NEVER, Request
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
-# What a request may ask for, and the roles of replicas that can do it.
-_PHASES = {"both": ("both", "prefill"), "decode": ("decode",)}
 _REPORT_EVERY = 256  # endings between two calls of `progress`
 
 
@@ -73,7 +71,7 @@ def simulate_cluster(
     return cluster.records(), cluster.facts
 
 
-class _Cluster:
+class _Cluster(Fleet):
     def __init__(
         self,
         workload: Workload,
@@ -88,15 +86,12 @@ class _Cluster:
         progress: Callable[[int], None] | None,
         recorder: BlockRecorder | None,
     ) -> None:
-        self.clock = Clock()
+        super().__init__()
         self._recorder = recorder
-        self.replicas: list[ClusterReplica] = []
         self._awaits_answers = workload.awaits_answers
-        self._groups: list[ReplicaGroup] = []  # of each replica
         self._unequal = len(groups) > 1
         self._samples = workload.samples
         self._output_tokens = workload.output_tokens
-        self.facts = ClusterFacts(up_s=[])
         self._transfers = KvTransfers(
             kv_link, self.clock, self.facts, partial(self._dispatch, role="decode")
         )
@@ -108,29 +103,16 @@ class _Cluster:
         for group in groups:
             for _ in range(group.replicas):
                 self._add_replica(group, leap=leap, check=check)
-        self.facts.up_s += [0.0] * len(self.replicas)
         self._route = ROUTERS[router]
         rng = np.random.default_rng([seed, 0x70757465])
         self._memory = {role: Routing(rng) for role in ("both", "prefill", "decode")}
-        self._autoscaling = autoscaling
         self._progress = progress
         self._total = len(workload)
         self._ended = 0
         # Output and limit of requests that are being prefilled.
         self._lengths: dict[Request, tuple[int, int]] = {}
         self._nowhere: dict[str, deque[Request]] = {"both": deque(), "decode": deque()}
-        # Replicas that take requests, and since when a replica is paid for; None: it is not.
-        self._open = [True] * len(self.replicas)
-        self._up_since_s: list[float | None] = [0.0] * len(self.replicas)
-        self._able: dict[str, list[ClusterReplica]] = {}  # those by what they are asked for
-        self._starting: dict[int, float] = {}  # and when they will have started
-        self._down_until_s: dict[int, float] = {}  # of replicas that have failed
-        self._serving_again: set[int] = set()  # of those, which take requests once they are back
-        self._changed_s = 0.0
-        self._scaling_s = inf  # when the number of replicas is looked at next
-        if autoscaling is not None:
-            self._start_small(autoscaling)
-        self._note_replicas(0.0)
+        self.begin(autoscaling)
         caching = any(group.config.enable_prefix_caching for group in groups)
         self._source = RequestSource(
             workload, block_size=groups[0].config.block_size, prefix_caching=caching
@@ -261,26 +243,18 @@ class _Cluster:
 
     # -- replicas that come and go ------------------------------------------------------------
 
-    def plan_failure(self, failure: Failure) -> None:
-        """Let a replica fail when its time comes."""
-        self.clock.at(failure.at_s, ARRIVAL, partial(self._fail, failure))
+    def is_over(self) -> bool:
+        return self._ended == self._total
 
-    def _fail(self, failure: Failure, now_s: float) -> None:
-        number = failure.replica
-        if self._ended == self._total:
-            return
-        already = number in self._down_until_s
-        until_s = now_s + failure.recover_after_s
-        if until_s > self._down_until_s.get(number, -inf):  # of two failures, the longer one
-            self._down_until_s[number] = until_s
-            if until_s < inf:
-                self.clock.at(until_s, ARRIVAL, partial(self._recover, number))
-        if already:
-            return
-        if self._open[number] or number in self._starting:
-            self._serving_again.add(number)
-        self._close(number, now_s)
-        replica = self.replicas[number]
+    def num_at_the_door(self) -> int:
+        return sum(map(len, self._nowhere.values()))
+
+    def let_in(self, now_s: float) -> None:
+        for role, queue in self._nowhere.items():
+            for _ in range(len(queue)):
+                self._dispatch(queue.popleft(), now_s, role)
+
+    def lose(self, replica: ClusterReplica, now_s: float) -> None:
         # Held blocks come free before the replica's own.
         lost = self._transfers.lose(replica, now_s) + replica.fail(now_s)
         for request in sorted(lost, key=lambda request: request.index):
@@ -292,116 +266,6 @@ class _Cluster:
                 self.clock.at(last.seen_s, ARRIVAL, partial(self._dispatch, request))
             else:
                 self._dispatch(request, now_s)
-
-    def _recover(self, number: int, now_s: float) -> None:
-        if self._down_until_s.get(number) != now_s:
-            return  # another failure keeps it down
-        del self._down_until_s[number]
-        self._expect_scaling(now_s)
-        if number in self._serving_again:  # otherwise it is as idle as it was
-            self._serving_again.discard(number)
-            if self._ended < self._total:
-                self._reopen(number, now_s)
-
-    def _close(self, number: int, now_s: float) -> None:
-        """A replica takes no more requests, and is no longer paid for."""
-        self._open[number] = False
-        self._starting.pop(number, None)
-        since_s = self._up_since_s[number]
-        if since_s is not None:
-            self.facts.up_s[number] += now_s - since_s
-            self._up_since_s[number] = None
-        self._note_replicas(now_s)
-
-    def _reopen(self, number: int, now_s: float) -> None:
-        self._starting.pop(number, None)
-        self._open[number] = True
-        if self._up_since_s[number] is None:
-            self._up_since_s[number] = now_s
-        self._note_replicas(now_s)
-        for role, queue in self._nowhere.items():
-            for _ in range(len(queue)):
-                self._dispatch(queue.popleft(), now_s, role)
-
-    def _note_replicas(self, now_s: float) -> None:
-        """Some replica takes requests that did not, or no longer does."""
-        for role, phases in _PHASES.items():
-            self._able[role] = [
-                replica
-                for replica in self.replicas
-                if self._open[replica.number] and self._groups[replica.number].role in phases
-            ]
-        self.facts.replicas_over_time.append((now_s, sum(self._open)))
-        self._expect_scaling(now_s)
-
-    # -- autoscaling --------------------------------------------------------------------------
-
-    def _start_small(self, scaling: Autoscaling) -> None:
-        for number in range(scaling.min_replicas, len(self.replicas)):
-            self._open[number] = False
-            self._up_since_s[number] = None
-
-    def _expect_scaling(self, now_s: float, not_before_s: float = 0.0) -> None:
-        """Something has changed: look at it the next time that replicas are counted."""
-        scaling = self._autoscaling
-        if scaling is None or self._ended == self._total:
-            return
-        every_s = scaling.check_every_s
-        number = max(floor(now_s / every_s) + 1, ceil(not_before_s / every_s))
-        at_s = number * every_s
-        if at_s <= now_s:  # rounded: this time is that look's, or they are closer than times can be
-            at_s = max((number + 1) * every_s, nextafter(now_s, inf))
-        if at_s < self._scaling_s:
-            self._scaling_s = at_s
-            self.clock.at(at_s, ARRIVAL, self._scale)
-
-    def _scale(self, now_s: float) -> None:
-        scaling = self._autoscaling
-        if now_s != self._scaling_s or self._ended == self._total:
-            return
-        assert scaling is not None
-        self._scaling_s = inf
-        outstanding = sum(replica.num_outstanding for replica in self.replicas)
-        outstanding += sum(map(len, self._nowhere.values()))
-        wanted = max(ceil(outstanding / scaling.target_outstanding), scaling.min_replicas)
-        there = [n for n in range(len(self.replicas)) if self._open[n] or n in self._starting]
-        if wanted > len(there):
-            idle = [
-                n
-                for n in range(len(self.replicas))
-                if n not in there and n not in self._down_until_s
-            ]
-            # One that still drains is back at once.
-            idle.sort(key=lambda n: (self._up_since_s[n] is None, n))
-            for number in idle[: wanted - len(there)]:
-                self._changed_s = now_s
-                if self._up_since_s[number] is not None:
-                    self._reopen(number, now_s)
-                    continue
-                self._starting[number] = started_s = now_s + scaling.startup_s
-                self._up_since_s[number] = now_s
-                self.clock.at(started_s, ARRIVAL, partial(self._started, number))
-        elif wanted < len(there):
-            if now_s - self._changed_s < scaling.cooldown_s:
-                self._expect_scaling(now_s, self._changed_s + scaling.cooldown_s)
-                return
-            self._changed_s = now_s
-            serving = [n for n in there if self._open[n]]
-            for number in reversed(serving[wanted:]):
-                self._open[number] = False
-                self._drain(self.replicas[number], now_s)
-            self._note_replicas(now_s)
-
-    def _started(self, number: int, now_s: float) -> None:
-        if self._starting.get(number) == now_s:
-            self._reopen(number, now_s)
-
-    def _drain(self, replica: ClusterReplica, now_s: float) -> None:
-        """A replica that takes no more requests is given up once it has none."""
-        number = replica.number
-        closed = not self._open[number] and number not in self._starting
-        if closed and not replica.num_outstanding and self._up_since_s[number] is not None:
-            self._close(number, now_s)
 
     # -- the end ------------------------------------------------------------------------------
 
