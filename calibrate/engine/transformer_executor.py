@@ -21,9 +21,9 @@ from calibrate.engine.decode_rows import DecodeRows
 from calibrate.engine.executor import Outcome, Sampling
 from calibrate.engine.host_blocks import HostBlocks
 from calibrate.engine.in_flight import Computed, Inputs, Launched, Prepared
+from calibrate.engine.sampler import Sampler
 from calibrate.engine.sequence_tokens import SequenceTokens
 from kernels.copy_blocks import copy_blocks
-from kernels.logits_and_sample import sample
 from kernels.transformer import ForwardBatch, Transformer
 from sim.batch import Batch, PrefillChunk
 from sim.request import Request
@@ -60,7 +60,6 @@ class TransformerExecutor:
         self.model = model
         self.device = model.embeddings.device
         self.block_size = block_size
-        self.sampling = sampling
         self._on_gpu = self.device.type == "cuda"
         try:
             self.kv_cache = (
@@ -75,7 +74,7 @@ class TransformerExecutor:
             ) from None
         self._rows = DecodeRows(max_num_seqs, max_blocks, self.device)
         self._tokens = SequenceTokens()
-        self._generator = torch.Generator(device=self.device).manual_seed(sampling.seed)
+        self._sample = Sampler(model, sampling)
         self._graphs = DecodeGraphs(model, self.kv_cache, self._rows.tables)
         self._staged = [
             torch.zeros((4, max_num_seqs), dtype=torch.int64, pin_memory=self._on_gpu)
@@ -324,25 +323,6 @@ class TransformerExecutor:
         return hidden.index_select(
             0, self._to_device(torch.tensor(inputs.emitting, dtype=torch.int64))
         )
-
-    def _sample(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and whether their logits were finite: [n] int64 and [n] bool."""
-        logits = self.model.logits(hidden)
-        backend, sampling = self.model.backend, self.sampling
-        count = len(logits)
-        if sampling.temperature > 0:
-            uniform = torch.rand(count, device=self.device, generator=self._generator)
-            heat = torch.full((count,), sampling.temperature, device=self.device)
-            top_k = sampling.top_k and torch.full((count,), sampling.top_k, device=self.device)
-            top_p = sampling.top_p and torch.full((count,), sampling.top_p, device=self.device)
-            tokens = sample(
-                logits, temperature=heat, top_k=top_k, top_p=top_p, uniform=uniform, backend=backend
-            )
-        else:
-            tokens = sample(logits, backend=backend)
-        # A NaN in a hidden state makes every logit of its row one.
-        chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        return tokens, chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
 
     def _mark(self) -> Any:
         """A time of the device: an event, or seconds."""

@@ -6,6 +6,7 @@ Sequences own disjoint blocks of the cache, in random order, as after some time 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,18 +40,28 @@ class Lengths:
 
     def features(self) -> Batch:
         """As the latency model sees it."""
-        return Batch(
-            prefills=[
-                PrefillChunk(Request(index, 0.0, new + cached, 1, 1), new, cached)
-                for index, (new, cached) in enumerate(self.prefills)
-            ],
-            num_decodes=len(self.decodes),
-            context_tokens=sum(self.decodes),
-            longest_tokens=max(self.decodes, default=0),
-            num_tokens=self.num_tokens,
-            num_emitting=self.num_seqs,
-            num_seqs=self.num_seqs,
+        return features(
+            self.prefills, len(self.decodes), sum(self.decodes), max(self.decodes, default=0)
         )
+
+
+def features(
+    prefills: Sequence[tuple[int, int]], decodes: int, context_tokens: int, longest_tokens: int
+) -> Batch:
+    """A batch as the latency model sees it: (new, cached) tokens of prompts, sums over decodes."""
+    num_seqs = decodes + len(prefills)
+    return Batch(
+        prefills=[
+            PrefillChunk(Request(index, 0.0, new + cached, 1, 1), new, cached)
+            for index, (new, cached) in enumerate(prefills)
+        ],
+        num_decodes=decodes,
+        context_tokens=context_tokens,
+        longest_tokens=longest_tokens,
+        num_tokens=decodes + sum(new for new, _ in prefills),
+        num_emitting=num_seqs,
+        num_seqs=num_seqs,
+    )
 
 
 def forward_batch(

@@ -18,8 +18,9 @@ from calibrate.engine.token_ids import TokenIds
 from calibrate.engine.transformer_executor import TransformerExecutor
 from calibrate.engine.wall_clock import Clock
 from calibrate.engine.warm_up import warming_workload
+from calibrate.measure.batches import features
 from calibrate.measure.rig import Limits, Rig
-from sim.batch import Batch, PrefillChunk
+from sim.batch import Batch
 from sim.engine.policy import scheduler_class
 from sim.kv.cache import BlockAllocator
 from sim.request import Request
@@ -51,21 +52,11 @@ class Iteration:
 
     def features(self, captured: Sequence[int] = ()) -> Batch:
         """As the latency model sees it; decodes alone are padded to a captured size."""
-        num_tokens = self.decodes + sum(new for new, _ in self.prefills)
+        batch = features(self.prefills, self.decodes, self.context_tokens, self.longest_tokens)
         if not self.prefills:
-            num_tokens = min((size for size in captured if size >= num_tokens), default=num_tokens)
-        return Batch(
-            prefills=[
-                PrefillChunk(Request(index, 0.0, new + cached, 1, 1), new, cached)
-                for index, (new, cached) in enumerate(self.prefills)
-            ],
-            num_decodes=self.decodes,
-            context_tokens=self.context_tokens,
-            longest_tokens=self.longest_tokens,
-            num_tokens=num_tokens,
-            num_emitting=self.num_seqs,
-            num_seqs=self.num_seqs,
-        )
+            larger = (size for size in captured if size >= self.decodes)
+            batch.num_tokens = min(larger, default=self.decodes)
+        return batch
 
 
 class Service:

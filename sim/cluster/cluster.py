@@ -9,7 +9,6 @@ first token included. A replica that fails loses what it has; its requests begin
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -60,14 +59,7 @@ def simulate_cluster(
     )  # fmt: skip
     for failure in failures:
         cluster.plan_failure(failure)
-    # The run makes millions of small objects and no cycles: let reference counts do the work.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        cluster.clock.run()
-    finally:
-        if collecting:
-            gc.enable()
+    cluster.clock.run()
     return cluster.records(), cluster.facts
 
 
@@ -128,8 +120,6 @@ class _Cluster(Fleet):
         if self._recorder is not None:
             policy = watched(policy, self._recorder)
         scheduler = policy(pool, allocator, config)
-        if self._recorder is not None:
-            self._recorder.attach(scheduler)
         self._groups.append(group)
         self.replicas.append(
             ClusterReplica(

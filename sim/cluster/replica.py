@@ -7,7 +7,7 @@ request could be admitted, and so leaping gives the very records that stepping d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf, nextafter
 
@@ -134,7 +134,7 @@ class ClusterReplica(Engine):
         self.kv_floor = blocks / self.num_blocks
         return self.kv_floor
 
-    def num_cached(self, hashes: list[int], now_s: float, more_than: int) -> int:
+    def num_cached(self, hashes: Sequence[int], now_s: float, more_than: int) -> int:
         """Blocks of a prompt that are found here; or 0, where no more than so many are."""
         answering, cached = self._answering, self.allocator.cached
         goes_on = answering is not None and answering.answers.continued_by(hashes)

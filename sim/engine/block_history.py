@@ -6,24 +6,26 @@ nothing of an engine that is not watched: `watched` gives a policy with the look
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from sim.batch import Batch
 from sim.request import SAMPLE_NUMBERS, Request
 from sim.schedulers.scheduler import Scheduler
 from sim.schedulers.static import StaticScheduler
 
-Watch = Callable[[Scheduler, Batch], None]
 
-
-def watched(policy: type, watch: Watch) -> type:
-    """`policy`, calling `watch` whenever an iteration has ended."""
+def watched(policy: type, recorder: BlockRecorder) -> type:
+    """`policy`, attached to `recorder` and calling it whenever an iteration has ended."""
 
     class Watched(policy):  # type: ignore[misc]
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            recorder.attach(self)
+
         def advance(self, batch: Batch, iterations: int = 1) -> None:
             assert iterations == 1, "a leap passes by what is to be seen"
-            watch(self, batch)
+            recorder(self, batch)
             super().advance(batch, iterations)
 
     return Watched

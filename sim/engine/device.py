@@ -21,9 +21,9 @@ class OneAtATime:
 
     def run(self, batch: Batch, now_s: float) -> tuple[float, float]:
         """When a batch that is launched now begins and ends."""
-        start_s = max(now_s, self.free_s)
-        self.free_s = start_s + self.latency.iteration_s(batch)
-        return start_s, self.free_s
+        start_s = now_s if now_s > self.free_s else self.free_s
+        self.free_s = end_s = start_s + self.latency.iteration_s(batch)
+        return start_s, end_s
 
     def leap(self, batch: Batch, now_s: float, iterations: int, until_s: float) -> list[float]:
         """When each of up to `iterations` of it ends, the first at or after `until_s` the last."""

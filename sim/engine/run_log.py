@@ -56,7 +56,7 @@ def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
     emitted, stored, growth, reserved = scheduler.accounting(batch)
     verified = batch.verification
     decode_tokens = batch.num_decodes if verified is None else verified.query_tokens
-    kv_blocks = allocator.num_used
+    kv_blocks = allocator.num_blocks - allocator.num_free
     block_growth = scheduler.extend(iterations) if iterations > 1 else None
     rare = None
     swapped = batch.swap_in_blocks + batch.swap_out_blocks

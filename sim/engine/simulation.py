@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -66,8 +65,6 @@ def simulate(
     def new_scheduler(blocks: int) -> Scheduler:
         pool = RequestPool(config.block_size, track_longest=latency.uses_longest)
         one: Scheduler = policy(pool, block_allocator(config, blocks), config)
-        if recorder is not None:
-            recorder.attach(one)
         return one
 
     for number in range(replicas):
@@ -93,17 +90,10 @@ def simulate(
         ]  # fmt: skip
         report = None if progress is None else ended
         served.append(Replica(Clock(), engines, source, progress=report))
-    # The run makes millions of small objects and no cycles: let reference counts do the work.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        # Dealt out in turn, requests leave replicas nothing to tell each other: one after the
-        # other they find what they need in the CPU's cache, which sixty-four at once do not.
-        for replica in served:
-            replica.clock.run()
-    finally:
-        if collecting:
-            gc.enable()
+    # Dealt out in turn, requests leave replicas nothing to tell each other: one after the other
+    # they find what they need in the CPU's cache, which sixty-four at once do not.
+    for replica in served:
+        replica.clock.run()
     numbers = [number for number, replica in enumerate(served) for _ in replica.engines]
     records = collect([engine for replica in served for engine in replica.engines], numbers)
     stages = [device for device in devices if isinstance(device, Stages)]

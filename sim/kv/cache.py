@@ -116,9 +116,10 @@ class BlockAllocator:
 
     def _released(self, table: list[int]) -> list[int]:
         """Those of a table that no other holds, last first."""
-        if not self._references:
-            return table[::-1]
-        return [block for block in reversed(table) if not self._drop_reference(block)]
+        blocks = table[::-1]
+        if self._references:
+            blocks = [block for block in blocks if not self._drop_reference(block)]
+        return blocks
 
     def _put_first(self, blocks: list[int]) -> None:
         """Let these be handed out next. They were taken from the head: no dead entries are left."""

@@ -30,12 +30,6 @@ class IterationScheduler(Progress):
 
     # -- arrivals ---------------------------------------------------------------------------------
 
-    def add(self, request: Request) -> None:
-        if self.servable(request):
-            self.pool.enqueue(request)
-        else:
-            self.pool.reject(request)
-
     def servable(self, request: Request) -> bool:
         """Whether the request, alone in the engine, could be served to its end."""
         if request.prompt_tokens + request.output_tokens > self.config.max_model_len:

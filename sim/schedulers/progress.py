@@ -11,9 +11,10 @@ from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.answers import Answers
 from sim.schedulers.engine_config import EngineConfig
+from sim.schedulers.scheduler import Scheduler
 
 
-class Progress:
+class Progress(Scheduler):
     """What a policy that batches by iteration has given out: who computes, decodes, leaves.
 
     A batch is advanced over when it is launched and collected when it is through; between the two
@@ -79,12 +80,6 @@ class Progress:
             if self._leaving.pop(request, None) is not None:  # else preempted meanwhile
                 self._leaving_tokens -= request.num_computed_tokens
         return self._finish(batch.ended, now_s)
-
-    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
-        """`advance` and `collect` at once."""
-        self.advance(batch, iterations)
-        batch.emission.at_s = batch.emission.seen_s = now_s
-        return self.collect(batch, now_s)
 
     def _end_prefill(self, request: Request, batch: Batch) -> Sequence[Request]:
         """The sequence catches up and emits a token; returns it where that is its last."""

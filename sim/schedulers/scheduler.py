@@ -28,7 +28,7 @@ from sim.schedulers.engine_config import EngineConfig
 
 
 class Scheduler(Protocol):
-    """One policy over one engine's pool and allocator."""
+    """One policy over one engine's pool and allocator; a class of ours takes `add` from here."""
 
     pool: RequestPool
     allocator: BlockAllocator
@@ -39,6 +39,10 @@ class Scheduler(Protocol):
 
     def add(self, request: Request) -> None:
         """Take in an arrival; one that can never be served is rejected and counted."""
+        if self.servable(request):
+            self.pool.enqueue(request)
+        else:
+            self.pool.reject(request)
 
     def servable(self, request: Request) -> bool:
         """Whether the request, alone in the engine, could be served to its end."""
@@ -77,6 +81,12 @@ class Scheduler(Protocol):
 
         ``batch.emission`` has that time by now.
         """
+
+    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
+        """`advance` and `collect` at once."""
+        self.advance(batch, iterations)
+        batch.emission.at_s = batch.emission.seen_s = now_s
+        return self.collect(batch, now_s)
 
     def decoding(self) -> Collection[Request]:
         """The sequences that are `batch.num_decodes`, between `schedule` and `complete`."""

@@ -15,9 +15,10 @@ from sim.kv.cache import BlockAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.engine_config import EngineConfig
+from sim.schedulers.scheduler import Scheduler
 
 
-class StaticScheduler:
+class StaticScheduler(Scheduler):
     """Pads, reserves for the longest, waits for the longest."""
 
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
@@ -41,12 +42,6 @@ class StaticScheduler:
     def servable(self, request: Request) -> bool:
         fits = request.prompt_tokens + request.output_tokens <= self.config.max_model_len
         return fits and self._row_blocks([request]) <= self.allocator.num_blocks
-
-    def add(self, request: Request) -> None:
-        if self.servable(request):
-            self.pool.enqueue(request)
-        else:
-            self.pool.reject(request)
 
     def schedule(self, now_s: float) -> Batch | None:
         rows = len(self.pool.running)
@@ -96,12 +91,6 @@ class StaticScheduler:
 
     def collect(self, batch: Batch, now_s: float) -> list[Request]:
         return [] if self.pool.decodes.num_seqs else self._end_batch(now_s)
-
-    def complete(self, batch: Batch, now_s: float, iterations: int = 1) -> list[Request]:
-        """`advance` and `collect` at once."""
-        self.advance(batch, iterations)
-        batch.emission.at_s = batch.emission.seen_s = now_s
-        return self.collect(batch, now_s)
 
     def _end_batch(self, now_s: float) -> list[Request]:
         pool = self.pool

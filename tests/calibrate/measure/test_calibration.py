@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,9 +51,15 @@ SPEC = read_config(CONFIG, name=NAME)
 LIMITS = Limits(max_tokens=128, max_seqs=8, max_context=256, cache_tokens=4096)
 
 
-def quick(out: Path, budget_s: float = 3.0, **options: object) -> Path:
+def quick(
+    out: Path,
+    budget_s: float = 3.0,
+    progress: Callable[[Progress], None] | None = None,
+    **options: object,
+) -> Path:
     given: dict[str, object] = {"device": "cpu", "limits": LIMITS, **options}
-    return calibrate(Setting(CONFIG, NAME, out, budget_s=budget_s, **given))  # type: ignore[arg-type]
+    setting = Setting(CONFIG, NAME, out, budget_s=budget_s, **given)  # type: ignore[arg-type]
+    return calibrate(setting, progress=progress)
 
 
 @pytest.fixture(scope="module")
