@@ -7,12 +7,12 @@ that nobody measured, and for what tables do not hold (pipelines, tokens spread 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scenarios import library
 from scenarios.forecast.expert_counts import expert_routing
+from scenarios.forecast.links import interconnect
 from scenarios.schema.engine import Engine
 from scenarios.schema.hardware import Hardware
 from scenarios.schema.latency import HostOverhead as HostOverheadSection
@@ -29,12 +29,15 @@ from sim.latency.roofline import (
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_folder import read_table
-from sim.model.hardware import Gpu, Interconnect
+from sim.model.hardware import Gpu
 from sim.model.parallelism import Parallelism
 from sim.model.spec import ModelSpec
 
 # None: nothing is measured, which is an answer for source auto alone.
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable | None]
+
+
+Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable]
 
 
 def parallelism_of(hardware: Hardware) -> Parallelism:
@@ -84,7 +87,7 @@ def latency_model(
             gpu,
             parallelism=parallelism,
             routing=routing,
-            interconnect=_interconnect(hardware, gpu),
+            interconnect=interconnect(hardware, gpu),
             kv_cache_dtype=engine.kv_cache_dtype,
             block_size=engine.block_size,
             max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -102,7 +105,7 @@ def latency_model(
         tensor_parallel=hardware.tensor_parallel,
         ranks_per_node=parallelism.tensor_per_node,
         routing=None if routing is None or routing.is_uniform else routing,
-        interconnect=_interconnect(hardware, gpu),
+        interconnect=interconnect(hardware, gpu),
         link_measured=hardware.link is not None,
         host=_host_overhead(host, table, engine),
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -202,19 +205,3 @@ def _host_overhead(
 def assumed_host(engine: Engine) -> HostOverhead:
     """Host time where nobody measured any; asynchronous scheduling hides it behind the device."""
     return HostOverhead(HOST_PER_ITERATION_S, HOST_PER_SEQUENCE_S, "assumed")
-
-
-def _interconnect(hardware: Hardware, gpu: Gpu) -> Interconnect:
-    links = gpu.interconnect
-    near, far = hardware.link, hardware.inter_node_link
-    if near is not None:
-        links = replace(
-            links, bytes_per_s=near.bandwidth_gb_per_s * 1e9, latency_s=near.latency_us / 1e6
-        )
-    if far is not None:
-        links = replace(
-            links,
-            inter_node_bytes_per_s=far.bandwidth_gb_per_s * 1e9,
-            inter_node_latency_s=far.latency_us / 1e6,
-        )
-    return links
