@@ -1,4 +1,4 @@
-"""The links between GPUs that a scenario gives, or those of the library, and what is assumed there."""
+"""The links between GPUs: a scenario's, or the library's, and what is assumed of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def interconnect(hardware: Hardware, gpu: Gpu) -> Interconnect:
 
 
 def assumed_links(scenario: Scenario, gpu: Gpu, latency: LatencyModel, *, ranks: int) -> list[str]:
-    """A note where so many GPUs share a model over PCIe, whose paths differ from machine to machine."""
+    """A note where GPUs share a model over PCIe, whose paths differ from machine to machine."""
     links, hardware = gpu.interconnect, scenario.hardware
     slow = links.bytes_per_s < _NVLINK_BYTES_PER_S
     if not slow or hardware.link is not None or scenario.latency.source == "fixed":
