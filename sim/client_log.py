@@ -17,6 +17,9 @@ class ClientLog(RequestLog):
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
         first, last, sent_s = request.first_token, request.last_token, request.sent_s
+        answered_s = request.finished_s
+        if last is not None:
+            answered_s = last.seen_s if last.at_s == answered_s else request.answered_s
         self._ended.add(
             (
                 request.index, request.arrival_s, request.scheduled_s,
@@ -25,7 +28,7 @@ class ClientLog(RequestLog):
                 request.output_tokens, request.cached_tokens, request.preemptions, rejected,
                 sent_s if sent_s == sent_s else request.arrival_s,  # NaN: it never got to one
                 NEVER if first is None else first.seen_s, NEVER if last is None else last.seen_s,
-                request.answered_s,
+                answered_s,
             )
         )  # fmt: skip
 

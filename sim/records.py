@@ -7,7 +7,7 @@ the start of the run.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -158,7 +158,7 @@ class RequestLog:
 class IterationLog:
     """Runs of one or more alike iterations; expanded to a row per iteration at the end."""
 
-    def __init__(self, *, behind_front_end: bool = False) -> None:
+    def __init__(self) -> None:
         self._runs = _Table(
             start_s="f8", end_s="f8", iterations="i4", steady="i4", running="i4", ended="i4",
             prefill_seqs="i4", prefill_tokens="i4", decode_seqs="i4", context_tokens="i4",
@@ -171,9 +171,6 @@ class IterationLog:
         self._long: list[int] = []  # numbers of the runs of more than one iteration …
         self._ends_s = array("d")  # … and where each of their iterations ends
         self._growth = array("q")  # run, iteration, blocks, times; and again
-        self._behind_front_end = behind_front_end
-        # Where it is: when clients saw each iteration's tokens, and by run the ones before.
-        self._seen_s, self._before_s = array("d"), array("d")
 
     def append(
         self,
@@ -200,21 +197,22 @@ class IterationLog:
                 self._growth.extend((number, *growth))
         self._runs.add((start_s, ends_s[-1], iterations, steady, *counts))
 
-    def seen(self, before_s: float, seen_s: Sequence[float]) -> None:
-        """When clients see the tokens of the run that comes next, and those before its first."""
-        self._before_s.append(before_s)
-        self._seen_s.extend(seen_s)
-
     def finished(self, count: int) -> None:
         """How many requests the run appended last brought to an end."""
         self._finished.append(count)
 
     def columns(
-        self, *, num_blocks: int, block_size: int, gaps: Sequence[tuple[float, int]]
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        gaps: Sequence[tuple[float, int]],
+        seen: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ) -> tuple[Columns, np.ndarray, np.ndarray]:
         """A row per iteration (`Records.iterations`), and the inter-token gaps with weights.
 
-        ``ended`` besides: requests that had been served to their end when it was decided.
+        ``ended`` besides: requests that had been served to their end when it was decided. `seen`
+        tells of iterations' ends and tokens when clients see those, where a front end lies between.
         """
         runs = self._runs.columns()
         runs |= self._rare_columns(len(runs["start_s"]))
@@ -284,12 +282,10 @@ class IterationLog:
         emitting = weights > 0
         odd = np.array(gaps, dtype="f8").reshape(-1, 2)
         waited_s = duration_s
-        if self._behind_front_end:
-            iterations["seen_s"] = seen_s = np.frombuffer(self._seen_s)
-            before_s = np.empty(total)
-            before_s[1:] = seen_s[:-1]
-            before_s[first] = np.frombuffer(self._before_s)
-            waited_s = seen_s - before_s
+        if seen is not None:
+            # Who decodes steadily had the tokens of the iteration before.
+            iterations["seen_s"] = seen(end_s, iterations["emitted"])
+            waited_s = np.diff(iterations["seen_s"], prepend=0.0)
         gaps_s = np.concatenate((waited_s[emitting], odd[:, 0]))
         return iterations, gaps_s, np.concatenate((weights[emitting], odd[:, 1]))
 

@@ -198,6 +198,10 @@ class RequestPool:
             self._further -= family.num_running > 1
             family.num_running -= 1
 
+    def held_tables(self) -> Iterator[tuple[Request, list[int]]]:
+        """Requests that have left the engine and not their blocks; see `detach`."""
+        return iter(())
+
     def detach(self, request: Request) -> list[int]:
         """The blocks that come free as a request leaves the engine."""
         return request.block_table

@@ -155,7 +155,9 @@ def token_times_s(records: RunRecords) -> list[Floats]:
     ends: dict[int, Floats] = {}
     for replica in np.unique(iterations["replica"]).tolist():
         rows = (iterations["replica"] == replica) & decodes
-        ends[replica] = np.sort(iterations["start_s"][rows] + iterations["duration_s"][rows])
+        ended_s = iterations["start_s"] + iterations["duration_s"]
+        # Behind a front end tokens are shown as the clients saw them, like the requests.
+        ends[replica] = np.sort(iterations.get("seen_s", ended_s)[rows])
     pauses: dict[int, list[tuple[float, float]]] = {}
     for request, at_s, back_s in zip(
         *(preemptions[name].tolist() for name in ("request", "preempted_s", "resumed_s")),

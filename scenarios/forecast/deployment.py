@@ -14,6 +14,7 @@ from scenarios.errors import InputError
 from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.front_end import front_end
 from scenarios.forecast.latency_source import Composer, latency_model, parallelism_of
+from scenarios.forecast.links import assumed_links
 from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
 from scenarios.forecast.sharing import host_blocks, with_block_moves
@@ -183,6 +184,7 @@ def _engine(
         wide = scenario if speculating is None else speculating.widened(scenario)
         latency = latency_of(model, wide)
         measured_elsewhere = other_than_measured(latency, gpu, scenario)
+        on_links = assumed_links(scenario, gpu, latency, ranks=spread.gpus_per_stage)
     if speculating is not None:
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
@@ -194,6 +196,7 @@ def _engine(
         *unused_knobs(scenario),
         *without_effect_on_time(scenario),
         *measured_elsewhere,
+        *on_links,
     )
     return _Engine(model, gpu, routing, memory, config, latency, notes)
 

@@ -188,6 +188,17 @@ def _facts(found: Any) -> str:
 
 def _links(gpu: Gpu) -> str:
     links = gpu.interconnect
+    if links.measured:
+        figures = "; ".join(
+            f"{ranks} ranks {rate / 1e9:g} GB/s and {seconds * 1e6:g} µs"
+            for ranks, rate, seconds in links.measured
+        )
+        return f"analytic (α–β) with published all-reduces of {gpu.name}: {figures}"
+    if not links.peer_access:
+        return (
+            f"analytic (α–β): through the host's memory, {links.bytes_per_s / 1e9:g} GB/s and "
+            f"{links.latency_s * 1e6:g} µs a hop (figures of {gpu.name}, without peer access)"
+        )
     return (
         f"analytic (α–β): {links.bytes_per_s / 1e9:g} GB/s and {links.latency_s * 1e6:g} µs a hop "
         f"in a node, {links.inter_node_bytes_per_s / 1e9:g} GB/s and "

@@ -50,6 +50,9 @@ class PrefillPool(ReplicaPool):
         self.held_tokens -= request.prompt_tokens
         return self._held.pop(request)
 
+    def held_tables(self) -> Iterator[tuple[Request, list[int]]]:
+        return iter(self._held.items())
+
     def held(self) -> list[Request]:
         """Requests whose blocks are held."""
         return list(self._held)

@@ -99,7 +99,11 @@ class ClusterReplica(Engine):
         if self.servers is None:
             self._receive(request, now_s)
             return
-        self._entering[request] = at_s = self.servers.receive(request, now_s)
+        if request.sent_s != request.sent_s:  # NaN: no replica had it before
+            request.sent_s = now_s
+        self._entering[request] = at_s = self.servers.receive(request.prompt_tokens, now_s)
+        if not request.was_scheduled:
+            request.arrival_s = at_s
         self._clock.at(at_s, ARRIVAL, partial(self._enter, request))
 
     def _enter(self, request: Request, now_s: float) -> None:

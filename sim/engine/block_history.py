@@ -72,6 +72,8 @@ class BlockRecorder:
                     chunk = chunks.get(sequence)
                     written = 0 if chunk is None else chunk.cached_tokens + chunk.new_tokens
                     tables.append(_state(scheduler, batch, sequence, written))
+        for request, table in scheduler.pool.held_tables():
+            tables.append(TableState(request.index, 0, tuple(table), request.prompt_tokens, 0))
         history.iterations.append(tables)
         history.idle_blocks.append(scheduler.allocator.idle_blocks())
 

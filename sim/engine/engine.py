@@ -28,7 +28,7 @@ from typing import Protocol
 from sim.batch import Batch
 from sim.client_log import ClientLog
 from sim.engine.front_end import ApiServers, Arrivals
-from sim.engine.run_log import Counts, check_iteration, counts_of, cut, note, tokens_of
+from sim.engine.run_log import EMITTED, Counts, check_iteration, counts_of, cut, note
 from sim.records import IterationLog
 from sim.request import Request
 from sim.schedulers.scheduler import Scheduler
@@ -86,7 +86,7 @@ class Engine:
         if servers is not None:
             scheduler.pool.log = ClientLog()
         self.device = device
-        self.log = IterationLog(behind_front_end=servers is not None)
+        self.log = IterationLog()
         self.decision_s = inf  # when to decide next, unless a request comes before
         self._arrivals = arrivals
         self._depth = scheduler.config.batches_in_flight
@@ -222,7 +222,6 @@ class Engine:
         batch, ends_s, scheduler = flight.batch, flight.ends_s, self.scheduler
         end_s = ends_s[-1]
         assert flight.counts is not None
-        batch.emission.at_s = end_s
         self._note(flight, ends_s, flight.counts)
         finished = scheduler.collect(batch, end_s)
         self.log.finished(len(finished))
@@ -232,11 +231,12 @@ class Engine:
 
     def _note(self, flight: Flight, ends_s: list[float], counts: Counts) -> None:
         """Write down what has ended, once its tokens are on their way to the clients."""
-        batch, seen_s = flight.batch, ends_s
+        emission = flight.batch.emission
+        emission.at_s = emission.seen_s = ends_s[-1]
+        first_s = ends_s[0]
         if self.servers is not None:
-            seen_s = self.servers.stream(ends_s, tokens_of(counts))
-        batch.emission.seen_s = seen_s[-1]
-        note(self.log, self.scheduler, batch, counts, flight.start_s, ends_s, seen_s)
+            first_s, emission.seen_s = self.servers.stream(ends_s, counts[0][EMITTED])
+        note(self.log, self.scheduler, flight.batch, counts, flight.start_s, ends_s, first_s)
 
     def growth(self, at_s: float) -> int:
         """Blocks that stepping has allocated before then, beyond those that are allocated."""
@@ -321,9 +321,8 @@ class Engine:
 
     def _take_all_but_the_last(self, flight: Flight) -> None:
         """Of the iterations of a leap that the schedule has moved on over only the last is lost."""
-        batch, ends_s = flight.batch, flight.ends_s[:-1]
+        ends_s = flight.ends_s[:-1]
         assert flight.counts is not None
-        batch.emission.at_s = ends_s[-1]
         counts = cut(flight.counts, len(ends_s), self.scheduler.allocator.block_size)
         self._note(flight, ends_s, counts)
         self.log.finished(0)

@@ -19,8 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
+from itertools import islice
 from math import inf
 from typing import Protocol
+
+import numpy as np
 
 from sim.request import Request
 from sim.workload.source import RequestSource
@@ -48,40 +51,49 @@ class ApiServers:
     """The processes of one engine's front end, and until when they are busy."""
 
     def __init__(self, front_end: FrontEnd) -> None:
-        self._of = front_end
+        self._request_s = front_end.per_request_s
+        self._prompt_token_s = front_end.per_prompt_token_s
+        self._token_s = front_end.per_output_token_s / front_end.api_servers
+        self._latency_s = front_end.latency_s
         self._free_s = [0.0] * front_end.api_servers  # a heap: for the next request
         self._streamed_s = 0.0  # when all tokens so far are through
-        self._token_s = front_end.per_output_token_s / front_end.api_servers
 
     def lose(self, now_s: float) -> None:
         """The engine fails: who was on the way to it is lost, its tokens are still streamed."""
         self._free_s = [now_s] * len(self._free_s)
 
-    def receive(self, request: Request, sent_s: float) -> float:
+    def receive(self, prompt_tokens: int, sent_s: float) -> float:
         """When the engine gets a request that is sent then; to be asked in order of sending."""
-        of, free_s = self._of, self._free_s
-        if request.sent_s != request.sent_s:  # NaN: no engine has had it before
-            request.sent_s = sent_s
-        begins_s = free_s[0] if free_s[0] > sent_s else sent_s
-        done_s = begins_s + (of.per_request_s + of.per_prompt_token_s * request.prompt_tokens)
+        free_s = self._free_s
+        busy_s = self._request_s + self._prompt_token_s * prompt_tokens
+        done_s = (free_s[0] if free_s[0] > sent_s else sent_s) + busy_s
         heapreplace(free_s, done_s)
-        at_s = done_s + of.latency_s
-        if not request.was_scheduled:
-            request.arrival_s = at_s
-        return at_s
+        return done_s + self._latency_s
 
     def earliest_s(self, sent_s: float) -> float:
         """No request that is sent then, or later, reaches the engine before."""
-        return (sent_s + self._of.per_request_s) + self._of.latency_s
+        return (sent_s + self._request_s) + self._latency_s
 
-    def stream(self, ends_s: Sequence[float], tokens: int) -> list[float]:
-        """When clients see the tokens of iterations that end then, each with so many."""
-        busy_s, latency_s, streamed_s = tokens * self._token_s, self._of.latency_s, self._streamed_s
-        seen_s = []
-        for end_s in ends_s:
-            streamed_s = (end_s if end_s > streamed_s else streamed_s) + busy_s
-            seen_s.append(streamed_s + latency_s)
+    def stream(self, ends_s: Sequence[float], tokens: int) -> tuple[float, float]:
+        """When clients see the first and the last of iterations that end then, each of `tokens`."""
+        busy_s, latency_s, end_s = tokens * self._token_s, self._latency_s, ends_s[0]
+        streamed_s = self._streamed_s
+        streamed_s = first_s = (end_s if end_s > streamed_s else streamed_s) + busy_s
+        if len(ends_s) > 1:
+            for end_s in islice(ends_s, 1, None):
+                streamed_s = (end_s if end_s > streamed_s else streamed_s) + busy_s
         self._streamed_s = streamed_s
+        return first_s + latency_s, streamed_s + latency_s
+
+    def seen_s(self, ends_s: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """The same of every iteration there was, in order; [iterations] each.
+
+        Each portion is through once all from some one on have been handled in a row: the one for
+        which that is latest.
+        """
+        busy_s = np.cumsum(tokens * self._token_s)
+        idle_s = np.maximum.accumulate(ends_s - np.append(0.0, busy_s[:-1]))
+        seen_s: np.ndarray = busy_s + idle_s + self._latency_s
         return seen_s
 
 
@@ -112,7 +124,8 @@ class Reception:
 
     def arrived(self, now_s: float) -> Iterator[Request]:
         """Those that the engine gets by now."""
-        self._look_ahead(now_s)
+        if self.awaits_answers:
+            self._look_ahead(now_s)
         while self.next_arrival_s <= now_s:
             request = heappop(self._inside)[2]
             self._look_ahead(now_s)
@@ -125,12 +138,15 @@ class Reception:
 
     def _look_ahead(self, now_s: float) -> None:
         """Let clients send: those of now, and of later where no answer can bring another first."""
-        source, inside = self._source, self._inside
+        source, inside, waits = self._source, self._inside, self.awaits_answers
         first_s = inside[0][0] if inside else inf
-        until_s = now_s if self.awaits_answers else inf
-        while (sent_s := source.next_arrival_s) < first_s and sent_s <= until_s and sent_s < inf:
+        while (sent_s := source.next_arrival_s) < first_s and (sent_s <= now_s or not waits):
             request = source.take()
-            heappush(inside, (self._servers.receive(request, sent_s), self._count, request))
+            request.sent_s = sent_s
+            request.arrival_s = at_s = self._servers.receive(request.prompt_tokens, sent_s)
+            heappush(inside, (at_s, self._count, request))
             self._count += 1
             first_s = inside[0][0]
-        self.next_arrival_s = min(first_s, self._servers.earliest_s(sent_s))
+        if waits and sent_s < first_s:
+            first_s = min(first_s, self._servers.earliest_s(sent_s))
+        self.next_arrival_s = first_s

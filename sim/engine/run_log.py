@@ -9,6 +9,7 @@ import numpy as np
 
 from sim.batch import Batch
 from sim.client_log import ClientLog, as_clients_saw
+from sim.engine.front_end import ApiServers
 from sim.records import Columns, IterationLog, Rare, Records
 from sim.schedulers.scheduler import Scheduler
 
@@ -18,6 +19,7 @@ class Serving(Protocol):
 
     scheduler: Scheduler
     log: IterationLog
+    servers: ApiServers | None
 
 
 @runtime_checkable
@@ -44,7 +46,7 @@ class Passing(Protocol):
 # calls rare.
 Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
 Counts = tuple[Row, list[tuple[int, int, int]] | None, Rare | None]
-_EMITTED, _GROWTH = -5, -2  # where in a row they are
+EMITTED, _GROWTH = -5, -2  # where in a row they are
 
 
 def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
@@ -73,11 +75,6 @@ def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
     return row, block_growth, rare
 
 
-def tokens_of(counts: Counts) -> int:
-    """Tokens that each iteration of a run emits."""
-    return counts[0][_EMITTED]
-
-
 def cut(counts: Counts, iterations: int, block_size: int) -> Counts:
     """The counts of the first so many iterations of a run."""
     row, added, rare = counts
@@ -96,28 +93,24 @@ def note(
     counts: Counts,
     start_s: float,
     ends_s: list[float],
-    seen_s: list[float],
+    seen_s: float,
 ) -> None:
     """Write down a batch, or a run of them, that began at `start_s`; each ended as `ends_s` say.
 
-    Clients saw its tokens as `seen_s` say: `ends_s` itself where nothing lies between.
+    Clients saw the first one's tokens at `seen_s`.
     """
     row, added, rare = counts
     steady = row[_GROWTH]
-    before_s = start_s  # when those who decode had seen their last token
     if steady:
         waited = batch.waited
         assert waited is not None, "tokens of decodes that do not decode"
-        last = next(iter(waited))
-        before_s = last.seen_s
-        if len(waited) > 1 or last.at_s != start_s:
-            # Some waited longer than this iteration for their token.
-            scheduler.gaps += [(seen_s[0] - last.seen_s, n) for last, n in waited.items() if n]
+        if len(waited) > 1 or next(iter(waited)).at_s != start_s or batch.waiting is not None:
+            # Some waited longer than this iteration for their token, or, in a pipeline, the
+            # iteration before was not theirs.
+            scheduler.gaps += [(seen_s - last.seen_s, n) for last, n in waited.items() if n]
             steady = 0
     if batch.resumed:
-        scheduler.gaps += [(seen_s[0] - last.seen_s, 1) for last in batch.resumed.values()]
-    if seen_s is not ends_s:
-        log.seen(before_s, seen_s)
+        scheduler.gaps += [(seen_s - last.seen_s, 1) for last in batch.resumed.values()]
     log.append(start_s, ends_s, steady, row, added, rare)
 
 
@@ -156,6 +149,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
             num_blocks=allocator.num_blocks,
             block_size=allocator.block_size,
             gaps=engine.scheduler.gaps,
+            seen=None if engine.servers is None else engine.servers.seen_s,
         )
         if isinstance(engine, Passing):
             ran["waiting"] = _queue(np.array(engine.came_s), np.array(engine.gone_s), ran)

@@ -62,6 +62,9 @@ def simulate(
         pools = [engine.scheduler.pool for replica in served for engine in replica.engines]
         progress(sum(pool.num_finished + pool.num_rejected for pool in pools))
 
+    def servers() -> ApiServers | None:
+        return None if front_end is None else ApiServers(front_end)
+
     def new_scheduler(blocks: int) -> Scheduler:
         pool = RequestPool(config.block_size, track_longest=latency.uses_longest)
         one: Scheduler = policy(pool, block_allocator(config, blocks), config)
@@ -76,15 +79,15 @@ def simulate(
             stride=replicas,
         )
         source: Arrivals = requests
-        servers = None if front_end is None else ApiServers(front_end)
-        if servers is not None:
-            source = Reception(requests, servers)
+        if front_end is not None:
+            source = Reception(requests, ApiServers(front_end))
+
         device = device_of(latency)
         devices.append(device)
         engines = [
             Engine(
                 new_scheduler(num_blocks // shares), device, arrivals=source,
-                servers=servers, leap=leap, check=check,
+                servers=servers(), leap=leap, check=check,
             )
             for _ in range(shares)
         ]  # fmt: skip

@@ -18,6 +18,11 @@ over the slower link between nodes. The bytes add up to those of one level:
     all-reduce           + 2 (m - 1) inter hops + 2 (m - 1) / m x B / g / inter bandwidth
     all-gather           + (m - 1) inter hops + (m - 1) / m x B / g / inter bandwidth
     all-to-all           (n - g) / n x B leave the node, (g - 1) / n x B stay in it, at once
+
+The bandwidth is a link's peak times an efficiency, or as measured: where all-reduces of so many
+ranks were, their own α and β stand for launch, hops and bandwidth. Without peer access there is no
+one-shot all-reduce: its kernel reads the others' memory. In a fabric of links from each to each, n
+ranks use n - 1 of a GPU's links.
 """
 
 import numpy as np
@@ -67,9 +72,15 @@ def all_reduce_s(
             launch_s=launch_s / 2,
         )
         return np.asarray(inside + 2 * across)
-    bytes_per_s = interconnect.bytes_per_s * link_efficiency
+    measured = interconnect.measured_among(ranks)
+    if measured is not None:
+        moved_s = all_reduce_bytes(1.0, ranks) * size / measured[0]
+        return np.where(size > 0, measured[1] + moved_s, 0.0)
+    bytes_per_s = interconnect.bytes_per_s_among(ranks, link_efficiency)
     hop_s = interconnect.latency_s
     ring = launch_s + 2 * (ranks - 1) * hop_s + all_reduce_bytes(1.0, ranks) * size / bytes_per_s
+    if not interconnect.peer_access:
+        return np.where(size > 0, ring, 0.0)
     one_shot = launch_s + hop_s + (ranks - 1) * size / bytes_per_s
     return np.where(size > 0, np.minimum(ring, one_shot), 0.0)
 
@@ -112,7 +123,7 @@ def all_gather_s(
             launch_s=launch_s,
         )
         return np.asarray(inside + across)
-    bytes_per_s = interconnect.bytes_per_s * link_efficiency
+    bytes_per_s = interconnect.bytes_per_s_among(ranks, link_efficiency)
     steps_s = launch_s + (ranks - 1) * interconnect.latency_s
     return np.where(size > 0, steps_s + all_gather_bytes(1.0, ranks) * size / bytes_per_s, 0.0)
 
@@ -139,11 +150,16 @@ def all_to_all_s(
     """Seconds until everybody's share is with everybody; zeros for one rank or nothing to send."""
     held = np.asarray(held_bytes, dtype=np.float64)
     near = min(ranks, ranks_per_node or ranks)
-    how = {"link_efficiency": link_efficiency, "launch_s": launch_s}
-    inside = send_s((near - 1) / ranks * held, interconnect, **how)
+    inside = send_s(
+        (near - 1) / ranks * held, interconnect, among=near,
+        link_efficiency=link_efficiency, launch_s=launch_s,
+    )  # fmt: skip
     if near == ranks:
         return inside
-    outside = send_s((ranks - near) / ranks * held, interconnect.between_nodes, **how)
+    outside = send_s(
+        (ranks - near) / ranks * held, interconnect.between_nodes,
+        link_efficiency=link_efficiency, launch_s=launch_s,
+    )  # fmt: skip
     return np.asarray(np.maximum(inside, outside))
 
 
@@ -151,12 +167,13 @@ def send_s(
     message_bytes: np.ndarray,
     interconnect: Interconnect,
     *,
+    among: int = 2,
     link_efficiency: float = LINK_EFFICIENCY,
     launch_s: float = LAUNCH_S,
 ) -> np.ndarray:
-    """Seconds from one GPU to another, or to several at once; zeros for an empty message."""
+    """Seconds from one GPU to another, or to all others `among` several; zeros for no message."""
     size = np.asarray(message_bytes, dtype=np.float64)
-    wire_s = size / (interconnect.bytes_per_s * link_efficiency)
+    wire_s = size / interconnect.bytes_per_s_among(among, link_efficiency)
     return np.where(size > 0, launch_s + interconnect.latency_s + wire_s, 0.0)
 
 

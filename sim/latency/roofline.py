@@ -97,6 +97,7 @@ class RooflineLatency:
         kernel_overheads: bool = True,
         host_per_iteration_s: float = HOST_PER_ITERATION_S,
         host_per_sequence_s: float = HOST_PER_SEQUENCE_S,
+        host_source: str | None = None,
     ) -> None:
         for key, value in {
             "gemm_efficiency": gemm_efficiency,
@@ -153,7 +154,7 @@ class RooflineLatency:
         self.host = HostOverhead(
             host_per_iteration_s,
             host_per_sequence_s,
-            "assumed" if assumed else "given in the scenario",
+            host_source or ("assumed" if assumed else "given in the scenario"),
         )
         self._host_s = host_per_iteration_s
         self._host_per_sequence_s = host_per_sequence_s

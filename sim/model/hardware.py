@@ -7,7 +7,7 @@ number on the box. Bandwidths are per direction.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sim.model.kernel_rates import ARCHITECTURES, ASSUMED, KernelRates
@@ -21,13 +21,40 @@ class Interconnect:
     """Links of one GPU to its peers, per direction: inside the node and between nodes.
 
     ``latency_s`` is one hop between two GPUs, software of the collective included, launch of its
-    kernel excluded (see ``sim.latency.communication``).
+    kernel excluded (see ``sim.latency.communication``). Without `peer_access` every message goes
+    through the host's memory, and both figures are of that path as measured. `peer_links`: links to
+    so many peers, one each, share ``bytes_per_s`` (0: a switch gives all of it to any pair).
+    `measured`: (ranks, bytes/s, seconds) of all-reduces in a node, the β and α of their ring.
     """
 
     bytes_per_s: float
     latency_s: float
     inter_node_bytes_per_s: float
     inter_node_latency_s: float
+    peer_access: bool = True
+    peer_links: int = 0
+    measured: tuple[tuple[int, float, float], ...] = ()
+
+    def measured_among(self, ranks: int) -> tuple[float, float] | None:
+        """(bytes/s, seconds) of an all-reduce over so many GPUs, where it was measured."""
+        return {number: (beta, alpha) for number, beta, alpha in self.measured}.get(ranks)
+
+    def bytes_per_s_among(self, ranks: int, efficiency: float) -> float:
+        """What each of so many GPUs of a node sends to the others, at a share of its peak."""
+        measured = self.measured_among(ranks)
+        if measured is not None:
+            return measured[0]
+        if not self.peer_access:
+            return self.bytes_per_s
+        used = min(ranks - 1, self.peer_links) / self.peer_links if self.peer_links else 1.0
+        return self.bytes_per_s * used * efficiency
+
+    def given(self, bytes_per_s: float, latency_s: float) -> "Interconnect":
+        """The same with the link in a node as somebody measured it."""
+        return replace(
+            self, bytes_per_s=bytes_per_s, latency_s=latency_s, peer_access=True, peer_links=0,
+            measured=(),
+        )  # fmt: skip
 
     @property
     def between_nodes(self) -> "Interconnect":
@@ -43,8 +70,19 @@ class Interconnect:
     def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> "Interconnect":
         """Validate outside input; raises ``ValueError`` with one line naming ``name`` and key."""
         keys = [field.name for field in fields(cls)]
-        _check_keys(mapping, allowed=keys, required=keys, name=name)
-        return cls(**{key: _positive(mapping[key], key, name) for key in keys})
+        required = [key for key in keys if key.endswith("_s")]
+        _check_keys(mapping, allowed=keys, required=required, name=name)
+        peer_access, peer_links = mapping.get("peer_access", True), mapping.get("peer_links", 0)
+        if not isinstance(peer_access, bool):
+            raise ValueError(f"{name}: peer_access must be true or false, not {peer_access!r}")
+        if type(peer_links) is not int or peer_links < 0:
+            raise ValueError(f"{name}: peer_links must be a number of links, not {peer_links!r}")
+        return cls(
+            **{key: _positive(mapping[key], key, name) for key in required},
+            peer_access=peer_access,
+            peer_links=peer_links,
+            measured=_all_reduces(mapping.get("measured", {}), name=f"{name}.measured"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +180,19 @@ class Gpu:
             "mxfp4": self.float8_flops_per_s,
         }
         return rates.get(dtype)
+
+
+def _all_reduces(given: Any, *, name: str) -> tuple[tuple[int, float, float], ...]:
+    """All-reduces by ranks, as {2: {bytes_per_s: …, latency_s: …}}."""
+    if not isinstance(given, Mapping) or not all(type(ranks) is int for ranks in given):
+        raise ValueError(f"{name}: must be a mapping of ranks to figures, not {given!r}")
+    keys = ["bytes_per_s", "latency_s"]
+    found: list[tuple[int, float, float]] = []
+    for ranks, figures in given.items():
+        _check_keys(figures, allowed=keys, required=keys, name=f"{name}.{ranks}")
+        beta, alpha = (_positive(figures[key], key, f"{name}.{ranks}") for key in keys)
+        found.append((ranks, beta, alpha))
+    return tuple(found)
 
 
 def _check_keys(mapping: Any, *, allowed: list[str], required: list[str], name: str) -> None:

@@ -65,6 +65,7 @@ def test_a_larger_batch_activates_more_experts() -> None:
             f"workload.max_concurrency={clients}",
             "workload.lengths.prompt={distribution: fixed, tokens: 16}",
             "workload.lengths.output={distribution: fixed, tokens: 200}",
+            "latency.host_overhead.per_iteration_us=400",
         ]
         summary = summary_of("mixture-of-experts", *settings)
         expected = 8 * (1 - (1 - 2 / 8) ** clients)

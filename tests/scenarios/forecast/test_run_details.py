@@ -87,6 +87,7 @@ def held(blocks: BlockTables, engine: int, at: int) -> list[int]:
         ("routers", {"workload.num_requests": 9}),
         ("replica-failure", {"workload.num_requests": 30}),
         ("disaggregated", {"workload.num_requests": 10}),
+        ("disaggregated", {"workload.num_requests": 10, "frontend.enabled": False}),
     ],
 )  # fmt: skip
 def test_spans_of_blocks_give_back_the_records(scenario: str, settings: dict[str, Any]) -> None:

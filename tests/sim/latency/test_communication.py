@@ -1,5 +1,6 @@
 """Closed forms of the collectives, and their distance from published timings."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,3 +111,30 @@ def test_a_group_in_one_node_is_as_before() -> None:
     for collective in (all_reduce_s, all_gather_s, all_to_all_s):
         whole = collective(size, 8, NVLINK4, ranks_per_node=8)
         np.testing.assert_array_equal(whole, collective(size, 8, NVLINK4))
+
+
+def test_without_peer_access_an_all_reduce_is_a_ring_at_the_measured_rate() -> None:
+    host = replace(NVLINK4, bytes_per_s=14.5e9, latency_s=7.8e-6, peer_access=False)
+    size = np.array([2.0, 29e6])
+    assert all_reduce_s(size, 2, host) == pytest.approx(3.5e-6 + 15.6e-6 + size / 14.5e9)
+    # Two RTX PRO 6000s fit 17 to 21 us and 14.5 to 16 GB/s.
+    assert 17e-6 < all_reduce_s(size, 2, host)[0] < 21e-6
+
+
+def test_a_fabric_of_links_to_each_peer_gives_few_ranks_few_links() -> None:
+    mesh = replace(NVLINK4, peer_links=7)
+    assert mesh.bytes_per_s_among(8, 1.0) == 450e9
+    assert mesh.bytes_per_s_among(2, 1.0) == pytest.approx(450e9 / 7)
+    large = np.array([1e10])
+    two, eight = (all_reduce_s(large, ranks, mesh)[0] for ranks in (2, 8))
+    assert two / eight == pytest.approx(7 * 1.0 / 1.75, rel=1e-3)
+    sent_s = send_s(large, mesh)[0]
+    assert sent_s == pytest.approx(1e10 / (450e9 / 7 * 0.75), rel=1e-3)
+
+
+def test_what_was_measured_stands_for_launch_hops_and_efficiency() -> None:
+    measured = replace(NVLINK4, measured=((4, 5.1e9, 11.2e-6),))
+    size = np.array([0.0, 1e6])
+    assert all_reduce_s(size, 4, measured) == pytest.approx([0.0, 11.2e-6 + 1.5 * 1e6 / 5.1e9])
+    assert all_reduce_s(size, 8, measured) == pytest.approx(all_reduce_s(size, 8, NVLINK4))
+    assert measured.given(9e9, 1e-6) == replace(NVLINK4, bytes_per_s=9e9, latency_s=1e-6)
