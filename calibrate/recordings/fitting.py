@@ -74,8 +74,8 @@ def fit(
             "record for longer, or raise --until"
         )
     if not constants:
-        told = forecast({})
-        off = float(np.mean(np.abs(told.e2e_s[rows] / measured.e2e_s[rows] - 1)))
+        plain = forecast({})
+        off = float(np.mean(np.abs(plain.e2e_s[rows] / measured.e2e_s[rows] - 1)))
         return Fit({}, {}, off, 1)
     names = [one.name for one in constants]
     steps = np.array([one.step for one in constants])
