@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -223,6 +224,7 @@ def main() -> int:
     options = parser.parse_args()
     if shutil.which(options.python) is None:
         parser.error(f"there is no {options.python}: `make check-vllm` installs it")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
     folder = options.out.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
