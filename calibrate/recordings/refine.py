@@ -16,11 +16,13 @@ import numpy as np
 from calibrate.recordings.fitting import Constant, Fit, fit, fit_iterations
 from calibrate.recordings.iteration_log import IterationLog
 from calibrate.recordings.measurement import Measurement
+from sim.engine.front_end import FrontEnd
 from sim.latency.refinement import CONSTANTS, Refinement
 from sim.latency.table import TableLatency
 
-# Of the way from a client to the engine and back; `front_end` in a table's meta.yaml.
-FRONT_END = ("front_end_us_per_request", "front_end_us_per_prompt_token")
+# Of the way from a client to the engine and back, names of `sim.engine.front_end.FrontEnd` behind
+# the prefix; `front_end` in a table's meta.yaml has them without.
+FRONT_END = ("front_end_latency_us", "front_end_per_output_token_us")
 
 # Two runs of the same requests on the same engine do not agree much better: what is forecast so
 # well already is left as it is.
@@ -56,7 +58,11 @@ class Refined:
             }
             for name in self.values
         }
-        front = {name: constants.pop(name) for name in FRONT_END if name in constants}
+        front = {
+            name.removeprefix("front_end_"): constants.pop(name)
+            for name in FRONT_END
+            if name in constants
+        }
         found: dict[str, Any] = {"constants": constants}
         if front:
             found["front_end"] = front
@@ -116,7 +122,7 @@ def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) 
         Constant("decode_gap_us_per_layer", 0.02 * each_us, 0.02 * each_us, 0.0, most),
         Constant("prompt_gap_us_per_layer", 0.1 * each_us, 0.1 * each_us, 0.0, most),
     ]
-    if latency.table.meta.get("analytic"):
+    if _unmeasured(latency.table.meta):
         found.append(Constant("kernel_scale", 1.0, 0.1, 0.02, 50.0))
         found.append(Constant("host_us_per_sequence", 0.0, 0.005 * tpot_us, 0.0, tpot_us))
     if latency.parallel and "communication" not in latency.table.parts:
@@ -125,9 +131,16 @@ def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) 
         found.append(Constant("link_gb_per_s", 0.7 * gb, 0.1 * gb, 0.02 * gb, gb))
         found.append(Constant("link_us", link.latency_s * 1e6, 2.0, 0.1, 200.0))
     if measured.by_client:
-        found.append(Constant("front_end_us_per_request", 2_000.0, 1_000.0, 0.0, 200_000.0))
-        found.append(Constant("front_end_us_per_prompt_token", 0.0, 2.0, 0.0, 200.0))
+        found.append(Constant("front_end_latency_us", 2_000.0, 500.0, 0.0, 200_000.0))
+        found.append(Constant("front_end_per_output_token_us", 30.0, 15.0, 0.0, 2_000.0))
     return found
+
+
+def _unmeasured(meta: Mapping[str, Any]) -> bool:
+    """Whether kernels are timed by a formula, all of them or a part."""
+    parts = meta.get("parts") or {}
+    found = [each.get("origin") for each in parts.values() if isinstance(each, Mapping)]
+    return bool(meta.get("analytic")) or "analytic" in found
 
 
 def refinement_of(values: Values) -> Refinement:
@@ -138,21 +151,24 @@ def refinement_of(values: Values) -> Refinement:
 
 def by_requests(
     measured: Measurement,
-    simulate: Callable[[], Measurement],
+    simulate: Callable[[FrontEnd | None], Measurement],
     latency: TableLatency,
     constants: Sequence[Constant],
     *,
     until_s: float | None,
+    front_end: FrontEnd | None = None,
 ) -> Refined:
     """Fit to the requests that came before `until_s`, and forecast those that came after.
 
-    `simulate` serves the recording's requests with `latency` as it is then; `latency` is left
-    refined. Raises ValueError where there are too few requests, or the runs are not of the same.
+    `simulate` serves the recording's requests, behind a front end, with `latency` as it is then;
+    `latency` is left refined. `front_end` is the one before it is fitted; where the engine itself
+    kept the times there is none. Raises ValueError where there are too few requests, or the runs
+    are not of the same.
     """
 
     def forecast(values: Values) -> Measurement:
         latency.refine(refinement_of(values))
-        return behind_front_end(simulate(), values)
+        return simulate(front_end_of(values, front_end) if measured.by_client else None)
 
     before = forecast({})
     if len(before) != len(measured) or (before.prompt_tokens != measured.prompt_tokens).any():
@@ -218,11 +234,17 @@ def by_iterations(
     )  # fmt: skip
 
 
-def behind_front_end(engine: Measurement, values: Values) -> Measurement:
-    """What a client sees of requests that take so long to the engine and back."""
-    per_request, per_token = (values.get(name, 0.0) * 1e-6 for name in FRONT_END)
-    way_s = per_request + per_token * engine.prompt_tokens
-    return replace(engine, ttft_s=engine.ttft_s + way_s, e2e_s=engine.e2e_s + way_s)
+def front_end_of(values: Values, otherwise: FrontEnd | None) -> FrontEnd | None:
+    """A front end with the fitted times, and those of another for what was not fitted."""
+    if not any(name in values for name in FRONT_END):
+        return otherwise
+    before = otherwise or FrontEnd()
+    latency, per_token = (values.get(name) for name in FRONT_END)
+    return replace(
+        before,
+        latency_s=before.latency_s if latency is None else latency * 1e-6,
+        per_output_token_s=before.per_output_token_s if per_token is None else per_token * 1e-6,
+    )
 
 
 def _errors(

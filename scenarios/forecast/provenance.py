@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scenarios.forecast.deployment import Deployment
-from scenarios.forecast.front_end import described
+from scenarios.forecast.front_end import described, fitted_front_end
 from sim.latency import communication, roofline
 from sim.latency.block_moves import BlockMoves
 from sim.latency.overlapped import OverlappedLatency
@@ -43,7 +43,9 @@ class Origin:
 def latency_origins(deployment: Deployment) -> Iterator[Origin]:
     """Every part of the latency of each group, and the front end before it."""
     if deployment.front_end is not None:
-        yield Origin("Front end", False, described(deployment.scenario, deployment.front_end))
+        fitted = fitted_front_end(deployment.latency)
+        words = described(deployment.scenario, deployment.front_end, fitted)
+        yield Origin("Front end", False, words)
     given = deployment.scenario.latency.efficiencies
     if not deployment.groups:
         yield from _origins(deployment.latency, deployment.gpu, given)

@@ -38,7 +38,7 @@ MODEL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LIMITS = {"max_model_len": 2048, "max_num_seqs": 32, "max_num_batched_tokens": 512,
+LIMITS = {"max_model_len": 1024, "max_num_seqs": 32, "max_num_batched_tokens": 512,
           "block_size": 32}  # fmt: skip
 _UP_S = 300.0  # loading vLLM takes a minute on two busy cores
 _LOOK_S = 0.5

@@ -27,7 +27,6 @@ import yaml
 
 from calibrate.recordings.iteration_log import read_iteration_log
 from calibrate.recordings.measurement import Measurement, read_measurement, simulated
-from calibrate.recordings.refine import FRONT_END, behind_front_end
 from orcast import simulate
 from scenarios.forecast.deployment import deploy
 from scenarios.schema.load import load_scenario
@@ -35,6 +34,7 @@ from sim.latency.table import TableLatency
 from tests.vllm.server import LIMITS, Client, Server, prepare
 
 TARGET = 0.05
+HOST = {"host_overhead": {"per_iteration_us": 0}}
 FIGURES = ("mean E2E", "mean TPOT", "throughput")
 
 
@@ -123,12 +123,7 @@ def figures(run: Measurement) -> dict[str, float]:
 def forecast(folder: Path, load: Load, table: Path) -> tuple[Measurement, dict[str, Any]]:
     """What a client of this load would see, and the run's summary."""
     run = simulate(str(scenario_of(folder, load)), {"latency": {"table": str(table)} | HOST})
-    found = simulated(load.name, run.records.requests, run.records.preemptions)
-    front = yaml.safe_load((table / "meta.yaml").read_text())["refined"]["front_end"]
-    return behind_front_end(found, {name: front[name]["value"] for name in FRONT_END}), run.summary
-
-
-HOST = {"host_overhead": {"per_iteration_us": 0}}
+    return simulated(load.name, run.records.requests, run.records.preemptions), run.summary
 
 
 def iteration_bias(folder: Path, load: Load, table: Path, log: Path) -> tuple[float, int]:
