@@ -122,7 +122,7 @@ def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) 
         Constant("decode_gap_us_per_layer", 0.02 * each_us, 0.02 * each_us, 0.0, most),
         Constant("prompt_gap_us_per_layer", 0.1 * each_us, 0.1 * each_us, 0.0, most),
     ]
-    if _unmeasured(latency.table.meta):
+    if latency.table.basis == "analytic":  # a part of it at least
         found.append(Constant("kernel_scale", 1.0, 0.1, 0.02, 50.0))
         found.append(Constant("host_us_per_sequence", 0.0, 0.005 * tpot_us, 0.0, tpot_us))
     if latency.parallel and "communication" not in latency.table.parts:
@@ -134,13 +134,6 @@ def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) 
         found.append(Constant("front_end_latency_us", 2_000.0, 500.0, 0.0, 200_000.0))
         found.append(Constant("front_end_per_output_token_us", 30.0, 15.0, 0.0, 2_000.0))
     return found
-
-
-def _unmeasured(meta: Mapping[str, Any]) -> bool:
-    """Whether kernels are timed by a formula, all of them or a part."""
-    parts = meta.get("parts") or {}
-    found = [each.get("origin") for each in parts.values() if isinstance(each, Mapping)]
-    return bool(meta.get("analytic")) or "analytic" in found
 
 
 def refinement_of(values: Values) -> Refinement:

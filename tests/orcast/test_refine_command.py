@@ -168,7 +168,7 @@ def test_a_scenario_without_a_table_gets_one(recording: Path, tmp_path: Path) ->
     told = orcast("calibrate", "refine", scenario, recording, "--until", "8", "--out", out,
                   "--set", f"workload.trace={recording}")  # fmt: skip
     assert told.status == 0, told.stderr
-    assert read_table(out).meta["analytic"]
+    assert read_table(out).basis == "analytic"
     found = refined(out)
     assert "kernel_scale" in found["constants"]
     errors = found["errors"]["rest"]["E2E, each request"]
