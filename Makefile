@@ -26,7 +26,7 @@ VLLM_INSTALL := $(subst $(VENV),$(VLLM),$(INSTALL))
 COUNT ?= 1000
 SEED ?= 1
 
-.PHONY: demo test test-vllm serve-vllm coverage lint bench browser lock clean always
+.PHONY: demo test test-vllm serve-vllm check-vllm coverage lint bench browser lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -43,6 +43,11 @@ test-vllm: $(VENV)/.core $(VLLM)/.vllm
 # vLLM serves a tiny model for real, on the processor, and Orcast schedules the same requests.
 serve-vllm: $(VENV)/.core $(VLLM)/.vllm
 	$(RUN)/python -m tests.vllm.runs --python $(VLLM)/bin/python --seed $(SEED)
+
+# vLLM recorded under a light load, refined on, forecast under three others, and served: the page is
+# runs/check-vllm/README.md. A quarter of an hour; nothing else should run meanwhile.
+check-vllm: $(VENV)/.core $(VLLM)/.vllm
+	$(RUN)/python -m tests.vllm.whole_loop --python $(VLLM)/bin/python
 
 # Lines and branches of all packages but kernels, whose bodies Triton compiles.
 coverage: $(TESTED) browser

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from orcast.needed import require_torch
-from orcast.refine_cli import refine
 from scenarios.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from sim.model.spec import ModelSpec
 
 app = typer.Typer(help="Make latency tables and check them.", no_args_is_help=True)
-
-app.command()(refine)
 
 FORMATS = ("llmservingsim", "aiconfigurator", "vidur")
 

@@ -17,6 +17,7 @@ from orcast.calibrate_cli import app as calibrate_app
 from orcast.composed import compose
 from orcast.export_cli import export
 from orcast.plan_cli import plan
+from orcast.refine_cli import refine
 from orcast.size_cli import size
 from orcast.sweep_cli import sweep, with_ray_address
 from orcast.ui_cli import ui
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},  # its commands take them over
 )
 
+calibrate_app.command()(refine)
 app.add_typer(calibrate_app, name="calibrate")
 app.command()(validate)
 app.command()(ui)

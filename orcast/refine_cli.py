@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from calibrate.recordings.measurement import Measurement
     from calibrate.recordings.refine import Refined
     from scenarios.forecast.deployment import Deployment
+    from sim.engine.front_end import FrontEnd
     from sim.latency.protocol import LatencyModel
     from sim.latency.table import TableLatency
 
@@ -141,13 +142,14 @@ def _found(question: _Question, recording: Path, until_s: float | None) -> Refin
     deployed, latency = question.deployment, question.latency
     layers = deployed.model.num_layers
 
-    def forecast() -> Measurement:
+    def forecast(front_end: FrontEnd | None) -> Measurement:
         records = simulate(
             deployed.workload,
             deployed.config,
             deployed.latency,
             scheduler=deployed.scenario.engine.scheduler,
             num_blocks=deployed.memory.usable_blocks,
+            front_end=front_end,
         )
         return simulated("forecast", records.requests, records.preemptions)
 
@@ -159,7 +161,14 @@ def _found(question: _Question, recording: Path, until_s: float | None) -> Refin
         if not measured.has_arrivals:
             raise ValueError(f"{recording}: no arrivals; bench serve writes start_times today")
         constants = constants_for(latency, measured, layers=layers)
-        return by_requests(measured, forecast, latency, constants, until_s=until_s)
+        return by_requests(
+            measured,
+            forecast,
+            latency,
+            constants,
+            until_s=until_s,
+            front_end=deployed.front_end,
+        )
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -2,8 +2,9 @@
 
 What is known of each request, how long until its first and until its last token, depends on the
 constants almost linearly, but in steps: a request that comes a moment later waits for another
-iteration. So derivatives are taken over wide differences, and each kind of residual counts as much
-as it scatters.
+iteration. So each residual is taken as the straight line through all simulations near by, first of
+a wide and then of a narrow neighbourhood; times to the first token are averaged over requests of
+like prompts; and each kind of residual counts as little as it scatters.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from scipy.optimize import lsq_linear
 
 from calibrate.recordings.measurement import Floats, Measurement
 
-_ROUNDS = 6
-_DONE = 0.05  # of a step: nothing moves any further
+_REACHES = (4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0)  # in steps, round by round: from wide to near
+_GROUPS = 12  # of requests whose prompts are about equally long
 _LEAST_SCATTER = 0.002  # two runs of the same requests do not agree better than that
 
 
@@ -63,7 +64,8 @@ def fit(
     """The constants with which `forecast` comes nearest to `measured`, by its requests `rows`.
 
     `forecast` gives the same requests in the same order. Raises ValueError where the rows have
-    fewer than three times as many completed requests as there are constants.
+    fewer than three times as many completed requests as there are constants. Without any there is
+    nothing to find.
     """
     rows = rows[measured.completed[rows] & (measured.output_tokens[rows] > 1)]
     if len(rows) < 3 * len(constants):
@@ -71,64 +73,59 @@ def fit(
             f"{len(rows)} completed requests are too few for {len(constants)} constants; "
             "record for longer, or raise --until"
         )
+    if not constants:
+        plain = forecast({})
+        off = float(np.mean(np.abs(plain.e2e_s[rows] / measured.e2e_s[rows] - 1)))
+        return Fit({}, {}, off, 1)
     names = [one.name for one in constants]
     steps = np.array([one.step for one in constants])
     lowest, highest = (
         np.array([getattr(one, end) for one in constants]) for end in ("lowest", "highest")
     )
-    asked: dict[tuple[float, ...], np.ndarray] = {}
+    asked: dict[tuple[float, ...], tuple[np.ndarray, np.ndarray]] = {}
 
-    def errors(at: np.ndarray) -> np.ndarray:
-        """Relative errors [2, requests]: of the time after the first token, and of that before."""
+    by_prompt = np.array_split(
+        rows[np.argsort(measured.prompt_tokens[rows], kind="stable")], min(_GROUPS, len(rows))
+    )
+
+    def errors(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Relative errors: of each request's E2E, and of mean TTFTs of requests of like prompts."""
         key = tuple(at.tolist())
         if key not in asked:
             found = forecast(dict(zip(names, key, strict=True)))
-            pairs = []
-            for metric in ("e2e_s", "ttft_s"):
-                ours, theirs = getattr(found, metric)[rows], getattr(measured, metric)[rows]
-                pairs.append((ours - theirs) / (theirs + 1e-9))
-            asked[key] = np.array(pairs)
+            e2e = found.e2e_s[rows] / measured.e2e_s[rows] - 1.0
+            means = [
+                found.ttft_s[group].mean() / measured.ttft_s[group].mean() - 1.0
+                for group in by_prompt
+            ]
+            asked[key] = e2e, np.array(means)
         return asked[key]
 
-    def weights(left: np.ndarray) -> np.ndarray:
-        centre = np.median(left, axis=1, keepdims=True)
-        scatter = 1.4826 * np.median(np.abs(left - centre), axis=1, keepdims=True)
-        one = 1.0 / np.maximum(scatter, _LEAST_SCATTER)
-        reach = np.abs(left) * one
-        return np.asarray(one * np.where(reach > 3.0, np.sqrt(3.0 / np.maximum(reach, 3.0)), 1.0))
-
     here = np.clip(np.array([one.start for one in constants]), lowest, highest)
-    best: tuple[float, np.ndarray] | None = None
-    spread = np.full(len(names), np.inf)
-    for _ in range(_ROUNDS):
+    seen: list[np.ndarray] = []
+    centres: list[tuple[float, np.ndarray, np.ndarray]] = []
+    for reach in _REACHES:
+        around = [
+            here + sign * reach * steps * unit for unit in np.eye(len(names)) for sign in (1, -1)
+        ]
+        seen += [np.clip(point, lowest, highest) for point in (here, *around)]
+        near = [point for point in seen if (np.abs(point - here) <= 2.01 * reach * steps).all()]
+        told = np.stack([np.concatenate(errors(point)) for point in near])
+        design = np.stack([np.append((point - here) / steps, 1.0) for point in near])
+        # Residuals as straight lines in the constants, through all that was simulated near by.
+        lines: np.ndarray = np.linalg.pinv(design) @ told
         left = errors(here)
-        weight = weights(left)
-        slopes = np.stack(
-            [
-                ((errors(here + step * unit) - left) / step * weight).ravel()
-                for step, unit in zip(steps, np.eye(len(names)), strict=True)
-            ],
-            axis=1,
-        )
-        target = (left * weight).ravel()
-        off = float(np.mean(np.abs(left[0])))
-        if best is None or off < best[0]:
-            best = off, here
-            spread = _spread(slopes, target)
-        bounds = (lowest - here - 1e-12, highest - here + 1e-12)
-        moved = lsq_linear(slopes, -target, bounds=bounds).x
-        moved = np.clip(moved, -8 * steps, 8 * steps)
-        here = np.clip(here + moved, lowest, highest)
-        if np.all(np.abs(moved) < _DONE * steps):
-            break
-    left = errors(here)
-    assert best is not None
-    off = float(np.mean(np.abs(left[0])))
-    at = here if off < best[0] else best[1]
+        weight = np.concatenate([_weights(of) for of in left])
+        slopes, target = lines[:-1].T * weight[:, None], lines[-1] * weight
+        centres.append((float(np.mean(np.abs(left[0]))), here, _spread(slopes, target) * steps))
+        bounds = ((lowest - here) / steps - 1e-12, (highest - here) / steps + 1e-12)
+        moved = np.clip(lsq_linear(slopes, -target, bounds=bounds).x, -4 * reach, 4 * reach)
+        here = np.clip(here + moved * steps, lowest, highest)
+    residual, at, spread = min(centres[-3:], key=lambda one: one[0])
     return Fit(
         dict(zip(names, at.tolist(), strict=True)),
         dict(zip(names, spread.tolist(), strict=True)),
-        min(off, best[0]),
+        residual,
         len(asked),
     )
 
@@ -159,10 +156,19 @@ def fit_iterations(
     )
 
 
+def _weights(left: np.ndarray) -> np.ndarray:
+    """One over the scatter of these residuals; less for those that are far from all others."""
+    apart = np.abs(left - np.median(left))
+    scatter = max(1.4826 * float(np.median(apart)), _LEAST_SCATTER)
+    weight: np.ndarray = np.minimum(1.0, np.sqrt(3.0 * scatter / np.maximum(apart, scatter)))
+    return weight / scatter
+
+
 def _spread(slopes: np.ndarray, left: np.ndarray) -> np.ndarray:
     """One standard deviation of each constant, from what scatters about the fit."""
     free = max(len(left) - slopes.shape[1], 1)
     scatter = float((left - left.mean()) @ (left - left.mean())) / free
     covariance = np.linalg.pinv(slopes.T @ slopes) * scatter
     spread: np.ndarray = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    spread[~slopes.any(axis=0)] = np.inf  # what has no effect is not known at all
     return spread

@@ -16,11 +16,18 @@ import numpy as np
 from calibrate.recordings.fitting import Constant, Fit, fit, fit_iterations
 from calibrate.recordings.iteration_log import IterationLog
 from calibrate.recordings.measurement import Measurement
+from sim.engine.front_end import FrontEnd
 from sim.latency.refinement import CONSTANTS, Refinement
 from sim.latency.table import TableLatency
 
-# Of the way from a client to the engine and back; `front_end` in a table's meta.yaml.
-FRONT_END = ("front_end_us_per_request", "front_end_us_per_prompt_token")
+# Of the way from a client to the engine and back, names of `sim.engine.front_end.FrontEnd` behind
+# the prefix; `front_end` in a table's meta.yaml has them without.
+FRONT_END = ("front_end_latency_us", "front_end_per_output_token_us")
+
+# Two runs of the same requests on the same engine do not agree much better: what is forecast so
+# well already is left as it is.
+ALIKE = 0.01
+_EACH = "E2E, each request"
 
 Values = Mapping[str, float]
 
@@ -51,7 +58,11 @@ class Refined:
             }
             for name in self.values
         }
-        front = {name: constants.pop(name) for name in FRONT_END if name in constants}
+        front = {
+            name.removeprefix("front_end_"): constants.pop(name)
+            for name in FRONT_END
+            if name in constants
+        }
         found: dict[str, Any] = {"constants": constants}
         if front:
             found["front_end"] = front
@@ -74,7 +85,13 @@ class Refined:
     def lines(self) -> Iterator[str]:
         """What was found, and how well the rest is forecast."""
         until = "the whole of" if self.until_s is None else f"the first {self.until_s:g} s of"
-        yield f"Fitted to {self.count[0]} {self.unit} of {until} {self.fitted_on}:"
+        if not self.values:
+            yield (
+                f"{self.count[0]} {self.unit} of {until} {self.fitted_on} are forecast within "
+                f"{ALIKE:.0%} already: nothing is changed."
+            )
+        else:
+            yield f"Fitted to {self.count[0]} {self.unit} of {until} {self.fitted_on}:"
         for name, value in self.values.items():
             spread = self.uncertainty[name]
             unsure = "  (not told from nothing)" if abs(value) <= 2 * spread else ""
@@ -105,7 +122,7 @@ def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) 
         Constant("decode_gap_us_per_layer", 0.02 * each_us, 0.02 * each_us, 0.0, most),
         Constant("prompt_gap_us_per_layer", 0.1 * each_us, 0.1 * each_us, 0.0, most),
     ]
-    if latency.table.meta.get("analytic"):
+    if latency.table.basis == "analytic":  # a part of it at least
         found.append(Constant("kernel_scale", 1.0, 0.1, 0.02, 50.0))
         found.append(Constant("host_us_per_sequence", 0.0, 0.005 * tpot_us, 0.0, tpot_us))
     if latency.parallel and "communication" not in latency.table.parts:
@@ -114,8 +131,8 @@ def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) 
         found.append(Constant("link_gb_per_s", 0.7 * gb, 0.1 * gb, 0.02 * gb, gb))
         found.append(Constant("link_us", link.latency_s * 1e6, 2.0, 0.1, 200.0))
     if measured.by_client:
-        found.append(Constant("front_end_us_per_request", 2_000.0, 1_000.0, 0.0, 200_000.0))
-        found.append(Constant("front_end_us_per_prompt_token", 0.0, 2.0, 0.0, 200.0))
+        found.append(Constant("front_end_latency_us", 2_000.0, 500.0, 0.0, 200_000.0))
+        found.append(Constant("front_end_per_output_token_us", 30.0, 15.0, 0.0, 2_000.0))
     return found
 
 
@@ -127,21 +144,24 @@ def refinement_of(values: Values) -> Refinement:
 
 def by_requests(
     measured: Measurement,
-    simulate: Callable[[], Measurement],
+    simulate: Callable[[FrontEnd | None], Measurement],
     latency: TableLatency,
     constants: Sequence[Constant],
     *,
     until_s: float | None,
+    front_end: FrontEnd | None = None,
 ) -> Refined:
     """Fit to the requests that came before `until_s`, and forecast those that came after.
 
-    `simulate` serves the recording's requests with `latency` as it is then; `latency` is left
-    refined. Raises ValueError where there are too few requests, or the runs are not of the same.
+    `simulate` serves the recording's requests, behind a front end, with `latency` as it is then;
+    `latency` is left refined. `front_end` is the one before it is fitted; where the engine itself
+    kept the times there is none. Raises ValueError where there are too few requests, or the runs
+    are not of the same.
     """
 
     def forecast(values: Values) -> Measurement:
         latency.refine(refinement_of(values))
-        return behind_front_end(simulate(), values)
+        return simulate(front_end_of(values, front_end) if measured.by_client else None)
 
     before = forecast({})
     if len(before) != len(measured) or (before.prompt_tokens != measured.prompt_tokens).any():
@@ -150,6 +170,8 @@ def by_requests(
             "the same, in order of arrival"
         )
     shown = measured.arrival_s < (np.inf if until_s is None else until_s)
+    if _errors(before, before, measured, shown & measured.completed).get(_EACH, (1.0,))[0] < ALIKE:
+        constants = ()
     found: Fit = fit(forecast, measured, constants, np.flatnonzero(shown))
     after = forecast(found.values)
     done = measured.completed & before.completed & after.completed
@@ -205,11 +227,17 @@ def by_iterations(
     )  # fmt: skip
 
 
-def behind_front_end(engine: Measurement, values: Values) -> Measurement:
-    """What a client sees of requests that take so long to the engine and back."""
-    per_request, per_token = (values.get(name, 0.0) * 1e-6 for name in FRONT_END)
-    way_s = per_request + per_token * engine.prompt_tokens
-    return replace(engine, ttft_s=engine.ttft_s + way_s, e2e_s=engine.e2e_s + way_s)
+def front_end_of(values: Values, otherwise: FrontEnd | None) -> FrontEnd | None:
+    """A front end with the fitted times, and those of another for what was not fitted."""
+    if not any(name in values for name in FRONT_END):
+        return otherwise
+    before = otherwise or FrontEnd()
+    latency, per_token = (values.get(name) for name in FRONT_END)
+    return replace(
+        before,
+        latency_s=before.latency_s if latency is None else latency * 1e-6,
+        per_output_token_s=before.per_output_token_s if per_token is None else per_token * 1e-6,
+    )
 
 
 def _errors(
@@ -227,7 +255,7 @@ def _errors(
         told = np.isfinite(ours) & np.isfinite(real)
         return float(ours[told].mean() / real[told].mean() - 1) if told.any() else 0.0
 
-    found = {"E2E, each request": (each(before), each(after))}
+    found = {_EACH: (each(before), each(after))}
     for metric, name in (("e2e_s", "mean E2E"), ("ttft_s", "mean TTFT"), ("tpot_s", "mean TPOT")):
         found[name] = (mean(before, metric), mean(after, metric))
     return found

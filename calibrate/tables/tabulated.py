@@ -58,7 +58,7 @@ def tabulated(latency: RooflineLatency) -> tuple[dict[str, Any], dict[str, list[
         "model": model_shape(model),
         "dtype": model.weight_dtype,
         "tensor_parallel": latency.parallelism.tensor_parallel,
-        "analytic": True,
+        "parts": {name: {"origin": "analytic", "by": "roofline"} for name in parts},
         "host_overhead_us": None,
     }
     return meta, parts

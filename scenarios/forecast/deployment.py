@@ -12,7 +12,7 @@ import numpy as np
 from scenarios import library
 from scenarios.errors import InputError
 from scenarios.forecast.expert_counts import expert_routing
-from scenarios.forecast.front_end import front_end
+from scenarios.forecast.front_end import fitted_front_end, front_end
 from scenarios.forecast.latency_source import Composer, latency_model, parallelism_of
 from scenarios.forecast.links import assumed_links
 from scenarios.forecast.queueing import queue_rules, unknown_classes
@@ -116,7 +116,7 @@ def deploy(
         memory=engine.memory,
         config=engine.config if rules is None else replace(engine.config, queue=rules),
         latency=engine.latency,
-        front_end=front_end(scenario),
+        front_end=front_end(scenario, fitted_front_end(engine.latency)),
         workload=workload,
         slo=slo,
         notes=(
@@ -239,7 +239,7 @@ def _groups(
             kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
-            front_end=front_end(mine),
+            front_end=front_end(mine, fitted_front_end(engine.latency)),
         )
 
 

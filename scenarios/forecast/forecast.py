@@ -14,7 +14,7 @@ import numpy as np
 from scenarios.errors import InputError
 from scenarios.forecast.basis import basis
 from scenarios.forecast.deployment import Deployment, Drawer, deploy
-from scenarios.forecast.front_end import described
+from scenarios.forecast.front_end import described, fitted_front_end
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
 from scenarios.schema.scenario import Scenario
@@ -253,7 +253,8 @@ def _front_end(deployment: Deployment) -> str | None:
     """What lies between clients and engine, in words; None where nothing does."""
     if deployment.front_end is None:
         return None
-    return described(deployment.scenario, deployment.front_end)
+    fitted = fitted_front_end(deployment.latency)
+    return described(deployment.scenario, deployment.front_end, fitted)
 
 
 def _memory_bytes(deployment: Deployment) -> dict[str, int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from scenarios.schema.generations import Generation
 from scenarios.schema.scenario import Scenario
 from sim.engine.front_end import FrontEnd
+from sim.latency.protocol import LatencyModel
+from sim.latency.table import TableLatency
 
 # Where the constants come from. Tokenizing: Hugging Face tokenizers 0.23 needs 0.9 us a token on
 # one core. A request's own millisecond is an assumption: it decides nothing below some hundred
@@ -21,9 +25,9 @@ _VLLM = {
 ASSUMED: dict[Generation, dict[str, float]] = {"vllm": _VLLM, "vllm-sync": _VLLM}
 
 
-def front_end(scenario: Scenario) -> FrontEnd | None:
-    """None where clients talk to the engine itself."""
-    given, assumed = scenario.frontend, _assumed(scenario)
+def front_end(scenario: Scenario, fitted: Mapping[str, float]) -> FrontEnd | None:
+    """None where clients talk to the engine itself. `fitted`: see `fitted_front_end`."""
+    given, assumed = scenario.frontend, {**_assumed(scenario), **fitted}
     if given.enabled is False:
         return None
     us = {name: getattr(given, name) for name in _VLLM}
@@ -35,9 +39,19 @@ def front_end(scenario: Scenario) -> FrontEnd | None:
     return None if found.is_nothing else found
 
 
-def described(scenario: Scenario, front_end: FrontEnd) -> str:
+def fitted_front_end(latency: LatencyModel) -> dict[str, float]:
+    """What a refined table says of it, by the scenario's names (µs); nothing of other models."""
+    for name in ("inner", "target"):
+        if hasattr(latency, name):
+            return fitted_front_end(getattr(latency, name))
+    refined = latency.table.meta.get("refined") if isinstance(latency, TableLatency) else None
+    found = refined.get("front_end") if isinstance(refined, Mapping) else None
+    return {name: float(found[name]["value"]) for name in _VLLM if found and name in found}
+
+
+def described(scenario: Scenario, front_end: FrontEnd, fitted: Mapping[str, float]) -> str:
     """In words, with what of it is an assumption, so that it is never taken for granted."""
-    assumed = _assumed(scenario)
+    assumed = {**_assumed(scenario), **fitted}
     count = front_end.api_servers
     parts = {
         "per_request_us": (front_end.per_request_s, "a request"),
@@ -47,7 +61,9 @@ def described(scenario: Scenario, front_end: FrontEnd) -> str:
     }
     told: dict[str, list[str]] = {}
     for name, (seconds, what) in parts.items():
-        whose = "given" if getattr(scenario.frontend, name) is not None else "assumed"
+        whose = "fitted to a recording" if name in fitted else "assumed"
+        if getattr(scenario.frontend, name) is not None:
+            whose = "given"
         if whose == "given" or name in assumed:
             told.setdefault(whose, []).append(f"{seconds * 1e6:g} µs {what}")
     words = "; ".join(f"{', '.join(of)} ({whose})" for whose, of in told.items())

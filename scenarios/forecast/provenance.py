@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scenarios.forecast.deployment import Deployment
-from scenarios.forecast.front_end import described
+from scenarios.forecast.front_end import described, fitted_front_end
 from sim.latency import communication, roofline
 from sim.latency.block_moves import BlockMoves
 from sim.latency.overlapped import OverlappedLatency
@@ -43,7 +43,9 @@ class Origin:
 def latency_origins(deployment: Deployment) -> Iterator[Origin]:
     """Every part of the latency of each group, and the front end before it."""
     if deployment.front_end is not None:
-        yield Origin("Front end", False, described(deployment.scenario, deployment.front_end))
+        fitted = fitted_front_end(deployment.latency)
+        words = described(deployment.scenario, deployment.front_end, fitted)
+        yield Origin("Front end", False, words)
     given = deployment.scenario.latency.efficiencies
     if not deployment.groups:
         yield from _origins(deployment.latency, deployment.gpu, given)
@@ -154,6 +156,8 @@ def _tabulated(latency: TableLatency, gpu: Gpu) -> Iterator[Origin]:
     for line in table.meta.get("estimated") or ():
         part, _, how = str(line).partition(": ")
         yield Origin(f"{_TABLE_PARTS.get(part, part)}, in part", False, how or part)
+    if not latency.refinement.is_nothing:
+        yield Origin("Beyond single kernels", True, _refined(table.meta["refined"]))
     if latency.parallel and "communication" not in table.parts:
         yield Origin("All-reduce", False, _links(gpu))
     if "swap" not in table.parts:
@@ -169,6 +173,18 @@ def _origin_of(found: Mapping[str, Any], points: int) -> str:
     """What a composed table says of a part: measured, estimated or analytic, by whom and how."""
     how = f"; {found['how']}" if "how" in found else ""
     return f"{found['origin']}, {found['by']}: {points:,} points{how}"
+
+
+def _refined(found: Mapping[str, Any]) -> str:
+    """Constants that were fitted to a recording, in words."""
+    told = []
+    for name, one in found["constants"].items():
+        value = one["value"] if isinstance(one, Mapping) else one
+        spread = one.get("uncertainty") if isinstance(one, Mapping) else None
+        told.append(f"{name} {value:g}" + (f" ± {spread:g}" if spread is not None else ""))
+    until = found.get("until_s")
+    when = "" if until is None else f"the first {until:g} s of "
+    return f"fitted to {when}{found.get('fitted_on', 'a recording')}: {', '.join(told)}"
 
 
 def _facts(found: Any) -> str:
