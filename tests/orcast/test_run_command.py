@@ -85,7 +85,7 @@ def test_the_table_reads_like_vllms() -> None:
     assert "Serving Benchmark Result" in outcome.stdout
     assert "Successful requests:" in outcome.stdout
     assert "P99 TTFT (ms):" in outcome.stdout
-    assert "unmeasured" in outcome.stdout
+    assert "Latency source: measured kernels: vllm" in outcome.stdout
     assert outcome.stdout.endswith("Report: runs/quickstart/report.html\n")
     assert outcome.stderr == ""
 
