@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orcast.calibrate_cli import compose
+from orcast.composed import compose
 from scenarios import library
 from scenarios.errors import InputError
 from scenarios.forecast.basis import basis
