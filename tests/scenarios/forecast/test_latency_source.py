@@ -88,6 +88,18 @@ def test_what_was_not_measured_is_analytic_and_named() -> None:
 
 
 @needs.tables
+def test_kernels_of_another_engine_are_estimates_of_vllms() -> None:
+    """Weight-only int4 on an A100 was measured with TensorRT-LLM alone."""
+    given: dict[str, Any] = {"hardware": {"gpu": "a100-80gb"}, "engine": {"weight_dtype": "int4"}}
+    deployment = deployed(**given)
+    assert basis(deployment.latency) == "estimated" and deployment.latency.measured
+    assert "trtllm" in deployment.latency.label
+    assert "for kernels of vllm" in origins(deployment)["Attention of decodes"]
+    asked = deployed(**given, latency={"backend": "trtllm"})
+    assert basis(asked.latency) == "measured"
+
+
+@needs.tables
 @pytest.mark.parametrize(
     "hardware",
     [
