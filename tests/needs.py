@@ -32,7 +32,7 @@ WORDS = {
     "no-cuda": "a machine without a CUDA GPU",
     "data": "recorded data in ../shared/data beside the checkout",
     "kernels": "torch and Triton (make test KERNELS=1)",
-    "tables": "the package aiconfigurator-core (extra tables)",
+    "tables": "the package aiconfigurator-core (no wheels for this machine)",
     "ray": "Ray (extra cluster)",
     "dash": "Dash (extra ui)",
     "kaleido": "kaleido (extra images)",

@@ -130,6 +130,7 @@ def measured_or_analytic(
             kv_dtype=kv_dtype,
             routing=routing,
             analytic=analytic,
+            stands_for=None if backend or tables.backend == BACKENDS[0] else BACKENDS[0],
         )
         parts = composer.parts()
         missing = {part for part, origin in composer.origins.items() if origin.kind == "analytic"}

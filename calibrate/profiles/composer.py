@@ -29,10 +29,11 @@ from sim.model.spec import LinearOperation, ModelSpec
 
 # Small kernels last as long as their launch or their bytes, whichever is longer. Half of the bytes:
 # what the kernel before wrote is still in the cache. Against an RTX 4090's profile of Llama-3.1-8B
-# this errs by up to 22 % from 1 to 2,048 tokens, sampling by up to 3 % at 1 and 256 rows.
+# this errs by up to 5 % from 2 to 64 tokens, by up to 22 % from 1 to 2,048, sampling by up to 3 %
+# at 1 and 256 rows.
 ELEMENTWISE_KERNELS = 3  # residual with norm twice, rotary with the cache write; and activation
 CACHE_MISSES = 0.5
-SAMPLING_KERNELS = 12
+SAMPLING_US = 24.0  # a dozen kernels
 SAMPLING_BYTES_PER_LOGIT = 8
 
 FAMILIES = {
@@ -64,7 +65,8 @@ class Origin:
 class Composer:
     """The parts of one model's table from one set of kernel tables. Times in µs, whole model.
 
-    What is not measured is taken from `analytic`, or raises NotMeasured without one.
+    What is not measured is taken from `analytic`, or raises NotMeasured without one. Kernels that
+    `stands_for` names another engine's are estimates of that one's.
     """
 
     def __init__(
@@ -77,10 +79,11 @@ class Composer:
         kv_dtype: str,
         routing: str,
         analytic: AnalyticParts | None = None,
+        stands_for: str | None = None,
     ) -> None:
         self.tables, self.model, self.tensor_parallel = tables, model, tensor_parallel
         self.number_format, self._kv_dtype, self._routing = number_format, kv_dtype, routing
-        self._analytic = analytic
+        self._analytic, self._stands_for = analytic, stands_for
         bandwidth = tables.system.bytes_per_s * tables.system.memory_efficiency
         self._us_per_byte = 1e6 / bandwidth
         self._products: dict[str, Products] = {}
@@ -134,6 +137,9 @@ class Composer:
             latent = self.model.mla is not None and part.endswith("attention")
             family, tables = "mla" if latent else FAMILIES[part], self.tables
             by = tables.borrowed.get(family, f"{tables.backend} {tables.version}")
+            if self._stands_for is not None:
+                stand_in = f"for kernels of {self._stands_for}"
+                how, estimated = "; ".join(filter(None, (stand_in, how))), True
             self.origins[part] = Origin("estimated" if estimated else "measured", by, how)
 
     # -- matrix products ------------------------------------------------------------------
@@ -288,14 +294,12 @@ class Composer:
         values = model.num_layers * per_layer + model.num_dense_layers * activated
         values += 6 * model.hidden_size
         launches = model.num_layers * kernels + model.num_dense_layers + 2
-        return self._small_us(launches, CACHE_MISSES * 2 * values * tokens)
+        launched_us = launches * ELEMENTWISE_OVERHEAD_S * 1e6
+        return max(launched_us, CACHE_MISSES * 2 * values * tokens * self._us_per_byte)
 
     def _sampling_us(self, rows: int) -> float:
         moved = rows * self.model.vocab_size * SAMPLING_BYTES_PER_LOGIT
-        return self._small_us(SAMPLING_KERNELS, moved)
-
-    def _small_us(self, kernels: int, moved_bytes: float) -> float:
-        return max(kernels * ELEMENTWISE_OVERHEAD_S * 1e6, moved_bytes * self._us_per_byte)
+        return max(SAMPLING_US, moved * self._us_per_byte)
 
 
 def _times(grid: Grid, layers: int) -> Grid:

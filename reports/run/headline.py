@@ -44,7 +44,9 @@ def report_warnings(summary: Mapping[str, Any]) -> list[str]:
     found = []
     if not latency.get("measured", False) and not any("not measured" in text for text in said):
         source = str(latency.get("source") or "of unknown origin")
-        kind = "analytic roofline" if source == "roofline" else source
+        kind = "analytic roofline" if source in ("auto", "roofline") else source
+        if str(latency.get("label")).startswith("measured kernels"):
+            kind = "analytic in part"
         found.append(
             f"Iteration times are {kind}, not measured: trust the differences between settings "
             "more than the absolute times."

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -50,9 +51,27 @@ def test_json_is_one_object_and_the_same_whatever_the_number_of_jobs() -> None:
     answer = json.loads(outcomes[0].stdout)
     assert answer["chosen"] == "h100-sxm"
     assert answer["plan_folder"] == "out"
-    assert "analytic, not measured" in outcomes[0].stderr
+    assert {row["basis"] for row in answer["candidates"]} == {"measured"}
+    assert outcomes[0].stderr == ""
     written = json.loads(Path("out/plan.json").read_text())
     assert written == {key: value for key, value in answer.items() if key != "plan_folder"}
+
+
+def test_a_gpu_that_nobody_measured_does_not_win_unmarked() -> None:
+    """An H100 over PCIe is not among the package's measurements, and here it is cheap."""
+    Path("mine.yaml").write_text("h100-pcie: 0.5\n")
+    both = ("--set", "plan.candidates.gpus=[h100-sxm, h100-pcie]", "--prices", "mine.yaml")
+    outcome = orcast("plan", "small.yaml", "--jobs", "1", *both)
+    printed = " ".join(outcome.stdout.split())
+    assert "Cheapest: 2 replicas of h100-pcie" in printed
+    assert "per million output tokens (iteration times analytic, not measured)." in printed
+    assert "iteration times of some candidates are analytic, not measured" in printed
+    answer = json.loads(Path("runs/plan-small/plan.json").read_text())
+    bases = {row["label"]: row["basis"] for row in answer["candidates"]}
+    assert bases == {"h100-pcie": "analytic", "h100-sxm": "measured"}
+    columns = pq.read_table(Path("runs/plan-small/candidates.parquet")).column("basis")
+    assert sorted(columns.to_pylist()) == ["analytic", "measured"]
+    assert "<th>Times</th>" in Path("runs/plan-small/report.html").read_text()
 
 
 def test_a_resolved_plan_is_a_scenario_again() -> None:

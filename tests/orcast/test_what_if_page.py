@@ -30,6 +30,7 @@ name: "<script>document.title = 'taken'</script><b>bold</b>"
 model: llama-3.1-8b
 hardware: {gpu: h200-sxm}
 engine: {max_num_seqs: 64}
+latency: {source: roofline}
 workload:
   arrivals: {process: poisson, request_rate: 20}
   lengths:

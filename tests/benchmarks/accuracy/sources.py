@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from orcast.calibrate_cli import compose
+from orcast.composed import compose
 from scenarios.forecast.forecast import Forecast, forecast
 from scenarios.schema.latency import Latency
 from scenarios.schema.load import parse_scenario

@@ -1,0 +1,113 @@
+"""Products whose launch was timed, and mixtures of experts near a measured one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from calibrate.profiles.expert_kernels import experts_us
+from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, System
+from calibrate.profiles.matrix_products import Products
+from sim.model.spec import MoeSpec
+
+FIGURES = {"mem_bw": 4e12, "bfloat16_tc_flops": 1e15, "fp8_tc_flops": 2e15}
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def product_ms(m: int, n: int, k: int) -> float:
+    return 0.003 + max(2 * m * n * k / 2e15, n * k / 4e12) * 1e3
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> System:
+    """vLLM's block-scaled products begin at a launch of 60 µs, SGLang's at 3."""
+    for backend, launch_ms in (("vllm", 0.060), ("sglang", 0.0)):
+        rows = [
+            {"gemm_dtype": dtype, "m": m, "n": n, "k": k,
+             "latency": max(product_ms(m, n, k), launch_ms if dtype == "fp8_block" else 0.0)}
+            for dtype in ("fp8", "fp8_block")
+            for m in (1, 64, 4096)
+            for n in (32, 1024, 8192)
+            for k in (32, 1024, 8192)
+        ]  # fmt: skip
+        written(tmp_path / "gemm" / backend / "1.0" / "gemm_perf.parquet", rows)
+        (tmp_path / "attention" / backend / "1.0").mkdir(parents=True)
+    return System("test", "test", tmp_path, FIGURES)
+
+
+def test_times_of_a_launch_are_replaced_by_the_same_kernels_elsewhere(system: System) -> None:
+    tables = KernelTables(system, "vllm", "1.0")
+    products = Products(tables, "fp8_block")
+    assert products.how == "fp8_block products of sglang 1.0 where a launch of 60 µs was timed"
+    times = dict(products.times_us(8192, 8192))
+    assert times[1] == pytest.approx(product_ms(1, 8192, 8192) * 1e3)
+    assert times[4096] == pytest.approx(product_ms(4096, 8192, 8192) * 1e3), "long: as measured"
+    assert Products(tables, "fp8").how is None
+
+
+def test_without_another_engine_times_of_a_launch_are_those_of_a_scale_a_tensor(
+    system: System,
+) -> None:
+    (system.folder / "gemm" / "sglang" / "1.0" / "gemm_perf.parquet").unlink()
+    products = Products(KernelTables(system, "vllm", "1.0"), "fp8_block")
+    assert (
+        products.how == "fp8_block products of one scale a tensor where a launch of 60 µs was timed"
+    )
+    assert dict(products.times_us(1024, 1024))[64] == pytest.approx(
+        product_ms(64, 1024, 1024) * 1e3
+    )
+
+
+# -- mixtures of experts ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixtures(system: System) -> KernelTables:
+    same = {"moe_dtype": "bfloat16", "distribution": "even", "moe_ep_size": 1}
+    rows = [
+        {**same, "num_experts": 8, "topk": 2, "hidden_size": 4096, "inter_size": 14336,
+         "moe_tp_size": split, "num_tokens": tokens, "latency": (0.02 + 0.001 * tokens) / split}
+        for split in (1, 2)
+        for tokens in (1, 64, 8192)
+    ]  # fmt: skip
+    written(system.folder / "moe" / "vllm" / "1.0" / "moe_perf.parquet", rows)
+    return KernelTables(system, "vllm", "1.0")
+
+
+ASKED: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "tensor_parallel": 1,
+    "expert_parallel": 1,
+    "routing": "even",
+}
+
+
+def test_a_measured_mixture_is_the_rows_themselves(mixtures: KernelTables) -> None:
+    points, how = experts_us(mixtures, MoeSpec(32, 8, 2, 14336), 4096, **ASKED)
+    assert how is None
+    assert points == [(1, pytest.approx(21)), (64, pytest.approx(84)), (8192, pytest.approx(8212))]
+
+
+def test_a_mixture_near_a_measured_one_has_its_utilisation(mixtures: KernelTables) -> None:
+    points, how = experts_us(mixtures, MoeSpec(32, 8, 2, 16384), 6144, **ASKED)
+    assert how == "at the utilisation of 8 experts of 4096 x 14336, 2 a token"
+    larger = (6144 * 16384) / (4096 * 14336)
+    assert [time_us for _, time_us in points] == pytest.approx(
+        [21 * larger, 84 * larger, 8212 * larger]
+    )
+    halved, how = experts_us(mixtures, MoeSpec(32, 8, 2, 7168), 4096, **ASKED)
+    assert how is not None and "1/2 of each" in how, "as wide on a rank"
+    assert halved[0] == (1, pytest.approx(10.5))
+
+
+def test_a_mixture_unlike_any_measured_is_refused(mixtures: KernelTables) -> None:
+    with pytest.raises(NotMeasured, match="no mixture near 512 experts of 1024 x 256, 22 a token"):
+        experts_us(mixtures, MoeSpec(32, 512, 22, 256), 1024, **ASKED)
