@@ -3,8 +3,8 @@
     python -m tests.benchmarks.accuracy [PART...] [--source SOURCE]...
 
 PART is one of those below, by default all of them. SOURCE is a latency source that the parts
-`open-loop` and `silicon` are forecast with, by default the one that scenarios default to and
-`roofline`.
+`open-loop` and `silicon` are forecast with, by default `auto`, which is what
+scenarios default to, and `roofline`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from tests.benchmarks.accuracy import ablation, kv_capacity, open_loop, recordings, silicon
 from tests.benchmarks.accuracy.data import PUBLIC
-from tests.benchmarks.accuracy.sources import known_sources
+from tests.benchmarks.accuracy.sources import SOURCES
 
 PARTS: dict[str, tuple[str, str, Callable[[Sequence[str]], None]]] = {
     "recordings": ("Recorded runs", "recordings", recordings.main),
@@ -36,7 +36,7 @@ def main() -> None:
     for part in given.parts or PARTS:
         title, data, show = PARTS[part]
         print(f"## {title}\n\nData: {PUBLIC[data]}.\n", flush=True)
-        show(given.source or known_sources())
+        show(given.source or SOURCES)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class Point:
                 "max_num_batched_tokens": max(8192, self.concurrency),
                 "enable_prefix_caching": False,
             },
-            "latency": latency(source, backend=self.backend, asynchronous=self.asynchronous),
+            "latency": latency(source, backend=self.backend),
             "workload": {
                 "arrivals": {"process": "all_at_once"},
                 "lengths": {"prompt": prompt, "output": output},
@@ -162,6 +162,8 @@ def _peak_share(point: Point) -> float:
         return 0.0
     if weights != "auto":
         model = model.quantised(weights)
+    if model.weight_dtype in ("nvfp4", "mxfp4"):
+        return 0.0
     flops = sum(op.flops(1) for op in model.linear_operations(1))
     if model.moe is not None:
         share = model.moe.experts_per_token / model.moe.num_experts
