@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from orcast import simulate
 from tests.orcast.command_line import orcast
 
 
@@ -51,8 +50,10 @@ def test_an_unknown_model_or_type_is_refused_in_one_line() -> None:
 
 
 def test_the_report_of_a_run_shows_its_model(tmp_path: Path) -> None:
-    run = simulate("quickstart", {"workload.num_requests": 20})
-    run.save(tmp_path / "run")
+    outcome = orcast(
+        "run", "quickstart", "--set", "workload.num_requests=20", "--out", str(tmp_path / "run")
+    )
+    assert outcome.status == 0, outcome.stderr
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert 'id="model"' in page
     assert "KV cache of a token" in page
