@@ -18,6 +18,7 @@ from orcast.composed import compose
 from orcast.export_cli import export
 from orcast.plan_cli import plan
 from orcast.refine_cli import refine
+from orcast.show_cli import app as show_app
 from orcast.size_cli import size
 from orcast.sweep_cli import sweep, with_ray_address
 from orcast.ui_cli import ui
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 calibrate_app.command()(refine)
 app.add_typer(calibrate_app, name="calibrate")
+app.add_typer(show_app, name="show")
 app.command()(validate)
 app.command()(ui)
 app.command()(export)

@@ -51,6 +51,7 @@ def folded(records: RunRecords, details: RunDetails) -> dict[str, Any]:
             "of_each_kind": list(work.of_each_kind),
         },
         "blocks": blocks if isinstance(blocks, str) else _blocks(blocks),
+        "model": details.model,
         "origins": [[one.part, one.measured, one.source] for one in details.origins],
     }
 

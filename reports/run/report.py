@@ -14,6 +14,7 @@ from reports.run.block_view import BlockView
 from reports.run.details import Details
 from reports.run.headline import headline, scenario_name
 from reports.run.latency_figures import METRICS, latency_cdf
+from reports.run.model_section import model_section
 from reports.run.operator_figures import of_parts, operator_totals, operators_over_time
 from reports.run.prompt_scatter import prompt_scatter
 from reports.run.replica_figures import Replicas, replica_bars, replica_load, replicas_up
@@ -67,6 +68,7 @@ def run_sections(
     return [
         _latency_section(records, latencies, ServiceLevels.of(scenario), summary),
         *_time_sections(records, scenario, summary, details),
+        *_model_sections(details),
         _scenario_section(scenario),
         _provenance_section(summary, details),
     ]
@@ -242,6 +244,12 @@ def _block_section(
         return Section("blocks", title, [panel("<p>No request held a block.</p>")], link=link)
     intro = f"Blocks of {blocks['block_size']} tokens each, as the run's allocator dealt them out."
     return Section("blocks", title, [figure, view.tables()], intro, link=link)
+
+
+def _model_sections(details: Details | None) -> list[Section]:
+    """The model's figures, of runs that recorded them."""
+    model = (details or {}).get("model")
+    return [model_section(model)] if isinstance(model, Mapping) else []
 
 
 def _scenario_section(scenario: Mapping[str, Any]) -> Section:

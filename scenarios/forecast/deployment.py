@@ -15,10 +15,12 @@ from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.front_end import fitted_front_end, front_end
 from scenarios.forecast.latency_source import Composer, latency_model, parallelism_of
 from scenarios.forecast.links import assumed_links
+from scenarios.forecast.model_notes import model_notes
 from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
 from scenarios.forecast.sharing import host_blocks, with_block_moves
 from scenarios.forecast.speculation import speculator
+from scenarios.forecast.typical_length import typical_tokens
 from scenarios.forecast.unused_settings import (
     blind_router,
     other_than_measured,
@@ -197,6 +199,7 @@ def _engine(
         *without_effect_on_time(scenario),
         *measured_elsewhere,
         *on_links,
+        *model_notes(model, scenario, _sequence_tokens(scenario, model)),
     )
     return _Engine(model, gpu, routing, memory, config, latency, notes)
 
@@ -236,7 +239,7 @@ def _groups(
             role=group.role,
             name=group.name or f"group {number}",
             kv_cache_dtype=mine.engine.kv_cache_dtype,
-            kv_bytes_per_token=float(engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype)),
+            kv_bytes_per_token=kv_bytes_per_token(engine.model, mine),
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
             front_end=front_end(mine, fitted_front_end(engine.latency)),
@@ -320,7 +323,19 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
         null_block=engine.null_block,
         profiling=profiling_run(engine),
+        sequence_tokens=_sequence_tokens(scenario, model),
     )
+
+
+def kv_bytes_per_token(model: ModelSpec, scenario: Scenario) -> float:
+    """What a token of an average sequence takes of the KV cache, all GPUs of a replica together."""
+    tokens = _sequence_tokens(scenario, model)
+    return model.kv_bytes(tokens, scenario.engine.kv_cache_dtype) / tokens
+
+
+def _sequence_tokens(scenario: Scenario, model: ModelSpec) -> int:
+    longest = scenario.engine.max_model_len or model.max_position_embeddings
+    return typical_tokens(scenario.workload, longest)
 
 
 def profiling_run(engine: Engine) -> ProfilingRun:

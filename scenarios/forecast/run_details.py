@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.forecast import Forecast
 from scenarios.forecast.latency_source import parallelism_of
 from scenarios.forecast.provenance import Origin, latency_origins
+from scenarios.model_figures import model_figures
 from sim.latency.protocol import LatencyModel
 from sim.model.hardware import Gpu
 from sim.model.prefill_contexts import prefill_contexts
@@ -62,6 +64,7 @@ class RunDetails:
     work: SampledWork
     blocks: BlockTables | str  # or why there are none
     origins: tuple[Origin, ...]
+    model: dict[str, Any]
 
 
 def run_details(forecast: Forecast, *, origin: Path | None = None) -> RunDetails:
@@ -73,6 +76,7 @@ def run_details(forecast: Forecast, *, origin: Path | None = None) -> RunDetails
         work=sampled_work(deployment, records, beside=beside),
         blocks=block_tables(deployment, records),
         origins=tuple(latency_origins(deployment)),
+        model=model_figures(deployment.model, deployment.scenario.engine.kv_cache_dtype),
     )
 
 

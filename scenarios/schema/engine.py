@@ -60,7 +60,10 @@ class Engine(Section):
     num_gpu_blocks_override: Annotated[int, Field(ge=1, le=2**24)] | None = None
     max_model_len: Tokens | None = None
     enable_prefix_caching: bool = True
-    weight_dtype: Literal["auto", "bf16", "fp16", "fp8", "int4"] = "auto"
+    # what the matrices are served in; by default as the checkpoint has them
+    weight_dtype: Literal[
+        "auto", "bf16", "fp16", "fp8", "int4", "int8", "fp4", "nvfp4", "mxfp4"
+    ] = "auto"
     # what has a scale where weights are fp8: by default as in the checkpoint, else a tensor
     float8_scales: Literal["tensor", "channel", "block"] | None = None
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"

@@ -81,7 +81,7 @@ def _content(path: str, value: str, beside: Path | None) -> str | None:
         return None
     if path.endswith(".gpu"):
         return _digest(json.dumps(_gpus(_stamp(library.GPUS_FILE)).get(value)).encode())
-    if path.endswith("model") and value in library.model_names():
+    if path.endswith("model") and library.is_model(value):
         return _file_digest(library.model_path(value))
     found = library.find_file(value, beside=beside) if value else None
     if found is None:

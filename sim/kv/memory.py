@@ -6,7 +6,9 @@ The engine may use ``gpu_memory_utilization`` of the memory the driver reports. 
 - the activation peak of the engine's profiling run and what it takes outside PyTorch
   (`sim.kv.profiling_run`, which has formulas and sources).
 
-The rest, in whole blocks, is the KV cache.
+The rest, in whole blocks, is the KV cache. A block is what a token of an average sequence takes,
+times its size: layers that keep every token, and the sequence's windows and states spread over its
+tokens (``ModelSpec.kv_bytes``). An engine with a hybrid cache keeps these apart.
 
 Spread over several GPUs (`sim.model.parallelism`), the stage of a pipeline with the least room
 decides; sequence parallelism divides a block's bytes, expert parallelism adds up the ranks' blocks,
@@ -71,6 +73,7 @@ def memory_budget(
     num_gpu_blocks_override: int | None = None,
     null_block: bool = False,
     profiling: ProfilingRun | None = None,
+    sequence_tokens: int | None = None,
 ) -> MemoryBudget:
     """Split one GPU's memory.
 
@@ -79,6 +82,8 @@ def memory_budget(
     weights, activations and reserve leave not even one block (the message says how many such GPUs
     would do). With ``num_gpu_blocks_override`` only the weights must fit. `null_block`: whether one
     of the blocks holds nothing, ever. `profiling`: what the engine counts; None: as vLLM today.
+    `sequence_tokens`: how long an average sequence is, over which windows and states are spread; by
+    default as long as the model allows.
     """
     if not 0 < gpu_memory_utilization <= 1:
         raise ValueError(
@@ -89,6 +94,7 @@ def memory_budget(
         "max_num_batched_tokens": max_num_batched_tokens,
         "max_num_seqs": max_num_seqs,
         "num_gpu_blocks_override": num_gpu_blocks_override,
+        "sequence_tokens": sequence_tokens,
     }.items():
         if value is not None and value < 1:
             raise ValueError(f"{key} must be at least 1, not {value}")
@@ -101,6 +107,7 @@ def memory_budget(
     reserve = profiling.reserve_bytes(spread)
     tokens = -(-max_num_batched_tokens // spread.sequence_parallel)
     rows = min(max_num_seqs, max_num_batched_tokens)
+    length = sequence_tokens or model.max_position_embeddings
     stages = model.stages(spread.pipeline_parallel)
     budgets = []
     for number, stage in enumerate(stages):
@@ -113,8 +120,8 @@ def memory_budget(
         activation = activation_bytes(
             stage, tokens, rows, tp, ranks=ranks, sampler=profiling.sampler
         )
-        on_rank = block_size * stage.kv_bytes_per_token(kv_cache_dtype, tp)
-        on_rank = -(-on_rank // spread.sequence_parallel)
+        held = stage.kv_bytes(length, kv_cache_dtype, tp)
+        on_rank = -(-block_size * held // (length * spread.sequence_parallel)) or 1
         left = usable - weights - activation - reserve
         budget = MemoryBudget(
             usable_bytes=usable,

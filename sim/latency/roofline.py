@@ -22,7 +22,6 @@ additions; beyond the tables the same formulas are evaluated.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,10 @@ from sim.batch import Batch
 from sim.latency.bounded_attention import BesideAttention
 from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
 from sim.latency.protocol import HostOverhead, looked_up
+from sim.latency.recorded_parts import RecordedParts
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Gpu, Interconnect
-from sim.model.kernel_rates import KernelRates, ProductRates
+from sim.model.kernel_rates import ProductRates
 from sim.model.parallelism import Parallelism
 from sim.model.spec import DTYPE_BYTES, LinearOperation, ModelSpec
 
@@ -59,7 +59,7 @@ _SAMPLING_BYTES_PER_LOGIT = 2 + 4 * 4
 _SAMPLING_KERNELS = 4
 
 
-class RooflineLatency:
+class RooflineLatency(RecordedParts):
     """Seconds of one iteration of ``model`` on ``tensor_parallel`` GPUs, from datasheet figures.
 
     Efficiencies are shares of peak rates; those that are not given are the GPU's ``kernel_rates``.
@@ -136,8 +136,7 @@ class RooflineLatency:
             "ranks_per_node": self.parallelism.tensor_per_node,
             "link_efficiency": link_efficiency,
         }
-        self.rates = _given(
-            gpu.kernel_rates,
+        self.rates = gpu.kernel_rates.with_efficiencies(
             gemm_efficiency=gemm_efficiency,
             moe_efficiency=moe_efficiency,
             memory_efficiency=memory_efficiency,
@@ -239,42 +238,6 @@ class RooflineLatency:
         if self._beside is not None:
             beyond_s += self._beside.further_s(num_decodes, context_tokens, query_tokens)
         return (query_tokens - num_decodes) * self._per_query_s + beyond_s
-
-    def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Split recorded iterations' ``duration_s`` into its parts, f8[n] each, adding up to it.
-
-        Records do not keep each prefill's context, so attention is what the other parts leave.
-        """
-        parts = self.known_parts_s(iterations)
-        parts["attention"] = np.maximum(iterations["duration_s"] - sum(parts.values()), 0.0)
-        return {key: parts[key] for key in _PART_KEYS if key in parts}
-
-    def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`parts_s` by class of operation."""
-        known = self.known_operators_s(iterations)
-        rest_s = np.maximum(iterations["duration_s"] - sum(known.values()), 0.0)
-        return {"contractions": known.pop("contractions"), "attention": rest_s, **known}
-
-    def known_operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`known_parts_s` by class of operation: all but attention."""
-        parts, within = self.known_parts_s(iterations), self._within_parts_s(iterations)
-        elementwise, sampling = within["elementwise"], within["sampling"]
-        classes = {
-            "contractions": parts["linear"] - elementwise + parts["logits"] - sampling,
-            "experts": parts.get("moe"),
-            "elementwise": elementwise,
-            "sampling": sampling,
-            "all_reduce": parts["communication"] - within["all_to_all"] - within["gather_and_send"],
-            "all_to_all": within["all_to_all"],
-            "gather_and_send": within["gather_and_send"],
-            "swap": parts.get("swap"),
-            "host": parts["host"],
-        }
-        return {
-            name: np.maximum(time_s, 0.0)  # a difference of sums may be a rounding below zero
-            for name, time_s in classes.items()
-            if time_s is not None
-        }
 
     def _within_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Classes that the parts have beside the one they are mostly of."""
@@ -456,44 +419,3 @@ class RooflineLatency:
             return 0
         operations = self.model.linear_operations(self.tensor_parallel)
         return sum(op.flops(1) for op in operations if op.name == "kv_b_proj")
-
-
-def _given(
-    rates: KernelRates,
-    *,
-    gemm_efficiency: float | None,
-    moe_efficiency: float | None,
-    memory_efficiency: float | None,
-    attention_efficiency: float | None,
-    attention_memory_efficiency: float | None,
-) -> KernelRates:
-    """The rates with the given ones in their place, whatever the weights' type."""
-
-    def products(own: ProductRates, efficiency: float | None) -> ProductRates:
-        return replace(
-            own,
-            efficiency=own.efficiency if efficiency is None else efficiency,
-            memory_efficiency=(
-                own.memory_efficiency if memory_efficiency is None else memory_efficiency
-            ),
-        )
-
-    own = rates.attention
-    return KernelRates(
-        products=products(rates.products, gemm_efficiency),
-        products_float8=products(rates.products_float8, gemm_efficiency),
-        experts=products(rates.experts, moe_efficiency),
-        experts_float8=products(rates.experts_float8, moe_efficiency),
-        attention=replace(
-            own,
-            efficiency=own.efficiency if attention_efficiency is None else attention_efficiency,
-            memory_efficiency=(
-                own.memory_efficiency
-                if attention_memory_efficiency is None
-                else attention_memory_efficiency
-            ),
-        ),
-    )
-
-
-_PART_KEYS = ("linear", "moe", "attention", "logits", "communication", "host", "swap")

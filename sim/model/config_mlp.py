@@ -27,7 +27,6 @@ CHOSEN = (
     "moe_k",
     "top_k_experts",
     "moe_topk",
-    "top_k",
 )
 EXPERT_WIDTH = ("moe_intermediate_size", "expert_ffn_hidden_size")
 SHARED_WIDTH = (

@@ -19,7 +19,7 @@ to 30 per cent. No serving run was looked at.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,43 @@ class KernelRates:
     experts: ProductRates
     experts_float8: ProductRates
     attention: AttentionRates
+
+    def with_efficiencies(
+        self,
+        *,
+        gemm_efficiency: float | None,
+        moe_efficiency: float | None,
+        memory_efficiency: float | None,
+        attention_efficiency: float | None,
+        attention_memory_efficiency: float | None,
+    ) -> KernelRates:
+        """The rates with the given ones in their place, whatever the weights' type."""
+
+        def products(own: ProductRates, efficiency: float | None) -> ProductRates:
+            return replace(
+                own,
+                efficiency=own.efficiency if efficiency is None else efficiency,
+                memory_efficiency=(
+                    own.memory_efficiency if memory_efficiency is None else memory_efficiency
+                ),
+            )
+
+        own = self.attention
+        return KernelRates(
+            products=products(self.products, gemm_efficiency),
+            products_float8=products(self.products_float8, gemm_efficiency),
+            experts=products(self.experts, moe_efficiency),
+            experts_float8=products(self.experts_float8, moe_efficiency),
+            attention=replace(
+                own,
+                efficiency=own.efficiency if attention_efficiency is None else attention_efficiency,
+                memory_efficiency=(
+                    own.memory_efficiency
+                    if attention_memory_efficiency is None
+                    else attention_memory_efficiency
+                ),
+            ),
+        )
 
     def products_of(self, *, few_bits: bool) -> ProductRates:
         """Of products in 16 bits, or in fewer (`Gpu.computes_in_few_bits`).

@@ -165,6 +165,11 @@ class ModelSpec:
         return sum(count for layer, count in self.runs if layer.has_dense_mlp)
 
     @property
+    def mixers(self) -> list[Mixer]:
+        """Every kind of attention or state there is, once."""
+        return list(dict.fromkeys(mixer for mixer, _ in self._mixers()))
+
+    @property
     def num_mixers(self) -> int:
         """Attentions and states of all layers: one a layer in most models."""
         return sum(count for _, count in self._mixers())

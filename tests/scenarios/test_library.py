@@ -1,5 +1,6 @@
 """Every scenario, model and GPU that is shipped can be used as it is."""
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from scenarios.forecast.forecast import forecast
 from scenarios.schema.load import load_scenario
 from scenarios.sizing.load import load_sizing
 from sim.kv.memory import memory_budget
+from sim.model.parallelism import Parallelism
+from sim.model.spec import ModelSpec
 from tests import needs
 from tests.orcast.command_line import AZURE_TRACE, orcast
 from tests.sim.latency.tables import small_table_folder
@@ -34,7 +37,7 @@ def settings_for(name: str) -> list[str]:
 
 def test_the_library_holds_what_the_readme_promises() -> None:
     assert set(SHIPPED) >= NEEDED
-    assert len(library.model_names()) >= 14
+    assert len(library.model_names()) >= 60
     assert len(library.gpus()) >= 10
 
 
@@ -174,12 +177,43 @@ def test_a_folder_by_a_scenarios_name_does_not_hide_it(
     assert library.scenario_path("quickstart") == library.ROOT / "quickstart.yaml"
 
 
+def splits(model: ModelSpec, degree: int) -> bool:
+    with suppress(ValueError):
+        model.check_tensor_parallel(degree)
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("given", "name"), library.model_ids().items())
+def test_every_id_names_a_model_of_the_library(given: str, name: str) -> None:
+    assert name in library.model_names()
+    assert library.model_path(given) == library.model_path(name)
+
+
+def test_an_id_is_known_however_it_is_written_and_a_wrong_one_is_told_the_nearest() -> None:
+    assert library.model("QWEN/qwen3-32b").name == "qwen3-32b"
+    with pytest.raises(InputError, match=r"did you mean 'qwen/qwen3-32b'"):
+        library.model("Qwen/Qwen3-32")
+
+
+def test_a_folder_of_that_id_comes_before_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("Qwen/Qwen3-32B")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text((library.ROOT / "models/tiny.json").read_text())
+    assert library.model("Qwen/Qwen3-32B").num_layers == library.model("tiny").num_layers
+
+
 @pytest.mark.parametrize("name", library.model_names())
 def test_every_model_fits_on_enough_of_the_largest_gpus(name: str) -> None:
     model = library.model(name)
-    heads = model.num_attention_heads
-    gpus = next(count for count in (8, 4, 2, 1) if heads % count == 0)
-    budget = memory_budget(model, library.gpu("mi300x"), tensor_parallel=gpus)
+    gpus = next(count for count in (8, 4, 2, 1) if splits(model, count))
+    stages = 1 if model.weight_bytes() < 1e12 else 2
+    budget = memory_budget(
+        model, library.gpu("mi300x"), parallelism=Parallelism(gpus, stages), sequence_tokens=2048
+    )
     assert budget.slots > 10_000
     assert model.name == name
 
