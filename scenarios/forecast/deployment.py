@@ -29,7 +29,7 @@ from scenarios.forecast.unused_settings import (
 )
 from scenarios.schema.cluster import ReplicaGroup as ReplicaGroupSection
 from scenarios.schema.engine import Engine
-from scenarios.schema.generations import only_given
+from scenarios.schema.generations import given_knobs
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload as WorkloadSection
 from sim.cluster.plan import ReplicaGroup
@@ -274,10 +274,10 @@ def group_scenarios(
     cluster = scenario.cluster
     given = cluster.groups or [ReplicaGroupSection(replicas=cluster.replicas)]
     for number, group in enumerate(given):
-        content = scenario.model_dump(exclude_defaults=True)
+        content = scenario.model_dump(exclude_unset=True)
         content["cluster"] = {}
-        content["engine"] = only_given(content.get("engine", {}), group.engine)
-        for section in ("hardware", "engine", "latency"):
+        content["engine"] = given_knobs(scenario.engine, group.engine)
+        for section in ("hardware", "latency"):
             own = getattr(group, section)
             if own:
                 content[section] = content.get(section, {}) | own
@@ -356,6 +356,7 @@ def _engine_config(engine: Engine, model: ModelSpec, memory: MemoryBudget) -> En
         max_model_len=engine.max_model_len or model.max_position_embeddings,
         enable_prefix_caching=engine.enable_prefix_caching,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         preemption=engine.preemption,
         swap_blocks=swap_blocks,
         offload_blocks=offload_blocks,

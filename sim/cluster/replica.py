@@ -118,6 +118,11 @@ class ClusterReplica(Engine):
             self.pool.reject(request)
             self._lose([request], now_s)
             return
+        # Counted as it comes: by the time that it is taken in, others may have finished.
+        if self.pool.overflows(request, sum(map(self.pool.num_sequences, self._inbox))):
+            self.pool.refuse(request)
+            self._lose([request], now_s)
+            return
         self._inbox.append(request)
         if self.is_idle:
             self._decide_at(now_s)
