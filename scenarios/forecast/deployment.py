@@ -68,6 +68,13 @@ class Deployment:
     notes: tuple[str, ...]
     groups: tuple[ReplicaGroup, ...] = ()  # of the cluster; none: equal replicas, in turn
 
+    @property
+    def num_replicas(self) -> int:
+        """Engines at most, data-parallel ranks counted one by one."""
+        if self.groups:
+            return sum(group.replicas for group in self.groups)
+        return self.scenario.cluster.replicas
+
     def group_of(self, replicas: np.ndarray) -> np.ndarray:
         """The group that each of these replicas (by number) belongs to; 0 where there are none."""
         last = np.cumsum([group.replicas for group in self.groups or ()])
@@ -106,7 +113,11 @@ def deploy(
     )
     cluster = scenario.cluster
     groups: tuple[ReplicaGroup, ...] = ()
-    if not cluster.is_plain or (cluster.replicas > 1 and workload.awaits_answers):
+    if (
+        not cluster.is_plain
+        or scenario.hardware.data_parallel > 1
+        or (cluster.replicas > 1 and workload.awaits_answers)
+    ):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
         _refuse_unlike_groups(groups, workload, source)
     return Deployment(
@@ -230,8 +241,11 @@ def _groups(
                 "dealt to as many schedulers as there are stages"
             )
         parallelism = parallelism_of(mine.hardware)
+        ranks = mine.hardware.data_parallel
+        if ranks > 1:
+            _refuse_ranks(engine.model, scenario, where)
         yield ReplicaGroup(
-            group.replicas,
+            group.replicas * ranks,
             replace(engine.config, queue=rules, pipeline_stages=mine.hardware.pipeline_parallel),
             engine.latency,
             scheduler,
@@ -243,6 +257,21 @@ def _groups(
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
             front_end=front_end(mine, fitted_front_end(engine.latency)),
+        )
+
+
+def _refuse_ranks(model: ModelSpec, scenario: Scenario, where: str) -> None:
+    """Data-parallel ranks that are more to each other than replicas behind a router."""
+    path = f"{where}: hardware.data_parallel"
+    if model.moe is not None:
+        raise InputError(
+            f"{path}: the ranks of a mixture of experts step in lockstep, which is modelled with "
+            "one scheduler for all of them: hardware.expert_parallel deals sequences out to as many"
+        )
+    if scenario.cluster.failures or scenario.cluster.autoscaling is not None:
+        raise InputError(
+            f"{path}: ranks come and go with their engine, which failures and autoscaling do not "
+            "model: give replicas instead"
         )
 
 

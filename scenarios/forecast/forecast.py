@@ -99,7 +99,7 @@ def forecast(
         "memory_bytes": _memory_bytes(deployment),
         "cost": _cost(deployment, summary, facts),
     }
-    if facts is not None or scenario.cluster.num_replicas > 1:
+    if facts is not None or deployment.num_replicas > 1:
         summary["cluster"] = _cluster_figures(deployment, records, facts)
     speculation = deployment.config.speculation
     if speculation is not None:
@@ -198,7 +198,7 @@ def _cluster_figures(
 ) -> dict[str, Any]:
     """How the work was spread: per replica busy time, requests, tokens; what came and went."""
     iterations, requests = records.iterations, records.requests
-    count = deployment.scenario.cluster.num_replicas
+    count = deployment.num_replicas
     ends_s = iterations["start_s"] + iterations["duration_s"]
     end_s = float(ends_s.max(initial=0.0))
 

@@ -18,7 +18,8 @@ from scenarios.schema.scenario import Scenario
 from scenarios.schema.section import Section
 
 MOST = 2000  # candidates; more is a slip
-PARALLEL = ("tensor_parallel", "pipeline_parallel")  # whose product is the GPUs of a replica
+# Degrees whose product is the GPUs of a replica.
+PARALLEL = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
 
 @dataclass(frozen=True, slots=True)

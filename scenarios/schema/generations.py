@@ -68,11 +68,21 @@ def filled(engine: Mapping[str, Any], hardware: object = None) -> dict[str, Any]
 
 
 def filled_whole(scenario: Mapping[str, Any]) -> dict[str, Any]:
-    """A scenario whose engine is `filled`, by its GPU."""
-    engine = scenario.get("engine", {})
-    if not isinstance(engine, Mapping):
-        return dict(scenario)  # the schema says what is wrong with it
-    return {**scenario, "engine": filled(engine, scenario.get("hardware"))}
+    """A scenario whose engine is `filled`, by its GPU; data-parallel ranks have vLLM's router."""
+    found = dict(scenario)
+    engine, cluster = scenario.get("engine", {}), scenario.get("cluster", {})
+    if isinstance(engine, Mapping):  # otherwise the schema says what is wrong with it
+        found["engine"] = filled(engine, scenario.get("hardware"))
+    if isinstance(cluster, Mapping) and "router" not in cluster and _has_ranks(scenario, cluster):
+        found["cluster"] = {**cluster, "router": "data_parallel"}
+    return found
+
+
+def _has_ranks(scenario: Mapping[str, Any], cluster: Mapping[str, Any]) -> bool:
+    groups = cluster.get("groups", [])
+    sections = [scenario, *(groups if isinstance(groups, list) else [])]
+    given = (one.get("hardware") for one in sections if isinstance(one, Mapping))
+    return any(isinstance(one, Mapping) and one.get("data_parallel", 1) != 1 for one in given)
 
 
 def _by_gpu(engine: Mapping[str, Any], hardware: object) -> dict[str, int]:

@@ -135,6 +135,16 @@ class ClusterReplica(Engine):
         if self.is_idle:
             self._decide_at(now_s)
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait, preempted ones included."""
+        pool = self.pool
+        return len(pool.waiting) + len(pool.swapped) + sum(map(pool.num_sequences, self._inbox))
+
+    def used_share(self, now_s: float) -> float:
+        """KV blocks in use, as a share of all blocks."""
+        return (self.num_blocks - self.allocator.num_free + self.growth(now_s)) / self.num_blocks
+
     def kv_share(self, now_s: float) -> float:
         """KV blocks in use and those that queued prompts will take, as a share of all blocks."""
         blocks = self.num_blocks - self.allocator.num_free

@@ -62,6 +62,7 @@ def drawn_scenarios(draw: Draw) -> Section:
         hardware |= draw(st.sampled_from([{"tensor_parallel": 2}, {"expert_parallel": 2}]))
     else:
         _maybe(draw, hardware, 10, "tensor_parallel", st.just(2))
+        _maybe(draw, hardware, 10, "data_parallel", st.just(2))
     _maybe(draw, hardware, 12, "pipeline_parallel", st.integers(2, 3))
     workload = _workload(draw, fixed)
     content: Section = {
