@@ -172,11 +172,6 @@ def _engine(
         memory = _memory(scenario, model, gpu)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
-        spread = parallelism_of(scenario.hardware)
-        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
-            raise ValueError(
-                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
-            )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
     with _at(source, "engine.scheduler"):
@@ -202,7 +197,7 @@ def _engine(
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
     latency = with_block_moves(latency, scenario, memory, gpu)
-    if scenario.engine.async_scheduling and spread.pipeline_parallel == 1:
+    if scenario.engine.async_scheduling and scenario.hardware.pipeline_parallel == 1:
         latency = OverlappedLatency(latency)  # stages overlap already
     notes = (
         *(speculating.notes(scenario) if speculating is not None else ()),

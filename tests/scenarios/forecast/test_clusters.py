@@ -38,7 +38,7 @@ def test_disaggregation_serves_more_within_tight_limits() -> None:
     apart, together = summary("disaggregated"), summary("disaggregated", *COLOCATED)
     assert apart["cluster"]["kv_transfers"] > 0
     assert apart["slo_attainment"]["tpot"] > together["slo_attainment"]["tpot"]
-    assert apart["request_goodput"] > 1.1 * together["request_goodput"]
+    assert apart["request_goodput"] > 1.05 * together["request_goodput"]
     assert apart["p99_tpot_ms"] < together["p99_tpot_ms"]
     # What it costs: the cache's way to the decode pool comes before the first token.
     transfer_ms = apart["cluster"]["mean_kv_transfer_ms"]
