@@ -192,7 +192,9 @@ def _engine(
         wide = scenario if speculating is None else speculating.widened(scenario)
         latency = latency_of(model, wide)
         measured_elsewhere = other_than_measured(latency, gpu, scenario)
-        on_links = assumed_links(scenario, gpu, latency, ranks=spread.gpus_per_stage)
+        on_links = assumed_links(
+            scenario, gpu, latency, ranks=parallelism_of(scenario.hardware).gpus_per_stage
+        )
     if speculating is not None:
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
