@@ -30,6 +30,7 @@ class QueueRules:
     priority: of each class of requests, the lower the sooner (as vLLM's).
     deadline_s: of each class, from arrival to first token.
     max_waiting: an arrival that finds so many waiting is refused; None: never.
+    max_unfinished: an arrival with which there would be more unfinished sequences is refused.
     max_wait_s: who has waited so long for its first iteration gives up.
 
     Raises ValueError for an order that is not known.
@@ -39,6 +40,7 @@ class QueueRules:
     priority: Mapping[str, int] = field(default_factory=dict)
     deadline_s: Mapping[str, float] = field(default_factory=dict)
     max_waiting: int | None = None
+    max_unfinished: int | None = None
     max_wait_s: float = inf
 
     def __post_init__(self) -> None:
@@ -53,7 +55,8 @@ class QueueRules:
     @property
     def limits(self) -> bool:
         """Whether requests can be refused or give up."""
-        return self.max_waiting is not None or self.max_wait_s < inf
+        limits = self.max_waiting, self.max_unfinished
+        return limits != (None, None) or self.max_wait_s < inf
 
     def queue(self) -> WaitingQueue:
         """An empty queue of this order."""

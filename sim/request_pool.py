@@ -88,7 +88,9 @@ class RequestPool:
         """A servable request arrives; it is refused where the queue is full."""
         rules = self.rules
         if rules is not None and rules.limits and not request.was_scheduled:
-            if rules.max_waiting is not None and len(self.waiting) >= rules.max_waiting:
+            if (
+                rules.max_waiting is not None and len(self.waiting) >= rules.max_waiting
+            ) or self.overflows(request):
                 self.refuse(request)
                 return
             if rules.max_wait_s < inf:
@@ -99,6 +101,14 @@ class RequestPool:
         else:
             for sequence in self.sequences_of(request):
                 self.waiting.append(sequence)
+
+    def overflows(self, request: Request, coming: int = 0) -> bool:
+        """Whether there would be too many unfinished with it, `coming` on their way here."""
+        rules = self.rules
+        if rules is None or rules.max_unfinished is None or request.was_scheduled:
+            return False
+        unfinished = self.num_unfinished + coming + self.num_sequences(request)
+        return unfinished > rules.max_unfinished
 
     def num_sequences(self, request: Request) -> int:
         """How many `sequences_of` a request there are."""

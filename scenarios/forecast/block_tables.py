@@ -84,7 +84,7 @@ def _too_large(deployment: Deployment, records: Records) -> str | None:
     size = deployment.config.block_size
     tokens = requests["prompt_tokens"] + requests.get("sampled_tokens", requests["output_tokens"])
     needed = int((-(-tokens // size) + 1).sum())
-    blocks = deployment.memory.num_gpu_blocks * deployment.scenario.cluster.num_replicas
+    blocks = deployment.memory.num_gpu_blocks * deployment.num_replicas
     if min(needed, blocks) > MAX_BLOCKS:
         return (
             f"Drawn for up to {MAX_BLOCKS:,} KV blocks; the requests of this run may need "

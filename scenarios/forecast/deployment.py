@@ -29,7 +29,7 @@ from scenarios.forecast.unused_settings import (
 )
 from scenarios.schema.cluster import ReplicaGroup as ReplicaGroupSection
 from scenarios.schema.engine import Engine
-from scenarios.schema.generations import only_given
+from scenarios.schema.generations import given_knobs
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload as WorkloadSection
 from sim.cluster.plan import ReplicaGroup
@@ -67,6 +67,13 @@ class Deployment:
     slo: Slo
     notes: tuple[str, ...]
     groups: tuple[ReplicaGroup, ...] = ()  # of the cluster; none: equal replicas, in turn
+
+    @property
+    def num_replicas(self) -> int:
+        """Engines at most, data-parallel ranks counted one by one."""
+        if self.groups:
+            return sum(group.replicas for group in self.groups)
+        return self.scenario.cluster.replicas
 
     def group_of(self, replicas: np.ndarray) -> np.ndarray:
         """The group that each of these replicas (by number) belongs to; 0 where there are none."""
@@ -106,7 +113,11 @@ def deploy(
     )
     cluster = scenario.cluster
     groups: tuple[ReplicaGroup, ...] = ()
-    if not cluster.is_plain or (cluster.replicas > 1 and workload.awaits_answers):
+    if (
+        not cluster.is_plain
+        or scenario.hardware.data_parallel > 1
+        or (cluster.replicas > 1 and workload.awaits_answers)
+    ):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
         _refuse_unlike_groups(groups, workload, source)
     return Deployment(
@@ -161,11 +172,6 @@ def _engine(
         memory = _memory(scenario, model, gpu)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
-        spread = parallelism_of(scenario.hardware)
-        if speculating is not None and spread.num_gpus > spread.tensor_parallel:
-            raise ValueError(
-                f"over ranks of {spread.words} it is not modelled, only over tensor_parallel"
-            )
         if speculating is not None:
             memory = speculating.memory(memory, scenario, model)
     with _at(source, "engine.scheduler"):
@@ -186,12 +192,14 @@ def _engine(
         wide = scenario if speculating is None else speculating.widened(scenario)
         latency = latency_of(model, wide)
         measured_elsewhere = other_than_measured(latency, gpu, scenario)
-        on_links = assumed_links(scenario, gpu, latency, ranks=spread.gpus_per_stage)
+        on_links = assumed_links(
+            scenario, gpu, latency, ranks=parallelism_of(scenario.hardware).gpus_per_stage
+        )
     if speculating is not None:
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
     latency = with_block_moves(latency, scenario, memory, gpu)
-    if scenario.engine.async_scheduling and spread.pipeline_parallel == 1:
+    if scenario.engine.async_scheduling and scenario.hardware.pipeline_parallel == 1:
         latency = OverlappedLatency(latency)  # stages overlap already
     notes = (
         *(speculating.notes(scenario) if speculating is not None else ()),
@@ -230,8 +238,11 @@ def _groups(
                 "dealt to as many schedulers as there are stages"
             )
         parallelism = parallelism_of(mine.hardware)
+        ranks = mine.hardware.data_parallel
+        if ranks > 1:
+            _refuse_ranks(engine.model, scenario, where)
         yield ReplicaGroup(
-            group.replicas,
+            group.replicas * ranks,
             replace(engine.config, queue=rules, pipeline_stages=mine.hardware.pipeline_parallel),
             engine.latency,
             scheduler,
@@ -243,6 +254,21 @@ def _groups(
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
             front_end=front_end(mine, fitted_front_end(engine.latency)),
+        )
+
+
+def _refuse_ranks(model: ModelSpec, scenario: Scenario, where: str) -> None:
+    """Data-parallel ranks that are more to each other than replicas behind a router."""
+    path = f"{where}: hardware.data_parallel"
+    if model.moe is not None:
+        raise InputError(
+            f"{path}: the ranks of a mixture of experts step in lockstep, which is modelled with "
+            "one scheduler for all of them: hardware.expert_parallel deals sequences out to as many"
+        )
+    if scenario.cluster.failures or scenario.cluster.autoscaling is not None:
+        raise InputError(
+            f"{path}: ranks come and go with their engine, which failures and autoscaling do not "
+            "model: give replicas instead"
         )
 
 
@@ -274,10 +300,10 @@ def group_scenarios(
     cluster = scenario.cluster
     given = cluster.groups or [ReplicaGroupSection(replicas=cluster.replicas)]
     for number, group in enumerate(given):
-        content = scenario.model_dump(exclude_defaults=True)
+        content = scenario.model_dump(exclude_unset=True)
         content["cluster"] = {}
-        content["engine"] = only_given(content.get("engine", {}), group.engine)
-        for section in ("hardware", "engine", "latency"):
+        content["engine"] = given_knobs(scenario.engine, group.engine)
+        for section in ("hardware", "latency"):
             own = getattr(group, section)
             if own:
                 content[section] = content.get(section, {}) | own
@@ -356,6 +382,7 @@ def _engine_config(engine: Engine, model: ModelSpec, memory: MemoryBudget) -> En
         max_model_len=engine.max_model_len or model.max_position_embeddings,
         enable_prefix_caching=engine.enable_prefix_caching,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         preemption=engine.preemption,
         swap_blocks=swap_blocks,
         offload_blocks=offload_blocks,

@@ -99,7 +99,7 @@ def forecast(
         "memory_bytes": _memory_bytes(deployment),
         "cost": _cost(deployment, summary, facts),
     }
-    if facts is not None or scenario.cluster.num_replicas > 1:
+    if facts is not None or deployment.num_replicas > 1:
         summary["cluster"] = _cluster_figures(deployment, records, facts)
     speculation = deployment.config.speculation
     if speculation is not None:
@@ -198,7 +198,7 @@ def _cluster_figures(
 ) -> dict[str, Any]:
     """How the work was spread: per replica busy time, requests, tokens; what came and went."""
     iterations, requests = records.iterations, records.requests
-    count = deployment.scenario.cluster.num_replicas
+    count = deployment.num_replicas
     ends_s = iterations["start_s"] + iterations["duration_s"]
     end_s = float(ends_s.max(initial=0.0))
 
@@ -365,8 +365,13 @@ def _warnings(deployment: Deployment, summary: dict[str, Any]) -> list[str]:
     warnings = list(deployment.notes)
     refused, gave_up = summary.get("refused", 0), summary.get("gave_up", 0)
     if refused:
-        waiting = deployment.scenario.engine.max_num_waiting
-        warnings.append(f"{refused} requests were refused: {waiting} were waiting already")
+        engine = deployment.scenario.engine
+        limits = (
+            (engine.max_num_waiting, "were waiting already"),
+            (engine.max_num_queued_reqs, "unfinished are the most that there may be"),
+        )
+        why = " or ".join(f"{most} {words}" for most, words in limits if most is not None)
+        warnings.append(f"{refused} requests were refused: {why}")
     if gave_up:
         limit_s = deployment.scenario.engine.max_queue_time_s
         warnings.append(f"{gave_up} requests gave up: they had waited for {limit_s:g} s")

@@ -18,6 +18,8 @@ from scenarios.schema.hardware import Hardware
 from scenarios.schema.latency import HostOverhead as HostOverheadSection
 from scenarios.schema.latency import Latency
 from scenarios.schema.scenario import Scenario
+from scenarios.schema.speculation import Speculation
+from scenarios.schema.vllm_defaults import capture_sizes
 from sim.kv.memory import MemoryBudget
 from sim.latency.pipeline import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
@@ -112,7 +114,7 @@ def latency_model(
         max_num_seqs=engine.max_num_seqs,
         swapped_block_s=memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY),
         block_size=engine.block_size,
-        capture_sizes=_capture_sizes(engine, table),
+        capture_sizes=_capture_sizes(engine, table, scenario.speculation),
         launch_s=_launch_s(latency, table),
         skew=table.corrects_skew if skew is None else skew,
     )
@@ -166,12 +168,22 @@ def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: Engine)
         )
 
 
-def _capture_sizes(engine: Engine, table: LatencyTable) -> tuple[int, ...]:
-    """The scenario's, else those of the engine the table was measured for."""
+def _capture_sizes(
+    engine: Engine, table: LatencyTable, speculation: Speculation | None
+) -> tuple[int, ...]:
+    """The scenario's, else those of the engine the table was measured for, else vLLM's."""
     sizes = engine.cudagraph_capture_sizes
     if sizes is None:
-        sizes = table.meta.get("cudagraph_capture_sizes") or []
-    return tuple(sorted(sizes))
+        sizes = table.meta.get("cudagraph_capture_sizes")
+    if sizes is None and engine.max_cudagraph_capture_size is not None:
+        drafts = 0 if speculation is None else speculation.num_draft_tokens or 0
+        return capture_sizes(
+            engine.max_cudagraph_capture_size,
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            query_tokens=1 + drafts,
+        )
+    return tuple(sorted(sizes or ()))
 
 
 def _launch_s(latency: Latency, table: LatencyTable) -> float:

@@ -26,7 +26,8 @@ def queue_rules(
     priorities or deadlines are not given, saying which.
     """
     order, limit_s = engine.scheduling_policy, engine.max_queue_time_s
-    if order == "fcfs" and engine.max_num_waiting is None and limit_s is None:
+    most = engine.max_num_waiting, engine.max_num_queued_reqs
+    if order == "fcfs" and most == (None, None) and limit_s is None:
         return None
     needed = _NEEDS.get(order)
     if labels is None and (needed is not None or order == "fair"):
@@ -47,6 +48,7 @@ def queue_rules(
         priority=dict(workload.class_priority),
         deadline_s={name: limit_ms / 1e3 for name, limit_ms in workload.class_deadline_ms.items()},
         max_waiting=engine.max_num_waiting,
+        max_unfinished=engine.max_num_queued_reqs,
         max_wait_s=inf if limit_s is None else limit_s,
     )
 

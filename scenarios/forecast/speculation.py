@@ -12,6 +12,7 @@ import numpy as np
 
 from scenarios import library
 from scenarios.errors import InputError
+from scenarios.forecast.latency_source import parallelism_of
 from scenarios.schema.latency import HostOverhead
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.speculation import Speculation as Given
@@ -63,6 +64,7 @@ class Speculator:
             max_num_seqs=engine.max_num_seqs,
             max_num_batched_tokens=engine.max_num_batched_tokens,
             tensor_parallel=scenario.hardware.tensor_parallel,
+            ranks=scenario.hardware.expert_parallel,
             blocks_given=engine.num_gpu_blocks_override is not None,
         )
 
@@ -131,7 +133,8 @@ class Speculator:
                 self.draft.kv_bytes_per_token(cache, draft_tp),
             )
         if self.given.method == "eagle":
-            operations = [*model.linear_operations(tp), *model.expert_operations(tp)]
+            ranks = scenario.hardware.expert_parallel
+            operations = [*model.linear_operations(tp), *model.expert_operations(tp, ranks)]
             layer = sum(op.weight_bytes for op in operations) // model.num_layers
             fusing = 2 * 2 * model.hidden_size**2 // tp
             return layer + fusing, model.kv_bytes_per_token(cache, tp) // model.num_layers
@@ -155,6 +158,7 @@ class Speculator:
             return HostDraft(
                 (given.host_per_step_us or 0.0) / 1e6,
                 _seconds(given.host_per_sequence_us, NGRAM_PER_SEQUENCE_S),
+                scenario.hardware.expert_parallel,
                 label="n-gram lookup on the host",
             )
         if scenario.latency.source == "fixed":
@@ -219,6 +223,7 @@ class Speculator:
             bytes_per_s=gpu.memory_bytes_per_s
             * (latency.memory_efficiency or rates.memory_efficiency),
             launch_s=rates.overhead_s,
+            ranks=scenario.hardware.expert_parallel,
         )
 
 
@@ -243,6 +248,17 @@ def speculator(
         raise ValueError(
             f"one sequence verifies {shape.query_tokens} tokens, engine.max_num_batched_tokens is "
             f"{engine.max_num_batched_tokens}"
+        )
+    spread = parallelism_of(scenario.hardware)
+    if spread.pipeline_parallel > 1 or spread.sequence_parallel > 1:
+        raise ValueError(
+            f"over ranks of {spread.words} it is not modelled, only over tensor_parallel and, "
+            "without a draft model, expert_parallel"
+        )
+    if given.draft_model is not None and spread.expert_parallel > 1:
+        raise ValueError(
+            f"a draft model beside expert_parallel {spread.expert_parallel} is not modelled; "
+            "methods without one are, such as eagle and ngram"
         )
     draft, parallel = None, scenario.hardware.tensor_parallel
     if given.draft_model is not None:

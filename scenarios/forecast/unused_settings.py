@@ -6,6 +6,7 @@ import re
 
 from scenarios.forecast.latency_source import parallelism_of
 from scenarios.schema.engine import Engine
+from scenarios.schema.generations import filled
 from scenarios.schema.scenario import Scenario
 from sim.cluster.plan import ReplicaGroup
 from sim.latency.protocol import LatencyModel
@@ -15,6 +16,7 @@ from sim.workload import Workload
 
 _KNOBS = {  # knob -> the schedulers it means something to
     "long_prefill_token_threshold": {"chunked"},
+    "scheduler_reserve_full_isl": {"chunked"},
     "enable_prefix_caching": {"paged", "chunked"},
     "preemption": {"paged"},
     "swap_space_gib": {"paged"},
@@ -28,7 +30,9 @@ _KNOBS = {  # knob -> the schedulers it means something to
 def unused_knobs(scenario: Scenario) -> list[str]:
     """A note for every knob that was turned from its default and that this policy does not have."""
     engine = scenario.engine
-    defaults = Engine(scheduler=engine.scheduler)
+    defaults = Engine.model_validate(
+        filled({"scheduler": engine.scheduler}, scenario.hardware.model_dump())
+    )
     notes = [
         f"engine.{knob} has no effect under scheduler {engine.scheduler} "
         f"(it belongs to {', '.join(sorted(schedulers))})"
@@ -66,8 +70,12 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
 def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
     """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
-        unused = "engine.cudagraph_capture_sizes has no effect without a measured latency table"
-        return [unused] if scenario.engine.cudagraph_capture_sizes else []
+        engine = scenario.engine
+        return [
+            f"engine.{knob} has no effect without a measured latency table"
+            for knob in ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
+            if getattr(engine, knob) and knob in engine.model_fields_set
+        ]
     notes, meta = [], latency.table.meta
     measured_on = str(meta["gpu"])
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))

@@ -11,14 +11,15 @@ from typing import Any
 from scenarios import library
 from scenarios.errors import InputError, did_you_mean
 from scenarios.schema.engine import Engine
-from scenarios.schema.generations import only_given
+from scenarios.schema.generations import given_knobs
 from scenarios.schema.hardware import Hardware
 from scenarios.schema.load import parse_scenario
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.section import Section
 
 MOST = 2000  # candidates; more is a slip
-PARALLEL = ("tensor_parallel", "pipeline_parallel")  # whose product is the GPUs of a replica
+# Degrees whose product is the GPUs of a replica.
+PARALLEL = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def _candidate(
     content = base.model_dump(mode="json")
     content["plan"] = None
     content["hardware"] |= {"gpu": gpu, **layout}
-    content["engine"] = only_given(content["engine"], settings) | dict(settings)
+    content["engine"] = given_knobs(base.engine, settings)
     count = 1
     for degree in PARALLEL:
         count *= content["hardware"].get(degree, 1)

@@ -52,9 +52,15 @@ class Engine(Section):
     # whose sampler it tries out then: flashinfer's keeps 14 B a logit, PyTorch's 38
     sampler: Literal["pytorch", "flashinfer"] = "pytorch"
     max_num_waiting: Annotated[int, Field(ge=1, le=2**31)] | None = None  # beyond: refused
+    # sequences that wait or run; an arrival with which there would be more is refused
+    max_num_queued_reqs: Annotated[int, Field(ge=0, le=2**31)] | None = None
     max_queue_time_s: Positive | None = None  # until the first iteration; beyond: gives up
-    max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = 256
-    max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**22)] = 8192
+    # what the defaults below are by, under generation `vllm`: vllm serve, or its class LLM
+    usage_context: Literal["openai_api_server", "llm_class"] = "openai_api_server"
+    # by default 256; under generation `vllm` by the GPU
+    max_num_seqs: Annotated[int, Field(ge=1, le=2**17)] = BY_GENERATION
+    # by default 8192; under generation `vllm` by the GPU
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**22)] = BY_GENERATION
     block_size: Annotated[int, Field(ge=1, le=4096)] = 16
     gpu_memory_utilization: Fraction = 0.9
     num_gpu_blocks_override: Annotated[int, Field(ge=1, le=2**24)] | None = None
@@ -68,6 +74,8 @@ class Engine(Section):
     float8_scales: Literal["tensor", "channel", "block"] | None = None
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8"] = "auto"
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
+    # whether a prompt is admitted only where all of it fits, and not merely its first chunk
+    scheduler_reserve_full_isl: bool = True
     preemption: Literal["recompute", "swap"] = "recompute"
     swap_space_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 4.0
     # host memory for blocks that the prefix cache gives up, in GiB for each GPU
@@ -75,8 +83,11 @@ class Engine(Section):
     watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
     preferred_batch_sizes: list[Count] = Field(default_factory=list)
-    # batches are padded up to these ([]: to none); by default to those of the latency table
+    # batches are padded up to these ([]: to none); by default those of the latency table, or else
+    # vLLM's up to max_cudagraph_capture_size
     cudagraph_capture_sizes: list[Count] | None = None
+    # under generation `vllm` by the GPU; none: no batch is padded where no sizes are given
+    max_cudagraph_capture_size: Annotated[int, Field(ge=1, le=2**17)] | None = None
     max_queue_delay_ms: NotNegative = 0.0
 
     @model_validator(mode="before")

@@ -36,6 +36,8 @@ class Hardware(Section):
     gpu: str
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     pipeline_parallel: Annotated[int, Field(ge=1, le=256)] = 1
+    # engines of their own, each with a scheduler and a cache, behind cluster.router `data_parallel`
+    data_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     expert_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     sequence_parallel: SequenceParallel | None = None
     gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8

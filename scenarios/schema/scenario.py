@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from scenarios.schema.cluster import Cluster
 from scenarios.schema.engine import Engine
 from scenarios.schema.frontend import Frontend
+from scenarios.schema.generations import filled_whole
 from scenarios.schema.hardware import Experts, Hardware
 from scenarios.schema.latency import Latency
 from scenarios.schema.plan import Plan
@@ -44,6 +46,16 @@ class Scenario(Section):
     speculation: Speculation | None = None
     sweep: Sweep | None = Field(default=None, exclude=True)  # many runs; a single one ignores it
     plan: Plan | None = None  # what `orcast plan` is asked; other commands leave it aside
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _gpu_sizes_the_batch(cls, given: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(given, Mapping):
+            return read(given)
+        scenario, knobs = read(filled_whole(given)), given.get("engine", {})
+        if isinstance(knobs, Mapping):  # what was filled in was not given
+            scenario.engine.model_fields_set.intersection_update(knobs)
+        return scenario
 
     @model_validator(mode="after")
     def _samples_can_be_served(self) -> Self:

@@ -118,6 +118,11 @@ class ClusterReplica(Engine):
             self.pool.reject(request)
             self._lose([request], now_s)
             return
+        # Counted as it comes: by the time that it is taken in, others may have finished.
+        if self.pool.overflows(request, sum(map(self.pool.num_sequences, self._inbox))):
+            self.pool.refuse(request)
+            self._lose([request], now_s)
+            return
         self._inbox.append(request)
         if self.is_idle:
             self._decide_at(now_s)
@@ -129,6 +134,16 @@ class ClusterReplica(Engine):
         """Blocks came free from outside: if nothing runs, decide anew."""
         if self.is_idle:
             self._decide_at(now_s)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait, preempted ones included."""
+        pool = self.pool
+        return len(pool.waiting) + len(pool.swapped) + sum(map(pool.num_sequences, self._inbox))
+
+    def used_share(self, now_s: float) -> float:
+        """KV blocks in use, as a share of all blocks."""
+        return (self.num_blocks - self.allocator.num_free + self.growth(now_s)) / self.num_blocks
 
     def kv_share(self, now_s: float) -> float:
         """KV blocks in use and those that queued prompts will take, as a share of all blocks."""

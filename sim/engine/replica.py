@@ -9,7 +9,7 @@ ones). A virtual engine decides when the first stage is free and none of its bat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf
+from math import inf, nextafter
 
 from sim.engine.clock import Clock
 from sim.engine.engine import Engine
@@ -34,6 +34,8 @@ class Replica:
         self.source = source
         self.progress = progress
         self._pools = [engine.scheduler.pool for engine in engines]
+        rules = self._pools[0].rules
+        self._counts_unfinished = rules is not None and rules.max_unfinished is not None
         self._turns = list(engines)  # who may decide, the longest idle first
         self._events = 0
         clock.at(0.0, 0, self._go_on)
@@ -41,6 +43,8 @@ class Replica:
     def _go_on(self, now_s: float) -> None:
         """Collect what has ended, let requests come, decide; and ask to be called again."""
         source, awaits_answers = self.source, self.source.awaits_answers
+        if self._counts_unfinished:  # who came meanwhile was counted beside those who end now
+            self._take_arrivals(nextafter(now_s, -inf))
         for engine in self.engines:
             if awaits_answers and engine.due_s <= now_s:  # whoever finishes may come again
                 engine.interrupt(now_s)

@@ -27,7 +27,7 @@ class OverlappedLatency:
         self.measured = latency.measured
         self.uses_longest = latency.uses_longest
         self.host: HostOverhead | None = getattr(latency, "host", None)
-        self._host_s = _host_of(latency)
+        self._host_s = host_of(latency)
 
     def host_s(self, num_seqs: int) -> float:
         """Host time of an iteration of so many sequences, hidden or not."""
@@ -98,7 +98,8 @@ class OverlappedLatency:
         return hidden_s, {**iterations, "duration_s": duration_s + hidden_s}
 
 
-def _host_of(latency: LatencyModel) -> Callable[[int], float]:
+def host_of(latency: LatencyModel) -> Callable[[int], float]:
+    """Host time of an iteration by its sequences, as the model tells it."""
     told: Callable[[int], float] | None = getattr(latency, "host_s", None)
     if told is not None:
         return told

@@ -99,6 +99,13 @@ class SpreadRoofline(RooflineLatency):
             duration_s += attention_s
         return duration_s
 
+    def further_queries_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
+        """As of one GPU, on the ranks that sequences are dealt out to (not of split sequences)."""
+        scored_s = query_tokens / num_decodes * self._per_scored_s / self._ranks
+        beyond_s = context_tokens * max(scored_s - self._per_context_s, 0.0)
+        further = -(-(query_tokens - num_decodes) // self._ranks)
+        return further * self._per_query_s + beyond_s
+
     def run_ends_s(
         self, batch: Batch, start_s: float, iterations: int, until_s: float
     ) -> list[float]:

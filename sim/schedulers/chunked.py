@@ -142,8 +142,7 @@ class ChunkedScheduler(IterationScheduler):
                 skipped.append(pool.waiting.popleft())
                 continue
             hits = self._hits(request)
-            # The whole sequence has to fit, not merely its first chunk.
-            blocks = self._blocks_to_start(request) - len(hits)
+            blocks = self._blocks_to_admit(request, hits, budget) - len(hits)
             if hits:
                 blocks += allocator.num_idle(hits)
             if blocks > allocator.num_free:
@@ -155,6 +154,14 @@ class ChunkedScheduler(IterationScheduler):
             budget -= tokens
         for request in reversed(skipped):
             pool.waiting.appendleft(request)
+
+    def _blocks_to_admit(self, request: Request, hits: list[int], budget: int) -> int:
+        """Those of the whole sequence, or, where that is not asked for, of its first chunk."""
+        if self.config.scheduler_reserve_full_isl:
+            return self._blocks_to_start(request)
+        known = request.num_computed_tokens or len(hits) * self.allocator.block_size
+        tokens = min(request.num_tokens - known, budget, self._longest_chunk or budget)
+        return self.allocator.blocks_for(known + tokens)
 
     def _chunk_tokens(self, request: Request, budget: int) -> int:
         tokens = request.num_tokens - request.num_computed_tokens

@@ -28,6 +28,7 @@ class EngineConfig:
     pads_attention: bool = True  # whether `static` and `dynamic` attend to padding, as they compute
     preferred_batch_sizes: tuple[int, ...] = ()  # scheduler `dynamic`
     max_queue_delay_s: float = 0.0  # scheduler `dynamic`
+    scheduler_reserve_full_isl: bool = True  # scheduler `chunked`: a prompt fits whole, or waits
     speculation: Speculation | None = None
     async_scheduling: bool = False  # decide an iteration ahead, while the device computes
     pipeline_stages: int = 1  # one batch in flight for each; decodes wait for their tokens

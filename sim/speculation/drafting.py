@@ -48,15 +48,19 @@ class VerifyingLatency(LatencyModel, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostDraft:
-    """Drafts that cost host time only (n-gram lookup), or nothing (Jacobi, lookahead)."""
+    """Drafts that cost host time only (n-gram lookup), or nothing (Jacobi, lookahead).
+
+    `ranks`: hosts that sequences are dealt out to.
+    """
 
     per_step_s: float = 0.0
     per_sequence_s: float = 0.0
+    ranks: int = 1
     label: str = "no draft model"
     measured: bool = True
 
     def draft_s(self, batch: Batch) -> float:
-        decodes = batch.num_decodes
+        decodes = -(-batch.num_decodes // self.ranks)
         return self.per_step_s + decodes * self.per_sequence_s if decodes else 0.0
 
 
@@ -78,6 +82,7 @@ class Projection:
     """A matrix product of the draft that the target does not have; analytic.
 
     [rows, in_features] x [in_features, out_features], `count` times; ``launch_s`` each, 16 bits.
+    Rows are dealt out to `ranks`, which have the weights each.
     """
 
     in_features: int
@@ -86,6 +91,7 @@ class Projection:
     flops_per_s: float
     bytes_per_s: float
     launch_s: float
+    ranks: int = 1
 
     @property
     def weight_bytes(self) -> int:
@@ -94,6 +100,7 @@ class Projection:
     def seconds(self, rows: int) -> float:
         if not rows:
             return 0.0
+        rows = -(-rows // self.ranks)
         flops = rows * self.weight_bytes  # two operations and two bytes a weight
         moved = self.weight_bytes + 2 * rows * self.count * (self.in_features + self.out_features)
         return self.count * self.launch_s + max(flops / self.flops_per_s, moved / self.bytes_per_s)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sim.batch import Batch, Verification
+from sim.latency.overlapped import host_of
 from sim.latency.protocol import HostOverhead
 from sim.speculation.drafting import Drafting, VerifyingLatency
 
@@ -20,6 +21,7 @@ class SpeculativeLatency:
         self.uses_longest = target.uses_longest
         self.target = target
         self.drafting = drafting
+        self.host_s = host_of(target)  # of an iteration of so many sequences
 
     @property
     def host(self) -> HostOverhead | None:

@@ -19,13 +19,15 @@ def share_memory(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     tensor_parallel: int = 1,
+    ranks: int = 1,
     blocks_given: bool = False,
 ) -> MemoryBudget:
     """The budget of a target that shares its GPU with a draft.
 
     `weight_bytes` and `kv_bytes_per_token` are the draft's on one GPU; its keys and values lie in
     the same blocks as the target's, as in vLLM. Logits are computed for all `query_tokens` of every
-    sequence. `blocks_given`: the number of blocks is the engine's own figure. Raises ValueError
+    sequence. Blocks lie on one of `ranks` that sequences are dealt out to, each with a draft of its
+    own. `blocks_given`: the number of blocks is the engine's own figure. Raises ValueError
     where nothing is left for the cache.
     """
     rows = min(max_num_seqs * query_tokens, max_num_batched_tokens)
@@ -34,8 +36,8 @@ def share_memory(
         activation_bytes(model, max_num_batched_tokens, rows, tensor_parallel),
     )
     left = budget.kv_bytes - weight_bytes - (activation - budget.activation_bytes)
-    per_block = budget.bytes_per_block + budget.block_size * kv_bytes_per_token
-    blocks = budget.num_gpu_blocks if blocks_given else left // per_block
+    per_block = budget.bytes_per_block + budget.block_size * kv_bytes_per_token // ranks
+    blocks = budget.num_gpu_blocks if blocks_given else left // (per_block * ranks) * ranks
     if blocks < 1:
         gib = 2**30
         raise ValueError(

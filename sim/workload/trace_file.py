@@ -74,6 +74,7 @@ class TraceRows:
     arrival_s: [n], seconds since any origin. prompt_tokens, output_tokens: [n], 0 or more.
     request_ids: a name each. content_ids: a sequence of ids each, which stand for unit_tokens
     tokens apiece and together for known_tokens (by default for whole units).
+    follows: the earlier row whose answer each waits for, and think_s longer; -1 for none.
     """
 
     arrival_s: NDArray[np.float64]
@@ -83,6 +84,8 @@ class TraceRows:
     content_ids: Sequence[Sequence[int]] | None = None
     unit_tokens: int = 1
     known_tokens: Sequence[int] | None = None
+    follows: Sequence[int] = ()
+    think_s: Sequence[float] = ()
 
     def workload(self, file: TraceFile) -> Workload:
         """The rows as a workload: stably sorted by arrival, the first request at time 0.
@@ -116,7 +119,7 @@ class TraceRows:
                 unit_tokens=self.unit_tokens,
                 known_tokens=None if known is None else [known[row] for row in order],
             )
-        names = self.request_ids
+        names, waits = self.request_ids, any(row >= 0 for row in self.follows)
         return Workload(
             arrival_s - arrival_s[0],
             self.prompt_tokens[order],
@@ -126,7 +129,21 @@ class TraceRows:
             labels=None if file.labels is None else [file.labels[row] for row in order],
             name=file.path.stem,
             notes=notes,
+            follows=self._followed(order) if waits else None,
+            think_s=np.array(self.think_s)[order] if waits else None,  # type: ignore[arg-type]
         )
+
+    def _followed(self, order: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Whom each row of `order` follows there: what followed a row that is left out follows the
+        one before that."""
+        places = {row: place for place, row in enumerate(order.tolist())}
+        found = []
+        for row in order.tolist():
+            before = self.follows[row]
+            while before >= 0 and before not in places:
+                before = self.follows[before]
+            found.append(places.get(before, -1))
+        return np.array(found, np.int64)
 
 
 def shown(value: object) -> str:

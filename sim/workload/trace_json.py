@@ -24,13 +24,16 @@ def read_mooncake(file: TraceFile, *, content: bool) -> Workload:
     """Mooncake (Qin et al., FAST'25): `timestamp` in ms, lengths, a hash id per 512 prompt tokens.
 
     With content, `hash_ids` must be there: one id for every 512 tokens of the prompt, the rest of
-    which may have one too (as in the published traces) or not.
+    which may have one too (as in the published traces) or not. A row with a `delay` (ms) in place
+    of a timestamp, as AIPerf writes, comes that long after the answer to the row before it of its
+    `session_id`.
     """
     arrival_ms, prompt, output = [], [], []
     ids: list[list[int]] = []
     known: list[int] = []
+    turns = _Turns()
     for line, row in _rows(file):
-        arrival_ms.append(_number(file, line, row, "timestamp"))
+        arrival_ms.append(turns.arrival_ms(file, line, row))
         prompt.append(_count(file, line, row, "input_length"))
         output.append(_count(file, line, row, "output_length"))
         if content:
@@ -51,7 +54,36 @@ def read_mooncake(file: TraceFile, *, content: bool) -> Workload:
         content_ids=ids if content else None,
         unit_tokens=MOONCAKE_UNIT_TOKENS,
         known_tokens=known if content else None,
+        follows=turns.follows,
+        think_s=[delay_ms / 1e3 for delay_ms in turns.delay_ms],
     ).workload(file)
+
+
+class _Turns:
+    """Which row follows whose answer, and how long after it."""
+
+    def __init__(self) -> None:
+        self.follows: list[int] = []  # by row; -1: none
+        self.delay_ms: list[float] = []
+        self._last: dict[str, tuple[int, float]] = {}  # of each session: a row, and its earliest ms
+
+    def arrival_ms(self, file: TraceFile, line: int, row: Row) -> float:
+        """When the next row comes at the earliest."""
+        session = row.get("session_id")
+        before = self._last.get(str(session)) if session is not None else None
+        delayed = "delay" in row and "timestamp" not in row
+        if delayed and before is None:
+            raise file.error(
+                line,
+                f"a delay and no timestamp, and no row before it of session_id {shown(session)}, "
+                "expected a timestamp in a session's first row",
+            )
+        self.follows.append(before[0] if delayed and before is not None else -1)
+        self.delay_ms.append(_number(file, line, row, "delay") if delayed else 0.0)
+        at_ms = before[1] if delayed and before else _number(file, line, row, "timestamp")
+        if session is not None:
+            self._last[str(session)] = len(self.follows) - 1, at_ms
+        return at_ms
 
 
 def read_sharegpt(file: TraceFile, *, content: bool, output_content: bool) -> Workload:

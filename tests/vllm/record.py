@@ -209,6 +209,7 @@ class Recorder:
         scheduling, cache = config.scheduler_config, config.cache_config
         scheduling.policy = workload["policy"]
         scheduling.async_scheduling = workload["async_scheduling"]
+        scheduling.scheduler_reserve_full_isl = workload["scheduler_reserve_full_isl"]
         for name in ("max_num_seqs", "max_num_batched_tokens", "long_prefill_token_threshold"):
             setattr(scheduling, name, workload[name])
         for name in ("block_size", "num_gpu_blocks", "enable_prefix_caching"):

@@ -182,6 +182,7 @@ def engine_config(workload: Workload) -> EngineConfig:
         block_size=workload.block_size,
         enable_prefix_caching=workload.enable_prefix_caching,
         async_scheduling=workload.async_scheduling,
+        scheduler_reserve_full_isl=workload.scheduler_reserve_full_isl,
         **options,
     )
 

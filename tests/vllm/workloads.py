@@ -7,7 +7,7 @@ a decision, or does not, for everybody alike: who arrives at that moment is seen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Any
 
@@ -67,6 +67,7 @@ class Workload:
     durations: tuple[int, ...]
     requests: tuple[Request, ...]
     ticks_per_s: int = TICKS_PER_S
+    scheduler_reserve_full_isl: bool = True
     launches: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -169,6 +170,18 @@ def _stops(rng: Random) -> Workload:
     return _workload(rng, stops=True, room=rng.choice(("ample", "some", "little", "least")))
 
 
+def _first_chunks(rng: Random) -> Workload:
+    """Prompts are admitted though no more than their first chunk fits."""
+    drawn = _workload(
+        rng,
+        threshold=rng.random() < 0.3,
+        budgets=(7, 16, 16, 32, 64, 128),
+        room=rng.choice(("some", "little", "little", "least")),
+        longest=300,
+    )
+    return replace(drawn, scheduler_reserve_full_isl=False)
+
+
 MODES: dict[str, Callable[[Random], Workload]] = {
     "synchronous": _synchronous,
     "asynchronous": _asynchronous,
@@ -178,6 +191,7 @@ MODES: dict[str, Callable[[Random], Workload]] = {
     "prefixes": _prefixes,
     "samples": _samples,
     "stops": _stops,
+    "first_chunks": _first_chunks,
 }
 
 

@@ -62,6 +62,7 @@ def drawn_scenarios(draw: Draw) -> Section:
         hardware |= draw(st.sampled_from([{"tensor_parallel": 2}, {"expert_parallel": 2}]))
     else:
         _maybe(draw, hardware, 10, "tensor_parallel", st.just(2))
+        _maybe(draw, hardware, 10, "data_parallel", st.just(2))
     _maybe(draw, hardware, 12, "pipeline_parallel", st.integers(2, 3))
     workload = _workload(draw, fixed)
     content: Section = {
@@ -106,6 +107,8 @@ def _engine(draw: Draw, workload: Section) -> Section:
         orders = ORDERS if "classes" in workload else ORDERS[2:-1]
         engine["scheduling_policy"] = draw(st.sampled_from(orders))
     _maybe(draw, engine, 6, "max_num_waiting", st.integers(1, 4))
+    _maybe(draw, engine, 6, "max_num_queued_reqs", st.integers(1, 6))
+    _maybe(draw, engine, 6, "scheduler_reserve_full_isl", st.just(False))
     _maybe(draw, engine, 6, "max_queue_time_s", st.sampled_from([ITERATION_MS / 250, 0.05, 0.3]))
     if engine["scheduler"] == "paged":
         engine["preemption"] = draw(st.sampled_from(["recompute", "swap"]))

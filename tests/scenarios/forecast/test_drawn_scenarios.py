@@ -18,6 +18,7 @@ from scenarios.forecast.forecast import forecast, serve
 from scenarios.schema.load import parse_scenario
 from sim.records import Records
 from tests.scenarios.forecast.drawn_scenarios import Section, drawn_scenarios
+from tests.scenarios.forecast.refused import PAGE, is_listed
 from tests.sim.serving import assert_gaps_add_up, assert_same_records
 
 EXAMPLES = int(os.environ.get("ORCAST_DRAWN_SCENARIOS", "200"))
@@ -29,6 +30,7 @@ def served(content: Section) -> bool:
         found = forecast(parse_scenario(content, origin="drawn"), check=True)
     except InputError as error:
         assert "\n" not in str(error)
+        assert is_listed(str(error)), f"not in {PAGE.name}: {error}"
         return False
     stepped, _ = serve(found.deployment, leap=False, check=True)
     for name in found.records.requests.keys() - stepped.requests.keys():

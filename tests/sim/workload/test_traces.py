@@ -7,6 +7,8 @@ import pytest
 
 from sim.workload import read_trace
 from sim.workload.lengths import empirical
+from sim.workload.source import RequestSource
+from sim.workload.trace_file import TraceError
 from sim.workload.traces import FORMATS, read_column
 from tests import needs
 
@@ -265,3 +267,37 @@ def test_the_recorded_prompts_share_exactly_their_common_prefixes():
             assert prefix_of.setdefault(block_hash, prefix) == prefix
             assert hash_of.setdefault(prefix, block_hash) == block_hash
             parent = block_hash
+
+
+TURNS = [
+    {"session_id": "a", "timestamp": 0, "input_length": 1024, "output_length": 50},
+    {"session_id": "b", "timestamp": 1000, "input_length": 700, "output_length": 20},
+    {"session_id": "a", "delay": 5000, "input_length": 1536, "output_length": 50},
+    {"session_id": "a", "delay": 250.5, "input_length": 1600, "output_length": 9},
+    {"session_id": "b", "timestamp": 9000, "input_length": 800, "output_length": 20},
+]
+
+
+def test_a_turn_with_a_delay_follows_the_answer_before_it(write):
+    workload = read_trace(write(TURNS))
+    assert workload.prompt_tokens.tolist() == [1024, 1536, 1600, 700, 800]
+    assert workload.follows.tolist() == [-1, 0, 1, -1, -1]
+    assert workload.think_s.tolist() == [0.0, 5.0, 0.2505, 0.0, 0.0]
+    source = RequestSource(workload, block_size=16, prefix_caching=False)
+    first = source.take()
+    assert source.next_arrival_s == 1.0
+    source.release([first], 0.75)
+    assert [source.take().arrival_s for _ in range(2)] == [1.0, 0.75 + 5.0]
+    assert source.next_arrival_s == 9.0
+
+
+def test_a_turn_after_one_that_failed_follows_the_one_before(write):
+    rows = [TURNS[0], TURNS[2] | {"output_length": 0}, TURNS[3]]
+    assert read_trace(write(rows)).follows.tolist() == [-1, 0]
+    assert read_trace(write([TURNS[0] | {"output_length": 0}, TURNS[2]])).follows.tolist() == [-1]
+
+
+def test_a_delay_after_nothing_is_refused(write):
+    path = write([TURNS[0], {**TURNS[2], "session_id": "c"}])
+    with pytest.raises(TraceError, match=":2: a delay and no timestamp, and no row before it"):
+        read_trace(path)
