@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.model.spec import ModelSpec
 
-_WEIGHTS = ("bfloat16", "float16", "float8", "int4")
+_WEIGHTS = ("bfloat16", "float16", "float8", "int4", "int8", "int8_wo", "nvfp4", "mxfp4")
 _KINDS = ("full", "latent")
 
 

@@ -23,7 +23,7 @@ from calibrate.profiles.cached_prefixes import behind_prefixes
 from calibrate.profiles.expert_kernels import experts_us
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, Points
 from calibrate.profiles.matrix_products import Products
-from calibrate.profiles.precision import Format
+from calibrate.profiles.precision import Format, weight_format
 from sim.latency.roofline import ELEMENTWISE_OVERHEAD_S
 from sim.model.spec import LinearOperation, ModelSpec
 
@@ -153,7 +153,9 @@ class Composer:
                 for operation in operations
                 for rows, time_us in self._product(operation)
             ]
-            how = self._products[self.number_format.name].how or self.number_format.how
+            formats = {one.name: one for one in map(self._format_of, operations)}
+            hows = [one.how or self._products[name].how for name, one in formats.items()]
+            how = "; ".join(filter(None, hows)) or None
             self._note("linear", how, estimated=how is not None)
             return rows
 
@@ -168,12 +170,16 @@ class Composer:
 
     def _product(self, operation: LinearOperation) -> list[tuple[int, float]]:
         """One copy of this product: (rows, µs) at every measured number of rows."""
-        # Routers and the vocabulary's product stay in 16 bits in a quantised model.
-        quantised = operation.weight_dtype == self.model.weight_dtype
-        dtype = self.number_format.name if quantised else "bfloat16"
+        dtype = self._format_of(operation).name
         if dtype not in self._products:
             self._products[dtype] = Products(self.tables, dtype)
         return self._products[dtype].times_us(operation.out_features, operation.in_features)
+
+    def _format_of(self, operation: LinearOperation) -> Format:
+        """The asked one where it is most of the model's; routers and others have their own."""
+        if operation.weight_dtype == self.model.weight_dtype:
+            return self.number_format
+        return weight_format(operation.weight_dtype, self.model.float8_scales)
 
     # -- attention ------------------------------------------------------------------------
 
@@ -242,7 +248,7 @@ class Composer:
                 self.tables,
                 moe,
                 self.model.hidden_size,
-                dtype=self.number_format.name,
+                dtype=self._format_of(self.model.expert_operations()[0]).name,
                 tensor_parallel=self.tensor_parallel,
                 expert_parallel=1,
                 routing=self._routing,

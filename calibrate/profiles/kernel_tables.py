@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from calibrate.profiles.parquet_columns import columns_of
 from sim.latency.table_folder import TableError
 
 # Our names of GPUs -> the package's; others are known by the package's own names.
@@ -60,7 +61,8 @@ class System:
 
     def flops_per_s(self, dtype: str) -> float:
         """Dense peak of products in this number format."""
-        peak = self.figures.get("fp8_tc_flops") if dtype.startswith("fp8") else None
+        rates = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "sq": "int8"}
+        peak = self.figures.get(f"{rates.get(dtype, 'bfloat16')}_tc_flops")
         return float(peak or self.figures["bfloat16_tc_flops"])
 
     def backends(self) -> list[str]:
@@ -220,7 +222,7 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
     import pyarrow as pa
 
     try:
-        table = _columns(path, {*columns, *wanted, "latency"})
+        table = columns_of(path, {*columns, *wanted, "latency"})
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path}: {str(error).splitlines()[0]}") from None
     for column in (*columns, "latency"):
@@ -261,43 +263,6 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
     for key, each in zip(keys, time_us.tolist(), strict=True):
         groups.setdefault(key, []).append(each)
     return {key: float(np.median(times)) for key, times in groups.items()}
-
-
-def _columns(path: Path, names: set[str]) -> dict[str, np.ndarray]:
-    """Those of the columns that the file has; texts as objects, decoded once a value."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pq.read_schema(path)
-    there = [name for name in schema.names if name in names]
-    texts = [
-        name
-        for name in there
-        if pa.types.is_string(schema.field(name).type)
-        or pa.types.is_large_string(schema.field(name).type)
-    ]
-    table = pq.ParquetFile(path, read_dictionary=texts).read(columns=there)
-    found = {}
-    for name in there:
-        column = table[name].combine_chunks()
-        if name in texts:
-            encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-            values = np.array(encoded.dictionary.to_pylist(), dtype=object)
-            found[name] = values[_numbers(encoded.indices)]
-        else:
-            found[name] = _numbers(column)
-    return found
-
-
-def _numbers(column: Any) -> np.ndarray:
-    """A column's values; without Arrow's own conversion, which imports pandas (0.5 s)."""
-    import pyarrow as pa
-
-    values = column.buffers()[1]
-    if column.null_count or values is None or pa.types.is_boolean(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    dtype = np.dtype(column.type.to_pandas_dtype())
-    return np.frombuffer(values, dtype, len(column), column.offset * dtype.itemsize)
 
 
 def _installed() -> Path:

@@ -13,7 +13,16 @@ from sim.latency.table_folder import TableError
 from sim.model.spec import ModelSpec
 
 # Bytes of a weight in the package's formats of products; inputs and outputs take two.
-WEIGHT_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int4_wo": 0.5}
+WEIGHT_BYTES = {
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "int4_wo": 0.5,
+    "int8_wo": 1.0,
+    "sq": 1.0,  # SmoothQuant: int8 by int8
+    "nvfp4": 0.5625,
+    "w4a16_mxfp4": 0.53125,
+}
 KV_DTYPES = {
     "auto": "bfloat16",
     "bfloat16": "bfloat16",
@@ -21,7 +30,15 @@ KV_DTYPES = {
     "fp8": "fp8",
     "fp8_e4m3": "fp8",
 }
-_FORMATS = {"bfloat16": "bfloat16", "float16": "bfloat16", "int4": "int4_wo"}
+_FORMATS = {
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "int4": "int4_wo",
+    "int8_wo": "int8_wo",
+    "int8": "sq",
+    "nvfp4": "nvfp4",
+    "mxfp4": "w4a16_mxfp4",
+}
 _FLOAT8 = {"tensor": "fp8", "channel": "fp8", "block": "fp8_block"}
 
 
@@ -39,10 +56,15 @@ def product_format(model: ModelSpec, dtype: str | None = None) -> Format:
         if dtype not in WEIGHT_BYTES:
             raise TableError(f"unknown dtype {dtype!r}; known: {', '.join(WEIGHT_BYTES)}")
         return Format(dtype)
-    if model.weight_dtype != "float8":
-        return Format(_FORMATS[model.weight_dtype])
+    return weight_format(model.weight_dtype, model.float8_scales)
+
+
+def weight_format(weight_dtype: str, float8_scales: str) -> Format:
+    """That of products with weights of one of our types."""
+    if weight_dtype != "float8":
+        return Format(_FORMATS[weight_dtype])
     how = "a scale a channel at the times of one a tensor"
-    return Format(_FLOAT8[model.float8_scales], how if model.float8_scales == "channel" else None)
+    return Format(_FLOAT8[float8_scales], how if float8_scales == "channel" else None)
 
 
 def cache_format(kv_cache_dtype: str, model: ModelSpec) -> str:

@@ -139,6 +139,14 @@ def test_scales_of_float8_are_different_kernels() -> None:
     assert "fp8_block products of sglang" in origins(blocks)["Linear layers, norms, activations"]
 
 
+@needs.tables
+def test_weights_of_four_bits_are_measured_where_a_gpu_computes_in_them() -> None:
+    nvfp4 = {"weight_dtype": "nvfp4"}
+    measured = deployed(hardware={"gpu": "b200"}, engine=nvfp4).latency
+    assert basis(measured) == "measured"
+    assert deployed(engine=nvfp4).latency.label.endswith("; analytic: linear")
+
+
 def test_scales_without_float8_are_refused() -> None:
     with pytest.raises(InputError, match=r"^scenario: engine\.float8_scales: the weights are bfl"):
         deployed(engine={"float8_scales": "block"})
