@@ -54,7 +54,7 @@ def test_a_mixture_has_the_memory_of_all_its_parameters_and_the_time_of_few() ->
     assert weights == pytest.approx(mixtral.num_parameters / llama.num_parameters, rel=0.01)
     speedup = dense["mean_tpot_ms"] / sparse["mean_tpot_ms"]
     activated = llama.num_parameters / mixtral.num_activated_parameters
-    assert 0.6 * activated < speedup < activated
+    assert 0.5 * activated < speedup < activated
 
 
 def test_a_larger_batch_activates_more_experts() -> None:
