@@ -165,7 +165,7 @@ def test_every_part_of_the_latency_says_where_it_comes_from() -> None:
     origins = {one.part: one for one in run_details(run("tensor-parallel", {})).origins}
     assert {"Matrix products", "Attention", "Communication", "Host"} <= set(origins)
     assert not any(one.measured for one in origins.values())
-    assert "× 0.8 (assumed)" in origins["Matrix products"].source
+    assert "× 0.81 (hopper kernels)" in origins["Matrix products"].source
     assert "assumed" in origins["Host"].source
     given = {"latency.gemm_efficiency": 0.7, "workload.num_requests": 5}
     origins = {one.part: one for one in run_details(run("quickstart", given)).origins}
