@@ -188,7 +188,7 @@ def test_every_figure_of_a_page_is_read_back(results: Path, kind: str) -> None:
     assert len(figures) == text.count('<div class="plot"') > 0
     assert sum(len(figure.keys) for figure in figures) == text.count('<button class="key"')
     for figure in figures:
-        assert figure.title and figure.layout["height"] > 100
+        assert figure.title and figure.layout["height"] > 70
         traces = [trace for key in figure.keys for trace in key.traces]
         assert all(trace < len(figure.data) for trace in traces)
 

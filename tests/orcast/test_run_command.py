@@ -141,6 +141,9 @@ def test_the_tables_have_the_columns_that_readers_rely_on() -> None:
         "preemptions": "int32",
         "rejected": "bool",
         "replica": "int32",
+        # before the front end, where the times above are the clients'
+        **dict.fromkeys(["engine_arrival_s", "engine_first_token_s"], "double"),
+        **dict.fromkeys(["engine_last_token_s", "engine_finished_s"], "double"),
     }
     assert types["preemptions"] == {
         "request": "int64",
