@@ -79,8 +79,10 @@ def _content(path: str, value: str, beside: Path | None) -> str | None:
     """What lies behind a name, hashed; None where it is no more than a text."""
     if path in ("name", "description"):
         return None
-    if path.endswith(".gpu"):
-        return _digest(json.dumps(_gpus(_stamp(library.GPUS_FILE)).get(value)).encode())
+    if path.endswith((".gpu", ".gpu.like")):
+        known = _gpus(_stamp(library.GPUS_FILE))
+        if library.gpu_name(value) in known:
+            return _digest(json.dumps(known[library.gpu_name(value)]).encode())
     if path.endswith("model") and library.is_model(value):
         return _file_digest(library.model_path(value))
     found = library.find_file(value, beside=beside) if value else None
