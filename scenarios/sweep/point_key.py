@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 import numpy as np
 from pydantic import BaseModel
 
-from scenarios import library
+from scenarios import gpu_library, library
 from scenarios.schema.scenario import Scenario
 
 
@@ -80,7 +80,7 @@ def _content(path: str, value: str, beside: Path | None) -> str | None:
     if path in ("name", "description"):
         return None
     if path.endswith((".gpu", ".gpu.like")):
-        known = _gpus(_stamp(library.GPUS_FILE))
+        known = _gpus(_stamp(gpu_library.GPUS_FILE))
         if library.gpu_name(value) in known:
             return _digest(json.dumps(known[library.gpu_name(value)]).encode())
     if path.endswith("model") and library.is_model(value):
@@ -99,7 +99,7 @@ def _content(path: str, value: str, beside: Path | None) -> str | None:
 
 @lru_cache(maxsize=1)
 def _gpus(_: tuple[int, int]) -> dict[str, Any]:
-    return library.gpus()
+    return gpu_library.gpus()
 
 
 def _file_digest(path: Path) -> str:

@@ -388,7 +388,7 @@ def test_prices_come_from_a_file_of_the_users(tmp_path: Path) -> None:
         "plan.n_plus=64": "n_plus 64 leaves no replica",
         "plan.candidates.gpu=h100-sxm": r"plan\.candidates\.gpu: unknown key; did you mean 'gpus'",
         "plan.candidates.gpus=[]": "at least 1 item",
-        "plan.candidates.gpus=[h100]": "unknown GPU 'h100'; did you mean 'h100-sxm'",
+        "plan.candidates.gpus=[h100-sxn]": "unknown GPU 'h100-sxn'; did you mean 'h100-sxm'",
         "plan.candidates.gpus=[h100-sxm, h100-sxm]": "h100-sxm comes out more than once",
         "plan.candidates.layouts=[{tensor: 2}]": "unknown key 'tensor'; did you mean",
         "plan.candidates.engine={shceduler: [orca]}": "unknown key 'shceduler'; did you mean",
