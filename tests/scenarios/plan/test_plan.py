@@ -364,7 +364,7 @@ def test_prices_come_from_a_file_of_the_users(tmp_path: Path) -> None:
     assert answer["chosen"] == "a100-80gb"
     assert by_label(plan(small(candidates)))["h100-sxm"]["usd_per_gpu_hour"] == 3.0
     for text, words in {
-        "h100: 3": "unknown GPU 'h100'; did you mean",
+        "h100-sxn: 3": "unknown GPU 'h100-sxn'; did you mean",
         "h100-sxm: -3": "h100-sxm: -3, expected USD per hour above 0",
         "h100-sxm: cheap": "'cheap', expected USD per hour",
         "3": "expected lines such as h100-sxm",
