@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from scenarios.errors import InputError, did_you_mean
+from scenarios.gpu_library import GPUS_FILE as GPUS_FILE
+from scenarios.gpu_library import gpu as gpu
+from scenarios.gpu_library import gpu_name as gpu_name
+from scenarios.gpu_library import gpus as gpus
 from scenarios.model_library import is_model as is_model
 from scenarios.model_library import model as model
 from scenarios.model_library import model_config as model_config
@@ -17,10 +20,8 @@ from scenarios.yaml_file import Loader as Loader
 from scenarios.yaml_file import PlainNumberError as PlainNumberError
 from scenarios.yaml_file import find_file as find_file
 from scenarios.yaml_file import read_yaml as read_yaml
-from sim.model.hardware import Gpu
 
 ROOT = Path(__file__).parent
-GPUS_FILE = ROOT / "gpus.yaml"
 NOT_SCENARIOS = {"models", "sizing"}  # folders
 
 
@@ -50,17 +51,3 @@ def _scenarios() -> dict[str, Path]:
     files = [path for path in ROOT.glob("*.yaml") if path != GPUS_FILE]
     files += [path for path in ROOT.glob("*/*.yaml") if path.parent.name not in NOT_SCENARIOS]
     return {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(files)}
-
-
-def gpus() -> dict[str, Any]:
-    """Figures of every GPU by name, as written in gpus.yaml."""
-    figures: dict[str, Any] = read_yaml(GPUS_FILE)
-    return figures
-
-
-def gpu(name: str) -> Gpu:
-    """A GPU of the library."""
-    known = gpus()
-    if name not in known:
-        raise InputError(f"unknown GPU {name!r}; {did_you_mean(name, known)}")
-    return Gpu.from_mapping(known[name], name=name)

@@ -167,7 +167,7 @@ def _engine(
             "engine.weight_dtype=fp8, or leave it out"
         )
     with _at(source, "hardware.gpu"):
-        gpu = library.gpu(scenario.hardware.gpu)
+        gpu = library.gpu(scenario.hardware.gpu_given, beside=beside)
     with _at(source, "hardware"):
         memory = _memory(scenario, model, gpu)
     with _at(source, "speculation"):

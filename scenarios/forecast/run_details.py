@@ -177,7 +177,7 @@ def _engines(deployment: Deployment, beside: Path | None) -> Iterator[tuple[Mode
             routing=expert_routing(mine.experts, model, beside=beside),
             kv_cache_dtype=mine.engine.kv_cache_dtype,
         )
-        yield work, _roof(library.gpu(mine.hardware.gpu), model.weight_dtype)
+        yield work, _roof(library.gpu(mine.hardware.gpu_given, beside=beside), model.weight_dtype)
 
 
 def _roof(gpu: Gpu, weight_dtype: str) -> Roof:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -42,10 +42,16 @@ def candidates_of(scenario: Scenario, *, origin: Path | None = None) -> list[Can
     assert scenario.plan is not None
     wanted, where = scenario.plan.candidates, f"{origin or 'scenario'}: plan.candidates"
     prices = gpu_prices(scenario.plan.prices, origin=origin)
-    gpus = wanted.gpus or [scenario.hardware.gpu]
-    for name in gpus:
-        if name not in prices:
-            raise InputError(f"{where}.gpus: unknown GPU {name!r}; {did_you_mean(name, prices)}")
+    choices: Sequence[str | dict[str, Any]] = wanted.gpus or [scenario.hardware.gpu_given]
+    beside = None if origin is None else origin.parent
+    gpus: list[tuple[str, str | dict[str, Any]]] = []
+    for given in choices:
+        try:
+            gpu = library.gpu(given, beside=beside)
+        except InputError as error:
+            raise InputError(f"{where}.gpus: {error}") from None
+        prices.setdefault(gpu.name, gpu.price_usd_per_hour)
+        gpus.append((gpu.name, given))
     layouts: list[dict[str, int]] = wanted.layouts or [{}]
     _check_keys(layouts, Hardware, f"{where}.layouts")
     _check_keys([wanted.engine], Engine, f"{where}.engine")
@@ -55,10 +61,13 @@ def candidates_of(scenario: Scenario, *, origin: Path | None = None) -> list[Can
         raise InputError(f"{where}: {len(combinations)} combinations, at most {MOST} are compared")
     varied = [knob for knob in knobs if len(wanted.engine[knob]) > 1]
     found = []
-    for gpu, layout, *values in combinations:
+    for (name, given), layout, *values in combinations:
         settings = dict(zip(knobs, values, strict=True))
         shown = tuple((knob, settings[knob]) for knob in varied)
-        found.append(_candidate(scenario, gpu, layout, settings, shown=shown, price=prices[gpu]))
+        named = given if isinstance(given, dict) else _as_named(given, name)
+        found.append(
+            _candidate(scenario, name, named, layout, settings, shown=shown, price=prices[name])
+        )
     repeated = [one.label for one in found if [each.label for each in found].count(one.label) > 1]
     if repeated:
         raise InputError(f"{where}: {repeated[0]} comes out more than once; list each value once")
@@ -80,13 +89,18 @@ def gpu_prices(file: str | None, *, origin: Path | None = None) -> dict[str, flo
     if not isinstance(given, Mapping):
         raise InputError(f"{found}: expected lines such as h100-sxm: 2.50 (USD per GPU and hour)")
     for name, price in given.items():
-        if name not in prices:
+        if (name := library.gpu_name(str(name))) not in prices:
             raise InputError(f"{found}: unknown GPU {name!r}; {did_you_mean(name, prices)}")
         number = isinstance(price, int | float) and not isinstance(price, bool)
         if not number or not 0 < price < 1e6:
             raise InputError(f"{found}: {name}: {price!r}, expected USD per hour above 0")
         prices[name] = float(price)
     return prices
+
+
+def _as_named(given: str, name: str) -> str:
+    """A library GPU by its own name, a file by its path."""
+    return name if name in library.gpus() else given
 
 
 def _check_keys(mappings: list[dict[str, Any]], section: type[Section], where: str) -> None:
@@ -101,6 +115,7 @@ def _check_keys(mappings: list[dict[str, Any]], section: type[Section], where: s
 def _candidate(
     base: Scenario,
     gpu: str,
+    given: str | dict[str, Any],
     layout: Mapping[str, int],
     settings: Mapping[str, Any],
     *,
@@ -109,7 +124,7 @@ def _candidate(
 ) -> Candidate:
     content = base.model_dump(mode="json")
     content["plan"] = None
-    content["hardware"] |= {"gpu": gpu, **layout}
+    content["hardware"] |= {"gpu": given, **layout}
     content["engine"] = given_knobs(base.engine, settings)
     count = 1
     for degree in PARALLEL:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from scenarios.schema.section import NotNegative, Section
+from scenarios.schema.section import NotNegative, Positive, Section
 
 
 class Link(Section):
@@ -27,13 +28,49 @@ class SequenceParallel(Section):
     degree: Annotated[int, Field(ge=1, le=1024)]
 
 
+class OwnGpu(Section):
+    """A GPU that the library does not have, by the figures of its data sheet.
+
+    ``like`` takes another's (a name of the library or a YAML file) and changes what is said;
+    without it memory, bandwidth, rate and price are needed. Rates are dense, links one direction.
+    """
+
+    like: str | None = None
+    name: str | None = None
+    memory_gb: Positive | None = None  # of 10^9 bytes, as a process sees them
+    memory_bandwidth_gb_per_s: Positive | None = None
+    bf16_tflops: Positive | None = None
+    fp8_tflops: Positive | None = None
+    int8_tops: Positive | None = None
+    fp4_tflops: Positive | None = None
+    host_link_gb_per_s: Positive | None = None
+    link_gb_per_s: Positive | None = None
+    link_latency_us: Positive | None = None
+    inter_node_link_gb_per_s: Positive | None = None
+    inter_node_link_latency_us: Positive | None = None
+    # whose kernels' shares of the peaks the roofline takes
+    architecture: str | None = None
+    price_usd_per_hour: Positive | None = None
+
+
+def _kind_of_gpu(given: Any) -> str:
+    return "<figures>" if isinstance(given, OwnGpu | Mapping) else "<name>"
+
+
+GpuChoice = Annotated[
+    Annotated[str, Tag("<name>")] | Annotated[OwnGpu, Tag("<figures>")],
+    Discriminator(_kind_of_gpu),
+]
+
+
 class Hardware(Section):
     """Which GPU, and how a model is spread over several; the degrees multiply.
 
     ``link`` lies between GPUs of one node of ``gpus_per_node``, ``inter_node_link`` between nodes.
     """
 
-    gpu: str
+    # a name or alias of the library, a YAML file, or figures of its own
+    gpu: GpuChoice
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     pipeline_parallel: Annotated[int, Field(ge=1, le=256)] = 1
     # engines of their own, each with a scheduler and a cache, behind cluster.router `data_parallel`
@@ -43,6 +80,13 @@ class Hardware(Section):
     gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8
     link: Link | None = None
     inter_node_link: Link | None = None
+
+    @property
+    def gpu_given(self) -> str | dict[str, Any]:
+        """What `scenarios.library.gpu` takes."""
+        if isinstance(self.gpu, OwnGpu):
+            return self.gpu.model_dump(exclude_none=True)
+        return self.gpu
 
 
 class Experts(Section):

@@ -108,7 +108,7 @@ def _load(scenario: Scenario) -> Iterable[Knob]:
 def _hardware(scenario: Scenario, *, experts: bool) -> Iterable[Knob]:
     hardware = scenario.hardware
     yield _named("model", "Model", HARDWARE, scenario.model, library.model_names())
-    if scenario.latency.source in ("auto", "roofline"):
+    if scenario.latency.source in ("auto", "roofline") and isinstance(hardware.gpu, str):
         yield _named("hardware.gpu", "GPU", HARDWARE, hardware.gpu, library.gpus())
     degrees = (1, 2, 4, 8)
     yield _ordered(

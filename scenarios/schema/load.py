@@ -131,6 +131,8 @@ def _yaml_path(error: ErrorDetails) -> str:
     if parts and isinstance(parts[-1], str) and _CHOICE.fullmatch(parts[-1]):
         parts.pop()  # not a key: which of several types was tried
     for part in parts:
+        if isinstance(part, str) and part.startswith("<"):
+            continue  # which of several kinds it was taken for
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     return path
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import BaseModel
 
-from scenarios import library
+from scenarios import gpu_library, library
 from scenarios.schema.scenario import Scenario
 
 
@@ -39,6 +39,7 @@ def forecast_version() -> str:
     """A hash of the code a forecast runs through, so that a stored answer is never an old one."""
     folders = [library.ROOT.parent / name for name in ("sim", "scenarios", "calibrate")]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    files += sorted(folders[0].rglob("*.json"))  # what classes of configurations default to
     digest = hashlib.sha256(f"numpy {np.__version__}".encode())
     for path in files:
         digest.update(path.relative_to(library.ROOT.parent).as_posix().encode() + b"\0")
@@ -72,15 +73,18 @@ def _inside(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _may_be_any_text(annotation: Any) -> bool:
-    return annotation is str or (get_origin(annotation) is not None and str in get_args(annotation))
+    """Whether a text of any kind may stand there, itself or as one of several kinds."""
+    return annotation is str or any(map(_may_be_any_text, get_args(annotation)))
 
 
 def _content(path: str, value: str, beside: Path | None) -> str | None:
     """What lies behind a name, hashed; None where it is no more than a text."""
     if path in ("name", "description"):
         return None
-    if path.endswith(".gpu"):
-        return _digest(json.dumps(_gpus(_stamp(library.GPUS_FILE)).get(value)).encode())
+    if path.endswith((".gpu", ".gpu.like")):
+        known = _gpus(_stamp(gpu_library.GPUS_FILE))
+        if library.gpu_name(value) in known:
+            return _digest(json.dumps(known[library.gpu_name(value)]).encode())
     if path.endswith("model") and library.is_model(value):
         return _file_digest(library.model_path(value))
     found = library.find_file(value, beside=beside) if value else None
@@ -97,7 +101,7 @@ def _content(path: str, value: str, beside: Path | None) -> str | None:
 
 @lru_cache(maxsize=1)
 def _gpus(_: tuple[int, int]) -> dict[str, Any]:
-    return library.gpus()
+    return gpu_library.gpus()
 
 
 def _file_digest(path: Path) -> str:

@@ -203,7 +203,7 @@ def _outside(keys: Keys) -> tuple[int, int]:
         return 0, 2 * hidden  # a norm behind the embedding
     if kind == "deepseek_v4":
         return 0, hyper_head(keys)
-    if kind not in ("gemma3n_text", "gemma4_text"):
+    if kind != "gemma3n_text" and not kind.startswith("gemma4_"):
         return 0, 0
     each = keys.integer("hidden_size_per_layer_input", default=0, least=0)
     table = keys.integer("vocab_size_per_layer_input", default=0, least=0) * each * layers

@@ -106,7 +106,7 @@ def _windowed_kinds(keys: Keys, family: Family, layers: int) -> list[str]:
     if pattern is not None:
         every = keys.integer("sliding_window_pattern", "_sliding_window_pattern")
     kinds = ["sliding" if (n + 1) % every else "full" for n in range(layers)]
-    if keys.model_type == "gemma4_text":
+    if keys.model_type.startswith("gemma4_"):
         kinds[-1] = "full"
     return kinds
 

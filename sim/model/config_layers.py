@@ -105,7 +105,7 @@ def _mlp(keys: Keys, family: Family, plain: WeightFormat, *, mixed: bool, borrow
             width = 2 * keys.integer("intermediate_size")
         return dense_mlp(keys, family, plain, width=width)
     mlp = mixed_mlp(keys, family, plain, plain)
-    if keys.model_type != "gemma4_text":
+    if not keys.model_type.startswith("gemma4_"):
         return mlp
     dense, assert_moe = dense_mlp(keys, family, plain), mlp.moe
     assert assert_moe is not None
@@ -143,7 +143,7 @@ def _beside(keys: Keys, plain: WeightFormat) -> tuple[tuple[Matrix, ...], int]:
         return (), 2
     if kind == "deepseek_v4":
         return hyper_connections(keys, plain)
-    if kind not in ("gemma3n_text", "gemma4_text"):
+    if kind != "gemma3n_text" and not kind.startswith("gemma4_"):
         return (), 0
     each = keys.integer("hidden_size_per_layer_input", default=0, least=0)
     matrices: list[Matrix] = []
@@ -191,7 +191,7 @@ def _mixers(
     # A window as long as the model's positions never closes.
     if window is None:
         kind = "full"
-    if keys.model_type == "gemma4_text":
+    if keys.model_type.startswith("gemma4_"):
         return (_gemma4(keys, family, plain, kind, window, borrowed=borrowed),)
     if keys.model_type == "mimo_v2_flash":
         return (_mimo(keys, family, plain, kind, window),)

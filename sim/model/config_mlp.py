@@ -135,7 +135,7 @@ def dense_width(keys: Keys) -> int:
     if keys.model_type == "mpt":
         ratio = keys.get("expansion_ratio")
         return round((4 if ratio is None else ratio) * keys.hidden)
-    if keys.model_type == "recurrent_gemma":
+    if keys.model_type in ("recurrent_gemma", "qwen"):  # gate and up together
         return keys.integer(*WIDTH) // 2
     if keys.model_type in ("lfm2", "lfm2_moe"):
         return _lfm2_width(keys)

@@ -75,6 +75,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl_text": _QWEN2,
     "qwen3": _QWEN3,
     "qwen3_moe": _QWEN3,
+    "qwen2_5_omni_text": _QWEN2,
+    "qwen3_omni_moe_text": _QWEN3,
     "qwen3_vl_text": _QWEN3,
     "qwen3_vl_moe_text": _QWEN3,
     "qwen3_next": _QWEN_NEXT,
@@ -97,6 +99,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _GEMMA3,
     "gemma3n_text": replace(_GEMMA3, pattern=5),
     "gemma4_text": _GEMMA3,
+    "gemma4_unified_text": _GEMMA3,
     "vaultgemma": replace(_GEMMA, window="alternating", pattern=2),
     "gpt_oss": Family(
         mlp_bias=False, window="alternating", pattern=2, sinks=True, router_bias=True,
@@ -112,6 +115,9 @@ FAMILIES: dict[str, Family] = {
         _PLAIN, qk_norm="full", qk_norm_key="use_qk_norm", router_bias="use_routing_bias"
     ),
     "minimax": _PLAIN,
+    "minimax_m1": _PLAIN,
+    "minimax_text_01": _PLAIN,
+    "minimax_m3_vl_text": replace(_PLAIN, qk_norm="head", router_bias=False),
     "dots1": Family(mlp_bias=False, qk_norm="head", router_bias="noaux_tc"),
     "ernie4_5": Family(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True),
     "ernie4_5_moe": Family(
@@ -143,6 +149,18 @@ FAMILIES: dict[str, Family] = {
     "recurrent_gemma": Family(
         qkv_bias=False, o_bias=True, mlp_bias=True, window="all", tied=True
     ),
+    "qwen": Family(qkv_bias=True, o_bias=False, mlp_bias=False),
+    "bailing_moe": Family(qkv_bias="use_qkv_bias", o_bias="use_bias", mlp_bias=False),
+    "bailing_moe_v2": Family(
+        qkv_bias="use_qkv_bias", o_bias="use_bias", mlp_bias=False, qk_norm="head",
+        qk_norm_key="use_qk_norm", router_bias="moe_router_enable_expert_bias",
+    ),
+    "aquila": _PLAIN,
+    "xverse": _PLAIN,
+    "orion": replace(_PLAIN, norm="layer"),
+    "cwm": _MISTRAL,
+    "hyperclovax": Family(),
+    "internlm": Family(qkv_bias="bias", o_bias="bias", mlp_bias=False),
     "internlm2": Family(qkv_bias="bias", o_bias="bias", mlp_bias=False),
     "internlm3": Family(qkv_bias="qkv_bias", o_bias="bias", mlp_bias="bias"),
     "baichuan": _PLAIN,
@@ -156,6 +174,7 @@ FAMILIES: dict[str, Family] = {
     "step3p7": replace(_PLAIN, qk_norm="head"),
     "exaone": _PLAIN,
     "exaone4": replace(_PLAIN, qk_norm="head", window="alternating", pattern=4),
+    "exaone4_5_text": replace(_PLAIN, qk_norm="head", window="alternating", pattern=4),
     "exaone_moe": replace(_PLAIN, qk_norm="head", window="alternating", pattern=4),
     "olmo": Family(norm="none", mlp_bias=False),
     "olmo2": Family(qk_norm="full", mlp_bias=False),
@@ -166,6 +185,9 @@ FAMILIES: dict[str, Family] = {
         norms=1, qk_norm="full", qk_norm_key="use_qk_norm", mlp_bias=False, parallel=True, tied=True
     ),
     "cohere2": Family(
+        norms=1, mlp_bias=False, window="alternating", pattern=4, parallel=True, tied=True
+    ),
+    "cohere2_moe": Family(
         norms=1, mlp_bias=False, window="alternating", pattern=4, parallel=True, tied=True
     ),
     "starcoder2": Family(
@@ -224,7 +246,14 @@ WRAPPED: dict[str, str] = {
     "gemma3": "gemma3_text",
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
-    "gemma4_unified": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "minimax_m3_vl": "minimax_m3_vl_text",
+    "qwen2_5_omni": "qwen2_5_omni_text",
+    "qwen2_5_omni_thinker": "qwen2_5_omni_text",
+    "qwen3_omni_moe": "qwen3_omni_moe_text",
+    "qwen3_omni_moe_thinker": "qwen3_omni_moe_text",
+    "qwen2_audio": "qwen2",
+    "exaone4_5": "exaone4_5_text",
     "llama4": "llama4_text",
     "mistral3": "mistral",
     "ministral3": "ministral3",

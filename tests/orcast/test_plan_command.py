@@ -126,7 +126,7 @@ def test_what_is_not_a_plans_folder_is_left_alone() -> None:
 def test_bad_input_is_one_line_and_writes_nothing() -> None:
     for settings, words in {
         "plan.seeds=0": "--set: plan.seeds: 0: expected greater than or equal to 3",
-        "plan.candidates.gpus=[h100]": "unknown GPU 'h100'; did you mean 'h100-sxm'?",
+        "plan.candidates.gpus=[h100-sxn]": "unknown GPU 'h100-sxn'; did you mean 'h100-sxm'?",
         "model=llama": "model: unknown model 'llama'",
         "workload.trace=none.csv": "trace and lengths are both given",
     }.items():

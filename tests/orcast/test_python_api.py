@@ -58,8 +58,8 @@ def test_both_clocks_are_to_be_had() -> None:
 
 
 def test_bad_input_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="unknown GPU 'h100'; did you mean 'h100-sxm'"):
-        orcast.simulate("quickstart", {"hardware.gpu": "h100"})
+    with pytest.raises(InputError, match="unknown GPU 'h100-sxn'; did you mean 'h100-sxm'"):
+        orcast.simulate("quickstart", {"hardware.gpu": "h100-sxn"})
     with pytest.raises(InputError, match=r"--set: workload\.seed: 'x': expected a whole number"):
         orcast.simulate("quickstart", {"workload.seed": "x"})
 

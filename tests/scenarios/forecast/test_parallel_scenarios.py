@@ -233,7 +233,7 @@ def test_four_bit_weights_help_few_clients_and_not_many() -> None:
         ("long-context", "hardware.sequence_parallel={kind: ring}", "degree: missing"),
         ("deepseek-mla", "hardware.sequence_parallel={kind: ulysses, degree: 2}", "use ring"),
         ("tensor-parallel", "hardware.gpus_per_node=3", "nor fills whole nodes"),
-        ("quantised", "engine.weight_dtype=int8", "'int8' is not known; did you mean 'int4'"),
+        ("quantised", "engine.weight_dtype=int3", "'int3' is not known; did you mean 'int"),
         ("tensor-parallel", "hardware.inter_node_link={latency_us: 1}", "bandwidth_gb_per_s"),
     ],
 )

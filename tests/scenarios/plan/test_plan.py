@@ -364,7 +364,7 @@ def test_prices_come_from_a_file_of_the_users(tmp_path: Path) -> None:
     assert answer["chosen"] == "a100-80gb"
     assert by_label(plan(small(candidates)))["h100-sxm"]["usd_per_gpu_hour"] == 3.0
     for text, words in {
-        "h100: 3": "unknown GPU 'h100'; did you mean",
+        "h100-sxn: 3": "unknown GPU 'h100-sxn'; did you mean",
         "h100-sxm: -3": "h100-sxm: -3, expected USD per hour above 0",
         "h100-sxm: cheap": "'cheap', expected USD per hour",
         "3": "expected lines such as h100-sxm",
@@ -388,7 +388,7 @@ def test_prices_come_from_a_file_of_the_users(tmp_path: Path) -> None:
         "plan.n_plus=64": "n_plus 64 leaves no replica",
         "plan.candidates.gpu=h100-sxm": r"plan\.candidates\.gpu: unknown key; did you mean 'gpus'",
         "plan.candidates.gpus=[]": "at least 1 item",
-        "plan.candidates.gpus=[h100]": "unknown GPU 'h100'; did you mean 'h100-sxm'",
+        "plan.candidates.gpus=[h100-sxn]": "unknown GPU 'h100-sxn'; did you mean 'h100-sxm'",
         "plan.candidates.gpus=[h100-sxm, h100-sxm]": "h100-sxm comes out more than once",
         "plan.candidates.layouts=[{tensor: 2}]": "unknown key 'tensor'; did you mean",
         "plan.candidates.engine={shceduler: [orca]}": "unknown key 'shceduler'; did you mean",

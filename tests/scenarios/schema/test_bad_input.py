@@ -165,8 +165,10 @@ def test_a_setting_that_cannot_be_read_is_refused(setting: str, said: str) -> No
 
 
 def test_a_misspelt_gpu_gets_a_suggestion() -> None:
-    line = with_settings("hardware.gpu=h100")
-    assert "hardware.gpu: unknown GPU 'h100'; did you mean 'h100-sxm'? allowed: a100-40gb" in line
+    line = with_settings("hardware.gpu=h100-sxn")
+    assert (
+        "hardware.gpu: unknown GPU 'h100-sxn'; did you mean 'h100-sxm'? allowed: a100-40gb" in line
+    )
 
 
 def test_a_misspelt_model_gets_a_suggestion() -> None:
@@ -413,12 +415,12 @@ def test_a_damaged_run_folder_is_refused() -> None:
 
 def test_the_installed_command_refuses_in_one_line_too() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "orcast.cli", "run", SMALL, "--set", "hardware.gpu=h100"],
+        [sys.executable, "-m", "orcast.cli", "run", SMALL, "--set", "hardware.gpu=h100-sxn"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert "unknown GPU 'h100'" in done.stderr
+    assert "unknown GPU 'h100-sxn'" in done.stderr
     assert not Path("runs").exists()

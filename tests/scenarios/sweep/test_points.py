@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scenarios import library
+from scenarios import gpu_library, library
 from scenarios.errors import InputError
 from scenarios.schema.load import load_scenario
 from scenarios.sweep import point_key
@@ -153,5 +153,5 @@ def test_a_key_depends_on_what_stands_behind_a_gpus_and_a_models_name(
     cheaper = tmp_path / "gpus.yaml"
     text = library.GPUS_FILE.read_text()
     cheaper.write_text(text.replace("price_usd_per_hour: 3.80", "price_usd_per_hour: 3.81"))
-    monkeypatch.setattr(library, "GPUS_FILE", cheaper)
+    monkeypatch.setattr(gpu_library, "GPUS_FILE", cheaper)
     assert key() != before
