@@ -168,7 +168,8 @@ def test_the_ray_option_may_stand_alone() -> None:
 def test_the_summary_names_the_best_setting_and_what_matters(
     uninterrupted: dict[str, bytes],
 ) -> None:
-    shown = orcast("sweep", *SMALL, "--out", "again").stdout
+    analytic = ("--set", "latency.source=roofline")
+    shown = orcast("sweep", *SMALL, *analytic, "--out", "again").stdout
     assert "Highest goodput: " in shown
     assert "at max_num_seqs 32, block_size 16" in " ".join(shown.split())
     assert "% of the variance that each axis explains" in shown

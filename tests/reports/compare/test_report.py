@@ -54,6 +54,10 @@ LOOK = """<script>
 </script>"""
 
 
+# Whose times nobody measured, so that this has to be said.
+FEW = ("--set", "workload.num_requests=30", "--set", "latency.source=roofline")
+
+
 def requests_of(number: int, *, seed: int = 1, stretch: float = 1.0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     arrival_s, wait_s = np.sort(rng.random(number)) * 8, rng.lognormal(-2, 1.5, number)
@@ -93,7 +97,7 @@ def compared(folder: Path, number: int = 40, *, prefix: str = "r", **options: An
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "forecast"
-    done = orcast("run", "quickstart", "--set", "workload.num_requests=30", "--out", folder)
+    done = orcast("run", "quickstart", *FEW, "--out", folder)
     assert done.status == 0, done.stderr
     return folder
 
@@ -265,7 +269,7 @@ def test_run_against_its_own_recording_differs_in_nothing(run_folder: Path, tmp_
 
 def test_two_runs_say_what_was_changed(run_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    settings = ("--set", "workload.num_requests=30", "--set", "engine.max_num_seqs=2")
+    settings = (*FEW, "--set", "engine.max_num_seqs=2")
     assert orcast("run", "quickstart", *settings, "--out", other).status == 0
     done = orcast("compare", run_folder, other, "--json", "--out", tmp_path / "page.html")
     changes = json.loads(done.stdout)["scenario"]
@@ -277,7 +281,7 @@ def test_two_runs_say_what_was_changed(run_folder: Path, tmp_path: Path) -> None
 
 def test_two_forecasts_have_changes_and_no_errors(run_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    settings = ("--set", "workload.num_requests=30", "--set", "engine.max_num_seqs=2")
+    settings = (*FEW, "--set", "engine.max_num_seqs=2")
     assert orcast("run", "quickstart", *settings, "--out", other).status == 0
     said = orcast("compare", other, run_folder).stdout
     page = unescape((other / "compare.html").read_text(encoding="utf-8").partition("<script")[0])
