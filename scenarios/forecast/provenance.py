@@ -127,7 +127,7 @@ def _analytic(latency: RooflineLatency, given: Mapping[str, float]) -> Iterator[
         f"analytic: bytes at {bandwidth} × "
         f"{share('memory_efficiency', rates.products.memory_efficiency)}",
     )
-    if latency.parallelism.gpus_per_stage > 1:
+    if latency.parallelism.gpus_per_step > 1:
         link = given.get("link_efficiency", communication.LINK_EFFICIENCY)
         yield Origin(
             "Communication",

@@ -55,7 +55,7 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
         return []
     parallelism = parallelism_of(scenario.hardware)
     notes = []
-    if parallelism.gpus_per_stage > 1:
+    if parallelism.gpus_per_step > 1:
         notes.append(
             f"hardware: {parallelism.words} has no effect on a fixed latency but for its stages; "
             "it divides the memory"

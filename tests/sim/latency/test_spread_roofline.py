@@ -44,6 +44,11 @@ KINDS: dict[str, tuple[str | ModelSpec, dict[str, Any]]] = {
     "ulysses": ("llama-3.1-8b", {"sequence_parallel": 4}),
     "ring": ("llama-3.1-8b", {"sequence_parallel": 4, "sequence_kind": "ring"}),
     "expert": (even("mixtral-8x7b"), {"expert_parallel": 4}),
+    "data": (even("mixtral-8x7b"), {"expert_parallel": 4, "data_parallel": 4}),
+    "data of tensor": (
+        even("mixtral-8x7b"),
+        {"expert_parallel": 8, "data_parallel": 4, "tensor_parallel": 2, "gpus_per_node": 4},
+    ),
     "pipeline": ("llama-3.1-8b", {"pipeline_parallel": 4}),
     "all of them": (
         even("mixtral-8x7b"),
