@@ -88,6 +88,8 @@ def latency_model(
         given["host_per_iteration_s"] = assumed.per_iteration_s
         given["host_per_sequence_s"] = assumed.per_sequence_s
         given["host_source"] = assumed.source
+        if parallelism.data_parallel > 1:  # ranks are padded to each other, as far as graphs go
+            given["capture_sizes"] = _capture_sizes(engine, None, scenario.speculation)
         return roofline_latency(
             model,
             gpu,
@@ -176,11 +178,11 @@ def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: Engine)
 
 
 def _capture_sizes(
-    engine: Engine, table: LatencyTable, speculation: Speculation | None
+    engine: Engine, table: LatencyTable | None, speculation: Speculation | None
 ) -> tuple[int, ...]:
     """The scenario's, else those of the engine the table was measured for, else vLLM's."""
     sizes = engine.cudagraph_capture_sizes
-    if sizes is None:
+    if sizes is None and table is not None:
         sizes = table.meta.get("cudagraph_capture_sizes")
     if sizes is None and engine.max_cudagraph_capture_size is not None:
         drafts = 0 if speculation is None else speculation.num_draft_tokens or 0

@@ -71,6 +71,11 @@ def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> 
     """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
         engine = scenario.engine
+        if (
+            parallelism_of(scenario.hardware).data_parallel > 1
+            and scenario.latency.source != "fixed"
+        ):
+            return []  # ranks are padded to each other
         return [
             f"engine.{knob} has no effect without a measured latency table"
             for knob in ("cudagraph_capture_sizes", "max_cudagraph_capture_size")

@@ -6,7 +6,7 @@ all of them together; the time is the rank's own, as if it were the slowest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from sim.batch import Batch
 from sim.latency.protocol import looked_up
 from sim.latency.roofline import RooflineLatency
-from sim.latency.together import by_step, exchange_s, slowest_share
+from sim.latency.together import Padding, exchange_s, slowest_share
 from sim.model.hardware import Gpu
 from sim.model.parallelism import Parallelism
 from sim.model.spec import ModelSpec
@@ -30,8 +30,10 @@ class LockstepRoofline(RooflineLatency):
         *,
         parallelism: Parallelism,
         max_num_batched_tokens: int = 8192,
+        capture_sizes: Sequence[int] = (),
         **settings: Any,
     ) -> None:
+        """`capture_sizes`: of the graphs in which ranks are padded to the fullest of them."""
         assert model.moe is not None
         super().__init__(
             model,
@@ -41,26 +43,29 @@ class LockstepRoofline(RooflineLatency):
             **settings,
         )
         most = parallelism.data_parallel * max_num_batched_tokens
-        self._shared_s: list[float] = self._shared_parts_s(np.arange(most + 1))["moe"].tolist()
+        counts = np.arange(most + 1)
+        self._shared_s: list[float] = self._shared_parts_s(counts)["moe"].tolist()
+        self._gathered_s: list[float] = self._exchange_s(counts).tolist()
+        self._padding = Padding(parallelism.data_parallel, capture_sizes)
 
     def _fixed_s(self, batch: Batch) -> float:
-        together = batch.all_tokens or batch.num_tokens
+        together, gathered = batch.all_tokens or batch.num_tokens, self._padding.pad(batch)
         try:
-            shared_s = self._shared_s[together]
+            shared_s = self._shared_s[together] + self._gathered_s[gathered]
         except IndexError:
             shared_s = float(self._shared_parts_s(np.array([together]))["moe"][0])
+            shared_s += float(self._exchange_s(np.array([gathered]))[0])
         return super()._fixed_s(batch) + shared_s
 
     def _token_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """By the fullest rank's tokens: all but the experts themselves and attention."""
+        """By the rank's own tokens: all but experts, the way to them, and attention."""
         parts = super()._token_parts_s(tokens)
         del parts["moe"]
-        parts["communication"] = parts["communication"] + self._exchange_s(tokens)
         return parts
 
-    def _exchange_s(self, fullest: np.ndarray) -> np.ndarray:
+    def _exchange_s(self, gathered: np.ndarray) -> np.ndarray:
         return exchange_s(
-            fullest, self.model, self.parallelism, self._interconnect,
+            gathered, self.model, self.parallelism, self._interconnect,
             link_efficiency=self._link_efficiency,
         )  # fmt: skip
 
@@ -77,10 +82,14 @@ class LockstepRoofline(RooflineLatency):
 
     def known_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As on one rank alone; what is left is attention and waiting for the slowest rank."""
-        parts = super().known_parts_s(by_step(iterations))
+        padded = self._padding.recorded(iterations)
+        parts = super().known_parts_s(padded)
+        exchange = self._exchange_s(padded["gathered_tokens"])
+        parts["communication"] = parts["communication"] + exchange
         return parts | looked_up(self._shared_parts_s, iterations["all_tokens"])
 
     def _within_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        within = super()._within_parts_s(by_step(iterations))
-        within["all_to_all"] = self._exchange_s(iterations["fullest_tokens"])
+        padded = self._padding.recorded(iterations)
+        within = super()._within_parts_s(padded)
+        within["all_to_all"] = self._exchange_s(padded["gathered_tokens"])
         return within

@@ -17,7 +17,7 @@ from sim.batch import Batch
 from sim.latency.refinement import Refinement
 from sim.latency.table import TableLatency
 from sim.latency.table_data import LatencyTable
-from sim.latency.together import by_step, exchange_s, slowest_share
+from sim.latency.together import Padding, exchange_s, slowest_share
 from sim.model.expert_routing import ExpertRouting
 from sim.model.parallelism import Parallelism
 from sim.model.spec import ModelSpec
@@ -72,9 +72,17 @@ class LockstepTable(TableLatency):
     def refine(self, refinement: Refinement) -> None:
         self._shared: dict[int, float] = {0: 0.0}
         super().refine(refinement)
+        counts = np.arange(len(self._shares[0]))
+        self._gathered_s: list[float] = self._exchange_s(counts).tolist()
+        self._padding = Padding(self._parallelism.data_parallel, self._capture_sizes)
 
     def _fixed_s(self, batch: Batch) -> float:
-        return super()._fixed_s(batch) + self._shared_s(batch.all_tokens or batch.num_tokens)
+        gathered = self._padding.pad(batch)
+        found_s = super()._fixed_s(batch) + self._shared_s(batch.all_tokens or batch.num_tokens)
+        try:
+            return found_s + self._gathered_s[gathered]
+        except IndexError:
+            return found_s + float(self._exchange_s(np.array([gathered]))[0])
 
     def _shared_s(self, together: int) -> float:
         """Experts of the slowest GPU, by the tokens of all ranks."""
@@ -95,29 +103,32 @@ class LockstepTable(TableLatency):
         return float(rows[0]), float(activated[0])
 
     def _computed_parts_s(self, tokens: np.ndarray, padded: np.ndarray) -> dict[str, np.ndarray]:
-        """By the fullest rank's tokens: all but the experts themselves and attention."""
+        """By the rank's own tokens: all but experts, the way to them, and attention."""
         parts = super()._computed_parts_s(tokens, padded)
         del parts["moe"]
+        return parts
+
+    def _exchange_s(self, gathered: np.ndarray) -> np.ndarray:
         # A link's own figures, as measured, or shares of a datasheet's.
         link = {"link_efficiency": 1.0, "launch_s": 0.0} if self._link_measured else {}
-        parts["communication"] = (
-            exchange_s(padded, self._model, self._parallelism, self.interconnect, **link)
-        ) * (tokens > 0)
-        return parts
+        return exchange_s(gathered, self._model, self._parallelism, self.interconnect, **link)
 
     # -- recorded iterations --------------------------------------------------------------------
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As on one rank alone; attention has waiting for the slowest rank in it."""
-        parts, together = super().parts_s(by_step(iterations)), iterations["all_tokens"]
+        padded, together = self._padding.recorded(iterations), iterations["all_tokens"]
+        parts = super().parts_s(padded)
         counts = np.unique(together)
         each_s = np.array([self._shared_s(int(count)) for count in counts])
         parts["moe"] = each_s[np.searchsorted(counts, together)]
-        parts["attention"] = np.maximum(parts["attention"] - parts["moe"], 0.0)
+        parts["communication"] = self._exchange_s(padded["gathered_tokens"])
+        known_s = parts["moe"] + parts["communication"]
+        parts["attention"] = np.maximum(parts["attention"] - known_s, 0.0)
         return parts
 
     def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The same by class of operation; all communication is between ranks that share experts."""
-        classes = super().operators_s(by_step(iterations))
+        classes = super().operators_s(self._padding.recorded(iterations))
         classes["all_to_all"] = classes.pop("all_reduce")
         return classes

@@ -119,7 +119,7 @@ class RooflineLatency(RecordedParts):
         tp = self.parallelism.tensor_parallel
         model.check_tensor_parallel(tp)
 
-        gpus = self.parallelism.num_gpus
+        gpus = self.parallelism.num_gpus * self.parallelism.data_parallel
         suffix = f" x {gpus}" if gpus > 1 else ""
         self.label = f"roofline (analytic, unmeasured): {model.name} on {gpu.name}{suffix}"
         self.model = model
@@ -272,7 +272,7 @@ class RooflineLatency(RecordedParts):
 
     def _fixed_s(self, batch: Batch) -> float:
         """All of an iteration but its decodes' attention, which comes last (and varies)."""
-        num_tokens, rows = batch.fullest_tokens or batch.num_tokens, batch.num_emitting
+        num_tokens, rows = batch.padded_tokens or batch.num_tokens, batch.num_emitting
         try:
             duration_s = self._tokens_s[num_tokens]
         except IndexError:

@@ -283,7 +283,7 @@ class TableLatency:
 
     def _fixed_s(self, batch: Batch) -> float:
         """All but attention."""
-        num_tokens = batch.fullest_tokens or batch.num_tokens
+        num_tokens = batch.padded_tokens or batch.num_tokens
         try:
             duration_s = self._tokens_s[num_tokens]
         except IndexError:
@@ -409,7 +409,7 @@ class TableLatency:
     def _outside(self, batch: Batch) -> bool:
         """Whether a feature lies beyond what was measured."""
         attention = self._attention
-        if (batch.fullest_tokens or batch.num_tokens) > self._most_tokens:
+        if (batch.padded_tokens or batch.num_tokens) > self._most_tokens:
             return True
         decodes = batch.num_decodes
         if decodes and (

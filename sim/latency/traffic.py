@@ -45,7 +45,7 @@ def traffic(
 ) -> dict[str, Collective]:
     """What each GPU sends in an iteration of `batch`, tokens spread evenly over ranks.
 
-    Of ranks in lockstep it is one rank's, all of them with as many tokens.
+    Of ranks in lockstep it is one rank's, beside those whose tokens it counts; none is padded.
     """
     spread = parallelism
     tp, ranks, seq = spread.tensor_parallel, spread.dealt_ranks, spread.sequence_parallel
@@ -69,7 +69,7 @@ def traffic(
             2 * model.moe.num_layers, all_to_all_bytes(rows_bytes, ranks)
         )
     if spread.data_parallel > 1 and model.moe is not None:
-        gathered = hidden_bytes * spread.data_parallel
+        gathered = (batch.all_tokens or batch.num_tokens) * float(model.hidden_size * each)
         sent["expert_gather_and_scatter"] = Collective(
             2 * model.moe.num_layers, all_gather_bytes(gathered, spread.data_parallel)
         )

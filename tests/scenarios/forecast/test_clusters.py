@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scenarios.errors import InputError
-from scenarios.forecast.forecast import forecast
+from scenarios.forecast.forecast import Forecast, forecast
 from scenarios.schema.load import load_scenario, parse_scenario
 from tests.sim.serving import assert_same_records
 
 COLOCATED = ["cluster.groups=[]", "cluster.kv_link=null", "cluster.replicas=4"]
 
 
-def summary(name: str, *settings: str, requests: int = 1500) -> dict[str, Any]:
+def run(name: str, *settings: str, requests: int = 1500) -> Forecast:
     scenario, origin = load_scenario(name, [f"workload.num_requests={requests}", *settings])
-    return forecast(scenario, origin=origin).summary
+    return forecast(scenario, origin=origin)
+
+
+def summary(name: str, *settings: str, requests: int = 1500) -> dict[str, Any]:
+    return run(name, *settings, requests=requests).summary
 
 
 @pytest.mark.parametrize(
@@ -132,6 +137,31 @@ def test_data_parallel_ranks_are_engines_behind_vllms_balancer() -> None:
     assert apart["cluster"]["router"] == "random"
 
 
+def test_data_parallel_ranks_of_a_mixture_keep_step() -> None:
+    """Eight GPUs as four ranks of two: a step as long for all, experts over all eight."""
+    mixture = [
+        "model=qwen3-30b-a3b", "hardware.tensor_parallel=2", "hardware.data_parallel=4",
+        "hardware.expert_parallel=8",
+    ]  # fmt: skip
+    found = run("quickstart", *mixture, requests=200)
+    assert found.summary["cost"]["gpus"] == 8
+    assert len(found.summary["cluster"]["requests"]) == 4
+    iterations = found.records.iterations
+    order = np.argsort(iterations["start_s"], kind="stable")
+    starts_s, lasted_s = iterations["start_s"][order], iterations["duration_s"][order]
+    same = np.diff(starts_s) == 0
+    assert same.any() and (np.diff(lasted_s)[same] == 0).all()
+    assert (starts_s[1:][~same] >= (starts_s + lasted_s)[:-1][~same] - 1e-9).all()
+    assert found.deployment.memory.num_gpu_blocks > 0
+    alone = run("quickstart", "model=qwen3-30b-a3b", "hardware.tensor_parallel=2", requests=200)
+    saved = alone.deployment.memory.weight_bytes - found.deployment.memory.weight_bytes
+    experts = sum(op.weight_bytes for op in found.deployment.model.expert_operations())
+    assert saved == pytest.approx(experts * (1 / 2 - 1 / 8), rel=1e-3)
+    assert found.summary["time_parts_s"]["communication"] > 0
+    closed = run("quickstart", *mixture, "workload.max_concurrency=6", requests=100)
+    assert closed.summary["completed"] == 100
+
+
 def test_a_router_that_sees_nothing_is_told() -> None:
     (said,) = (
         text
@@ -210,7 +240,11 @@ GROUP = "{name: a, role: prefill, replicas: 1}"
         ),
         (
             ["model=qwen3-30b-a3b", "hardware.data_parallel=2"],
-            "hardware.data_parallel: the ranks of a mixture of experts step in lockstep",
+            "set hardware.expert_parallel=2 (all their GPUs)",
+        ),
+        (
+            ["model=qwen3-30b-a3b", "hardware.data_parallel=2", "hardware.expert_parallel=4"],
+            "experts are over all ranks of data_parallel, tensor_parallel 1 x 2 = 2",
         ),
         (
             ["hardware.data_parallel=2", "cluster.failures=[{replica: 0, at_s: 1}]"],

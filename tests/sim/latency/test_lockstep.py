@@ -52,15 +52,33 @@ def test_a_rank_computes_its_experts_for_all_and_the_rest_for_itself() -> None:
 
 
 def test_a_rank_is_padded_to_the_fullest() -> None:
-    rank = spread("qwen3-30b-a3b", expert_parallel=2, data_parallel=2)
-    few, many = decodes(1, 100), decodes(1, 100)
-    alike = rank.iteration_s(beside(few, fullest=1, together=900))
-    padded = rank.iteration_s(beside(many, fullest=800, together=900))
-    linear = rank.known_parts_s(
-        records(rank, [decodes(800, 1)])
-        | {"fullest_tokens": np.array([800]), "all_tokens": np.array([900])}
-    )
-    assert padded - alike > 0.5 * linear["linear"][0]
+    """As far as graphs are captured: of 1 beside 500 and beside 513 tokens, sizes up to 512."""
+    settings = {"capture_sizes": (64, 256, 512), "interconnect": FREE}
+    rank = spread("qwen3-30b-a3b", settings=settings, expert_parallel=2, data_parallel=2)
+    times_s = {
+        fullest: rank.iteration_s(beside(decodes(1, 100), fullest=fullest, together=514))
+        for fullest in (1, 500, 513)
+    }
+    parts = rank._token_parts_s(np.array([1, 500]))["linear"]
+    assert times_s[500] - times_s[1] == pytest.approx(parts[1] - parts[0], rel=1e-9)
+    assert times_s[513] == times_s[1]
+
+
+@pytest.mark.parametrize(
+    ("fullest", "together", "gathered"), [(500, 600, 2 * 512), (513, 600, 600), (3, 4, 2 * 64)]
+)
+def test_padding_is_gathered_too(fullest: int, together: int, gathered: int) -> None:
+    ranks = [
+        spread(
+            "qwen3-30b-a3b", expert_parallel=2, data_parallel=2,
+            settings={"capture_sizes": (64, 256, 512), "interconnect": link},
+        )
+        for link in (LINK, FREE)
+    ]  # fmt: skip
+    works = [beside(decodes(1, 100), fullest=fullest, together=together) for _ in ranks]
+    spent_s = ranks[0].iteration_s(works[0]) - ranks[1].iteration_s(works[1])
+    moved_s = gathered * 2048 * 2 / 2 / (50e9 * 0.75)
+    assert spent_s == pytest.approx(2 * 48 * (2e-6 + moved_s), rel=1e-6)
 
 
 def test_experts_over_all_gpus_are_whole_whatever_else_is_split() -> None:
@@ -121,7 +139,7 @@ def table_rank(table: LatencyTable | None = None, **given: Any) -> LockstepTable
     settings: dict[str, Any] = {
         "parallelism": TWO, "interconnect": LINK, "link_measured": True, "skew": False,
         "host": HostOverhead(100e-6, 2e-6, "test"), "max_num_batched_tokens": 2048,
-        "max_num_seqs": 64,
+        "max_num_seqs": 64, "capture_sizes": (8, 40, 64),
     }  # fmt: skip
     return LockstepTable(table or moe_table(), QWEN, **(settings | given))
 

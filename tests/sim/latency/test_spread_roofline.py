@@ -65,6 +65,7 @@ def test_the_time_on_links_is_that_of_the_bytes_in_closed_form(kind: str, work: 
     batch = prefill(4096) if work == "prefill" else decodes(256, 64)
     if degrees.get("expert_parallel") and work == "prefill":
         batch = Batch(prefills=[chunk(1024)] * 4, num_tokens=4096, num_emitting=4, num_seqs=4)
+    batch.all_tokens = batch.num_tokens * degrees.get("data_parallel", 0)
     settings = {**IDEAL, "gemm_efficiency": 1.0}
     fast, slow = (
         spread(model, settings={**settings, "interconnect": link}, **degrees).iteration_s(batch)
