@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from scenarios.errors import InputError
 from scenarios.forecast.forecast import Forecast, forecast
+from scenarios.schema.knobs import knobs
 from scenarios.schema.load import load_scenario, parse_scenario
+from tests.sim.latency.tables import moe_table_folder
 from tests.sim.serving import assert_same_records
 
 COLOCATED = ["cluster.groups=[]", "cluster.kv_link=null", "cluster.replicas=4"]
@@ -160,6 +163,37 @@ def test_data_parallel_ranks_of_a_mixture_keep_step() -> None:
     assert found.summary["time_parts_s"]["communication"] > 0
     closed = run("quickstart", *mixture, "workload.max_concurrency=6", requests=100)
     assert closed.summary["completed"] == 100
+
+
+@pytest.mark.parametrize("ahead", ["true", "false"])
+def test_ranks_of_a_mixture_take_their_times_from_a_table_of_one_gpu(
+    tmp_path: Path, ahead: str
+) -> None:
+    folder = moe_table_folder(tmp_path / "table", gpu="H200-SXM")
+    mixture = [
+        "workload.num_requests=150", "model=qwen3-30b-a3b", f"latency={{table: {folder}}}",
+        "hardware.data_parallel=2", "hardware.expert_parallel=2",
+        f"engine.async_scheduling={ahead}", "engine.max_cudagraph_capture_size=64",
+    ]  # fmt: skip
+    scenario, origin = load_scenario("quickstart", mixture)
+    leapt, stepped = (forecast(scenario, origin=origin, leap=leap) for leap in (True, False))
+    assert_same_records(leapt.records, stepped.records)
+    parts = leapt.summary["time_parts_s"]
+    assert sum(parts.values()) == pytest.approx(
+        leapt.records.iterations["duration_s"].sum(), rel=1e-6
+    )
+    assert parts["moe"] > 0 < parts["communication"]
+    one, origin = load_scenario("quickstart", [*mixture[:3], "hardware.expert_parallel=2"])
+    with pytest.raises(InputError, match="measured tensor parallelism at most"):
+        forecast(one, origin=origin)
+
+
+def test_degrees_that_decide_each_other_are_no_knobs() -> None:
+    mixture = ["model=qwen3-30b-a3b", "hardware.data_parallel=2", "hardware.expert_parallel=2"]
+    for settings, turned in ((mixture[:1], True), (mixture, False)):
+        paths = {knob.path for knob in knobs(load_scenario("quickstart", settings)[0])}
+        assert ("hardware.expert_parallel" in paths) == turned
+        assert ("hardware.tensor_parallel" in paths) == turned
 
 
 def test_a_router_that_sees_nothing_is_told() -> None:

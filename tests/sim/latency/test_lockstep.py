@@ -16,11 +16,10 @@ from sim.latency.lockstep_table import LockstepTable
 from sim.latency.protocol import HostOverhead
 from sim.latency.roofline import RooflineLatency
 from sim.latency.table_data import LatencyTable
-from sim.latency.table_folder import table_of
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Interconnect
 from sim.model.parallelism import Parallelism
-from tests.sim.latency.tables import META, decode_us, linear_us, rows
+from tests.sim.latency.tables import decode_us, linear_us, moe_table, moe_us
 from tests.sim.latency.test_roofline import IDEAL, decodes, records
 from tests.sim.latency.test_spread_roofline import H200, even, spread
 
@@ -119,20 +118,6 @@ def test_parts_of_recorded_iterations_add_up_to_their_durations() -> None:
 
 
 # -- measured -------------------------------------------------------------------------------------
-
-
-def moe_us(tokens: float, experts: float) -> float:
-    return 500.0 + 4.0 * tokens + 30.0 * experts
-
-
-def moe_table(*, experts: tuple[int, ...] = (1, 8, 32, 64, 128), **meta: Any) -> LatencyTable:
-    shape = {
-        "name": QWEN.name, "num_layers": 48, "hidden_size": 2048, "num_attention_heads": 32,
-        "num_kv_heads": 4, "head_dim": 128, "vocab_size": 151936,
-    }  # fmt: skip
-    found = rows()
-    found["moe"] = [(t, e, moe_us(t, e)) for t in (1, 16, 256, 2048) for e in experts]
-    return table_of({**META, "model": shape, **meta}, found)
 
 
 def table_rank(table: LatencyTable | None = None, **given: Any) -> LockstepTable:
