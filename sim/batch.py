@@ -51,6 +51,11 @@ class Batch:
     swap_out_blocks: int = 0
     swapped_out: Sequence[tuple[Request, list[int]]] = ()  # whose blocks go to the host first
     swapped_in: Sequence[Request] = ()  # whose blocks come back into their new tables then
+    # Of ranks in lockstep: tokens of the fullest, and of all, which share the experts (zero: it
+    # steps alone); and what the latency model finds this one padded to.
+    fullest_tokens: int = 0
+    all_tokens: int = 0
+    padded_tokens: int = 0
     # The prefix cache's second tier. As with swapping, all that goes out goes before all that
     # comes in.
     offloaded: Sequence[tuple[int, int]] = ()  # (device block, host block)

@@ -43,7 +43,8 @@ class Records:
     blocks that several tables hold, times the tables beyond the first: what there would be more of
     without sharing), copied_blocks, swap_blocks (over the host link, both ways), loaded_blocks (of
     those, what the prefix cache had in host memory), preempted, finished, extrapolated, replica;
-    behind a front end seen_s, when clients saw its tokens.
+    behind a front end seen_s, when clients saw its tokens; of ranks in lockstep fullest_tokens (of
+    the rank with most in that step) and all_tokens (of all its ranks).
     ``preemptions``: request, preempted_s, resumed_s.
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
     ``stages``, of pipelines only: replica, stage, ``busy_s`` (the stage computing) and ``active_s``

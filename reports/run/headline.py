@@ -78,7 +78,10 @@ def _setting(scenario: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     hardware, engine = _part(scenario, "hardware"), _part(scenario, "engine")
     replicas = figure_of(_part(scenario, "cluster"), "replicas") or 1
     gpus = figure_of(_part(hardware, "sequence_parallel"), "degree") or 1
-    for degree in ("tensor_parallel", "pipeline_parallel", "expert_parallel"):
+    ranks = figure_of(hardware, "data_parallel") or 1
+    # Ranks share out experts among their own GPUs.
+    other = "data_parallel" if ranks > 1 else "expert_parallel"
+    for degree in ("tensor_parallel", "pipeline_parallel", other):
         gpus *= figure_of(hardware, degree) or 1
     each = f"{count(gpus)} × " * (gpus > 1) + str(hardware.get("gpu") or "")
     if replicas > 1:

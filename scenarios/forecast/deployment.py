@@ -193,7 +193,7 @@ def _engine(
         latency = latency_of(model, wide)
         measured_elsewhere = other_than_measured(latency, gpu, scenario)
         on_links = assumed_links(
-            scenario, gpu, latency, ranks=parallelism_of(scenario.hardware).gpus_per_stage
+            scenario, gpu, latency, ranks=parallelism_of(scenario.hardware).gpus_per_step
         )
     if speculating is not None:
         with _at(source, "speculation"):
@@ -240,7 +240,7 @@ def _groups(
         parallelism = parallelism_of(mine.hardware)
         ranks = mine.hardware.data_parallel
         if ranks > 1:
-            _refuse_ranks(engine.model, scenario, where)
+            _refuse_ranks(engine.model, scenario, mine, where)
         yield ReplicaGroup(
             group.replicas * ranks,
             replace(engine.config, queue=rules, pipeline_stages=mine.hardware.pipeline_parallel),
@@ -254,16 +254,19 @@ def _groups(
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
             front_end=front_end(mine, fitted_front_end(engine.latency)),
+            in_lockstep=parallelism.data_parallel,
         )
 
 
-def _refuse_ranks(model: ModelSpec, scenario: Scenario, where: str) -> None:
-    """Data-parallel ranks that are more to each other than replicas behind a router."""
+def _refuse_ranks(model: ModelSpec, scenario: Scenario, mine: Scenario, where: str) -> None:
+    """Data-parallel ranks that are more to each other than what is modelled of them."""
     path = f"{where}: hardware.data_parallel"
-    if model.moe is not None:
+    if model.moe is not None and mine.hardware.expert_parallel == 1:
+        gpus = mine.hardware.tensor_parallel * mine.hardware.data_parallel
         raise InputError(
-            f"{path}: the ranks of a mixture of experts step in lockstep, which is modelled with "
-            "one scheduler for all of them: hardware.expert_parallel deals sequences out to as many"
+            f"{path}: the ranks of a mixture of experts share them out, whole ones: set "
+            f"hardware.expert_parallel={gpus} (all their GPUs); every expert split over all ranks, "
+            "as without vLLM's --enable-expert-parallel, is not modelled"
         )
     if scenario.cluster.failures or scenario.cluster.autoscaling is not None:
         raise InputError(

@@ -282,7 +282,9 @@ def _experts(
         "mean_activated": None,
         "slowest_rank_over_mean": None,
     }
-    tokens, times = np.unique(records.iterations["num_tokens"], return_counts=True)
+    iterations = records.iterations
+    met = iterations.get("all_tokens", iterations["num_tokens"])  # of all ranks that step together
+    tokens, times = np.unique(met, return_counts=True)
     if not len(tokens):
         return figures
     on_slice = np.ceil(tokens / spread.sequence_parallel)

@@ -7,6 +7,7 @@ that nobody measured, and for what tables do not hold (pipelines, tokens spread 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from scenarios.schema.scenario import Scenario
 from scenarios.schema.speculation import Speculation
 from scenarios.schema.vllm_defaults import capture_sizes
 from sim.kv.memory import MemoryBudget
+from sim.latency.lockstep_table import LockstepTable
 from sim.latency.pipeline import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
 from sim.latency.roofline import (
@@ -50,6 +52,8 @@ def parallelism_of(hardware: Hardware) -> Parallelism:
         expert_parallel=hardware.expert_parallel,
         sequence_parallel=1 if sequence is None else sequence.degree,
         sequence_kind="ulysses" if sequence is None else sequence.kind,
+        # Dense ranks share nothing: each is an engine by itself.
+        data_parallel=hardware.data_parallel if hardware.expert_parallel > 1 else 1,
         gpus_per_node=hardware.gpus_per_node,
     )
 
@@ -84,6 +88,8 @@ def latency_model(
         given["host_per_iteration_s"] = assumed.per_iteration_s
         given["host_per_sequence_s"] = assumed.per_sequence_s
         given["host_source"] = assumed.source
+        if parallelism.data_parallel > 1:  # ranks are padded to each other, as far as graphs go
+            given["capture_sizes"] = _capture_sizes(engine, None, scenario.speculation)
         return roofline_latency(
             model,
             gpu,
@@ -101,7 +107,9 @@ def latency_model(
         table = _table(scenario, model, gpu, beside=beside, compose=compose)
     _refuse_other_weights(table, model, engine)
     skew = latency.skew
-    return TableLatency(
+    of_ranks = parallelism.data_parallel > 1
+    kind = partial(LockstepTable, parallelism=parallelism) if of_ranks else TableLatency
+    return kind(
         table,
         model,
         tensor_parallel=hardware.tensor_parallel,
@@ -145,11 +153,12 @@ def _table(
 
 def _one_group(parallelism: Parallelism) -> bool:
     """Tables hold whole models on the ranks of one tensor-parallel group, and no more."""
-    return parallelism.num_gpus == parallelism.tensor_parallel
+    return parallelism.num_gpus == parallelism.tensor_parallel and parallelism.expert_parallel == 1
 
 
 def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
-    if not _one_group(parallelism):
+    shares_experts = parallelism.data_parallel > 1 and source == "table"
+    if not shares_experts and not _one_group(parallelism):
         raise ValueError(
             f"source {source} measured tensor parallelism at most, hardware asks for "
             f"{parallelism.words}; source roofline can (unmeasured)"
@@ -169,11 +178,11 @@ def _refuse_other_weights(table: LatencyTable, model: ModelSpec, engine: Engine)
 
 
 def _capture_sizes(
-    engine: Engine, table: LatencyTable, speculation: Speculation | None
+    engine: Engine, table: LatencyTable | None, speculation: Speculation | None
 ) -> tuple[int, ...]:
     """The scenario's, else those of the engine the table was measured for, else vLLM's."""
     sizes = engine.cudagraph_capture_sizes
-    if sizes is None:
+    if sizes is None and table is not None:
         sizes = table.meta.get("cudagraph_capture_sizes")
     if sizes is None and engine.max_cudagraph_capture_size is not None:
         drafts = 0 if speculation is None else speculation.num_draft_tokens or 0

@@ -10,6 +10,7 @@ from scenarios.forecast.deployment import Deployment
 from scenarios.forecast.front_end import described, fitted_front_end
 from sim.latency import communication, roofline
 from sim.latency.block_moves import BlockMoves
+from sim.latency.lockstep_table import LockstepTable
 from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
@@ -127,7 +128,7 @@ def _analytic(latency: RooflineLatency, given: Mapping[str, float]) -> Iterator[
         f"analytic: bytes at {bandwidth} × "
         f"{share('memory_efficiency', rates.products.memory_efficiency)}",
     )
-    if latency.parallelism.gpus_per_stage > 1:
+    if latency.parallelism.gpus_per_step > 1:
         link = given.get("link_efficiency", communication.LINK_EFFICIENCY)
         yield Origin(
             "Communication",
@@ -159,7 +160,8 @@ def _tabulated(latency: TableLatency, gpu: Gpu) -> Iterator[Origin]:
     if not latency.refinement.is_nothing:
         yield Origin("Beyond single kernels", True, _refined(table.meta["refined"]))
     if latency.parallel and "communication" not in table.parts:
-        yield Origin("All-reduce", False, _links(gpu))
+        shares = isinstance(latency, LockstepTable)
+        yield Origin("Exchange between ranks" if shares else "All-reduce", False, _links(gpu))
     if "swap" not in table.parts:
         yield Origin(
             "Swapped blocks",

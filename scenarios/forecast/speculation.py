@@ -250,7 +250,7 @@ def speculator(
             f"{engine.max_num_batched_tokens}"
         )
     spread = parallelism_of(scenario.hardware)
-    if spread.pipeline_parallel > 1 or spread.sequence_parallel > 1:
+    if spread.pipeline_parallel > 1 or spread.sequence_parallel > 1 or spread.data_parallel > 1:
         raise ValueError(
             f"over ranks of {spread.words} it is not modelled, only over tensor_parallel and, "
             "without a draft model, expert_parallel"

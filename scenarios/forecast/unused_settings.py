@@ -55,7 +55,7 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
         return []
     parallelism = parallelism_of(scenario.hardware)
     notes = []
-    if parallelism.gpus_per_stage > 1:
+    if parallelism.gpus_per_step > 1:
         notes.append(
             f"hardware: {parallelism.words} has no effect on a fixed latency but for its stages; "
             "it divides the memory"
@@ -71,6 +71,11 @@ def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> 
     """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
         engine = scenario.engine
+        if (
+            parallelism_of(scenario.hardware).data_parallel > 1
+            and scenario.latency.source != "fixed"
+        ):
+            return []  # ranks are padded to each other
         return [
             f"engine.{knob} has no effect without a measured latency table"
             for knob in ("cudagraph_capture_sizes", "max_cudagraph_capture_size")

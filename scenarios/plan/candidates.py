@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from scenarios.schema.scenario import Scenario
 from scenarios.schema.section import Section
 
 MOST = 2000  # candidates; more is a slip
-# Degrees whose product is the GPUs of a replica.
+# Degrees whose product is the GPUs of a replica; data-parallel ranks have experts over their own.
 PARALLEL = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
 
@@ -126,9 +127,10 @@ def _candidate(
     content["plan"] = None
     content["hardware"] |= {"gpu": given, **layout}
     content["engine"] = given_knobs(base.engine, settings)
-    count = 1
-    for degree in PARALLEL:
-        count *= content["hardware"].get(degree, 1)
+    degrees = {degree: content["hardware"].get(degree, 1) for degree in PARALLEL}
+    if degrees["data_parallel"] != 1:
+        degrees["expert_parallel"] = 1
+    count = prod(degrees.values())
     arrangement = "+".join(_arrangement(content["hardware"]))
     words = [gpu if count == 1 else f"{count}x {gpu}"]
     words += [arrangement] if arrangement else []

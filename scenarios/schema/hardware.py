@@ -64,7 +64,8 @@ GpuChoice = Annotated[
 
 
 class Hardware(Section):
-    """Which GPU, and how a model is spread over several; the degrees multiply.
+    """Which GPU, and how a model is spread over several; the degrees multiply, but for
+    expert_parallel beside data_parallel.
 
     ``link`` lies between GPUs of one node of ``gpus_per_node``, ``inter_node_link`` between nodes.
     """
@@ -73,8 +74,10 @@ class Hardware(Section):
     gpu: GpuChoice
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     pipeline_parallel: Annotated[int, Field(ge=1, le=256)] = 1
-    # engines of their own, each with a scheduler and a cache, behind cluster.router `data_parallel`
+    # engines of their own, each with a scheduler and a cache, behind cluster.router
+    # `data_parallel`; a mixture's step together and share out its experts
     data_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    # with data_parallel, tensor_parallel × data_parallel: experts are over all GPUs of the ranks
     expert_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     sequence_parallel: SequenceParallel | None = None
     gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8

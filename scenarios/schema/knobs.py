@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from scenarios import library
 from scenarios.schema.engine import Engine
+from scenarios.schema.hardware import Hardware
 from scenarios.schema.scenario import Scenario
 
 LOAD, ENGINE, HARDWARE, SLO = "Load", "Engine", "Model and hardware", "Service levels"
@@ -105,11 +106,7 @@ def _load(scenario: Scenario) -> Iterable[Knob]:
                     yield _ordered(path, label, LOAD, value, choices, "tokens")
 
 
-def _hardware(scenario: Scenario, *, experts: bool) -> Iterable[Knob]:
-    hardware = scenario.hardware
-    yield _named("model", "Model", HARDWARE, scenario.model, library.model_names())
-    if scenario.latency.source in ("auto", "roofline") and isinstance(hardware.gpu, str):
-        yield _named("hardware.gpu", "GPU", HARDWARE, hardware.gpu, library.gpus())
+def _degrees(hardware: Hardware, *, experts: bool) -> Iterable[Knob]:
     degrees = (1, 2, 4, 8)
     yield _ordered(
         "hardware.tensor_parallel", "Tensor parallel", HARDWARE, hardware.tensor_parallel, degrees,
@@ -121,6 +118,15 @@ def _hardware(scenario: Scenario, *, experts: bool) -> Iterable[Knob]:
         f"hardware.{key}", key.replace("_", " ").capitalize(), HARDWARE, getattr(hardware, key),
         degrees, "ranks" if experts else "stages",
     )  # fmt: skip
+
+
+def _hardware(scenario: Scenario, *, experts: bool) -> Iterable[Knob]:
+    hardware = scenario.hardware
+    yield _named("model", "Model", HARDWARE, scenario.model, library.model_names())
+    if scenario.latency.source in ("auto", "roofline") and isinstance(hardware.gpu, str):
+        yield _named("hardware.gpu", "GPU", HARDWARE, hardware.gpu, library.gpus())
+    if not experts or hardware.data_parallel == 1:  # else one degree decides the other
+        yield from _degrees(hardware, experts=experts)
     if scenario.workload.max_concurrency is None:
         replicas = (1, 2, 3, 4, 6, 8, 12, 16)
         yield _ordered(

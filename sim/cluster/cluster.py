@@ -18,6 +18,7 @@ import numpy as np
 
 from sim.cluster.fleet import Fleet
 from sim.cluster.kv_transfers import DecodePool, KvTransfers, PrefillPool
+from sim.cluster.lockstep import Lockstep, Rank, tokens_by_step
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
 from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.cluster.routers import ROUTERS, Routing
@@ -79,6 +80,8 @@ class _Cluster(Fleet):
         recorder: BlockRecorder | None,
     ) -> None:
         super().__init__()
+        self._lockstep: Lockstep | None = None  # that ranks are added to
+        self._steps_with: list[int] = []  # each replica's lockstep, or itself alone
         self._recorder = recorder
         self._awaits_answers = workload.awaits_answers
         self._unequal = len(groups) > 1
@@ -93,7 +96,9 @@ class _Cluster(Fleet):
             raise ValueError("under paged, several samples cannot move from a pool to another")
         self._fronted = any(group.front_end is not None for group in groups)
         for group in groups:
-            for _ in range(group.replicas):
+            for number in range(group.replicas):
+                if group.in_lockstep > 1 and number % group.in_lockstep == 0:
+                    self._lockstep = Lockstep(self.clock, len(self.replicas))
                 self._add_replica(group, leap=leap, check=check)
         self._route = ROUTERS[router]
         rng = np.random.default_rng([seed, 0x70757465])
@@ -121,13 +126,21 @@ class _Cluster(Fleet):
             policy = watched(policy, self._recorder)
         scheduler = policy(pool, allocator, config)
         self._groups.append(group)
-        self.replicas.append(
-            ClusterReplica(
-                len(self.replicas), self.clock, scheduler, device_of(group.latency),
-                self._on_finished, servers=self._servers(group), leap=leap, check=check,
-                awaits_clients=self._awaits_answers,
-            )
-        )  # fmt: skip
+        number, servers = len(self.replicas), self._servers(group)
+        if group.in_lockstep > 1:
+            assert self._lockstep is not None
+            self._steps_with.append(self._lockstep.number)
+            replica: ClusterReplica = Rank(
+                self._lockstep, number, scheduler, group.latency, self._on_finished,
+                servers=servers, leap=leap, check=check,
+            )  # fmt: skip
+        else:
+            self._steps_with.append(number)
+            replica = ClusterReplica(
+                number, self.clock, scheduler, device_of(group.latency), self._on_finished,
+                servers=servers, leap=leap, check=check, awaits_clients=self._awaits_answers,
+            )  # fmt: skip
+        self.replicas.append(replica)
 
     def _servers(self, group: ReplicaGroup) -> ApiServers | None:
         """A replica's front end; where any replica has one, those without have one of no time."""
@@ -277,6 +290,9 @@ class _Cluster(Fleet):
             found.requests["prefilled_s"] = np.array(
                 [prefilled_s.get(number, NEVER) for number in found.requests["request"].tolist()]
             )
+        if self._lockstep is not None:
+            locksteps = np.array(self._steps_with)
+            found.iterations.update(tokens_by_step(found.iterations, locksteps))
         # A prefill pool logs those it turns away as it knows them: with one token to generate.
         found.requests["output_tokens"] = self._output_tokens[found.requests["request"]]
         if self._samples is not None:

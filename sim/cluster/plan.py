@@ -32,6 +32,7 @@ class ReplicaGroup:
     gpus: int = 1
     usd_per_hour: float = 0.0
     front_end: FrontEnd | None = None  # of each replica
+    in_lockstep: int = 1  # so many in a row are ranks that share out a mixture's experts
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,6 +227,12 @@ class ClusterReplica(Engine):
         if now_s < self.decision_s and not self.is_idle:
             return  # the decision that was due has been made, or the engine has failed since
         self.kv_floor = -1.0
+        self.take_in(now_s)
+        self.decide(now_s)
+        self._call_when_due()
+
+    def take_in(self, now_s: float) -> None:
+        """Queue those who have come, and let go of those who have waited too long."""
         inbox, pool = self._inbox, self.pool
         while inbox:
             request, rejected = inbox.popleft(), pool.num_rejected
@@ -235,8 +241,6 @@ class ClusterReplica(Engine):
                 self._lose([request], now_s)
         if pool.gives_up_s <= now_s:
             self._lose(pool.expire(now_s), now_s)
-        self.decide(now_s)
-        self._call_when_due()
 
     def _lose(self, requests: list[Request], now_s: float) -> None:
         """These can never be served, got no place in the queue, or left it."""

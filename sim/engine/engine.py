@@ -123,19 +123,22 @@ class Engine:
 
         What has ended by now has been collected.
         """
-        scheduler, flights = self.scheduler, self._flights
+        flights = self._flights
         while True:
-            if self._plan is not None:
-                self._move_on()
-            batch = scheduler.schedule(now_s)
+            batch = self.choose(now_s)
             if batch is None:
-                batch = self._ask_again(now_s)
-                if batch is None:
-                    self.decision_s = flights[0].ends_s[-1] if flights else self._wake_s(now_s)
-                    return
+                self.decision_s = flights[0].ends_s[-1] if flights else self.wake_s(now_s)
+                return
             self._launch(batch, now_s)
             if self.decision_s > now_s:
                 return
+
+    def choose(self, now_s: float) -> Batch | None:
+        """What to compute next, once the schedule has moved on over the latest launch."""
+        if self._plan is not None:
+            self._move_on()
+        batch = self.scheduler.schedule(now_s)
+        return self._ask_again(now_s) if batch is None else batch
 
     def _ask_again(self, now_s: float) -> Batch | None:
         """Where everybody was preempted, the next decision, at the same time, admits again."""
@@ -144,7 +147,7 @@ class Engine:
             return None
         return scheduler.schedule(now_s)
 
-    def _wake_s(self, now_s: float) -> float:
+    def wake_s(self, now_s: float) -> float:
         """When to ask an idle scheduler again though nobody comes."""
         wake_s = self.scheduler.wake_s
         return wake_s if wake_s > now_s else inf

@@ -12,7 +12,8 @@ tokens (``ModelSpec.kv_bytes``). An engine with a hybrid cache keeps these apart
 
 Spread over several GPUs (`sim.model.parallelism`), the stage of a pipeline with the least room
 decides; sequence parallelism divides a block's bytes, expert parallelism adds up the ranks' blocks,
-since each sequence lives on one of them. The budget shown is that of a GPU of the deciding stage.
+since each sequence lives on one of them. Of data-parallel ranks the budget is one rank's. Shown is
+that of a GPU of the deciding stage.
 
 Checked against what twelve engines logged, vLLM 0.2.5 to 0.31: docs/concepts/sharing-and-memory.md.
 Where a figure of the engine itself exists, ``num_gpu_blocks_override`` is the way to use it.
@@ -100,7 +101,7 @@ def memory_budget(
             raise ValueError(f"{key} must be at least 1, not {value}")
     spread = Parallelism(tensor_parallel) if parallelism is None else parallelism
     spread.check(model)
-    tp, ranks = spread.tensor_parallel, spread.expert_parallel
+    tp, ranks, groups = spread.tensor_parallel, spread.dealt_ranks, spread.expert_groups
 
     usable = int(gpu.memory_bytes * gpu_memory_utilization)
     profiling = profiling or ProfilingRun()
@@ -113,12 +114,12 @@ def memory_budget(
     for number, stage in enumerate(stages):
         weights = stage.weight_bytes(
             tp,
-            expert_parallel=ranks,
+            expert_parallel=groups,
             first_stage=number == 0,
             last_stage=number == len(stages) - 1,
         )
         activation = activation_bytes(
-            stage, tokens, rows, tp, ranks=ranks, sampler=profiling.sampler
+            stage, tokens, rows, tp, ranks=groups, sampler=profiling.sampler
         )
         held = stage.kv_bytes(length, kv_cache_dtype, tp)
         on_rank = -(-block_size * held // (length * spread.sequence_parallel)) or 1

@@ -5,6 +5,7 @@ Closed forms for n ranks and a message of B bytes (Thakur, Rabenseifner and Grop
     ring all-reduce      launch + 2 (n - 1) hop + 2 (n - 1) / n x B / bandwidth
     one-shot all-reduce  launch + hop + (n - 1) B / bandwidth     every rank reads all the others
     all-gather           launch + (n - 1) hop + (n - 1) / n x B / bandwidth    B: the whole result
+    reduce-scatter       as long as the all-gather of what is scattered
     all-to-all           launch + hop + (n - 1) / n x B / bandwidth    B: what one rank holds
     send                 launch + hop + B / bandwidth
 

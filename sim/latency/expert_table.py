@@ -38,7 +38,7 @@ class ExpertTable:
     def _one(self, tokens: int) -> float:
         return self.at(tokens, float(self._routing.activated(np.array([tokens]))[0]))
 
-    def at(self, tokens: int, activated: float) -> float:
+    def at(self, tokens: float, activated: float) -> float:
         """Seconds at a number of activated experts."""
         low, high, share = bracket(self._axes[1], activated)
         column = self._grid[:, low] + share * (self._grid[:, high] - self._grid[:, low])

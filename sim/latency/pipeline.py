@@ -15,6 +15,7 @@ import numpy as np
 
 from sim.batch import Batch
 from sim.latency.communication import LINK_EFFICIENCY, send_s
+from sim.latency.lockstep_roofline import LockstepRoofline
 from sim.latency.protocol import FixedLatency, LatencyModel, looked_up
 from sim.latency.roofline import RooflineLatency
 from sim.latency.spread_roofline import SpreadRoofline
@@ -145,7 +146,9 @@ def roofline_latency(
     """
     parallelism.check(model)
     links = gpu.interconnect if interconnect is None else interconnect
-    kind = SpreadRoofline if parallelism.is_spread else RooflineLatency
+    kind: type[RooflineLatency] = SpreadRoofline if parallelism.is_spread else RooflineLatency
+    if parallelism.data_parallel > 1:
+        kind = LockstepRoofline
     shares = model.stages(parallelism.pipeline_parallel)
     stages = []
     for number, share in enumerate(shares):

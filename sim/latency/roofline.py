@@ -119,7 +119,7 @@ class RooflineLatency(RecordedParts):
         tp = self.parallelism.tensor_parallel
         model.check_tensor_parallel(tp)
 
-        gpus = self.parallelism.num_gpus
+        gpus = self.parallelism.num_gpus * self.parallelism.data_parallel
         suffix = f" x {gpus}" if gpus > 1 else ""
         self.label = f"roofline (analytic, unmeasured): {model.name} on {gpu.name}{suffix}"
         self.model = model
@@ -272,7 +272,7 @@ class RooflineLatency(RecordedParts):
 
     def _fixed_s(self, batch: Batch) -> float:
         """All of an iteration but its decodes' attention, which comes last (and varies)."""
-        num_tokens, rows = batch.num_tokens, batch.num_emitting
+        num_tokens, rows = batch.padded_tokens or batch.num_tokens, batch.num_emitting
         try:
             duration_s = self._tokens_s[num_tokens]
         except IndexError:
@@ -379,15 +379,23 @@ class RooflineLatency(RecordedParts):
         touched = self.routing.activated(tokens) / moe.num_experts
         return self._grouped_s(1, share * tokens, touched)
 
-    def _grouped_s(self, ranks: int, rows: np.ndarray, touched: np.ndarray) -> np.ndarray:
+    def _grouped_s(
+        self,
+        ranks: int,
+        rows: np.ndarray,
+        touched: np.ndarray,
+        *,
+        tensor_parallel: int | None = None,
+    ) -> np.ndarray:
         """Grouped products of one of `ranks` that share out the experts, all layers.
 
         `rows` is what each of its experts gets on average, `touched` the share of them that gets
-        any: their weights are read.
+        any: their weights are read. Each is split as all matrices are, or over `tensor_parallel`.
         """
         moe = self.model.moe
         assert moe is not None
-        operations = self.model.expert_operations(self.tensor_parallel, ranks)
+        split = tensor_parallel or self.tensor_parallel
+        operations = self.model.expert_operations(split, ranks)
         few_bits = self.gpu.computes_in_few_bits(operations[0].weight_dtype)
         rates = self.rates.experts_of(few_bits=few_bits)
         bytes_per_s = self.gpu.memory_bytes_per_s * rates.memory_efficiency

@@ -283,10 +283,11 @@ class TableLatency:
 
     def _fixed_s(self, batch: Batch) -> float:
         """All but attention."""
+        num_tokens = batch.padded_tokens or batch.num_tokens
         try:
-            duration_s = self._tokens_s[batch.num_tokens]
+            duration_s = self._tokens_s[num_tokens]
         except IndexError:
-            duration_s = float(self._total(self._token_parts_s, np.array([batch.num_tokens]))[0])
+            duration_s = float(self._total(self._token_parts_s, np.array([num_tokens]))[0])
         try:
             duration_s += self._rows_s[batch.num_emitting]
         except IndexError:
@@ -408,7 +409,7 @@ class TableLatency:
     def _outside(self, batch: Batch) -> bool:
         """Whether a feature lies beyond what was measured."""
         attention = self._attention
-        if batch.num_tokens > self._most_tokens:
+        if (batch.padded_tokens or batch.num_tokens) > self._most_tokens:
             return True
         decodes = batch.num_decodes
         if decodes and (

@@ -43,9 +43,12 @@ class Collective:
 def traffic(
     model: ModelSpec, parallelism: Parallelism, batch: Batch, *, kv_cache_dtype: str = "auto"
 ) -> dict[str, Collective]:
-    """What each GPU sends in an iteration of `batch`, tokens spread evenly over ranks."""
+    """What each GPU sends in an iteration of `batch`, tokens spread evenly over ranks.
+
+    Of ranks in lockstep it is one rank's, beside those whose tokens it counts; none is padded.
+    """
     spread = parallelism
-    tp, ranks, seq = spread.tensor_parallel, spread.expert_parallel, spread.sequence_parallel
+    tp, ranks, seq = spread.tensor_parallel, spread.dealt_ranks, spread.sequence_parallel
     each = DTYPE_BYTES[model.dtype]
     tokens = batch.num_tokens / (ranks * seq)  # on one GPU
     hidden_bytes = tokens * model.hidden_size * each
@@ -64,6 +67,11 @@ def traffic(
         rows_bytes = hidden_bytes * model.moe.experts_per_token
         sent["expert_all_to_all"] = Collective(
             2 * model.moe.num_layers, all_to_all_bytes(rows_bytes, ranks)
+        )
+    if spread.data_parallel > 1 and model.moe is not None:
+        gathered = (batch.all_tokens or batch.num_tokens) * float(model.hidden_size * each)
+        sent["expert_gather_and_scatter"] = Collective(
+            2 * model.moe.num_layers, all_gather_bytes(gathered, spread.data_parallel)
         )
     if seq > 1 and spread.sequence_kind == "ulysses":
         for name, width in ulysses_widths(model, tp).items():

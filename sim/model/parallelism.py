@@ -9,6 +9,9 @@ order, innermost first, into nodes of ``gpus_per_node``.
                 and values around. Weights are whole on every rank, the KV cache is split
     expert      each rank holds some of the experts and all of the rest; sequences are dealt out to
                 ranks (DeepSeek-V3, section 3.4), tokens travel to their experts and back
+    data        ranks that share out the experts of a mixture, each an engine with a scheduler and a
+                cache of its own, all in lockstep. Experts are over all of their GPUs: the expert
+                degree is ``tensor x data`` (vLLM's --enable-expert-parallel) and multiplies nothing
     pipeline    consecutive layers on consecutive stages (GPipe, Huang et al., 2019; Orca, 2022)
 """
 
@@ -30,20 +33,37 @@ class Parallelism:
     expert_parallel: int = 1
     sequence_parallel: int = 1
     sequence_kind: str = "ulysses"
+    data_parallel: int = 1  # ranks of a mixture of experts; a dense model's are engines apart
     gpus_per_node: int = 8
 
     @property
     def num_gpus(self) -> int:
+        """GPUs of one scheduler: of one rank, where several step together."""
         return self.gpus_per_stage * self.pipeline_parallel
 
     @property
     def gpus_per_stage(self) -> int:
-        return self.tensor_parallel * self.sequence_parallel * self.expert_parallel
+        return self.tensor_parallel * self.sequence_parallel * self.dealt_ranks
+
+    @property
+    def gpus_per_step(self) -> int:
+        """GPUs that work on one iteration at the same time: those of all ranks in lockstep."""
+        return self.gpus_per_stage * self.data_parallel
+
+    @property
+    def dealt_ranks(self) -> int:
+        """Expert ranks that one scheduler deals its sequences out to, each with a cache."""
+        return 1 if self.data_parallel > 1 else self.expert_parallel
+
+    @property
+    def expert_groups(self) -> int:
+        """Tensor-parallel groups that share out the experts."""
+        return self.data_parallel if self.data_parallel > 1 else self.expert_parallel
 
     @property
     def is_spread(self) -> bool:
         """Whether tokens are dealt out to ranks, beyond the splitting of matrices and layers."""
-        return self.sequence_parallel > 1 or self.expert_parallel > 1
+        return self.sequence_parallel > 1 or self.dealt_ranks > 1
 
     @property
     def words(self) -> str:
@@ -53,6 +73,7 @@ class Parallelism:
             f"{self.sequence_kind} sequence": self.sequence_parallel,
             "expert": self.expert_parallel,
             "pipeline": self.pipeline_parallel,
+            "data": self.data_parallel,
         }
         return " x ".join(f"{kind} {degree}" for kind, degree in degrees.items() if degree > 1)
 
@@ -64,6 +85,7 @@ class Parallelism:
         model.check_tensor_parallel(self.tensor_parallel)
         model.stages(self.pipeline_parallel)
         self._check_experts(model)
+        self._check_data()
         self._check_sequence(model)
         self._check_nodes()
 
@@ -77,6 +99,22 @@ class Parallelism:
             raise ValueError(
                 f"{model.name}: expert_parallel {degree} does not divide its "
                 f"{model.moe.num_experts} experts"
+            )
+
+    def _check_data(self) -> None:
+        degree = self.data_parallel
+        if degree == 1:
+            return
+        if self.pipeline_parallel > 1 or self.sequence_parallel > 1:
+            raise ValueError(
+                f"data_parallel {degree} of a mixture of experts beside pipeline or sequence ranks "
+                "is not modelled, only beside tensor_parallel"
+            )
+        gpus = self.tensor_parallel * degree
+        if self.expert_parallel != gpus:
+            raise ValueError(
+                f"expert_parallel {self.expert_parallel}: experts are over all ranks of "
+                f"data_parallel, tensor_parallel {self.tensor_parallel} x {degree} = {gpus}"
             )
 
     def _check_sequence(self, model: ModelSpec) -> None:
@@ -107,7 +145,7 @@ class Parallelism:
                 f"tensor_parallel {tp} neither fits into a node of gpus_per_node {node} "
                 "nor fills whole nodes"
             )
-        if tp < node < self.num_gpus and node % tp:
+        if tp < node < self.num_gpus * self.data_parallel and node % tp:
             raise ValueError(
                 f"tensor_parallel {tp} does not divide gpus_per_node {node}: one of the groups "
                 "would straddle two nodes"
@@ -131,6 +169,11 @@ class Parallelism:
         """Ranks of an expert-parallel group, one of each group of sequences, in one node."""
         groups = self.gpus_per_node // (self.tensor_parallel * self.sequence_parallel)
         return max(1, min(self.expert_parallel, groups))
+
+    @property
+    def data_per_node(self) -> int:
+        """Data-parallel ranks in one node."""
+        return max(1, min(self.data_parallel, self.gpus_per_node // self.tensor_parallel))
 
     def send_crosses_nodes(self, stage: int) -> bool:
         """Whether what stage `stage` (from 0) sends to the next leaves a node."""

@@ -58,7 +58,8 @@ class ModelWork:
         if model.moe is not None and routing is None:
             chosen = model.moe.num_experts, model.moe.experts_per_token
             self._routing = ExpertRouting.uniform(*chosen)
-        self._sharing = parallelism.expert_parallel * parallelism.sequence_parallel
+        self._sharing = parallelism.dealt_ranks * parallelism.sequence_parallel
+        self._together = parallelism.data_parallel
         self._linear = model.linear_operations(tp)
         self._experts = model.expert_operations(tp)
         self._head = model.logits_operation(tp)
@@ -106,7 +107,10 @@ class ModelWork:
         if moe is not None:
             assert self._routing is not None
             chosen = moe.experts_per_token / moe.num_experts
-            touched = self._routing.activated(features.tokens) / moe.num_experts
+            # Ranks in lockstep share what all activate; counted as if all had as many tokens.
+            together = self._together
+            touched = self._routing.activated(features.tokens * together) / moe.num_experts
+            touched = touched / together
             for op in self._experts:
                 row_bytes = op.bytes_moved(1) - op.weight_bytes
                 flops += op.flops(1) * chosen * tokens

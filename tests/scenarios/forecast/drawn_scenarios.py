@@ -59,7 +59,14 @@ def drawn_scenarios(draw: Draw) -> Section:
     fixed = draw(st.booleans())
     hardware: Section = {"gpu": "h200-sxm"}
     if mixture:
-        hardware |= draw(st.sampled_from([{"tensor_parallel": 2}, {"expert_parallel": 2}]))
+        hardware |= draw(
+            st.sampled_from(
+                [{"tensor_parallel": 2}, {"expert_parallel": 2},
+                 {"data_parallel": 2, "expert_parallel": 2},
+                 {"data_parallel": 4, "expert_parallel": 4},
+                 {"data_parallel": 2, "tensor_parallel": 2, "expert_parallel": 4}]
+            )
+        )  # fmt: skip
     else:
         _maybe(draw, hardware, 10, "tensor_parallel", st.just(2))
         _maybe(draw, hardware, 10, "data_parallel", st.just(2))

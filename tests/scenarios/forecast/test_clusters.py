@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scenarios.errors import InputError
-from scenarios.forecast.forecast import forecast
+from scenarios.forecast.forecast import Forecast, forecast
+from scenarios.schema.knobs import knobs
 from scenarios.schema.load import load_scenario, parse_scenario
+from tests.sim.latency.tables import moe_table_folder
 from tests.sim.serving import assert_same_records
 
 COLOCATED = ["cluster.groups=[]", "cluster.kv_link=null", "cluster.replicas=4"]
 
 
-def summary(name: str, *settings: str, requests: int = 1500) -> dict[str, Any]:
+def run(name: str, *settings: str, requests: int = 1500) -> Forecast:
     scenario, origin = load_scenario(name, [f"workload.num_requests={requests}", *settings])
-    return forecast(scenario, origin=origin).summary
+    return forecast(scenario, origin=origin)
+
+
+def summary(name: str, *settings: str, requests: int = 1500) -> dict[str, Any]:
+    return run(name, *settings, requests=requests).summary
 
 
 @pytest.mark.parametrize(
@@ -132,6 +140,62 @@ def test_data_parallel_ranks_are_engines_behind_vllms_balancer() -> None:
     assert apart["cluster"]["router"] == "random"
 
 
+def test_data_parallel_ranks_of_a_mixture_keep_step() -> None:
+    """Eight GPUs as four ranks of two: a step as long for all, experts over all eight."""
+    mixture = [
+        "model=qwen3-30b-a3b", "hardware.tensor_parallel=2", "hardware.data_parallel=4",
+        "hardware.expert_parallel=8",
+    ]  # fmt: skip
+    found = run("quickstart", *mixture, requests=200)
+    assert found.summary["cost"]["gpus"] == 8
+    assert len(found.summary["cluster"]["requests"]) == 4
+    iterations = found.records.iterations
+    order = np.argsort(iterations["start_s"], kind="stable")
+    starts_s, lasted_s = iterations["start_s"][order], iterations["duration_s"][order]
+    same = np.diff(starts_s) == 0
+    assert same.any() and (np.diff(lasted_s)[same] == 0).all()
+    assert (starts_s[1:][~same] >= (starts_s + lasted_s)[:-1][~same] - 1e-9).all()
+    assert found.deployment.memory.num_gpu_blocks > 0
+    alone = run("quickstart", "model=qwen3-30b-a3b", "hardware.tensor_parallel=2", requests=200)
+    saved = alone.deployment.memory.weight_bytes - found.deployment.memory.weight_bytes
+    experts = sum(op.weight_bytes for op in found.deployment.model.expert_operations())
+    assert saved == pytest.approx(experts * (1 / 2 - 1 / 8), rel=1e-3)
+    assert found.summary["time_parts_s"]["communication"] > 0
+    closed = run("quickstart", *mixture, "workload.max_concurrency=6", requests=100)
+    assert closed.summary["completed"] == 100
+
+
+@pytest.mark.parametrize("ahead", ["true", "false"])
+def test_ranks_of_a_mixture_take_their_times_from_a_table_of_one_gpu(
+    tmp_path: Path, ahead: str
+) -> None:
+    folder = moe_table_folder(tmp_path / "table", gpu="H200-SXM")
+    mixture = [
+        "workload.num_requests=150", "model=qwen3-30b-a3b", f"latency={{table: {folder}}}",
+        "hardware.data_parallel=2", "hardware.expert_parallel=2",
+        f"engine.async_scheduling={ahead}", "engine.max_cudagraph_capture_size=64",
+    ]  # fmt: skip
+    scenario, origin = load_scenario("quickstart", mixture)
+    leapt, stepped = (forecast(scenario, origin=origin, leap=leap) for leap in (True, False))
+    assert_same_records(leapt.records, stepped.records)
+    parts = leapt.summary["time_parts_s"]
+    assert sum(parts.values()) == pytest.approx(
+        leapt.records.iterations["duration_s"].sum(), rel=1e-6
+    )
+    assert parts["moe"] > 0 < parts["communication"]
+    one, origin = load_scenario("quickstart", [*mixture[:3], "hardware.expert_parallel=2"])
+    with pytest.raises(InputError, match="measured tensor parallelism at most"):
+        forecast(one, origin=origin)
+
+
+def test_degrees_that_decide_each_other_are_no_knobs() -> None:
+    mixture = ["model=qwen3-30b-a3b", "hardware.data_parallel=2", "hardware.expert_parallel=2"]
+    for settings, turned in ((mixture[:1], True), (mixture, False)):
+        paths = {knob.path for knob in knobs(load_scenario("quickstart", settings)[0])}
+        assert ("hardware.expert_parallel" in paths) == turned
+        assert ("hardware.tensor_parallel" in paths) == turned
+
+
 def test_a_router_that_sees_nothing_is_told() -> None:
     (said,) = (
         text
@@ -210,7 +274,11 @@ GROUP = "{name: a, role: prefill, replicas: 1}"
         ),
         (
             ["model=qwen3-30b-a3b", "hardware.data_parallel=2"],
-            "hardware.data_parallel: the ranks of a mixture of experts step in lockstep",
+            "set hardware.expert_parallel=2 (all their GPUs)",
+        ),
+        (
+            ["model=qwen3-30b-a3b", "hardware.data_parallel=2", "hardware.expert_parallel=4"],
+            "experts are over all ranks of data_parallel, tensor_parallel 1 x 2 = 2",
         ),
         (
             ["hardware.data_parallel=2", "cluster.failures=[{replica: 0, at_s: 1}]"],

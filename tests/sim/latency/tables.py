@@ -76,3 +76,32 @@ def small_table(**meta: Any) -> LatencyTable:
 def small_table_folder(folder: Path, **meta: Any) -> Path:
     write_table(folder, {**META, **meta}, rows())
     return folder
+
+
+# A mixture of the shape of qwen3-30b-a3b.
+MIXTURE: dict[str, Any] = {
+    "name": "qwen3-30b-a3b",
+    "num_layers": 48,
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_kv_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151936,
+}
+
+
+def moe_us(tokens: float, experts: float) -> float:
+    return 500.0 + 4.0 * tokens + 30.0 * experts
+
+
+def moe_rows(experts: tuple[int, ...] = (1, 8, 32, 64, 128)) -> dict[str, list[tuple[Any, ...]]]:
+    return {**rows(), "moe": [(t, e, moe_us(t, e)) for t in (1, 16, 256, 2048) for e in experts]}
+
+
+def moe_table(*, experts: tuple[int, ...] = (1, 8, 32, 64, 128), **meta: Any) -> LatencyTable:
+    return table_of({**META, "model": MIXTURE, **meta}, moe_rows(experts))
+
+
+def moe_table_folder(folder: Path, **meta: Any) -> Path:
+    write_table(folder, {**META, "model": MIXTURE, **meta}, moe_rows())
+    return folder

@@ -44,6 +44,11 @@ KINDS: dict[str, tuple[str | ModelSpec, dict[str, Any]]] = {
     "ulysses": ("llama-3.1-8b", {"sequence_parallel": 4}),
     "ring": ("llama-3.1-8b", {"sequence_parallel": 4, "sequence_kind": "ring"}),
     "expert": (even("mixtral-8x7b"), {"expert_parallel": 4}),
+    "data": (even("mixtral-8x7b"), {"expert_parallel": 4, "data_parallel": 4}),
+    "data of tensor": (
+        even("mixtral-8x7b"),
+        {"expert_parallel": 8, "data_parallel": 4, "tensor_parallel": 2, "gpus_per_node": 4},
+    ),
     "pipeline": ("llama-3.1-8b", {"pipeline_parallel": 4}),
     "all of them": (
         even("mixtral-8x7b"),
@@ -60,6 +65,7 @@ def test_the_time_on_links_is_that_of_the_bytes_in_closed_form(kind: str, work: 
     batch = prefill(4096) if work == "prefill" else decodes(256, 64)
     if degrees.get("expert_parallel") and work == "prefill":
         batch = Batch(prefills=[chunk(1024)] * 4, num_tokens=4096, num_emitting=4, num_seqs=4)
+    batch.all_tokens = batch.num_tokens * degrees.get("data_parallel", 0)
     settings = {**IDEAL, "gemm_efficiency": 1.0}
     fast, slow = (
         spread(model, settings={**settings, "interconnect": link}, **degrees).iteration_s(batch)
