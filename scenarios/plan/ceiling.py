@@ -72,7 +72,7 @@ def _prefill_share_s(deployment: Deployment, prompt_tokens: float) -> float:
     if deployment.scenario.engine.scheduler in ("chunked", "paged"):
         budget = config.max_num_batched_tokens
     prompts = max(1, min(config.max_num_seqs, budget // tokens))
-    return deployment.latency.iteration_s(_prefills(prompts, tokens)) / prompts
+    return deployment.latency.iteration_s(_prefills(prompts, tokens, ahead=True)) / prompts
 
 
 def _idle_s(
@@ -109,16 +109,25 @@ def _alone_s(
     return found
 
 
-def _prefills(count: int, tokens: int) -> Batch:
-    """An iteration that prefills `count` whole prompts of `tokens` tokens."""
+def _prefills(count: int, tokens: int, *, ahead: bool = False) -> Batch:
+    """An iteration that prefills `count` whole prompts of `tokens` tokens.
+
+    `ahead`: an engine that can decides it while the one before is computed.
+    """
     chunks = [
         PrefillChunk(Request(number, 0.0, tokens, 1, 1), tokens, 0) for number in range(count)
     ]
-    return Batch(prefills=chunks, num_tokens=count * tokens, num_emitting=count, num_seqs=count)
+    return Batch(
+        prefills=chunks,
+        num_tokens=count * tokens,
+        num_emitting=count,
+        num_seqs=count,
+        decided_ahead=ahead,
+    )
 
 
 def _decodes(rows: int, context_tokens: int) -> Batch:
-    """An iteration of `rows` decodes that attend to so many tokens together."""
+    """One of many iterations of `rows` decodes that attend to so many tokens together."""
     return Batch(
         num_decodes=rows,
         context_tokens=context_tokens,
@@ -126,4 +135,5 @@ def _decodes(rows: int, context_tokens: int) -> Batch:
         num_tokens=rows,
         num_emitting=rows,
         num_seqs=rows,
+        decided_ahead=True,
     )

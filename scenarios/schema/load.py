@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -36,6 +36,7 @@ def load_scenario(name: str, overrides: Iterable[str] = ()) -> tuple[Scenario, P
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys such as model, hardware, workload")
     overridden = apply_overrides(content, overrides)
+    forget_replaced_source(content, overridden)
     return parse_scenario(content, origin=str(path), overridden=overridden), path
 
 
@@ -56,6 +57,14 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
         set_value(content, keys, value, source=f"--set {override}")
         paths.add(".".join(keys))
     return paths
+
+
+def forget_replaced_source(content: dict[str, Any], overridden: Collection[str]) -> None:
+    """A table given over a scenario's own latency source replaces that, and an efficiency too."""
+    latency = content.get("latency")
+    told = any(path == "latency.table" or path.endswith("_efficiency") for path in overridden)
+    if told and isinstance(latency, dict) and "latency.source" not in overridden:
+        latency.pop("source", None)
 
 
 def set_value(content: dict[str, Any], keys: Sequence[str], value: Any, *, source: str) -> None:

@@ -14,7 +14,13 @@ import numpy as np
 
 from scenarios import library
 from scenarios.errors import InputError
-from scenarios.schema.load import apply_overrides, parse_scenario, parse_sweep, set_value
+from scenarios.schema.load import (
+    apply_overrides,
+    forget_replaced_source,
+    parse_scenario,
+    parse_sweep,
+    set_value,
+)
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
 from scenarios.sweep.axes import Axis, axes_from_mapping, merged
@@ -170,6 +176,7 @@ def _points(
                 for path, value in values.items():
                     set_value(own, path.split("."), value, source=f"--axis {path}")
                 set_value(own, ("workload", "seed"), seed, source="sweep.seeds")
+                forget_replaced_source(own, {*overridden, *values})
                 scenario = parse_scenario(own, origin=origin, overridden=overridden)
             except InputError as error:
                 why = str(error).removeprefix(f"{origin}: ")

@@ -389,7 +389,7 @@ def test_page_with_details_is_whole_valid_and_in_order(
         assert drawn.layout.xaxis.title.text, f"{figure['name']} has no unit on x"
         if figure["name"] not in ("operator-totals", "replica-load"):
             assert drawn.layout.yaxis.title.text, f"{figure['name']} has no unit on y"
-    assert "× 0.8 (assumed)" in page
+    assert "(hopper kernels)" in page
 
 
 def test_everything_over_time_zooms_together(cluster: tuple[Forecast, dict[str, Any]]) -> None:

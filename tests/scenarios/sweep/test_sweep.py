@@ -33,7 +33,8 @@ def here(study: Study, folder: Path | None = None) -> SweepResult:
 
 def test_a_point_is_what_a_run_of_its_scenario_is() -> None:
     settings = ["engine.max_num_batched_tokens=512", "engine.enable_prefix_caching=false",
-                "engine.scheduler=paged", "engine.watermark=0.2"]  # fmt: skip
+                "engine.scheduler=paged", "engine.watermark=0.2",
+                "latency.source=roofline"]  # fmt: skip
     table = here(small(settings=[*settings, "sweep.seeds=2"])).table
     for row in range(table.num_runs):
         overrides = {
@@ -43,6 +44,7 @@ def test_a_point_is_what_a_run_of_its_scenario_is() -> None:
             "engine.enable_prefix_caching": False,
             "engine.scheduler": "paged",
             "engine.watermark": 0.2,
+            "latency.source": "roofline",
             **{path: table.columns[path][row] for axis in table.axes for path in axis},
         }
         summary = orcast.simulate("quickstart", overrides).summary

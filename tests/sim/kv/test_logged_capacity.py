@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 import yaml
 
 from scenarios.forecast.deployment import profiling_run
@@ -13,6 +12,7 @@ from scenarios.schema.engine import Engine
 from sim.kv.memory import memory_budget
 from sim.model.config import read_config
 from sim.model.hardware import Gpu
+from tests import needs
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
@@ -70,7 +70,7 @@ def error_of(log: dict[str, str], **knobs: str) -> float:
 # where that was installed, as in its image, and kept 14 B a logit for it, not 38.
 SAMPLERS = {"Qwen3-30B-A3B on 2 H100": "flashinfer"}
 
-here = pytest.mark.skipif(not LOGS.exists(), reason=f"{LOGS}, which engines logged, is not at hand")
+here = needs.shared("kv-capacity.csv")
 
 
 @here

@@ -1,6 +1,5 @@
 """What kernels reach of a GPU's peaks: by architecture, and against those it was fitted to."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from calibrate.profiles.kernel_tables import KernelTables, find_system
 from sim.model.hardware import Gpu
 from sim.model.kernel_rates import ARCHITECTURES, ASSUMED
+from tests import needs
 
 GPUS: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parents[3] / "scenarios" / "gpus.yaml").read_text()
@@ -60,9 +60,7 @@ def test_products_are_of_few_bits_where_tensor_cores_have_them(
     assert rates.products_of(few_bits=few_bits) is products
 
 
-@pytest.mark.skipif(
-    find_spec("aiconfigurator_core") is None, reason="aiconfigurator-core is not installed"
-)
+@needs.tables
 @pytest.mark.parametrize(
     ("name", "error"),
     [("h100-sxm", 0.08), ("h200-sxm", 0.09), ("b200", 0.10), ("l40s", 0.13), ("a100-80gb", 0.10)],

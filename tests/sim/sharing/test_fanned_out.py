@@ -224,10 +224,11 @@ def test_where_they_decode_samples_share_the_full_blocks_that_were_sent() -> Non
         for role in ("prefill", "decode")
     ]
     records, _ = clustered(asking([5, 5, 1]), *groups, kv_link=KvLink(1e9))
-    # Two decode: the third has its only token from the prefill.
-    assert records.iterations["decode_seqs"].tolist() == [0, 2, 2, 2, 2]
-    assert records.iterations["emitted"].tolist() == [3, 2, 2, 2, 2]
-    assert records.iterations["kv_shared_tokens"].tolist() == [0, 8, 8, 8, 8]
+    # Whatever their length, their first token comes from where they decode.
+    assert records.iterations["replica"].tolist() == [0, 1, 1, 1, 1, 1]
+    assert records.iterations["decode_seqs"].tolist() == [0, 0, 2, 2, 2, 2]
+    assert records.iterations["emitted"].tolist() == [0, 3, 2, 2, 2, 2]
+    assert records.iterations["kv_shared_tokens"].tolist() == [0, 16, 8, 8, 8, 8]
 
 
 def test_a_failed_decode_replica_gives_its_samples_back_to_the_prefill_pool() -> None:
@@ -239,8 +240,9 @@ def test_a_failed_decode_replica_gives_its_samples_back_to_the_prefill_pool() ->
         asking([6, 6, 6]), *groups, kv_link=KvLink(1e9), failures=[Failure(1, 3.5)]
     )
     assert facts.retries == {0: 1} and facts.transfers == 2
-    assert records.iterations["prefill_tokens"].sum() == 2 * 10
-    assert records.requests["finished_s"].tolist() == [3.5 + 6.0]
+    # Each time the prompt, and where samples decode its last token for each of them.
+    assert records.iterations["prefill_tokens"].sum() == 2 * (10 + 3)
+    assert records.requests["finished_s"].tolist() == [3.5 + 1.0 + 6.0]
 
 
 @pytest.mark.parametrize("leap", [True, False])

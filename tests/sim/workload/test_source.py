@@ -121,7 +121,7 @@ def test_prompts_have_block_hashes_where_there_is_a_prefix_cache(caching: bool) 
     load = Workload(np.zeros(3), np.full(3, 9), np.full(3, 2), content=content)
     one, same, other = taken(source_of(load, caching=caching), 0.0)
     if not caching:
-        assert one.block_hashes == same.block_hashes == []
+        assert one.block_hashes == same.block_hashes == ()
         return
     assert len(one.block_hashes) == 2, "of the prompt's two full blocks of four"
     assert one.block_hashes == same.block_hashes
