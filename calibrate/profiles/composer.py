@@ -83,7 +83,7 @@ class Composer:
     ) -> None:
         self.tables, self.model, self.tensor_parallel = tables, model, tensor_parallel
         self.number_format, self._kv_dtype, self._routing = number_format, kv_dtype, routing
-        self._analytic, self._stands_for = analytic, stands_for
+        self._analytic, self.stands_for = analytic, stands_for
         bandwidth = tables.system.bytes_per_s * tables.system.memory_efficiency
         self._us_per_byte = 1e6 / bandwidth
         self._products: dict[str, Products] = {}
@@ -137,8 +137,8 @@ class Composer:
             latent = self.model.mla is not None and part.endswith("attention")
             family, tables = "mla" if latent else FAMILIES[part], self.tables
             by = tables.borrowed.get(family, f"{tables.backend} {tables.version}")
-            if self._stands_for is not None:
-                stand_in = f"for kernels of {self._stands_for}"
+            if self.stands_for is not None:
+                stand_in = f"for kernels of {self.stands_for}"
                 how, estimated = "; ".join(filter(None, (stand_in, how))), True
             self.origins[part] = Origin("estimated" if estimated else "measured", by, how)
 
@@ -249,8 +249,8 @@ class Composer:
                 moe,
                 self.model.hidden_size,
                 dtype=self._format_of(self.model.expert_operations()[0]).name,
-                tensor_parallel=self.tensor_parallel,
-                expert_parallel=1,
+                tensor_parallel=self.tensor_parallel // self.model.experts_over,
+                expert_parallel=self.model.experts_over,
                 routing=self._routing,
             )
             self._note("moe", how, estimated=how is not None)

@@ -161,6 +161,8 @@ def _engine(
     """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
     with _at(source, "model"):
         model = served_model(scenario, beside=beside)
+    with _at(source, "hardware.experts_over"):
+        model = model.with_experts_over(scenario.hardware.experts_over)
     if scenario.engine.float8_scales is not None and model.weight_dtype != "float8":
         raise InputError(
             f"{source}: engine.float8_scales: the weights are {model.weight_dtype}: set "

@@ -288,7 +288,7 @@ def _experts(
     if not len(tokens):
         return figures
     on_slice = np.ceil(tokens / spread.sequence_parallel)
-    ranks = spread.expert_parallel
+    ranks = spread.expert_parallel * deployment.model.experts_over
     even = on_slice * routing.experts_per_token / ranks
     slowest = routing.slowest_rank_load(on_slice, ranks) / np.maximum(even, 1e-300)
     return figures | {

@@ -170,7 +170,7 @@ def _engines(deployment: Deployment, beside: Path | None) -> Iterator[tuple[Mode
         yield work, _roof(deployment.gpu, deployment.model.weight_dtype)
         return
     for _, mine, _ in group_scenarios(scenario):
-        model = served_model(mine, beside=beside)
+        model = served_model(mine, beside=beside).with_experts_over(mine.hardware.experts_over)
         work = ModelWork(
             model,
             parallelism_of(mine.hardware),

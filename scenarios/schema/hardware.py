@@ -79,6 +79,9 @@ class Hardware(Section):
     data_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     # with data_parallel, tensor_parallel × data_parallel: experts are over all GPUs of the ranks
     expert_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    # groups of tensor-parallel ranks that experts are dealt out to: tensor_parallel for vLLM's
+    # --enable-expert-parallel beside data parallel 1, TensorRT-LLM's moe_expert_parallel_size
+    experts_over: Annotated[int, Field(ge=1, le=64)] = 1
     sequence_parallel: SequenceParallel | None = None
     gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8
     link: Link | None = None
@@ -90,6 +93,20 @@ class Hardware(Section):
         if isinstance(self.gpu, OwnGpu):
             return self.gpu.model_dump(exclude_none=True)
         return self.gpu
+
+    @model_validator(mode="after")
+    def _experts_lie_one_way(self) -> Self:
+        if self.experts_over > 1 and self.expert_parallel > 1:
+            raise ValueError(
+                "experts_over deals experts out to the ranks of tensor_parallel, expert_parallel "
+                "to ranks that have sequences of their own: keep one of them"
+            )
+        if self.tensor_parallel % self.experts_over:
+            raise ValueError(
+                f"experts_over {self.experts_over} does not divide tensor_parallel "
+                f"{self.tensor_parallel}"
+            )
+        return self
 
 
 class Experts(Section):

@@ -372,12 +372,17 @@ class RooflineLatency(RecordedParts):
         return not op.weights.is_plain and self.gpu.unpacks(op.weight_dtype)
 
     def _experts_s(self, tokens: np.ndarray) -> np.ndarray:
-        """Routed experts: every chosen expert's FLOPs, the weights of those chosen by anyone."""
-        moe = self.model.moe
+        """Routed experts: every chosen expert's FLOPs, the weights of those chosen by anyone.
+
+        Where groups of ranks share experts out, all wait for the group that is sent most rows.
+        """
+        moe, groups = self.model.moe, self.model.experts_over
         assert moe is not None
         share = moe.experts_per_token / moe.num_experts
-        touched = self.routing.activated(tokens) / moe.num_experts
-        return self._grouped_s(1, share * tokens, touched)
+        even = np.maximum(tokens, 1e-300) * moe.experts_per_token / groups
+        uneven = self.routing.slowest_rank_load(tokens, groups) / even
+        touched = self.routing.activated_on_slowest_rank(tokens, groups)
+        return self._grouped_s(1, share * tokens * uneven, touched / (moe.num_experts // groups))
 
     def _grouped_s(
         self,

@@ -13,7 +13,9 @@ spread over them nearly evenly (`power_law_1.01`); attention with heads of 128. 
 that mean. 8-bit products are scaled per tensor.
 
 Kernels of one architecture differ by engine as much as these fits err, so all of it holds within 10
-to 30 per cent. No serving run was looked at.
+to 30 per cent. No figure was fitted to a serving run. One choice was made after a look at some:
+B200's experts in 8 bits are FlashInfer's kernels, since serving points of DeepSeek there were badly
+forecast with vLLM's own.
 """
 
 from __future__ import annotations

@@ -169,4 +169,5 @@ class Matrix:
 
 
 def _and_experts(kind: str) -> str:
-    return ", or spread whole experts (expert_parallel)" if kind.startswith("experts") else ""
+    spread = ", or spread whole experts (experts_over, expert_parallel)"
+    return spread if kind.startswith("experts") else ""

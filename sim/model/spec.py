@@ -62,6 +62,7 @@ class ModelSpec:
     quantisation: str = ""
     quantised_on_disk: bool = False
     kv_cache_dtype: str | None = None
+    experts_over: int = 1  # groups of tensor-parallel ranks that experts are dealt out to
     notes: tuple[str, ...] = ()
 
     # -- layers ---------------------------------------------------------------------------------
@@ -223,11 +224,18 @@ class ModelSpec:
 
     def check_tensor_parallel(self, tensor_parallel: int) -> None:
         """Raise ``ValueError`` where this model cannot be split over so many GPUs."""
-        tp = tensor_parallel
-        if tp < 1:
-            raise ValueError(f"tensor_parallel must be at least 1, not {tp}")
+        if tensor_parallel < 1:
+            raise ValueError(f"tensor_parallel must be at least 1, not {tensor_parallel}")
+        if tensor_parallel % self.experts_over:
+            raise ValueError(
+                f"experts_over {self.experts_over} does not divide tensor_parallel "
+                f"{tensor_parallel}"
+            )
+        within = tensor_parallel // self.experts_over
         for layer in self.kinds:
-            for matrix in (*layer.matrices(), *layer.experts):
+            split = [(matrix, tensor_parallel) for matrix in layer.matrices()]
+            split += [(matrix, within) for matrix in layer.experts]
+            for matrix, tp in split:
                 for share in matrix.shares():
                     if not share.splits(tp):
                         raise ValueError(f"{self.name}: {share.refusal(tp)}")
@@ -235,6 +243,21 @@ class ModelSpec:
                     refusal = matrix.block_refusal(tp)
                     if refusal is not None:
                         raise ValueError(f"{self.name}: {refusal}")
+
+    def with_experts_over(self, groups: int) -> "ModelSpec":
+        """The model with its experts dealt out to so many groups of tensor-parallel ranks.
+
+        Within a group each expert is split as matrices are: with as many groups as ranks experts
+        are whole. Raises ``ValueError`` where there are no experts or they cannot be dealt out so.
+        """
+        if groups > 1 and self.moe is None:
+            raise ValueError(f"{self.name}: experts_over {groups}, but it has no experts")
+        if self.moe is not None and self.moe.num_experts % groups:
+            raise ValueError(
+                f"{self.name}: experts_over {groups} does not divide its "
+                f"{self.moe.num_experts} experts"
+            )
+        return replace(self, experts_over=groups)
 
     @property
     def num_parameters(self) -> int:
@@ -308,14 +331,17 @@ class ModelSpec:
         self, tensor_parallel: int = 1, expert_parallel: int = 1
     ) -> list[LinearOperation]:
         """Routed experts' products on one GPU, which holds experts / ``expert_parallel`` of each
-        layer; ``count`` is layers x experts held, and tokens see only some of them."""
+        layer; ``count`` is layers x experts held, and tokens see only some of them.
+
+        Tensor-parallel ranks share out experts too, where they are ``experts_over`` groups."""
+        groups = min(self.experts_over, tensor_parallel)
         held = (
-            (one, count * (layer.moe.num_experts // expert_parallel))
+            (one, count * (layer.moe.num_experts // (expert_parallel * groups)))
             for layer, count in self.kinds.items()
             if layer.moe is not None
             for one in layer.experts
         )
-        return _merged(held, tensor_parallel)
+        return _merged(held, tensor_parallel // groups)
 
     def logits_operation(self, tensor_parallel: int = 1) -> LinearOperation:
         """The vocabulary projection, applied only to rows that emit a token."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from scenarios.errors import InputError
 from tests.benchmarks.accuracy.decisions import print_decisions
-from tests.benchmarks.accuracy.silicon_points import Point, by_group, points
+from tests.benchmarks.accuracy.silicon_points import WAVES, Point, by_group, points
 from tests.benchmarks.accuracy.sources import forecast_of
 
 SMALLEST_GROUP = 20
@@ -33,7 +33,7 @@ class Forecasts:
             except InputError as error:
                 self._known[key] = str(error).replace(f"{self._configs}/", "")
             else:
-                self._known[key] = _means_ms(run.records.requests, point.concurrency)
+                self._known[key] = _means_ms(run.records.requests, point)
         return self._known[key]
 
 
@@ -52,15 +52,20 @@ def main(sources: Sequence[str]) -> None:
             print(f"\n{time.process_time() - started_s:.0f} s of computing.\n")
 
 
-def _means_ms(requests: Mapping[str, np.ndarray], concurrency: int) -> tuple[float, float]:
-    """Mean TTFT and TPOT of a run of ten requests for each in flight, as InferenceMAX has them.
+def _means_ms(requests: Mapping[str, np.ndarray], point: Point) -> tuple[float, float]:
+    """Mean TTFT and TPOT of a run of ten requests for each in flight.
 
-    Those that begin it all arrive at once, to an empty engine; all that follow are alike, so some
-    stand for them.
+    InferenceMAX counts those that begin it too, which all arrive at once, to an empty engine; all
+    that follow are alike, so some stand for them. All others warm up before they count: neither
+    those that begin a run count, nor those that end it, with fewer and fewer in flight.
     """
+    concurrency = point.concurrency
     ttft_s = requests["first_token_s"] - requests["arrival_s"]
     tpot_s = requests["last_token_s"] - requests["first_token_s"]
     tpot_s = tpot_s / np.maximum(requests["output_tokens"] - 1, 1)
+    if not point.drawn_lengths:
+        counted = slice(concurrency, (WAVES - 1) * concurrency)
+        return float(ttft_s[counted].mean() * 1e3), float(tpot_s[counted].mean() * 1e3)
     first, after = slice(0, concurrency), slice(concurrency, None)
     ttft_ms, tpot_ms = (
         float(times[first].mean() + 9 * times[after].mean()) / 10 * 1e3
@@ -90,12 +95,15 @@ def print_groups(read: list[Point], forecasts: Forecasts) -> None:
             continue
         ttft = np.array([pair[0] / point.ttft_ms for point, pair in answered]) - 1
         tpot = np.array([pair[1] / point.tpot_ms for point, pair in answered]) - 1
-        name = " | ".join(group) + ("" if members[0].developed_on else " †")
+        name = " | ".join(group) + members[0].mark
         print(
             f"| {name} | {len(answered)} | {np.abs(tpot).mean():.1%} | {tpot.mean():+.1%} "
             f"| {np.percentile(np.abs(tpot), 90):.1%} | {np.median(ttft):+.0%} |"
         )
-    print(f"\n† never looked at while developing. {small} points in groups below {SMALLEST_GROUP}.")
+    print(
+        "\n† nothing was fitted or chosen after a look at these; ‡ one thing was chosen after it. "
+        f"{small} points in groups below {SMALLEST_GROUP}."
+    )
     for reason, groups in sorted(refused.items()):
         names = ", ".join(f"{name} ({count})" for name, count in sorted(groups.items()))
         print(f"- no forecast: {reason.removeprefix('silicon: ')}: {names}")

@@ -7,8 +7,11 @@ What a row does not say is taken from what is public about its origin:
                         of the nominal ones; its servers have --async-scheduling, no prefix cache,
                         --max-num-batched-tokens 8192 and --max-num-seqs of the concurrency;
                         TensorRT-LLM keeps its cache in fp8 (kv_cache_config: dtype)
-    anything else       fixed lengths; vLLM before 0.14 schedules synchronously, TensorRT-LLM and
-                        SGLang overlap
+    anything else       genai-perf as aiconfigurator's own `eval` calls it: fixed lengths, twice the
+                        concurrency to warm up, ten times to count; vLLM before 0.14 schedules
+                        synchronously, TensorRT-LLM and SGLang overlap; beside quantised weights
+                        TensorRT-LLM's cache is in fp8: on H100 a step of Qwen3-32B grows with its
+                        context by half of what 16 bits take
 
 The checkpoint decides on the format of quantised weights; where only a row says fp8, weights are
 scaled per tensor unless it says blocks. Rows that contradict themselves are left out, and counted.
@@ -41,8 +44,15 @@ GPUS_PER_NODE = 8
 RANGE = 0.8  # InferenceMAX: random-range-ratio
 MOST_OF_PEAK = 0.7  # all other origins stay below 0.55
 WAVES = 4  # requests for each one in flight
-# On these the model was developed; nothing was ever adjusted to any other row.
+# On these the model was developed.
 DEVELOPED_ON = {("h100_sxm", "vllm"), ("h100_sxm", "trtllm")}
+# After a look at these something was chosen: which kernels compute B200's experts in 8 bits, and
+# that TensorRT-LLM keeps the cache of InferenceMAX's Llama-3.1-70B in fp8.
+CHOSEN_AFTER = {
+    ("DeepSeek", "b200_sxm", ""),
+    ("Llama-3.1-70B", "b200_sxm", "trtllm"),
+    ("Llama-3.1-70B", "h200_sxm", "trtllm"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,7 @@ class Point:
     concurrency: int
     tensor_parallel: int
     data_parallel: int  # of attention, over ranks that share the experts
+    experts_over: int  # groups of tensor-parallel ranks that share the experts
     drawn_lengths: bool  # of InferenceMAX
     ttft_ms: float
     tpot_ms: float
@@ -73,8 +84,15 @@ class Point:
         return self.tensor_parallel * self.data_parallel
 
     @property
-    def developed_on(self) -> bool:
-        return (self.system, self.backend) in DEVELOPED_ON
+    def mark(self) -> str:
+        """Nothing where the model was developed on this row, else a sign of how unseen it was."""
+        if (self.system, self.backend) in DEVELOPED_ON:
+            return ""
+        seen = any(
+            name in self.model and self.system == system and backend in ("", self.backend)
+            for name, system, backend in CHOSEN_AFTER
+        )
+        return " ‡" if seen else " †"
 
     @property
     def asynchronous(self) -> bool:
@@ -82,12 +100,12 @@ class Point:
 
     @property
     def kv_cache_dtype(self) -> str:
-        return "fp8" if self.drawn_lengths and self.backend == "trtllm" else "auto"
+        quantised = self.drawn_lengths or self.precision != "bf16"
+        return "fp8" if quantised and self.backend == "trtllm" else "auto"
 
     def scenario(self, source: str, configs: Path) -> dict[str, Any]:
         """The scenario of this row; `configs` is a folder for model configurations."""
         model, weights = _model(self, configs)
-        prompt, output = (self._lengths(n) for n in (self.prompt_tokens, self.output_tokens))
         return {
             "name": "silicon",
             "model": model,
@@ -95,6 +113,7 @@ class Point:
                 "gpu": GPUS.get(self.system, self.system),
                 "tensor_parallel": self.tensor_parallel,
                 "expert_parallel": self.data_parallel,
+                "experts_over": self.experts_over,
             },
             "engine": {
                 "generation": "vllm" if self.asynchronous else "vllm-sync",
@@ -107,23 +126,41 @@ class Point:
             "latency": latency(source, backend=self.backend),
             "workload": {
                 "arrivals": {"process": "all_at_once"},
-                "lengths": {"prompt": prompt, "output": output},
+                "lengths": self._lengths(),
                 "num_requests": WAVES * self.concurrency,
                 "max_concurrency": self.concurrency,
             },
         }
 
-    def _lengths(self, tokens: int) -> dict[str, Any]:
-        if not self.drawn_lengths:
-            return {"distribution": "fixed", "tokens": tokens}
-        return {"distribution": "uniform", "min": int(RANGE * tokens), "max": tokens}
+    def _lengths(self) -> dict[str, Any]:
+        """As the client draws them; fixed ones begin with parts of answers, spread evenly.
+
+        Answers of one length that begin together would end together ever after in a simulation,
+        and no prompt would ever come between their tokens. Under a real client they drift apart.
+        """
+        asked = {"prompt": self.prompt_tokens, "output": self.output_tokens}
+        if self.drawn_lengths:
+            return {
+                name: {"distribution": "uniform", "min": int(RANGE * tokens), "max": tokens}
+                for name, tokens in asked.items()
+            }
+        clients, output = self.concurrency, self.output_tokens
+        parts = [max(output * (2 * n + 1) // (2 * clients), 1) for n in range(clients)]
+        whole = (WAVES - 1) * clients
+        values = {
+            "prompt": [self.prompt_tokens] * (WAVES * clients),
+            "output": [*parts, *[output] * whole],
+        }
+        lengths = {name: {"distribution": "empirical", "values": of} for name, of in values.items()}
+        return {**lengths, "in_order": True}
 
 
 def points() -> tuple[list[Point], dict[str, int]]:
     """All rows that can be read, and why how many others cannot.
 
     Rows of one origin are left out together where one of them tells of more prompt tokens a second
-    than its GPUs can compute: their prompts were found cached, or fewer were in flight.
+    than its GPUs can compute: their prompts were found cached, or fewer were in flight. So are rows
+    of which more were waiting than running: their servers held fewer sequences than were in flight.
     """
     path = package() / "systems" / "silicon_sample.csv"
     read: list[Point] = []
@@ -136,11 +173,17 @@ def points() -> tuple[list[Point], dict[str, int]]:
             else:
                 left_out[why] = left_out.get(why, 0) + 1
     cannot = {_origin(point) for point in read if _peak_share(point) > MOST_OF_PEAK}
-    impossible = [point for point in read if _origin(point) in cannot]
-    for point in impossible:
-        read.remove(point)
-    left_out[f"of an origin with more than {MOST_OF_PEAK:.0%} of its GPUs' peak"] = len(impossible)
-    return read, left_out
+    kept = [point for point in read if _origin(point) not in cannot]
+    reason = f"of an origin with more than {MOST_OF_PEAK:.0%} of its GPUs' peak"
+    left_out[reason] = len(read) - len(kept)
+    served = [point for point in kept if not _waits(point)]
+    left_out["whose requests waited longer than they were answered"] = len(kept) - len(served)
+    return served, left_out
+
+
+def _waits(point: Point) -> bool:
+    """Whether more requests waited than ran: a limit on sequences that the row does not tell."""
+    return point.ttft_ms > point.tpot_ms * (point.output_tokens - 1)
 
 
 def _origin(point: Point) -> tuple[str, ...]:
@@ -195,6 +238,7 @@ def _contradiction(row: dict[str, str]) -> str | None:
 
 def _point(row: dict[str, str]) -> Point:
     origin = row["silicon_data_source"]
+    data = max(_number(row, "attention_dp_size"), 1)
     dated = origin.startswith(("source_file=20", "db-dump/"))
     return Point(
         model=row["model_path"],
@@ -207,7 +251,8 @@ def _point(row: dict[str, str]) -> Point:
         output_tokens=_number(row, "osl"),
         concurrency=_concurrency(row),
         tensor_parallel=_number(row, "tp_size"),
-        data_parallel=max(_number(row, "attention_dp_size"), 1),
+        data_parallel=data,
+        experts_over=max(_number(row, "moe_ep_size"), 1) if data == 1 else 1,
         drawn_lengths=dated,
         ttft_ms=float(row["silicon_ttft_ms"]),
         tpot_ms=float(row["silicon_tpot_ms"]),

@@ -87,13 +87,15 @@ def test_engines_times_are_kept_beside_the_clients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "microseconds"), [("vllm", 1800), ("vllm-sync", 1800), ("vllm-v0", 400)]
+    ("generation", "microseconds", "each"),
+    [("vllm", 1800, 0), ("vllm-sync", 1300, 36), ("vllm-v0", 400, 3)],
 )
-def test_a_host_is_assumed_by_generation(generation: str, microseconds: float) -> None:
+def test_a_host_is_assumed_by_generation(generation: str, microseconds: float, each: float) -> None:
     scenario, origin = load_scenario(
         "quickstart", [f"engine.generation={generation}", "latency.source=roofline"]
     )
     host = getattr(deploy(scenario, origin=origin).latency, "host", None)
     assert host is not None
     assert host.per_iteration_s == microseconds / 1e6
+    assert host.per_sequence_s == each / 1e6
     assert host.source.startswith("assumed")

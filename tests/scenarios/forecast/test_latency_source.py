@@ -16,9 +16,11 @@ from scenarios.forecast.deployment import Deployment, deploy
 from scenarios.forecast.provenance import latency_origins
 from scenarios.schema.latency import Latency
 from scenarios.schema.load import parse_scenario
+from sim.batch import Batch, PrefillChunk
 from sim.latency.overlapped import OverlappedLatency
 from sim.latency.roofline import RooflineLatency
 from sim.latency.table import TableLatency
+from sim.request import Request
 from tests import needs
 
 SMALL = {
@@ -34,6 +36,10 @@ SMALL = {
         "num_requests": 2,
     },
 }
+
+
+EIGHT = {"gpu": "h100-sxm", "tensor_parallel": 8}
+NO_HOST = {"host_overhead": {"per_iteration_us": 0}}
 
 
 def deployed(**sections: Any) -> Deployment:
@@ -163,6 +169,23 @@ def test_a_checkpoint_says_what_has_a_scale(tmp_path: Path) -> None:
     assert deployed(model=str(path), engine={"float8_scales": "tensor"}).model.float8_scales == (
         "tensor"
     )
+
+
+@needs.tables
+def test_prompts_wait_for_their_launches_where_the_engine_has_no_graphs_for_them() -> None:
+    prompt, decode = Batch(prefills=[PrefillChunk(Request(0, 0.0, 1, 1, 1), 8, 0)]), Batch()
+    prompt.num_tokens = prompt.num_seqs = 8
+    decode.num_decodes = decode.num_tokens = decode.num_seqs = decode.num_emitting = 1
+    decode.context_tokens = 64
+    asked = {
+        backend: source(deployed(hardware=EIGHT, latency={"backend": backend, **NO_HOST}))
+        for backend in ("vllm", "trtllm")
+    }
+    layers = 32
+    assert asked["trtllm"].iteration_s(prompt) == pytest.approx(layers * 550e-6)
+    assert asked["vllm"].iteration_s(prompt) < 0.5 * layers * 550e-6
+    for latency in asked.values():
+        assert latency.iteration_s(decode) < 0.5 * layers * 550e-6
 
 
 @needs.tables

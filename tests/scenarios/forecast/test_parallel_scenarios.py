@@ -41,6 +41,34 @@ def test_leap_equals_step(name: str) -> None:
     assert_same_records(leapt, stepped)
 
 
+def test_experts_over_tensor_ranks_leap_as_they_step_and_wait_for_the_fullest() -> None:
+    times = {}
+    for groups in (1, 2):
+        spread = ["hardware.tensor_parallel=2", f"hardware.experts_over={groups}"]
+        settings = ["workload.num_requests=40", "latency.source=roofline", *spread]
+        scenario, origin = load_scenario("mixture-of-experts", settings)
+        leapt, stepped = (forecast(scenario, origin=origin, leap=leap) for leap in (True, False))
+        assert_same_records(leapt.records, stepped.records)
+        times[groups] = leapt.summary["mean_tpot_ms"], leapt.summary["experts"]
+    assert times[2][0] > times[1][0]
+    assert times[1][1]["slowest_rank_over_mean"] == 1.0 < times[2][1]["slowest_rank_over_mean"]
+
+
+@pytest.mark.parametrize(
+    ("spread", "says"),
+    [
+        ("{tensor_parallel: 2, experts_over: 2, expert_parallel: 2}", "keep one of them"),
+        ("{tensor_parallel: 2, experts_over: 4}", "does not divide tensor_parallel 2"),
+        ("{tensor_parallel: 16, experts_over: 16}", "does not divide its 8 experts"),
+    ],
+)
+def test_experts_lie_one_way(spread: str, says: str) -> None:
+    given = spread.replace("{", "{gpu: h100-sxm, ")
+    with pytest.raises(InputError, match=says):
+        scenario, origin = load_scenario("mixture-of-experts", [f"hardware={given}"])
+        deploy(scenario, origin=origin)
+
+
 # -- mixture of experts ---------------------------------------------------------------------------
 
 

@@ -50,6 +50,40 @@ def test_an_impossible_split_is_refused_with_its_reason(
         Parallelism(**degrees).check(load(name))
 
 
+def test_experts_over_tensor_ranks_are_whole_and_as_many_bytes() -> None:
+    split = load("mixtral-8x7b")
+    dealt = split.with_experts_over(4)
+    for one, whole in zip(split.expert_operations(4), dealt.expert_operations(4), strict=True):
+        assert whole.count * 4 == one.count
+        assert whole.num_parameters == one.num_parameters
+        assert whole.out_features * whole.in_features == 4 * one.out_features * one.in_features
+    assert split.weight_bytes(4) == dealt.weight_bytes(4)
+    assert split.num_parameters == dealt.num_parameters
+    halves = split.with_experts_over(2).expert_operations(4)
+    assert halves == split.expert_operations(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "says"),
+    [
+        ("llama-3.1-8b", 2, "experts_over 2, but it has no experts"),
+        ("mixtral-8x7b", 3, "experts_over 3 does not divide its 8 experts"),
+    ],
+)
+def test_experts_that_cannot_be_dealt_out_are_refused(name: str, groups: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load(name).with_experts_over(groups)
+
+
+def test_blocks_that_cannot_be_split_are_served_whole() -> None:
+    model = load("qwen3-235b-a22b-fp8")
+    with pytest.raises(ValueError, match=r"blocks of 128 do not divide.*experts_over"):
+        Parallelism(8).check(model)
+    Parallelism(8).check(model.with_experts_over(8))
+    with pytest.raises(ValueError, match="experts_over 8 does not divide tensor_parallel 4"):
+        Parallelism(4).check(model.with_experts_over(8))
+
+
 @pytest.mark.parametrize(
     ("name", "degrees"),
     [
