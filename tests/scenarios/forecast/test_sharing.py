@@ -156,8 +156,8 @@ def test_swapping_one_short_victim_is_cheaper_than_one_more_pass_over_the_weight
 
     swap_s, recompute_s = cost_s(100)
     assert swap_s < recompute_s, "a prefill reads all weights however short it is"
-    swap_s, recompute_s = cost_s(2000)
-    assert swap_s > recompute_s, "and computes many tokens for the same"
+    swap_s, recompute_s = cost_s(400)
+    assert swap_s == pytest.approx(recompute_s, rel=0.05), "and many tokens cost about as much"
 
 
 def test_offloaded_conversations_come_back_over_the_link() -> None:
