@@ -14,7 +14,7 @@ def test_models_of_one_kind_of_attention_are_composed(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("gpt-oss-20b", "weights in mxfp4"),
+        ("gpt-oss-20b", "attention of kind sliding 128"),
         ("gemma-3-27b", "attention of kind sliding 1,024"),
         ("qwen3.5-35b-a3b", "attention of kind linear"),
         ("deepseek-v3.2", "attention of kind sparse, top 2,048"),
