@@ -22,7 +22,8 @@ def tabulated(latency: RooflineLatency) -> tuple[dict[str, Any], dict[str, list[
     Raises ValueError for a mixture of experts and for ranks beyond tensor parallelism.
     """
     model, gpus = latency.model, latency.parallelism
-    if model.moe is not None or gpus.num_gpus > gpus.tensor_parallel:
+    beyond = gpus.num_gpus > gpus.tensor_parallel or gpus.decode_context_parallel > 1
+    if model.moe is not None or beyond:
         raise ValueError(
             "source roofline is refined for dense models over tensor_parallel at most; measure a "
             "table, or name one"

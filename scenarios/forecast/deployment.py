@@ -383,7 +383,7 @@ def _engine_config(engine: Engine, model: ModelSpec, memory: MemoryBudget) -> En
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
-        block_size=engine.block_size,
+        block_size=memory.block_size,
         max_model_len=engine.max_model_len or model.max_position_embeddings,
         enable_prefix_caching=engine.enable_prefix_caching,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,

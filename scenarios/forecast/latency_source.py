@@ -55,6 +55,7 @@ def parallelism_of(hardware: Hardware) -> Parallelism:
         sequence_kind="ulysses" if sequence is None else sequence.kind,
         # Dense ranks share nothing: each is an engine by itself.
         data_parallel=hardware.data_parallel if hardware.expert_parallel > 1 else 1,
+        decode_context_parallel=hardware.decode_context_parallel,
         gpus_per_node=hardware.gpus_per_node,
     )
 
@@ -154,12 +155,17 @@ def _table(
 
 def _one_group(parallelism: Parallelism) -> bool:
     """Tables hold whole models on the ranks of one tensor-parallel group, and no more."""
-    return parallelism.num_gpus == parallelism.tensor_parallel and parallelism.expert_parallel == 1
+    return (
+        parallelism.num_gpus == parallelism.tensor_parallel
+        and parallelism.expert_parallel == 1
+        and parallelism.decode_context_parallel == 1
+    )
 
 
 def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
     shares_experts = parallelism.data_parallel > 1 and source == "table"
-    if not shares_experts and not _one_group(parallelism):
+    shares_contexts = parallelism.decode_context_parallel > 1
+    if shares_contexts or (not shares_experts and not _one_group(parallelism)):
         raise ValueError(
             f"source {source} measured tensor parallelism at most, hardware asks for "
             f"{parallelism.words}; source roofline can (unmeasured)"

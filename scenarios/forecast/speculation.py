@@ -250,7 +250,11 @@ def speculator(
             f"{engine.max_num_batched_tokens}"
         )
     spread = parallelism_of(scenario.hardware)
-    if spread.pipeline_parallel > 1 or spread.sequence_parallel > 1 or spread.data_parallel > 1:
+    alone = (
+        spread.pipeline_parallel, spread.sequence_parallel, spread.data_parallel,
+        spread.decode_context_parallel,
+    )  # fmt: skip
+    if max(alone) > 1:
         raise ValueError(
             f"over ranks of {spread.words} it is not modelled, only over tensor_parallel and, "
             "without a draft model, expert_parallel"

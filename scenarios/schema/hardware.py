@@ -65,7 +65,7 @@ GpuChoice = Annotated[
 
 class Hardware(Section):
     """Which GPU, and how a model is spread over several; the degrees multiply, but for
-    expert_parallel beside data_parallel.
+    expert_parallel beside data_parallel, and decode_context_parallel, which multiplies nothing.
 
     ``link`` lies between GPUs of one node of ``gpus_per_node``, ``inter_node_link`` between nodes.
     """
@@ -82,6 +82,9 @@ class Hardware(Section):
     # groups of tensor-parallel ranks that experts are dealt out to: tensor_parallel for vLLM's
     # --enable-expert-parallel beside data parallel 1, TensorRT-LLM's moe_expert_parallel_size
     experts_over: Annotated[int, Field(ge=1, le=64)] = 1
+    # tensor-parallel ranks that share out a sequence's tokens where they would hold the same keys
+    # and values, vLLM's --decode-context-parallel-size; takes no more GPUs
+    decode_context_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     sequence_parallel: SequenceParallel | None = None
     gpus_per_node: Annotated[int, Field(ge=1, le=1024)] = 8
     link: Link | None = None

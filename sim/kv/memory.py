@@ -13,7 +13,9 @@ tokens (``ModelSpec.kv_bytes``). An engine with a hybrid cache keeps these apart
 Spread over several GPUs (`sim.model.parallelism`), the stage of a pipeline with the least room
 decides; sequence parallelism divides a block's bytes, expert parallelism adds up the ranks' blocks,
 since each sequence lives on one of them. Of data-parallel ranks the budget is one rank's. Shown is
-that of a GPU of the deciding stage.
+that of a GPU of the deciding stage. Under decode context parallelism a block is ``block_size``
+tokens on each of the ranks that share out a sequence, so many times as many for the scheduler, and
+takes as many bytes of a GPU as without (vLLM 0.32: ``SingleTypeKVCacheManager.block_size``).
 
 Checked against what twelve engines logged, vLLM 0.2.5 to 0.31: docs/concepts/sharing-and-memory.md.
 Where a figure of the engine itself exists, ``num_gpu_blocks_override`` is the way to use it.
@@ -36,7 +38,8 @@ class MemoryBudget:
     ``usable_bytes`` = weights + activation + reserve + ``kv_bytes`` (what is left for KV; negative
     only under ``num_gpu_blocks_override``, where the engine is said to have found the room).
     ``num_gpu_blocks`` is the whole engine's, ``bytes_per_block`` what one of them takes of each
-    GPU (on average, where ranks hold sequences of their own).
+    GPU (on average, where ranks hold sequences of their own). ``block_size`` is in tokens of a
+    sequence, as the scheduler counts them: those of all ranks that share it out.
     """
 
     usable_bytes: int
@@ -130,7 +133,7 @@ def memory_budget(
             activation_bytes=activation,
             reserve_bytes=reserve,
             kv_bytes=left,
-            block_size=block_size,
+            block_size=block_size * spread.decode_context_parallel,
             bytes_per_block=on_rank // ranks,
             num_gpu_blocks=num_gpu_blocks_override or max(left // on_rank, 0) * ranks,
             null_blocks=ranks if null_block else 0,

@@ -29,6 +29,7 @@ import numpy as np
 from sim.batch import Batch
 from sim.latency.bounded_attention import BesideAttention
 from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
+from sim.latency.context_exchange import ContextExchange
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.latency.recorded_parts import RecordedParts
 from sim.model.expert_routing import ExpertRouting
@@ -176,16 +177,19 @@ class RooflineLatency(RecordedParts):
         self._attention_launch_s = model.num_mixers * attention.overhead_s * self._overheads
         self._per_pair_s = model.prefill_attention_flops(tp) / peak
         self._per_key_s = kv_bytes / bandwidth
+        # Ranks that share out a context read parts of it, for the query heads of all of them.
+        context_ranks = self.parallelism.decode_context_parallel
         self._per_query_s = sum(group.query_numbers for group in groups) * each / bandwidth
         whole = sum(group.query_numbers for group in groups if group.limit is None)
         self._per_whole_query_s = whole * each / bandwidth
         self._per_expanded_s = self._latent_expansion_flops() / (
             gpu.bfloat16_flops_per_s * self.rates.products.efficiency
         )
-        self._per_context_s = max(kv_bytes / bandwidth, model.decode_attention_flops(tp) / peak)
         self._per_scored_s = model.decode_attention_flops(tp) / peak
+        self._per_context_s = max(self._per_key_s / context_ranks, self._per_scored_s)
         self._per_decode_s = (
-            model.num_mixers * attention.per_sequence_s * self._overheads + self._per_query_s
+            model.num_mixers * attention.per_sequence_s * self._overheads
+            + context_ranks * self._per_query_s
         ) + (self._beside.per_state_s if self._beside else 0.0)
         moved_bytes = block_size * sum(group.bytes_per_token for group in groups)
         self._per_swapped_block_s = moved_bytes / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY)
@@ -194,6 +198,10 @@ class RooflineLatency(RecordedParts):
         rows = np.arange(max_num_seqs + 1)
         self._tokens_s: list[float] = self._tokens_total_s(tokens).tolist()
         self._logits_s: list[float] = self._logits_total_s(rows).tolist()
+        self._exchange = ContextExchange.of(
+            model, self.parallelism, self._interconnect, link_efficiency=link_efficiency,
+            launch_s=ELEMENTWISE_OVERHEAD_S * self._overheads, max_num_seqs=max_num_seqs,
+        )  # fmt: skip
         self._beyond_tokens_s: dict[int, float] = {}
         self._beyond_rows_s: dict[int, float] = {}
 
@@ -242,11 +250,14 @@ class RooflineLatency(RecordedParts):
     def _within_parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Classes that the parts have beside the one they are mostly of."""
         tokens, rows = iterations["num_tokens"], iterations["num_emitting"]
-        return {
+        within = {
             "elementwise": looked_up(self._elementwise_parts_s, tokens)["elementwise"],
             "all_to_all": np.zeros(len(tokens)),
             **looked_up(self._sampling_parts_s, rows),
         }
+        if self._exchange is not None:
+            within["gather_and_send"] += self._exchange.links_s(iterations["decode_seqs"])
+        return within
 
     def _elementwise_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         each = self._elementwise_s(tokens.astype(np.float64))
@@ -265,6 +276,8 @@ class RooflineLatency(RecordedParts):
         rows = looked_up(self._row_parts_s, iterations["num_emitting"])
         parts["logits"] = rows["logits"]
         parts["communication"] = parts["communication"] + rows["communication"]
+        if self._exchange is not None:
+            parts["communication"] += self._exchange.links_s(iterations["decode_seqs"])
         parts["host"] = self._host_s + self._host_per_sequence_s * iterations["num_seqs"]
         if iterations["swap_blocks"].any():
             parts["swap"] = self._per_swapped_block_s * iterations["swap_blocks"]
@@ -282,6 +295,8 @@ class RooflineLatency(RecordedParts):
         except IndexError:
             duration_s += self._beyond_row_table(rows)
         duration_s += batch.num_seqs * self._host_per_sequence_s
+        if self._exchange is not None:
+            duration_s += self._exchange.seconds(batch.num_decodes)
         for prefill in batch.prefills:
             new, cached = prefill.new_tokens, prefill.cached_tokens
             compute_s = new * (cached + 0.5 * (new + 1)) * self._per_pair_s

@@ -9,6 +9,9 @@ For T tokens a rank's group computes, hidden size h, L layers, b bytes an activa
     ulysses    4 all-to-alls a layer (q, k, v, o); a rank holds T/s x width x b, (s - 1)/s leave it
     ring       L rings of s - 1 passes of a rank's keys and values, T_kv / s x KV bytes of a layer;
                a decode's query and partial output travel instead (pass-Q: Yang et al., 2024)
+    decode     of n tensor-parallel ranks that share out contexts, for every decode and layer: an
+    context    all-gather of their queries, one of n log-sum-exps of each head, and a reduce-scatter
+               of their partial outputs (vLLM 0.32, ``cp_lse_ag_out_rs``)
 
 Bytes are those that one GPU sends, the sum over all layers and stages it would belong to.
 """
@@ -95,7 +98,25 @@ def traffic(
         sent["decode_output_all_to_all"] = Collective(
             model.num_layers, all_to_all_bytes(decodes * outputs, seq)
         )
+    if spread.decode_context_parallel > 1:
+        for name, result in context_exchange_bytes(model, spread).items():
+            sent[f"context_{name}"] = Collective(
+                model.num_layers,
+                all_gather_bytes(batch.num_decodes * result, spread.decode_context_parallel),
+            )
     return sent
+
+
+def context_exchange_bytes(model: ModelSpec, parallelism: Parallelism) -> dict[str, int]:
+    """What a decode's collectives among the ranks of its context result in, in bytes a layer."""
+    ranks, tp = parallelism.decode_context_parallel, parallelism.tensor_parallel
+    queries, outputs = decode_exchange_bytes(model, tp)
+    sums = model.num_attention_heads // tp * 4
+    return {
+        "query_all_gather": ranks * queries,
+        "sums_all_gather": ranks * ranks * sums,  # of all the group's heads, from every rank
+        "output_reduce_scatter": ranks * (outputs - sums),
+    }
 
 
 def ulysses_widths(model: ModelSpec, tensor_parallel: int) -> dict[str, int]:

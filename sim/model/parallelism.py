@@ -13,6 +13,10 @@ order, innermost first, into nodes of ``gpus_per_node``.
                 cache of its own, all in lockstep. Experts are over all of their GPUs: the expert
                 degree is ``tensor x data`` (vLLM's --enable-expert-parallel) and multiplies nothing
     pipeline    consecutive layers on consecutive stages (GPipe, Huang et al., 2019; Orca, 2022)
+
+Tensor-parallel ranks that would hold copies of the same keys and values can share out a sequence's
+tokens among them instead (decode context parallelism, vLLM's --decode-context-parallel-size): so
+many ranks next to each other, and no more GPUs.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ class Parallelism:
     sequence_parallel: int = 1
     sequence_kind: str = "ulysses"
     data_parallel: int = 1  # ranks of a mixture of experts; a dense model's are engines apart
+    decode_context_parallel: int = 1  # tensor-parallel ranks that share out a sequence's tokens
     gpus_per_node: int = 8
 
     @property
@@ -74,6 +79,7 @@ class Parallelism:
             "expert": self.expert_parallel,
             "pipeline": self.pipeline_parallel,
             "data": self.data_parallel,
+            "decode context": self.decode_context_parallel,
         }
         return " x ".join(f"{kind} {degree}" for kind, degree in degrees.items() if degree > 1)
 
@@ -88,6 +94,7 @@ class Parallelism:
         self._check_data()
         self._check_sequence(model)
         self._check_nodes()
+        self._check_decode_context(model)
 
     def _check_experts(self, model: ModelSpec) -> None:
         degree = self.expert_parallel
@@ -149,6 +156,50 @@ class Parallelism:
             raise ValueError(
                 f"tensor_parallel {tp} does not divide gpus_per_node {node}: one of the groups "
                 "would straddle two nodes"
+            )
+
+    def _check_decode_context(self, model: ModelSpec) -> None:
+        """What vLLM 0.32 takes (``ModelConfig.verify_with_parallel_config``), and no more.
+
+        It allows any degree up to the copies of a head; one that does not divide them would have
+        ranks with different heads share out tokens.
+        """
+        degree, tp, node = self.decode_context_parallel, self.tensor_parallel, self.tensor_per_node
+        if degree == 1:
+            return
+        if degree < 1 or tp % degree:
+            raise ValueError(
+                f"decode_context_parallel {degree} does not divide tensor_parallel {tp}, whose "
+                "ranks share out a sequence's tokens"
+            )
+        if self.is_spread:
+            raise ValueError(
+                f"decode_context_parallel {degree} beside ranks that share out tokens "
+                "(sequence_parallel, expert_parallel without data_parallel) is not modelled"
+            )
+        other = [group.label for group in model.kv_groups() if group.kind not in ("full", "latent")]
+        if other or model.state_bytes():
+            raise ValueError(
+                f"{model.name}: decode_context_parallel {degree} shares out contexts that every "
+                f"layer keeps and reads whole, and it has {', '.join(other) or 'states'}"
+            )
+        if model.mla is None:
+            self._check_copies(model)
+        if max(node, degree) % min(node, degree):
+            raise ValueError(
+                f"decode_context_parallel {degree} beside {node} ranks of tensor_parallel in a "
+                "node: one of the groups would straddle two nodes"
+            )
+
+    def _check_copies(self, model: ModelSpec) -> None:
+        """Only ranks with the same keys and values can share them out."""
+        degree, tp, heads = self.decode_context_parallel, self.tensor_parallel, model.num_kv_heads
+        copies = max(tp // heads, 1)
+        if copies % degree:
+            raise ValueError(
+                f"{model.name}: decode_context_parallel {degree}, but tensor_parallel {tp} holds "
+                f"each of its {heads} key/value heads {copies} times, and ranks with the same ones "
+                f"share out their tokens: it takes tensor_parallel {degree * heads} or a multiple"
             )
 
     # -- where the GPUs are ---------------------------------------------------------------------

@@ -60,6 +60,7 @@ class ModelWork:
             self._routing = ExpertRouting.uniform(*chosen)
         self._sharing = parallelism.dealt_ranks * parallelism.sequence_parallel
         self._together = parallelism.data_parallel
+        self._context_ranks = parallelism.decode_context_parallel
         self._linear = model.linear_operations(tp)
         self._experts = model.expert_operations(tp)
         self._head = model.logits_operation(tp)
@@ -91,8 +92,10 @@ class ModelWork:
         queries = np.maximum(features.tokens - features.prefill_tokens, features.decodes)
         each = queries / np.maximum(features.decodes, 1)
         flops += self._context_flops * features.context_tokens * each * share
-        read = features.context_tokens + features.prefill_cached + features.prefill_tokens
-        moved += (self._read_bytes * read + self._cached_bytes * features.tokens) * share
+        read = features.context_tokens / self._context_ranks
+        read = read + features.prefill_cached + features.prefill_tokens
+        written = features.tokens / self._context_ranks
+        moved += (self._read_bytes * read + self._cached_bytes * written) * share
         for group in self._bounded:
             assert group.limit is not None
             # Sums do not tell each sequence's share: those of the mean, an upper bound.

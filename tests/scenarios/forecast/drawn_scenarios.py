@@ -69,6 +69,9 @@ def drawn_scenarios(draw: Draw) -> Section:
         )  # fmt: skip
     else:
         _maybe(draw, hardware, 10, "tensor_parallel", st.just(2))
+        if _one_in(draw, 10):  # llama's 8 key/value heads, each held by two or four ranks
+            ranks = draw(st.sampled_from([2, 4]))
+            hardware |= {"tensor_parallel": 8 * ranks, "decode_context_parallel": ranks}
         _maybe(draw, hardware, 10, "data_parallel", st.just(2))
     _maybe(draw, hardware, 12, "pipeline_parallel", st.integers(2, 3))
     workload = _workload(draw, fixed)

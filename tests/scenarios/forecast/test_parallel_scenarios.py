@@ -9,7 +9,7 @@ import pytest
 from scenarios import library
 from scenarios.errors import InputError
 from scenarios.forecast.deployment import deploy
-from scenarios.forecast.forecast import forecast
+from scenarios.forecast.forecast import Forecast, forecast
 from scenarios.schema.load import load_scenario
 from tests.sim.latency.tables import small_table_folder
 from tests.sim.serving import assert_same_records
@@ -67,6 +67,57 @@ def test_experts_lie_one_way(spread: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         scenario, origin = load_scenario("mixture-of-experts", [f"hardware={given}"])
         deploy(scenario, origin=origin)
+
+
+# -- contexts shared out among tensor-parallel ranks ----------------------------------------------
+
+
+def contexts_over(ranks: int, *settings: str, leap: bool = True) -> Forecast:
+    spread = [f"hardware.decode_context_parallel={ranks}", "hardware.tensor_parallel=8"]
+    few = ["model=deepseek-v3", "hardware.gpu=b200", "workload.num_requests=12"]
+    scenario, origin = load_scenario("quickstart", [*few, *spread, *settings])
+    return forecast(scenario, origin=origin, leap=leap)
+
+
+LONG = (
+    "workload.lengths={prompt: {distribution: fixed, tokens: 60000}, "
+    "output: {distribution: fixed, tokens: 60}}",
+    "engine.max_model_len=100000",
+    "workload.arrivals={process: all_at_once}",
+)
+
+
+def test_shared_contexts_leap_as_they_step_and_hold_so_many_times_the_tokens() -> None:
+    slots = {}
+    for ranks in (1, 2, 8):
+        leapt, stepped = (contexts_over(ranks, leap=leap) for leap in (True, False))
+        assert_same_records(leapt.records, stepped.records)
+        config, first = leapt.deployment.config, leapt.records.iterations
+        assert config.block_size == leapt.deployment.memory.block_size == 16 * ranks
+        slots[ranks] = leapt.deployment.memory.slots
+        assert (first["kv_used_tokens"] + first["kv_free_tokens"] <= slots[ranks]).all()
+        assert leapt.summary["cost"]["gpus"] == 8
+    assert slots[8] == 4 * slots[2] == 8 * slots[1]
+
+
+def test_long_contexts_decode_faster_shared_out_and_short_ones_do_not() -> None:
+    # An exchange a layer is what they cost, and eight times the cache is read without them.
+    long_ms = {ranks: contexts_over(ranks, *LONG).summary["mean_tpot_ms"] for ranks in (1, 8)}
+    assert long_ms[8] < long_ms[1]
+    short = "workload.arrivals={process: constant, request_rate: 0.1}"
+    alone_ms = {ranks: contexts_over(ranks, short).summary["mean_tpot_ms"] for ranks in (1, 8)}
+    assert alone_ms[8] > alone_ms[1]
+
+
+def test_prefixes_are_found_by_the_blocks_of_all_ranks() -> None:
+    prefixes = "workload.shared_prefixes={num_prefixes: 1, tokens: 100}"
+    apart = "workload.arrivals={process: constant, request_rate: 0.1}"
+    found = {
+        ranks: contexts_over(ranks, prefixes, apart).records.requests["cached_tokens"]
+        for ranks in (1, 4)
+    }
+    assert (found[1][1:] == 96).all()  # of blocks of 16 tokens
+    assert (found[4][1:] == 64).all()  # of 64
 
 
 # -- mixture of experts ---------------------------------------------------------------------------

@@ -176,6 +176,23 @@ def test_ranks_of_a_sequence_share_its_cache_and_not_the_weights(kind: str) -> N
     assert split.slots > 7.9 * whole.slots, "but for the buffers of their group"
 
 
+@pytest.mark.parametrize(("name", "tp", "ranks"), [("llama-3.1-70b", 16, 2), ("deepseek-v3", 8, 8)])
+def test_ranks_that_share_out_contexts_hold_so_many_times_the_tokens(
+    name: str, tp: int, ranks: int
+) -> None:
+    copies, shared = (
+        budget(
+            name, "b200", null_block=True, block_size=16,
+            parallelism=Parallelism(tensor_parallel=tp, decode_context_parallel=degree),
+        )
+        for degree in (1, ranks)
+    )  # fmt: skip
+    assert shared.block_size == 16 * ranks
+    assert shared.bytes_per_block == copies.bytes_per_block
+    assert (shared.num_gpu_blocks, shared.null_blocks) == (copies.num_gpu_blocks, 1)
+    assert shared.slots == ranks * copies.slots == (copies.num_gpu_blocks - 1) * 16 * ranks
+
+
 def test_ranks_of_experts_add_up_their_blocks() -> None:
     dealt = spread("deepseek-v3", expert_parallel=8)
     held = dealt.num_gpu_blocks * dealt.bytes_per_block

@@ -41,6 +41,13 @@ def even(name: str) -> ModelSpec:
 KINDS: dict[str, tuple[str | ModelSpec, dict[str, Any]]] = {
     "tensor": ("llama-3.1-8b", {"tensor_parallel": 4}),
     "tensor over nodes": ("llama-3.1-8b", {"tensor_parallel": 8, "gpus_per_node": 4}),
+    "decode context": (
+        "qwen3-30b-a3b", {"tensor_parallel": 16, "decode_context_parallel": 4, "gpus_per_node": 16},
+    ),
+    "decode context over nodes": (
+        "deepseek-v3",
+        {"tensor_parallel": 8, "decode_context_parallel": 8, "gpus_per_node": 4},
+    ),
     "ulysses": ("llama-3.1-8b", {"sequence_parallel": 4}),
     "ring": ("llama-3.1-8b", {"sequence_parallel": 4, "sequence_kind": "ring"}),
     "expert": (even("mixtral-8x7b"), {"expert_parallel": 4}),
@@ -83,6 +90,10 @@ def test_the_time_on_links_is_that_of_the_bytes_in_closed_form(kind: str, work: 
 
 SPREAD = {
     "ulysses": spread("llama-3.1-8b", sequence_parallel=4),
+    "decode context": spread("llama-3.1-70b", tensor_parallel=16, decode_context_parallel=2),
+    "stages of contexts": spread(
+        "deepseek-v2-lite", tensor_parallel=4, decode_context_parallel=4, pipeline_parallel=2
+    ),
     "ring": spread("llama-3.1-70b", tensor_parallel=2, sequence_parallel=8, sequence_kind="ring"),
     "expert": spread("qwen3-30b-a3b", expert_parallel=4),
     "latent": spread("deepseek-v3", expert_parallel=8, sequence_parallel=2, sequence_kind="ring"),

@@ -26,6 +26,31 @@ from tests.sim.model.test_spec import load
             {"sequence_parallel": 4, "tensor_parallel": 4},
             r"ulysses degree 4 x tensor_parallel 4 = 16 does not divide its 8 key/value heads",
         ),
+        (
+            "llama-3.1-8b",
+            {"tensor_parallel": 8, "decode_context_parallel": 3},
+            "decode_context_parallel 3 does not divide tensor_parallel 8",
+        ),
+        (
+            "llama-3.1-8b",
+            {"tensor_parallel": 8, "decode_context_parallel": 2},
+            r"holds each of its 8 key/value heads 1 times, .*: it takes tensor_parallel 16",
+        ),
+        (
+            "qwen3-235b-a22b",
+            {"tensor_parallel": 8, "decode_context_parallel": 4},
+            r"holds each of its 4 key/value heads 2 times, .*: it takes tensor_parallel 16",
+        ),
+        (
+            "gpt-oss-120b",
+            {"tensor_parallel": 16, "decode_context_parallel": 2},
+            "it has sliding 128",
+        ),
+        (
+            "deepseek-v3",
+            {"tensor_parallel": 8, "decode_context_parallel": 8, "expert_parallel": 2},
+            "beside ranks that share out tokens",
+        ),
         ("deepseek-v3", {"sequence_parallel": 2}, "caches one latent for all heads; use ring"),
         ("llama-3.1-8b", {"sequence_kind": "rong"}, "kind 'rong'; allowed: ulysses, ring"),
         (
@@ -93,6 +118,9 @@ def test_blocks_that_cannot_be_split_are_served_whole() -> None:
         ("mixtral-8x7b", {"tensor_parallel": 2, "expert_parallel": 4, "pipeline_parallel": 32}),
         ("llama-3.1-70b", {"tensor_parallel": 2, "sequence_parallel": 4, "pipeline_parallel": 3}),
         ("llama-3.1-70b", {"tensor_parallel": 4, "gpus_per_node": 2}),
+        ("llama-3.1-70b", {"tensor_parallel": 16, "decode_context_parallel": 2}),
+        ("deepseek-v3", {"tensor_parallel": 8, "decode_context_parallel": 8}),
+        ("deepseek-v3", {"tensor_parallel": 8, "decode_context_parallel": 2, "gpus_per_node": 1}),
     ],
 )
 def test_a_possible_split_is_allowed(name: str, degrees: dict[str, Any]) -> None:
