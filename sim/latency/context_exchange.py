@@ -69,7 +69,7 @@ class ContextExchange:
                 decodes * float(result), self._ranks, self._interconnect,
                 ranks_per_node=self._per_node, link_efficiency=self._link_efficiency,
             )  # fmt: skip
-        return self._layers * total
+        return np.asarray(self._layers * total)
 
     def _total_s(self, decodes: np.ndarray) -> np.ndarray:
-        return self.links_s(decodes) + np.where(decodes > 0, self._launches_s, 0.0)
+        return np.asarray(self.links_s(decodes) + np.where(decodes > 0, self._launches_s, 0.0))

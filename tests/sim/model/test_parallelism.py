@@ -51,6 +51,11 @@ from tests.sim.model.test_spec import load
             {"tensor_parallel": 8, "decode_context_parallel": 8, "expert_parallel": 2},
             "beside ranks that share out tokens",
         ),
+        (
+            "command-r-plus",
+            {"tensor_parallel": 24, "decode_context_parallel": 3},
+            "beside 8 ranks of tensor_parallel in a node: .* straddle two nodes",
+        ),
         ("deepseek-v3", {"sequence_parallel": 2}, "caches one latent for all heads; use ring"),
         ("llama-3.1-8b", {"sequence_kind": "rong"}, "kind 'rong'; allowed: ulysses, ring"),
         (

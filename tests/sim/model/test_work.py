@@ -71,3 +71,15 @@ def test_gpus_that_share_an_iteration_share_its_work() -> None:
     for degrees in ({"tensor_parallel": 4}, {"expert_parallel": 4}, {"sequence_parallel": 4}):
         share = ModelWork(model, Parallelism(**degrees)).of(batch).flops[0]
         assert share == pytest.approx(whole / 4, rel=0.01)
+
+
+def test_ranks_that_share_out_contexts_score_as_many_keys_and_read_fewer() -> None:
+    model, batch = spec("deepseek-v3"), features(decodes(4, 100_000))
+    copied, shared = (
+        ModelWork(model, Parallelism(8, decode_context_parallel=ranks)).of(batch)
+        for ranks in (1, 8)
+    )
+    assert shared.flops[0] == copied.flops[0]
+    context = 400_000 * model.kv_bytes_per_token()
+    saved = copied.moved_bytes[0] - shared.moved_bytes[0]
+    assert saved == pytest.approx(context * 7 / 8, rel=1e-3)
