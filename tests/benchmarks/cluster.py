@@ -14,7 +14,7 @@ from scenarios.forecast.forecast import forecast
 from scenarios.schema.load import load_scenario
 from sim.cluster.routers import ROUTERS
 
-RATE = 46.6  # requests/s for each replica: 80 % of what one can do, as in `million`
+RATE = 37.9  # requests/s for each replica: 80 % of what one can do, as in `million`
 
 
 def rate(requests: int, replicas: int, router: str | None) -> float:

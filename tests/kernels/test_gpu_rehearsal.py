@@ -169,6 +169,7 @@ def test_few_files_come_home_and_the_table_is_among_them(rehearsal, tmp_path):
 PLANTS = """
 import json, sys, torch, triton
 from calibrate.engine.checkpoint import load_model
+from calibrate.engine.sampler import Sampler
 from calibrate.engine.transformer_executor import TransformerExecutor
 from calibrate.engine.warm_up import warm_up
 from kernels.transformer import Transformer
@@ -182,7 +183,7 @@ def planted_kernel(x, y):
     pass
 
 forward = Transformer.forward
-prepare, sample = TransformerExecutor.prepare, TransformerExecutor._sample
+prepare, sample = TransformerExecutor.prepare, Sampler.__call__
 
 def waits(self, batch, cache):
     hidden = forward(self, batch, cache)
@@ -195,7 +196,7 @@ def reads(self, batch, decoding):
     return prepare(self, batch, decoding)
 
 def aligns(self, hidden):
-    planted_kernel[(1,)](hidden.flatten()[len(self._rows) // 2:], 7)
+    planted_kernel[(1,)](hidden.flatten()[len(hidden) // 2:], 7)
     return sample(self, hidden)
 
 if plant == "wait":
@@ -203,7 +204,7 @@ if plant == "wait":
 elif plant == "read":
     TransformerExecutor.prepare = reads
 elif plant == "align":
-    TransformerExecutor._sample = aligns
+    Sampler.__call__ = aligns
 model = load_model(json.load(open(sys.argv[1])), device="cuda")
 warm_up(model, EngineConfig(max_num_batched_tokens=64, max_num_seqs=1), num_blocks=8)
 serve(model, fixed_workload(2, 12), num_blocks=64, budget=64, ahead=plant == "read")
