@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,15 @@ FIGURES: dict[str, tuple[str | None, str, float]] = {
 
 
 def gpus() -> dict[str, Any]:
-    """Figures of every GPU by name, as written in gpus.yaml."""
-    figures: dict[str, Any] = read_yaml(GPUS_FILE)
+    """Figures of every GPU by name, as written in gpus.yaml; for reading only."""
+    status = GPUS_FILE.stat()
+    return _read_once(GPUS_FILE, (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: Path, _: tuple[int, int]) -> dict[str, Any]:
+    """Again only when the file has changed: plans and sweeps ask for GPUs at every point."""
+    figures: dict[str, Any] = read_yaml(path)
     return figures
 
 

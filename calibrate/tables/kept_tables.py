@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,19 @@ def kept_folder() -> Path:
 
 
 def _name(described: Mapping[str, str]) -> str:
+    told = {**described, "code": _code()}
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:40]
+
+
+@cache
+def _code() -> str:
+    """What composes a table: once a process, not once a point of a plan."""
     code = sha256()
     here = Path(__file__).parents[2]
     for folder in ("calibrate/profiles", "calibrate/tables", "sim/latency", "sim/model"):
         for path in sorted((here / folder).glob("*.py")):
             code.update(path.read_bytes())
-    told = {**described, "code": code.hexdigest()}
-    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:40]
+    return code.hexdigest()
 
 
 def _read(path: Path) -> LatencyTable | None:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 from pydantic import BaseModel
 
-from scenarios import gpu_library, library
+from scenarios import library
 from scenarios.schema.scenario import Scenario
 
 
@@ -82,9 +82,9 @@ def _content(path: str, value: str, beside: Path | None) -> str | None:
     if path in ("name", "description"):
         return None
     if path.endswith((".gpu", ".gpu.like")):
-        known = _gpus(_stamp(gpu_library.GPUS_FILE))
-        if library.gpu_name(value) in known:
-            return _digest(json.dumps(known[library.gpu_name(value)]).encode())
+        known, name = library.gpus(), library.gpu_name(value)
+        if name in known:
+            return _digest(json.dumps(known[name]).encode())
     if path.endswith("model") and library.is_model(value):
         return _file_digest(library.model_path(value))
     found = library.find_file(value, beside=beside) if value else None
@@ -97,11 +97,6 @@ def _content(path: str, value: str, beside: Path | None) -> str | None:
         names = [f"{one.relative_to(found).as_posix()} {_file_digest(one)}" for one in inside]
         return _digest("\n".join(names).encode())
     return _file_digest(found) if found.is_file() else None
-
-
-@lru_cache(maxsize=1)
-def _gpus(_: tuple[int, int]) -> dict[str, Any]:
-    return gpu_library.gpus()
 
 
 def _file_digest(path: Path) -> str:
