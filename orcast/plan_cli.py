@@ -12,13 +12,44 @@ from typing import Annotated, Any
 import typer
 
 from orcast.composed import compose
+from orcast.overrides import as_settings
 from orcast.task_progress import TaskProgress
 
 
 def plan(
     scenario: Annotated[
-        str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
-    ],
+        str, typer.Argument(metavar="[SCENARIO]", help="A scenario file, or a library name.")
+    ] = "plan-any",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What to serve, instead of the scenario's.")
+    ] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Consider this GPU; may be repeated.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="R", help="Serve so many requests a second.")
+    ] = None,
+    users: Annotated[
+        float | None, typer.Option(metavar="N", help="Or so many users at the same time.")
+    ] = None,
+    think_time: Annotated[
+        float | None, typer.Option(metavar="S", help="A user's time from an answer to a request.")
+    ] = None,
+    trace: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Or the busiest minutes of this trace.")
+    ] = None,
+    ttft: Annotated[
+        float | None, typer.Option(metavar="MS", help="Limit to the first token.")
+    ] = None,
+    tpot: Annotated[
+        float | None, typer.Option(metavar="MS", help="Limit to each token after it.")
+    ] = None,
+    e2e: Annotated[
+        float | None, typer.Option(metavar="MS", help="Limit to the whole answer.")
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option(metavar="P", help="Of requests that keep the limits, in %.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
@@ -40,7 +71,16 @@ def plan(
     from scenarios.plan.plan import plan as plan_scenario
     from scenarios.schema.load import load_scenario
 
-    settings = list(set_ or [])
+    load = _given(request_rate=rate, users=users, think_time_s=think_time, trace=trace)
+    limits = _given(ttft_ms=ttft, tpot_ms=tpot, e2el_ms=e2e, percentile=percentile)
+    settings = as_settings(
+        _given(model=model)
+        | ({"plan.candidates.gpus": gpu} if gpu else {})
+        | ({"plan.load": load} if load else {})
+        | ({"plan.objectives": []} if limits else {})  # those limits, and no others
+        | {f"slo.{name}": limit for name, limit in limits.items()}
+    )
+    settings += set_ or []
     if prices is not None:
         settings.append(f"plan.prices={json.dumps(str(prices))}")
     loaded, origin = load_scenario(scenario, settings)
@@ -56,6 +96,10 @@ def plan(
         )
         write_plan(partial, answer)
     _show(answer, folder, as_json=as_json)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _folder_name(name: str) -> str:

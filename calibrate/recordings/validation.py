@@ -53,7 +53,7 @@ class EngineRun:
             )
         summary |= {
             "mode": "engine",
-            "latency": {"source": "engine", "measured": True, "label": label},
+            "latency": {"source": "engine", "measured": True, "basis": "measured", "label": label},
             "time_parts_s": {
                 name.removesuffix("_s"): float(part_s.sum()) for name, part_s in parts_s.items()
             },

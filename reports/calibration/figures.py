@@ -7,10 +7,10 @@ import numpy as np
 
 from reports.page.figures import chart_layout
 from reports.page.page import Figure, Key
-from reports.page.quantity import compact, count, percent
 from reports.page.records import Floats
 from reports.page.style import colour
 from reports.run.latency_figures import _span
+from scenarios.quantity import compact, count, percent
 
 # part -> its name for readers, its colour
 PARTS = {

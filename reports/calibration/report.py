@@ -11,8 +11,8 @@ from reports.calibration import figures
 from reports.calibration.figures import AXES, PARTS, Columns
 from reports.page.page import Card, Figure, Row, Section, cards, escape, facts, page, panel, table
 from reports.page.page import warning_box as warnings
-from reports.page.quantity import MISSING, count, percent, plain, seconds
 from reports.run.report import FOOTER
+from scenarios.quantity import MISSING, count, percent, plain, seconds
 from sim.latency.table_data import PART_COLUMNS, LatencyTable
 from sim.latency.table_folder import TableError, read_table
 

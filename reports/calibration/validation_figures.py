@@ -9,11 +9,11 @@ import numpy.typing as npt
 from reports.compare.figures import BAND, LOAD_BINS, MAX_POINTS
 from reports.page.figures import TIME_HEIGHT_PX, TimeAxis, chart_layout
 from reports.page.page import Figure, Key
-from reports.page.quantity import compact, count, percent
 from reports.page.records import Columns, Floats
 from reports.page.style import colour
 from reports.page.timeline import Timeline, even_edges, run_end_s
 from reports.run.latency_figures import _span
+from scenarios.quantity import compact, count, percent
 
 
 def iteration_parity(iterations: Columns, predicted_s: Floats) -> Figure:

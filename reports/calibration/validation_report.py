@@ -15,9 +15,9 @@ from reports.compare.report import (
     _parity_section,
 )
 from reports.page.page import Card, Section, cards, escape, page, panel, table, warning_box
-from reports.page.quantity import GAP, MISSING, count, percent, plain
 from reports.page.records import Columns, Floats
 from reports.run.report import FOOTER
+from scenarios.quantity import GAP, MISSING, count, percent, plain
 
 NAMES = ("Forecast", "Measured")
 PHASES = {

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from reports.compare.headline import share, signed
 from reports.compare.table import comparison_table
-from reports.page.quantity import percent
 from reports.run.terminal import _printable
+from scenarios.quantity import percent
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -8,11 +8,12 @@ import numpy.typing as npt
 
 from reports.page.figures import TIME_HEIGHT_PX, TimeAxis, chart_layout
 from reports.page.page import Figure, Key, plotly_text
-from reports.page.quantity import compact, count, percent
 from reports.page.records import Floats
 from reports.page.style import colour
-from reports.page.timeline import Waits, even_edges
+from reports.page.timeline import even_edges
 from reports.run.latency_figures import METRICS, _span, cdf_points
+from scenarios.quantity import compact, count, percent
+from sim.waits import Waits
 
 BAND = 0.1  # the parity plots' band: within 10 % of the measurement
 MAX_POINTS = 2_000  # of a parity plot

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.compare.figures import LOOKS
-from reports.page.quantity import GAP, MISSING, count, percent, plain
+from scenarios.quantity import GAP, MISSING, count, percent, plain
 
 STATISTICS = {"mean": "Mean", "p50": "Median", "p90": "p90", "p95": "p95", "p99": "p99"}
 Figures = Mapping[str, Any]  # what `orcast compare --json` prints

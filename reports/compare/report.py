@@ -32,10 +32,10 @@ from reports.compare.headline import (
 )
 from reports.export.target import check_file
 from reports.page.page import Card, Row, Section, cards, escape, page, panel, table, warning_box
-from reports.page.quantity import GAP, MISSING, count, plain
 from reports.page.records import Floats
 from reports.run.folder import FILES
 from reports.run.report import FOOTER
+from scenarios.quantity import GAP, MISSING, count, plain
 
 
 class Compared(Protocol):

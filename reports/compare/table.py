@@ -16,8 +16,8 @@ from reports.compare.headline import (
     shortened,
     signed,
 )
-from reports.page.quantity import MISSING
 from reports.run.terminal import _printable
+from scenarios.quantity import MISSING
 
 if TYPE_CHECKING:
     from rich.console import Group

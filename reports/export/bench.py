@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from reports.export.trace import token_times_s
-from reports.page.quantity import figure_of
 from reports.page.records import RunRecords
+from scenarios.quantity import figure_of
 
 COUNTS = ("completed", "total_input_tokens", "total_output_tokens")
 STATISTICS = ("mean", "median", "std", "p50", "p90", "p95", "p99")

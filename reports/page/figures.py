@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 
 from reports.page.page import Figure, Key
-from reports.page.quantity import compact, compact_axis, count, percent, plain, seconds
 from reports.page.records import Columns, Floats
 from reports.page.style import colour
 from reports.page.timeline import (
     MAX_EXACT_ITERATIONS,
     Timeline,
-    Waits,
     chart_edges,
     even_edges,
     run_end_s,
 )
+from scenarios.quantity import compact, compact_axis, count, percent, plain, seconds
+from sim.waits import Waits
 
 TIME_HEIGHT_PX = 270
 

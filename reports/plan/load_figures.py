@@ -5,10 +5,10 @@ from typing import Any
 
 from reports.page.figures import chart_layout
 from reports.page.page import Figure, Key, plotly_text
-from reports.page.quantity import compact, plain
 from reports.page.style import colour
 from reports.plan.figures import BREAKS
 from reports.plan.words import row_of
+from scenarios.quantity import compact, plain
 
 Answer = Mapping[str, Any]
 SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "star")  # of the objectives

@@ -15,7 +15,6 @@ from reports.page.page import (
     table,
     warning_box,
 )
-from reports.page.quantity import GAP, MISSING, percent, plain
 from reports.plan.figures import cost_bars, cost_front, goodput_bars, speed_front
 from reports.plan.load_figures import load_profile, until_it_breaks
 from reports.plan.words import (
@@ -32,6 +31,7 @@ from reports.plan.words import (
 )
 from reports.run.report import FOOTER
 from reports.run.scenario_section import scenario_section
+from scenarios.quantity import GAP, MISSING, percent, plain
 
 Answer = Mapping[str, Any]
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.page.quantity import MISSING, plain
 from reports.page.records import Columns
 from reports.plan.words import (
     STATUS,
@@ -17,6 +16,7 @@ from reports.plan.words import (
     summary,
     verdict,
 )
+from scenarios.quantity import MISSING, plain
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from reports.page.quantity import count, plain
+from scenarios.quantity import count, plain
 
 Answer = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -56,6 +56,12 @@ def question(answer: Answer) -> str:
     )
     load = answer["load"]
     parts = [f"{plain(load['request_rate'])} requests/s"]
+    if load.get("users"):
+        parts = [f"{plain(load['users'])} users"]
+        if load["think_time_s"]:
+            parts[0] += f" who think for {plain(load['think_time_s'])} s between requests"
+        if load["request_rate"]:
+            parts[0] += f", {plain(load['request_rate'])} requests/s from them"
     if load["profile_request_rate"]:
         parts[0] += f" at the busiest (mean {plain(load['mean_request_rate'])})"
     parts += [limits]

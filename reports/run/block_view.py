@@ -13,9 +13,9 @@ import numpy as np
 
 from reports.page.figures import TimeAxis, chart_layout
 from reports.page.page import Figure, Key, Widget, plotly_text
-from reports.page.quantity import count
 from reports.page.records import Columns
 from reports.page.style import colour
+from scenarios.quantity import count
 
 TURNS = 6  # colours that requests take in turn
 KINDS = (

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.page.quantity import compact
 from reports.page.records import RunRecords
 from reports.page.timeline import Timeline, chart_edges, run_end_s
+from scenarios.quantity import compact
 
 if TYPE_CHECKING:
     from scenarios.forecast.block_tables import BlockTables

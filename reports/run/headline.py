@@ -1,16 +1,19 @@
 """The top of a run's report: what was run, what came out, what to beware of, in words."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from reports.page.page import Card, cards, escape, warning_box
-from reports.page.quantity import count, figure_of, milliseconds, percent, plain, seconds
 from reports.page.records import Latencies, RunRecords
 from reports.run.latency_figures import METRICS
-from reports.run.saturation import saturation_warning
 from reports.run.service_levels import ServiceLevels
+from scenarios.forecast.verdict import verdict
+from scenarios.quantity import count, figure_of, milliseconds, percent, plain, seconds
+
+# Words of a verdict that stand out.
+TONES = {"Meets": "good", "Misses": "bad", "No request completed": "bad"}
 
 
 def headline(
@@ -27,8 +30,8 @@ def headline(
         f'<header class="top"><p class="kind">{kind}</p>'
         f"<h1>{escape(scenario_name(scenario))}</h1>"
         f'<p class="setting">{escape(_setting(scenario, summary))}</p>'
-        f'<p class="verdict">{_verdict(records, latencies, levels, summary)}</p></header>'
-        + warning_box([*report_warnings(summary), *_saturation(records, scenario)])
+        f'<p class="verdict">{verdict_html(verdict(summary, levels.slo)["words"])}</p></header>'
+        + warning_box(report_warnings(summary))
         + cards(list(_cards(records, latencies, levels, summary)))
     )
 
@@ -38,34 +41,8 @@ def scenario_name(scenario: Mapping[str, Any]) -> str:
 
 
 def report_warnings(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader must know first: unmeasured latency, the run's own warnings, rejections."""
-    said = [str(warning) for warning in summary.get("warnings") or ()]
-    latency = _part(summary, "latency")
-    found = []
-    if not latency.get("measured", False) and not any("not measured" in text for text in said):
-        source = str(latency.get("source") or "of unknown origin")
-        kind = "analytic roofline" if source in ("auto", "roofline") else source
-        if str(latency.get("label")).startswith("measured kernels"):
-            kind = "analytic in part"
-        found.append(
-            f"Iteration times are {kind}, not measured: trust the differences between settings "
-            "more than the absolute times."
-        )
-    found += said
-    rejected = figure_of(summary, "rejected") or 0
-    if rejected and not any("reject" in text.lower() for text in said):
-        asked = rejected + (figure_of(summary, "completed") or 0)
-        found.append(
-            f"{count(rejected)} of {count(asked)} requests were rejected; latencies and throughput "
-            "leave them out."
-        )
-    return found
-
-
-def _saturation(records: RunRecords, scenario: Mapping[str, Any]) -> list[str]:
-    closed = _part(scenario, "workload").get("max_concurrency") is not None
-    found = saturation_warning(records.requests, records.preemptions, closed_loop=closed)
-    return [] if found is None else [found]
+    """What a reader must know first, as the run itself says it."""
+    return [str(warning) for warning in summary.get("warnings") or ()]
 
 
 def _part(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -105,29 +82,12 @@ def _up_to(summary: Mapping[str, Any], replicas: float) -> str:
     return f"up to {most} of " if 0 < most < replicas else ""
 
 
-def _verdict(
-    records: RunRecords, latencies: Latencies, levels: ServiceLevels, summary: Mapping[str, Any]
-) -> str:
-    """The run in a sentence or two; HTML."""
-    asked, completed = len(records.requests["request"]), figure_of(summary, "completed")
-    done = latencies.e2e_s.size if completed is None else completed
-    text = (
-        f"{count(done)} of {count(asked)} requests completed in "
-        f"{seconds(figure_of(summary, 'duration'))}."
-    )
-    if not done:
-        return '<span class="bad">No request completed.</span>'
-    judged = []
-    for metric, (short, _, _) in METRICS.items():
-        judgement = levels.judge(latencies, metric, summary)
-        if judgement is not None:
-            tone, word = ("good", "meets") if judgement.met else ("bad", "misses")
-            judged.append(
-                f"{percent(judgement.within)} have {short} within "
-                f'{milliseconds(judgement.limit_ms)}, which <span class="{tone}">{word}</span> '
-                f"the SLO of {plain(judgement.percentile)}\u00a0%"
-            )
-    return text + (f" {'; '.join(judged)}." if judged else "")
+def verdict_html(words: Sequence[str]) -> str:
+    """A verdict's sentences; whether the service levels are met stands out."""
+    text = escape(" ".join(words))
+    for word, tone in TONES.items():
+        text = text.replace(word, f'<span class="{tone}">{word}</span>', 1)
+    return text
 
 
 def _cards(

@@ -7,10 +7,10 @@ import numpy as np
 
 from reports.page.figures import chart_layout, log_ticks
 from reports.page.page import Figure
-from reports.page.quantity import compact, milliseconds, percent
 from reports.page.records import Floats, Latencies
 from reports.page.style import colour
 from reports.run.service_levels import Judgement
+from scenarios.quantity import compact, milliseconds, percent
 
 CDF_POINTS = 400
 

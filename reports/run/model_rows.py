@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reports.page.quantity import GAP, MISSING, count, plain
+from scenarios.quantity import GAP, MISSING, count, plain
 
 LAYER_HEAD = ["Layers", "Kind", "Heads", "Parameters each", "Weights each"]
 CACHE_HEAD = ["Cached by", "Layers", "Bytes a token", "At most, a sequence"]

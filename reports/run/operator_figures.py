@@ -7,8 +7,8 @@ import numpy as np
 
 from reports.page.figures import TIME_HEIGHT_PX, TimeAxis, chart_layout
 from reports.page.page import Figure, Key, plotly_text
-from reports.page.quantity import compact, percent, seconds
 from reports.page.style import colour
+from scenarios.quantity import compact, percent, seconds
 
 # class: (label, whose colour); in the order in which they are stacked. `OPERATORS` in
 # sim/latency/protocol.py says what each one holds.

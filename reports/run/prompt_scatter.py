@@ -7,9 +7,9 @@ import numpy as np
 
 from reports.page.figures import chart_layout, log_ticks
 from reports.page.page import Figure, Key
-from reports.page.quantity import compact, count, percent
 from reports.page.records import Columns, Floats
 from reports.page.style import colour
+from scenarios.quantity import compact, count, percent
 
 MAX_POINTS = 2_000
 FEW_POINTS = 200  # drawn larger

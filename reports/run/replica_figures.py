@@ -8,10 +8,10 @@ import numpy as np
 
 from reports.page.figures import TimeAxis, chart_layout
 from reports.page.page import Figure, Key, plotly_text
-from reports.page.quantity import compact, percent, plain
 from reports.page.records import Columns, Floats, request_latencies
 from reports.page.style import colour
 from reports.page.timeline import Timeline
+from scenarios.quantity import compact, percent, plain
 
 ROLE_COLOURS = {"prefill": "prefill", "decode": "decode"}
 _MAX_BINS = 200

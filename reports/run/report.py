@@ -7,7 +7,6 @@ import numpy as np
 
 from reports.page.figures import RunCharts, TimeAxis
 from reports.page.page import Figure, Row, Section, Widget, escape, facts, page, panel, table
-from reports.page.quantity import MISSING, alike, count, figure_of, percent, plain
 from reports.page.records import Columns, Latencies, RunRecords, request_latencies
 from reports.run import block_script, request_chart
 from reports.run.block_view import BlockView
@@ -22,6 +21,7 @@ from reports.run.request_lanes import request_lanes
 from reports.run.roofline_figure import roofline
 from reports.run.scenario_section import scenario_section
 from reports.run.service_levels import ServiceLevels
+from scenarios.quantity import MISSING, alike, count, figure_of, percent, plain
 
 QUANTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99}
 FOOTER = (

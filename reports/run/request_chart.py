@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reports.page.page import Figure, Key, plotly_text
-from reports.page.quantity import seconds
 from reports.page.records import Columns
 from reports.page.style import colour
+from scenarios.quantity import seconds
 
 MAX_REQUESTS = 64
 MAX_ITERATIONS = 400

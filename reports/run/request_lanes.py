@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from reports.page.figures import TimeAxis, chart_layout
 from reports.page.page import Figure, Key
-from reports.page.quantity import count
 from reports.page.records import Columns, Floats
 from reports.page.style import colour
+from scenarios.quantity import count
 
 MAX_ROWS = 100  # drawn at once
 MAX_TICKS = 12  # rows that all are named

@@ -11,9 +11,9 @@ import numpy as np
 
 from reports.page.figures import chart_layout, log_ticks
 from reports.page.page import Figure, Key, plotly_text
-from reports.page.quantity import compact, count, percent
 from reports.page.records import Columns, Floats
 from reports.page.style import colour
+from scenarios.quantity import compact, count, percent
 
 # kind of an iteration: (label, whose colour, marker); the order of
 # `scenarios.forecast.run_details.KINDS`

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reports.page.quantity import figure_of
 from reports.page.records import Latencies
+from scenarios.quantity import figure_of
+from sim.metrics import Slo
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,12 @@ class ServiceLevels:
                 if limit_ms is not None and limit_ms > 0:
                     limits_ms[metric] = limit_ms
         return cls(limits_ms, figure_of(slo, "percentile") or 99.0)
+
+    @property
+    def slo(self) -> Slo:
+        """The same as the simulator has it."""
+        limits_s = {f"{name}_s": limit_ms / 1e3 for name, limit_ms in self.limits_ms.items()}
+        return Slo(percentile=self.percentile, **limits_s)
 
     def judge(
         self, latencies: Latencies, metric: str, summary: Mapping[str, Any]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from reports.page.quantity import MISSING, figure_of
+from scenarios.quantity import MISSING, figure_of
 from sim.metrics import UNANSWERED
 
 if TYPE_CHECKING:
@@ -41,8 +41,17 @@ def summary_table(summary: Mapping[str, Any]) -> "Text":
     lines.append((_rule("Orcast", "-"), "bold"))
     lines += _own(summary)
     lines.append((_rule("", "="), "bold"))
+    lines += _verdict(summary)
     lines += [(f"warning: {_printable(text)}", "yellow") for text in summary.get("warnings") or ()]
     return Text("\n").join(Text(text, style=style) for text, style in lines)
+
+
+def _verdict(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run comes to; what it rests on stands above already."""
+    said = summary.get("verdict")
+    said = said if isinstance(said, Mapping) else {}
+    style = {"met": "bold green", "missed": "bold red"}.get(str(said.get("slo")), "bold")
+    return [(_printable(text), style) for text in said.get("words") or ()]
 
 
 def _counts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,9 +5,9 @@ from typing import Any
 
 from reports.page.figures import chart_layout
 from reports.page.page import Figure, Key, plotly_text
-from reports.page.quantity import plain
 from reports.page.style import colour
 from reports.size.text import MEMORY_PARTS, Figures, memory, power, service, short, usd
+from scenarios.quantity import plain
 
 HEIGHT_PX = 340
 LAWS = ("decode", "prefill", "running", "preempted", "waiting")

@@ -16,11 +16,11 @@ from reports.page.page import (
     table,
     warning_box,
 )
-from reports.page.quantity import plain
 from reports.run.report import FOOTER
 from reports.size.figures import costs, deployments, iso_flops, laws, training_memory
 from reports.size.rows import Table, tables
 from reports.size.text import Figures, days, deployment, headline, memory, short, title, usd
+from scenarios.quantity import plain
 
 
 def size_report(figures: Figures) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from reports.page.quantity import MISSING, plain
 from reports.size.text import (
     MEMORY_PARTS,
     PARTS,
@@ -17,6 +16,7 @@ from reports.size.text import (
     short,
     usd,
 )
+from scenarios.quantity import MISSING, plain
 
 
 @dataclass(frozen=True, slots=True)

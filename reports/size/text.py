@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reports.page.quantity import GAP, MISSING, plain
+from scenarios.quantity import GAP, MISSING, plain
 
 Figures = Mapping[str, Any]  # what `orcast size --json` prints
 _SIZES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.page.page import plotly_text
-from reports.page.quantity import plain
 from reports.sweep.words import axis_title, level_label
+from scenarios.quantity import plain
 from scenarios.sweep.table import SweepTable, better
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from reports.page.figures import chart_layout
 from reports.page.page import Figure, Key, plotly_text
-from reports.page.quantity import GAP, compact, plain
 from reports.page.style import colour
 from reports.sweep.axes import (
     evenly_chosen,
@@ -23,6 +22,7 @@ from reports.sweep.axes import (
     wrapped,
 )
 from reports.sweep.words import Measure, axis_label, axis_title, level_label, varying
+from scenarios.quantity import GAP, compact, plain
 from scenarios.sweep.statistics import Interval, Sensitivity, best_setting, interval, intervals
 from scenarios.sweep.table import SweepTable, better
 

@@ -19,8 +19,6 @@ from reports.page.page import (
     table,
     warning_box,
 )
-from reports.page.quantity import GAP, count, percent
-from reports.run.headline import report_warnings
 from reports.run.report import FOOTER
 from reports.run.scenario_section import scenario_section
 from reports.sweep.figures import heat_map, lines, points, sensitivity_chart
@@ -32,6 +30,7 @@ from reports.sweep.words import (
     setting_label,
     varying,
 )
+from scenarios.quantity import GAP, count, percent
 from scenarios.sweep.statistics import (
     Interval,
     Sensitivity,
@@ -68,7 +67,7 @@ def sweep_report(
     ]
     return page(
         title=f"{sweep.name} · Orcast",
-        top=_top(sweep, scenario, warnings, shown),
+        top=_top(sweep, warnings, shown),
         sections=sections,
         footer=FOOTER.replace(" Charts over time zoom together.", ""),
     )
@@ -83,22 +82,14 @@ def _by_importance(sweep: SweepTable, parts: Sequence[Sensitivity]) -> list[int]
 # -- the top --------------------------------------------------------------------------------------
 
 
-def _top(
-    sweep: SweepTable, scenario: Mapping[str, Any], warnings: Sequence[str], shown: list[str]
-) -> str:
-    latency = scenario.get("latency")
-    source = latency.get("source") if isinstance(latency, Mapping) else None
-    measured = False not in (sweep.columns.get("latency.measured") or [False])
-    cautions = report_warnings(
-        {"warnings": warnings, "latency": {"source": source, "measured": measured}}
-    )
+def _top(sweep: SweepTable, warnings: Sequence[str], shown: list[str]) -> str:
     about = f'<p class="setting">{escape(sweep.description)}</p>' if sweep.description else ""
     return (
         '<header class="top"><p class="kind">Forecast of a sweep</p>'
         f"<h1>{escape(sweep.name)}</h1>{about}"
         f'<p class="setting">{escape(_size(sweep))}</p>'
         f'<p class="verdict">{escape(headline(sweep))}</p></header>'
-        + warning_box(cautions)
+        + warning_box(warnings)
         + cards(list(_cards(sweep, shown)))
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from reports.page.quantity import MISSING, plain
+from scenarios.quantity import MISSING, plain
 from scenarios.sweep.axes import level_text
 from scenarios.sweep.statistics import Interval
 from scenarios.sweep.table import SweepTable

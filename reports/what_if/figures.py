@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from reports.page.figures import TimeAxis, chart_layout
-from reports.page.quantity import (
-    GAP,
+from reports.page.records import RunRecords, request_latencies
+from reports.page.style import colour, dark_of_light, template
+from reports.page.timeline import Timeline, even_edges, run_end_s
+from reports.run.headline import report_warnings
+from reports.run.latency_figures import METRICS, _span, cdf_points
+from scenarios.quantity import (
     MISSING,
     compact,
     count,
@@ -19,11 +23,6 @@ from reports.page.quantity import (
     percent,
     plain,
 )
-from reports.page.records import RunRecords, request_latencies
-from reports.page.style import colour, dark_of_light, template
-from reports.page.timeline import Timeline, even_edges, run_end_s
-from reports.run.headline import report_warnings
-from reports.run.latency_figures import METRICS, _span, cdf_points
 
 BINS = 160
 Snapshot = dict[str, Any]
@@ -56,8 +55,7 @@ def snapshot(records: RunRecords, summary: Mapping[str, Any]) -> Snapshot:
     found: Snapshot = {
         "figures": {key: figure_of(summary, key) for _, key, _, _ in ROWS},
         "warnings": report_warnings(summary),
-        "price": _price(summary),
-        "slo_met": summary.get("slo_met"),
+        "verdict": list((summary.get("verdict") or {}).get("words") or ()),
         "curves": curves,
     }
     end_s = run_end_s(records.requests, records.iterations)
@@ -73,16 +71,6 @@ def snapshot(records: RunRecords, summary: Mapping[str, Any]) -> Snapshot:
             "kv": compact(taken, 4),
         }
     return found
-
-
-def _price(summary: Mapping[str, Any]) -> str:
-    """GPUs and what they cost an hour, as far as that is known."""
-    cost = summary.get("cost")
-    cost = cost if isinstance(cost, Mapping) else {}
-    gpus, usd = figure_of(cost, "gpus"), figure_of(cost, "usd_per_hour")
-    words = [] if gpus is None else [f"{count(gpus)}{GAP}GPU{'s' * (gpus != 1)}"]
-    words += [] if usd is None else [f"${usd:,.2f} an hour"]
-    return ", ".join(words)
 
 
 def comparison_rows(now: Snapshot, before: Snapshot | None) -> list[tuple[str, str, str, str, str]]:

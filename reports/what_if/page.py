@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from reports.page.records import RunRecords
 from reports.page.style import style_sheet
+from reports.run.headline import TONES
 from reports.what_if.figures import Snapshot, comparison_rows, figures, snapshot
 
 if TYPE_CHECKING:
@@ -291,18 +292,22 @@ def _again() -> Any:
 
 
 def _verdict(html: Any, answer: Snapshot) -> Any:
-    parts, said = [], []
-    if answer["price"]:
-        said.append(html.Strong(f"{answer['price']}. "))
-    if answer["slo_met"] is not None:
-        tone, word = ("good", "meets") if answer["slo_met"] else ("bad", "misses")
-        said += ["This setting ", html.Span(word, className=tone), " the service levels."]
-    if said:
-        parts.append(html.P(said, className="verdict"))
+    parts = []
+    if answer["verdict"]:
+        parts.append(html.P(_toned(html, " ".join(answer["verdict"])), className="verdict"))
     if answer["warnings"]:
         items = [html.Li(warning) for warning in answer["warnings"]]
         parts.append(html.Div([html.Ul(items)], className="warnings", role="note"))
     return parts
+
+
+def _toned(html: Any, text: str) -> list[Any]:
+    """A verdict, in which it stands out whether the service levels are met."""
+    for word, tone in TONES.items():
+        before, found, after = text.partition(word)
+        if found:
+            return [before, html.Span(word, className=tone), after]
+    return [text]
 
 
 def _table(html: Any, answer: Snapshot, before: Snapshot | None) -> Any:

@@ -17,6 +17,8 @@ from scenarios.forecast.deployment import Deployment, Drawer, deploy
 from scenarios.forecast.front_end import described, fitted_front_end
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
+from scenarios.forecast.saturation import saturation_warning
+from scenarios.forecast.verdict import provenance_warning, verdict
 from scenarios.schema.scenario import Scenario
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.engine.block_history import BlockRecorder
@@ -106,7 +108,16 @@ def forecast(
         summary["speculation"] = speculation_figures(records.iterations, speculation)
     if deployment.routing is not None:
         summary["experts"] = _experts(deployment, deployment.routing, records)
-    summary["warnings"] = _warnings(deployment, summary)
+    waited = saturation_warning(
+        records.requests,
+        records.preemptions,
+        closed_loop=scenario.workload.max_concurrency is not None,
+    )
+    summary["saturated"] = waited is not None
+    unmeasured = provenance_warning(summary["latency"])
+    cautions = [text for text in (unmeasured, waited) if text is not None]
+    summary["warnings"] = [*cautions, *_warnings(deployment, summary)]
+    summary["verdict"] = verdict(summary, deployment.slo)
     return Forecast(deployment, records, summary)
 
 

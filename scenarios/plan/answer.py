@@ -47,7 +47,8 @@ def answer(
     curve: Sequence[Trial],
 ) -> dict[str, Any]:
     """Everything that is known, as JSON-ready data: the content of plan.json."""
-    asked, target = task.plan, task.target
+    asked = task.plan
+    target = task.target if chosen is None else task.target.answered_in(chosen.explored.e2e_s)
     prompt_tokens, output_tokens = task.replications.mean_tokens()
     rows = [
         _row(one, chosen, asked, target, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
@@ -64,7 +65,9 @@ def answer(
         "name": scenario.name,
         "model": scenario.model,
         "load": {
-            "request_rate": target.peak_per_s,
+            "request_rate": target.peak_per_s or None,
+            "users": target.users,
+            "think_time_s": None if target.users is None else target.think_time_s,
             "mean_request_rate": target.mean_per_s,
             "profile_request_rate": target.profile_per_s and list(target.profile_per_s),
             "window_s": target.window_s or None,
@@ -122,6 +125,7 @@ def _row(
 ) -> dict[str, Any]:
     """One candidate. Rates are requests/s of one replica, tokens those of outputs unless said."""
     candidate, found = one.candidate, one.explored
+    target = target.answered_in(found.e2e_s)
     hourly_s, cost = target.mean_per_s * 3600, one.usd_per_hour
     known = found.status == "meets"
     serving = None if one.replicas is None else max(1, one.replicas - asked.n_plus)
@@ -204,7 +208,11 @@ def _why_not(one: Outcome, chosen: Outcome | None, asked: Plan, target: Target) 
 def _warnings(
     outcomes: list[Outcome], chosen: Outcome | None, check: Trial | None, task: Task
 ) -> list[str]:
-    found = [] if chosen is None else _decided_by_interval(chosen, task.plan, task.target)
+    found = (
+        []
+        if chosen is None
+        else _decided_by_interval(chosen, task.plan, task.target.answered_in(chosen.explored.e2e_s))
+    )
     # What every candidate says is said once.
     notes = [note for one in outcomes for note in one.explored.notes]
     found += list(dict.fromkeys(notes))

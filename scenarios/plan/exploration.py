@@ -76,6 +76,7 @@ class Exploration:
     why: str = ""
     bottleneck: Bottleneck | None = None
     tpot_s: float | None = None  # median at the goodput
+    e2e_s: float | None = None  # mean there
     requests: int = 0
     settled: bool = True
     trials: tuple[Trial, ...] = ()
@@ -230,6 +231,7 @@ def _explored(
         why=why,
         bottleneck=bottleneck,
         tpot_s=None if isnan(kept.tpot_s) else kept.tpot_s,
+        e2e_s=kept.e2e_s,
         **known,
     )
 

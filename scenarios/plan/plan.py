@@ -48,6 +48,12 @@ def plan(
             f"{origin or 'scenario'}: speculation: plans assume one token an iteration; "
             "--set speculation=null"
         )
+    for name, value in (("groups", "[]"), ("failures", "[]"), ("autoscaling", "null")):
+        if getattr(scenario.cluster, name):  # nothing of a scenario is left out silently
+            raise InputError(
+                f"{origin or 'scenario'}: cluster.{name}: a plan is for replicas that are alike "
+                f"and always up; --set cluster.{name}={value}, or `orcast sweep` this scenario"
+            )
     asked = _plan_of(scenario, origin)
     scenario = scenario.model_copy(update={"plan": asked})
     objectives = objectives_of(scenario, origin=str(origin or "scenario"))
@@ -90,6 +96,7 @@ def _plan_of(scenario: Scenario, origin: Path | None) -> Plan:
 def _outcome(candidate: Candidate, found: Exploration, asked: Plan, target: Target) -> Outcome:
     if found.status != "meets":
         return Outcome(candidate, found, found.status, found.reason, found.miss)
+    target = target.answered_in(found.e2e_s)
     # As many as the lower end of the interval needs: what is promised is what is sure.
     replicas = replicas_for(target.peak_per_s, found.low_per_s, asked)
     cost = round(replicas * candidate.price_usd_per_hour, 6)  # prices are decimals
@@ -122,7 +129,8 @@ def _checked(task: Task, chosen: Outcome, jobs: int) -> tuple[Trial, list[Trial]
     assert chosen.replicas is not None
     serving = max(1, chosen.replicas - task.plan.n_plus)
     longest = chosen.explored.requests
-    asked = [(task.target.peak_per_s, serving, min(longest * serving, MOST_CHECKED))]
+    load_per_s = task.target.answered_in(chosen.explored.e2e_s).peak_per_s
+    asked = [(load_per_s, serving, min(longest * serving, MOST_CHECKED))]
     asked += [(part * chosen.explored.goodput_per_s, 1, longest) for part in CURVE]
     seeds = range(task.plan.seeds)
     given = [

@@ -86,6 +86,11 @@ class Probe:
         return float(np.mean([sample.resident for sample in self.samples]))
 
     @property
+    def e2e_s(self) -> float:
+        """Mean time from arrival to the last token, by Little's law."""
+        return self.resident / self.rate_per_s
+
+    @property
     def tpot_s(self) -> float:
         """Median over requests of more than one token; NaN where there is none."""
         together = np.concatenate([sample.tpot_s for sample in self.samples])

@@ -1,8 +1,8 @@
-"""The load to be served: a rate, or what a trace's busiest window asks for."""
+"""The load to be served: a rate, what users ask for, or a trace's busiest window."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from pathlib import Path
 
@@ -19,11 +19,25 @@ class Target:
     """Requests per second to be served: the peak, and over time where a trace says how it varies.
 
     `profile_per_s` has one mean rate for each window of `window_s` seconds; None without a trace.
+    How much `users` ask for goes by how fast they are answered: see `answered_in`.
     """
 
     peak_per_s: float
     profile_per_s: tuple[float, ...] | None = None
     window_s: float = 0.0
+    users: float | None = None
+    think_time_s: float = 0.0
+
+    def answered_in(self, e2e_s: float | None) -> Target:
+        """The load on a deployment whose answers take so long in the mean.
+
+        By Little's law each user sends one request every `think_time_s` + `e2e_s` seconds.
+        Arrivals are still taken to be those of many users that know nothing of each other, which
+        is no easier to serve.
+        """
+        if self.users is None or not e2e_s:
+            return self
+        return replace(self, peak_per_s=self.users / (self.think_time_s + e2e_s))
 
     @property
     def mean_per_s(self) -> float:
@@ -35,6 +49,8 @@ class Target:
 def target_of(load: Load, *, origin: Path | None = None) -> Target:
     """The load that a plan names. Raises InputError for a trace that cannot be read, or is shorter
     than one window."""
+    if load.users is not None:
+        return Target(0.0, users=load.users, think_time_s=load.think_time_s)
     if load.trace is None:
         assert load.request_rate is not None
         return Target(load.request_rate)

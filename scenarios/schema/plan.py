@@ -14,13 +14,16 @@ Degree = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Load(Section):
-    """The forecast load, in requests per second over all replicas.
+    """The forecast load, over all replicas.
 
-    Either `request_rate`, or a `trace` whose busiest window of `window_s` seconds, times
-    `growth`, has to be served.
+    Either `request_rate` in requests per second; or `users` who each send a request, read its
+    answer and think for `think_time_s` before the next; or a `trace` whose busiest window of
+    `window_s` seconds, times `growth`, has to be served.
     """
 
     request_rate: Positive | None = None
+    users: Positive | None = None
+    think_time_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     trace: str | None = None
     format: TraceFormat = "auto"
     window_s: Positive = 300.0
@@ -28,8 +31,13 @@ class Load(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.request_rate is None) == (self.trace is None):
-            raise ValueError("give either request_rate or a trace whose load is to be served")
+        origins = [self.request_rate, self.users, self.trace]
+        if sum(one is not None for one in origins) != 1:
+            raise ValueError(
+                "give request_rate, or users, or a trace whose load is to be served, one of them"
+            )
+        if self.users is None and self.think_time_s:
+            raise ValueError("think_time_s has no meaning without users")
         if self.trace is None:
             for name in ("format", "window_s", "growth"):
                 if getattr(self, name) != type(self).model_fields[name].default:

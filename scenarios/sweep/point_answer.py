@@ -23,7 +23,7 @@ from sim.model.spec import ModelSpec
 from sim.workload import Workload
 
 # Of this run on this machine, not of the deployment; or no figure.
-_LEFT_OUT = {"wall_s", "simulated_requests_per_s", "mode", "warnings"}
+_LEFT_OUT = {"wall_s", "simulated_requests_per_s", "mode", "warnings", "verdict"}
 
 
 @dataclass(frozen=True, slots=True)

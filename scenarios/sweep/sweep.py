@@ -22,6 +22,9 @@ from scenarios.sweep.points import Point, Study
 from scenarios.sweep.table import SweepTable, columns_of
 
 Progress = Callable[[int, int, int], None]  # answered just now, of how many, answered before
+SATURATED = (  # each with its own figures, which is one thing to know of a sweep
+    "saturated: asked for more than the deployment serves; waiting times say how long the run was"
+)
 MOST_PROBES = 20
 
 
@@ -119,7 +122,11 @@ def resolved(study: Study, metrics: Iterable[str]) -> dict[str, Any]:
 
 def _notes(table: SweepTable, answers: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     """What a reader has to be told: the runs' own warnings, the most frequent first."""
-    said = Counter(text for answer in answers for text in answer.get("warnings", ()))
+    said = Counter(
+        SATURATED if text.startswith("Saturated: ") else text
+        for answer in answers
+        for text in answer.get("warnings", ())
+    )
     notes = []
     if table.errors:
         (cause, _), others = Counter(table.errors).most_common(1)[0], len(set(table.errors)) - 1
@@ -133,22 +140,9 @@ def _notes(table: SweepTable, answers: Iterable[dict[str, Any]]) -> tuple[str, .
     ]
     if len(said) > len(most):
         notes.append(f"{len(said) - len(most)} more warnings are beside the runs they are about")
-    if unmeasured := _unmeasured(table):
-        notes.append(unmeasured)
     if _seeds_are_idle(table):
         notes.append("nothing is drawn at random here: the seeds make no difference")
     return tuple(notes)
-
-
-def _unmeasured(table: SweepTable) -> str:
-    known = [one for one in table.columns.get("latency.measured", []) if one is not None]
-    if all(known):
-        return ""
-    where = f" in {known.count(False)} of {len(known)} runs" if any(known) else ""
-    return (
-        f"iteration times are analytic, not measured{where}: trust the differences between "
-        "settings more than the absolute figures"
-    )
 
 
 def _seeds_are_idle(table: SweepTable) -> bool:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from reports.page.quantity import (
+from scenarios.quantity import (
     alike,
     compact,
     compact_axis,

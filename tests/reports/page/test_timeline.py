@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from reports.page.timeline import Timeline, Waits, even_edges, iteration_edges, run_end_s
+from reports.page.timeline import Timeline, even_edges, iteration_edges, run_end_s
+from sim.waits import Waits
 
 
 @pytest.mark.parametrize("bins", [1, 7, 300])

@@ -172,4 +172,4 @@ def test_run_without_a_single_iteration_opens(tmp_path, make_batched_run, summar
     run.iterations = {name: column[:0] for name, column in run.iterations.items()}
     seen = look_at(tmp_path, summarize_run(run))
     assert seen["drawn"] == 0
-    assert "No request completed." in seen["text"]
+    assert "No request completed of 2." in seen["text"]

@@ -19,9 +19,9 @@ from reports.run.replica_figures import Replicas, replica_bars, replica_load, re
 from reports.run.report import run_report, run_sections
 from reports.run.request_lanes import MAX_KEPT, MAX_ROWS, request_lanes
 from reports.run.roofline_figure import roofline
-from reports.run.saturation import saturation_warning
 from scenarios.forecast.forecast import Forecast, forecast
 from scenarios.forecast.run_details import run_details
+from scenarios.forecast.saturation import saturation_warning
 from scenarios.schema.load import load_scenario
 from sim.latency.protocol import OPERATORS
 from tests.reports.run.test_report import EVIL, Checker, figures_of

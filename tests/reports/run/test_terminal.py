@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from reports.page.quantity import MISSING
 from reports.run.terminal import summary_table
+from scenarios.quantity import MISSING
 
 
 def rendered(summary, width=100):

@@ -382,7 +382,7 @@ def test_prices_come_from_a_file_of_the_users(tmp_path: Path) -> None:
         "plan.seeds=0": r"plan\.seeds: 0: expected greater than or equal to 3",
         "plan.confidence=1": r"plan\.confidence: 1: expected less than 1",
         "plan.headroom=1.2": r"plan\.headroom: 1\.2: expected less than 1",
-        "plan.load={}": "give either request_rate or a trace",
+        "plan.load={}": "give request_rate, or users, or a trace",
         "plan.load.request_rate=-1": r"plan\.load\.request_rate: -1: expected greater than 0",
         "plan.load.window_s=60": "window_s has no meaning without a trace",
         "plan.n_plus=64": "n_plus 64 leaves no replica",

@@ -16,7 +16,7 @@ from scenarios.sweep.point_answer import Task, answer
 from scenarios.sweep.point_store import PointStore
 from scenarios.sweep.point_workers import Answers, local_workers
 from scenarios.sweep.points import Study, load_study
-from scenarios.sweep.sweep import SweepResult, resolved, run_sweep
+from scenarios.sweep.sweep import SATURATED, SweepResult, resolved, run_sweep
 from tests import needs
 
 SMALL = ["workload.num_requests=40"]
@@ -188,9 +188,16 @@ def test_warnings_of_the_runs_are_gathered() -> None:
 def test_times_that_nobody_measured_are_said_to_be_so_once() -> None:
     said = [text for text in here(small()).warnings if "not measured" in text]
     assert said == [
-        "iteration times are analytic, not measured: trust the differences between settings more "
-        "than the absolute figures"
+        "Iteration times are analytic, not measured: trust the differences between settings more "
+        "than the absolute times."
     ]
+
+
+def test_runs_that_are_overrun_are_counted_as_one_thing() -> None:
+    said = here(
+        small("workload.arrivals.request_rate=1,400,800", settings=["workload.num_requests=1500"])
+    ).warnings
+    assert [text for text in said if "aturated" in text] == [f"2 of 3 runs: {SATURATED}"]
 
 
 def test_seeds_that_draw_nothing_are_said_to(tmp_path: Path) -> None:

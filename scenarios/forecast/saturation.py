@@ -1,17 +1,23 @@
 """Whether a run was asked for more than it can serve: then latencies grow with its length."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 import numpy as np
 
-from reports.page.quantity import count, percent
-from reports.page.records import Columns
-from reports.page.timeline import Waits
+from scenarios.quantity import count, percent
+from sim.waits import Waits
 
 LEAST_WAITING = 10  # requests; fewer are a burst, not a backlog
 LEAST_SHARE = 0.02  # of all requests
 
 
 def saturation_warning(
-    requests: Columns, preemptions: Columns, *, closed_loop: bool = False
+    requests: Mapping[str, np.ndarray],
+    preemptions: Mapping[str, np.ndarray],
+    *,
+    closed_loop: bool = False,
 ) -> str | None:
     """A warning where the queue grew for as long as requests came; None otherwise.
 
