@@ -16,6 +16,8 @@ import typer
 from orcast.calibrate_cli import app as calibrate_app
 from orcast.composed import compose
 from orcast.export_cli import export
+from orcast.init_cli import init
+from orcast.list_cli import app as list_app
 from orcast.plan_cli import plan
 from orcast.refine_cli import refine
 from orcast.show_cli import app as show_app
@@ -28,24 +30,13 @@ from scenarios.errors import InputError
 app = typer.Typer(
     name="orcast",
     help="Forecasts how an LLM serving deployment will behave before anyone pays for it.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},  # its commands take them over
 )
 
-calibrate_app.command()(refine)
-app.add_typer(calibrate_app, name="calibrate")
-app.add_typer(show_app, name="show")
-app.command()(validate)
-app.command()(ui)
-app.command()(export)
-app.command()(size)
-app.command()(sweep)
-app.command()(plan)
-
 ScenarioArgument = Annotated[
-    str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a name from the library.")
+    str, typer.Argument(metavar="SCENARIO", help="A scenario file, a library name, or - for stdin.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -89,6 +80,9 @@ def run(
     as_json: JsonOption = False,
     step: Annotated[bool, typer.Option("--step", help="One event an iteration; slow.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Verify invariants as it runs.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but what went wrong.")
+    ] = False,
 ) -> None:
     """Simulate a scenario; print the result and write a run folder with its report."""
     from reports.run.writer import folder_name, fresh_folder, write_run
@@ -105,7 +99,7 @@ def run(
             compose=compose,
             leap=not step,
             check=check,
-            progress=progress.show,
+            progress=None if quiet else progress.show,
         )
         write_run(
             partial,
@@ -118,6 +112,8 @@ def run(
         for warning in result.summary["warnings"]:
             print(f"orcast: warning: {warning}", file=sys.stderr)
         print(json.dumps(result.summary | {"run_folder": str(folder)}))
+        return
+    if quiet:
         return
     from rich.console import Console
 
@@ -214,6 +210,15 @@ def compare(
     Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes, names))
     if target is not None:
         print(f"Page: {target}")
+
+
+# In the order in which one meets them.
+for command in (sweep, plan, size, ui, export, init, validate):
+    app.command()(command)
+app.add_typer(list_app, name="list")
+app.add_typer(show_app, name="show")
+app.add_typer(calibrate_app, name="calibrate")
+calibrate_app.command()(refine)
 
 
 class _Progress:

@@ -1,15 +1,16 @@
-"""`orcast show`: what a model or a GPU is, as figures."""
+"""`orcast show`: what a model, a GPU, a scenario or a table is taken to be."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(
     name="show",
-    help="Show what a model or a GPU is taken to be.",
+    help="Show what a model, a GPU, a scenario or a latency table is taken to be.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -65,3 +66,76 @@ def model(
             table.add_row(*row)
         console.print()
         console.print(table)
+
+
+@app.command("gpu")
+def gpu(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A GPU by name or alias, or a YAML file of one.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Memory, rates, links and price of a GPU, and where they come from."""
+    from dataclasses import asdict
+
+    from scenarios import library
+
+    figures = asdict(library.gpu(name))
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        _print(figures)
+
+
+@app.command("scenario")
+def scenario(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A scenario file, a library name, or - for stdin.")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A scenario as it is resolved: every default written out, ready to be run again."""
+    from scenarios.schema.load import load_scenario
+
+    loaded, _ = load_scenario(name, set_ or [])
+    content = loaded.model_dump(mode="json")
+    if as_json:
+        print(json.dumps(content))
+    else:
+        _print(content)
+
+
+@app.command("table")
+def table(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A latency table's folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """What a latency table was measured on, how, and which parts it has."""
+    from scenarios.errors import InputError
+    from sim.latency.table_folder import read_table
+
+    try:
+        found = read_table(folder)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    figures = {
+        "label": found.label,
+        "basis": found.basis,
+        "parts": {name: f"{len(part.time_s)} points" for name, part in found.parts.items()},
+        "meta": dict(found.meta),
+    }
+    if as_json:
+        print(json.dumps(figures, default=str))
+    else:
+        _print(figures)
+
+
+def _print(figures: dict[str, Any]) -> None:
+    import yaml
+
+    text = yaml.safe_dump(figures, sort_keys=False, allow_unicode=True, width=100)
+    print(text, end="")

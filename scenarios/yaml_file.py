@@ -65,6 +65,11 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file in UTF-8") from None
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """The same of a text that came from `path`."""
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, RecursionError) as error:

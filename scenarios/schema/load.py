@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -14,9 +15,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scenarios.errors import InputError, did_you_mean
-from scenarios.library import Loader, PlainNumberError, read_yaml, scenario_path
+from scenarios.library import Loader, PlainNumberError, parse_yaml, read_yaml, scenario_path
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
+
+STDIN = "standard input"
+_DRAWN = {"arrivals", "lengths", "classes", "num_requests", "shared_prefixes", "sessions"}
+_RECORDED = {"trace", "format", "start", "stop", "class_column"}
+# Keys of a workload that say where requests come from, and those that they put an end to.
+REPLACES = {
+    "trace": _DRAWN,
+    "lengths": _RECORDED | {"classes"},
+    "classes": _RECORDED | {"lengths"},
+}
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -29,10 +40,11 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 def load_scenario(name: str, overrides: Iterable[str] = ()) -> tuple[Scenario, Path]:
     """Read the scenario `name` (path or library name) and apply ``PATH=VALUE`` overrides.
 
-    Returns it with the file it came from. Raises InputError, one line naming file and YAML path.
+    ``-`` is standard input, whose relative paths are the current folder's. Returns it with the file
+    it came from. Raises InputError, one line naming file and YAML path.
     """
-    path = scenario_path(name)
-    content = read_yaml(path)
+    path = Path(STDIN) if name == "-" else scenario_path(name)
+    content = parse_yaml(sys.stdin.read(), path) if name == "-" else read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys such as model, hardware, workload")
     overridden = apply_overrides(content, overrides)
@@ -60,7 +72,15 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
 
 
 def forget_replaced_source(content: dict[str, Any], overridden: Collection[str]) -> None:
-    """A table given over a scenario's own latency source replaces that, and an efficiency too."""
+    """What was given over a scenario's own replaces it: a table or an efficiency the latency
+    source, a trace the drawn requests, and lengths or classes a trace."""
+    workload = content.get("workload")
+    if isinstance(workload, dict):
+        for given, replaced in REPLACES.items():
+            if f"workload.{given}" in overridden and workload.get(given) is not None:
+                kept = {path.split(".")[1] for path in overridden if path.startswith("workload.")}
+                for key in replaced - kept:
+                    workload.pop(key, None)
     latency = content.get("latency")
     told = any(path == "latency.table" or path.endswith("_efficiency") for path in overridden)
     if told and isinstance(latency, dict) and "latency.source" not in overridden:

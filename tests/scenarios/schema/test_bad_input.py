@@ -107,7 +107,8 @@ COMBINATIONS = {
     "engine.preferred_batch_sizes=[512]": "preferred_batch_sizes: 512 is above max_num_seqs 256",
     "workload.arrivals.process=gamma": "burstiness belongs to process gamma, which needs it",
     "workload.arrivals.process=all_at_once": "request_rate has no meaning when all requests",
-    "workload.trace=some.csv": "trace and lengths are both given: keep one of them",
+    "workload={trace: some.csv, lengths: {prompt: {distribution: fixed, tokens: 1}, "
+    "output: {distribution: fixed, tokens: 1}}}": "trace and lengths are both given: keep one of them",
     "workload.lengths=null": "no requests: name a trace file (--set workload.trace=FILE)",
     "workload.start=3": "start has no meaning without a trace",
     "workload.lengths.prompt={distribution: fixed}": "fixed needs tokens",
