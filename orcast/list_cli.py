@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ MatchArgument = Annotated[
 ]
 
 Row = Mapping[str, Any]
+SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 @app.command()
@@ -159,7 +160,7 @@ def _show(rows: Iterable[Row], text: str, as_json: bool) -> None:
     numbers = {key for key, value in found[0].items() if isinstance(value, int | float)}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in found[0]:
-        side = "right" if key in numbers else "left"
+        side = SIDES[key in numbers]
         table.add_column(
             key.replace("_", " "), justify=side, no_wrap=key == "name", overflow="fold"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,6 +123,8 @@ def _show(answer: dict[str, Any], folder: Path, *, as_json: bool) -> None:
     # A table of figures and reasons needs room; a pipe has all it wants.
     console.width = max(console.width, 100) if console.is_terminal else 160
     console.print(plan_table(answer))
+    if answer["chosen"] is not None:
+        print(f"To forecast it again: orcast run {shlex.quote(str(folder / 'chosen.yaml'))}")
     print(f"Report: {folder / 'report.html'}")
 
 

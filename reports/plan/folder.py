@@ -10,11 +10,13 @@ from reports.plan.table import candidate_columns
 
 MARKER = "plan.json"  # what makes a folder a plan's
 FILES = frozenset({MARKER, "scenario.yaml", "candidates.parquet", "report.html"})
+FILES |= {"chosen.yaml", "kubernetes.yaml"}  # where something was chosen
 FILES |= {"csv", "png", "svg"}  # exports
 
 
 def write_plan(folder: Path, answer: Mapping[str, Any]) -> None:
-    """plan.json, scenario.yaml (resolved), candidates.parquet, report.html."""
+    """plan.json, scenario.yaml (resolved), candidates.parquet, report.html; what to deploy, and
+    that to be forecast again, where something was chosen."""
     import pyarrow.parquet as pq
     import yaml
 
@@ -22,6 +24,13 @@ def write_plan(folder: Path, answer: Mapping[str, Any]) -> None:
 
     text = yaml.safe_dump(dict(answer["scenario"]), sort_keys=False, allow_unicode=True)
     (folder / "scenario.yaml").write_text(text, encoding="utf-8")
+    deployed = answer["to_deploy"] or {}
+    if deployed.get("scenario"):
+        text = yaml.safe_dump(deployed["scenario"], sort_keys=False, allow_unicode=True)
+        (folder / "chosen.yaml").write_text(text, encoding="utf-8")
+    if deployed.get("kubernetes"):
+        text = yaml.safe_dump_all(deployed["kubernetes"], sort_keys=False)
+        (folder / "kubernetes.yaml").write_text(text, encoding="utf-8")
     whole = json.dumps(answer, indent=1, allow_nan=False, ensure_ascii=False)
     (folder / MARKER).write_text(whole + "\n", encoding="utf-8")
     pq.write_table(arrow_table(candidate_columns(answer)), folder / "candidates.parquet")

@@ -111,6 +111,8 @@ def _sections(answer: Answer) -> Iterator[Section]:
     if breaks:
         intro = " ".join(list(breaking(answer))[:2])
         yield Section("breaks", "How much until it breaks", breaks, intro, link="Breaking point")
+    if answer.get("to_deploy"):
+        yield _to_deploy(answer["to_deploy"])
     yield _candidates(answer)
     yield _scenario(answer)
 
@@ -126,6 +128,25 @@ def _why_cheapest(answer: Answer) -> str:
         + (f" with {answer['headroom']:.0%} kept free" if answer["headroom"] else "")
         + (f", and {answer['n_plus']} to spare." if answer["n_plus"] else ".")
     )
+
+
+def _to_deploy(deployed: Mapping[str, Any]) -> Section:
+    """Commands of the chosen deployment, as far as engines have them."""
+    import yaml
+
+    texts = [
+        ("vLLM, on every replica", deployed.get("vllm")),
+        ("SGLang, the same", deployed.get("sglang")),
+    ]
+    if deployed.get("kubernetes"):
+        whole = yaml.safe_dump_all(deployed["kubernetes"], sort_keys=False)
+        texts.append(("Kubernetes, all replicas", whole))
+    panels = [
+        panel(f"<h3>{escape(title)}</h3><pre>{escape(text)}</pre>") for title, text in texts if text
+    ]
+    intro = " ".join(f"{note[:1].upper()}{note[1:]}." for note in deployed.get("notes") or ())
+    intro += " chosen.yaml in this folder is the deployment to be forecast again: orcast run."
+    return Section("deploy", "What to type", panels, intro.strip(), link="To type")
 
 
 def _candidates(answer: Answer) -> Section:

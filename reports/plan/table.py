@@ -98,6 +98,9 @@ def plan_table(answer: Mapping[str, Any]) -> "Group":
         notes.append(Text(f"{len(rows) - SHOWN} more are in the report.", style="dim"))
     notes.append(Text("* on a Pareto front; tokens are output tokens", style="dim"))
     notes += [Text(f"warning: {text}", style="yellow") for text in answer["warnings"]]
+    command = (answer.get("to_deploy") or {}).get("vllm")
+    if command:
+        notes += [Text(""), Text("To deploy it, on every replica:"), Text(f"  {command}")]
     return Group(Text(question(answer)), *lines, Text(""), table, Text(""), *notes)
 
 

@@ -1,14 +1,12 @@
 """A plan in sentences: what to rent, when it breaks, what else there was."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scenarios.quantity import count, plain
 
 Answer = Mapping[str, Any]
 Row = Mapping[str, Any]
-
-MOST_REASONS = 3  # in one sentence
 
 # A plan's statuses of candidates that no number of replicas helps, for tables.
 STATUS = {
@@ -82,21 +80,12 @@ def verdict(answer: Answer) -> str:
             f"{_UNMEASURED.get(chosen['basis'], '')}."
         )
     nearest = row_of(answer, answer["nearest_miss"])
-    if nearest is None:
-        return _none_is_possible(answer["candidates"])
+    # What misses by no figure (no request fits) is no near miss: then the first says why.
+    which, row = ("Nearest: ", nearest) if nearest else ("", answer["candidates"][0])
     return (
         f"No deployment of the {len(answer['candidates'])} meets the objectives. "
-        f"Nearest: {nearest['label']}: {nearest['reason']}."
+        f"{which}{row['label']}: {row['reason']}."
     )
-
-
-def _none_is_possible(rows: Sequence[Row]) -> str:
-    """Why nothing could even be tried: what is impossible is no near miss."""
-    reasons = [f"{row['label']}: {row['reason']}" for row in rows[:MOST_REASONS]]
-    if len(rows) > MOST_REASONS:
-        reasons.append(f"and {len(rows) - MOST_REASONS} more for such reasons")
-    which = "The one candidate cannot" if len(rows) == 1 else f"None of the {len(rows)} can"
-    return f"{which} be deployed: {'; '.join(reasons)}."
 
 
 def fleet(row: Row, answer: Answer) -> str:

@@ -8,6 +8,7 @@ from math import inf, isfinite
 from typing import Any
 
 from scenarios.plan.candidates import Candidate
+from scenarios.plan.deploying import to_deploy
 from scenarios.plan.exploration import Exploration, Task, Trial
 from scenarios.plan.target import Target, replicas_for
 from scenarios.schema.plan import Plan
@@ -93,10 +94,21 @@ def answer(
         "check": None if check is None else _json(asdict(check)),
         "curve": [_json(asdict(trial)) for trial in curve],
         "simulated": sum(one.explored.trials != () for one in outcomes),
+        "to_deploy": None if chosen is None else _to_deploy(chosen, asked, target),
         "candidates": rows,
         "warnings": _warnings(outcomes, chosen, check, task),
         "scenario": scenario.model_dump(mode="json"),
     }
+
+
+def _to_deploy(chosen: Outcome, asked: Plan, target: Target) -> dict[str, Any]:
+    assert chosen.candidate.scenario is not None and chosen.replicas is not None
+    return to_deploy(
+        chosen.candidate.scenario,
+        replicas=chosen.replicas,
+        serving=max(1, chosen.replicas - asked.n_plus),
+        rate_per_s=target.peak_per_s,
+    )
 
 
 # What a front weighs: figures of a row, each with -1 where less is better.

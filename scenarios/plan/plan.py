@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from scenarios.schema.plan import Load, Plan
 from scenarios.schema.scenario import Scenario
 from scenarios.sweep.processes import run_tasks
 
+# Statuses of what cannot be tried at all; a service level that is missed is no such thing.
+IMPOSSIBLE = {"refused": "refused", "memory": "too large", "unmeasured": "without latency data"}
 MOST_CHECKED = 50_000  # requests of one run of the chosen fleet
 CURVE = (0.25, 0.5, 0.7, 0.85, 1.0, 1.1, 1.25)  # of the chosen deployment's goodput
 
@@ -66,8 +69,8 @@ def plan(
         Task(each, asked, objectives, target, replications, origin, compose) for each in candidates
     ]
     explored = run_tasks(explore, tasks, jobs=jobs, progress=progress)
-    if all(one.status == "unmeasured" for one in explored):
-        raise InputError(f"{origin or 'scenario'}: latency: {explored[0].reason}")
+    if all(one.status in IMPOSSIBLE for one in explored):
+        raise InputError(f"{origin or 'scenario'}: {_none_is_possible(candidates, explored)}")
     outcomes = [
         _outcome(candidate, found, asked, target)
         for candidate, found in zip(candidates, explored, strict=True)
@@ -77,6 +80,16 @@ def plan(
     if chosen is not None:
         check, curve = _checked(tasks[outcomes.index(chosen)], chosen, jobs)
     return answer(scenario, tasks[0], outcomes, chosen, check, curve)
+
+
+def _none_is_possible(candidates: Sequence[Candidate], explored: Sequence[Exploration]) -> str:
+    """Why nothing could even be tried: how many for which kind of reason, and the first in full."""
+    kinds = Counter(IMPOSSIBLE[one.status] for one in explored).most_common()
+    told = ", ".join(f"{number} {kind}" for kind, number in kinds)
+    many = f"none of the {len(explored)} candidates can" if len(explored) > 1 else "it cannot"
+    return (
+        f"plan.candidates: {many} be deployed ({told}): {candidates[0].label}: {explored[0].reason}"
+    )
 
 
 def _plan_of(scenario: Scenario, origin: Path | None) -> Plan:

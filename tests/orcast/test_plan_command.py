@@ -17,7 +17,14 @@ from tests.orcast.command_line import orcast, refusal
 from tests.scenarios.plan.planning import SMALL
 
 ROOT = Path(__file__).parents[2]
-FILES = ["candidates.parquet", "plan.json", "report.html", "scenario.yaml"]
+FILES = [
+    "candidates.parquet",
+    "chosen.yaml",
+    "kubernetes.yaml",
+    "plan.json",
+    "report.html",
+    "scenario.yaml",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +88,29 @@ def test_a_resolved_plan_is_a_scenario_again() -> None:
     assert first.stdout == again.stdout
 
 
+def test_options_ask_the_question_without_a_scenario() -> None:
+    outcome = orcast(
+        "plan", "--model", "llama-3.1-8b", "--gpu", "h100", "--users", "40", "--think-time", "5",
+        "--ttft", "800", "--tpot", "40", "--percentile", "90", "--jobs", "1", "--json",
+        "--set", "plan.seeds=3", "--set", "plan.requests=200",
+        "--set", "plan.candidates.layouts=[{tensor_parallel: 1}]",
+    )  # fmt: skip
+    answer = json.loads(outcome.stdout)
+    assert (answer["model"], answer["chosen"]) == ("llama-3.1-8b", "h100-sxm")
+    assert answer["load"]["users"] == 40 and answer["load"]["think_time_s"] == 5
+    assert [one["name"] for one in answer["objectives"]] == ["TTFT p90", "TPOT p90"]
+
+
+def test_options_replace_the_scenarios_own_objectives() -> None:
+    own = "plan.objectives=[{e2el_ms: 1}]"
+    outcome = orcast("plan", "small.yaml", "--jobs", "1", "--json", "--ttft", "700", "--set", own)
+    assert outcome.status == 0, "what is set comes last"
+    loaded = json.loads(
+        orcast("plan", "small.yaml", "--jobs", "1", "--json", "--ttft", "700").stdout
+    )
+    assert loaded["objectives"][0]["limit_ms"] == 700
+
+
 def test_an_slo_that_no_deployment_meets_is_an_answer() -> None:
     outcome = orcast("plan", "small.yaml", "--jobs", "1", "--set", "slo.tpot_ms=1")
     assert outcome.status == 0, outcome.stderr
@@ -128,7 +158,7 @@ def test_bad_input_is_one_line_and_writes_nothing() -> None:
         "plan.seeds=0": "--set: plan.seeds: 0: expected greater than or equal to 3",
         "plan.candidates.gpus=[h100-sxn]": "unknown GPU 'h100-sxn'; did you mean 'h100-sxm'?",
         "model=llama": "model: unknown model 'llama'",
-        "workload.trace=none.csv": "trace and lengths are both given",
+        "workload.trace=none.csv": "none.csv: no such file",
     }.items():
         assert words in refusal("plan", "small.yaml", "--set", settings)
     assert not Path("runs").exists()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scenarios.errors import InputError
+from scenarios.forecast.forecast import forecast
 from scenarios.plan.answer import front
 from scenarios.plan.candidates import candidates_of
 from scenarios.plan.exploration import deploy_engine
@@ -16,6 +17,7 @@ from scenarios.plan.objectives import objectives_of
 from scenarios.plan.plan import plan
 from scenarios.plan.probe import pooled, run_sample, run_saturated
 from scenarios.plan.replications import Replications
+from scenarios.schema.load import parse_scenario
 from scenarios.schema.scenario import Scenario
 from tests.scenarios.plan.planning import small
 from tests.sim.latency.tables import small_table_folder
@@ -236,7 +238,7 @@ def test_times_that_nobody_measured_are_a_reason_to_lose(tmp_path: Path) -> None
     assert rows["h100-sxm"]["measured"]
     assert rows["2x h100-sxm tp2"]["status"] == "unmeasured"
     assert "tensor_parallel" in rows["2x h100-sxm tp2"]["reason"]
-    with pytest.raises(InputError, match=r"^scenario: latency: "):
+    with pytest.raises(InputError, match=r"it cannot be deployed \(1 without latency data"):
         plan(small(measured, "plan.candidates.layouts=[{tensor_parallel: 2}]"))
 
 
@@ -403,3 +405,59 @@ def test_prices_come_from_a_file_of_the_users(tmp_path: Path) -> None:
 def test_nonsense_is_refused_in_a_line_that_names_it(setting: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         plan(small(setting))
+
+
+def test_users_ask_for_as_much_as_their_answers_let_them() -> None:
+    """Little's law, held to a simulation of the users themselves."""
+    row = only("plan.load={users: 60}", "latency.source=roofline")
+    load = row["answer"]["load"]
+    assert (load["users"], load["think_time_s"]) == (60, 0)
+    rate_per_s = load["request_rate"]
+    served = row["serving"]
+    closed = {"workload.max_concurrency": round(60 / served), "latency.source": "roofline"}
+    content = row["answer"]["to_deploy"]["scenario"]
+    content["cluster"]["replicas"], content["plan"] = 1, None
+    content["workload"]["max_concurrency"] = closed["workload.max_concurrency"]
+    run = forecast(parse_scenario(content, origin="closed"))
+    # Answers come faster to so few than where the replica breaks, so they ask for more than that.
+    assert run.summary["request_throughput"] * served > 0.9 * rate_per_s
+    thinking = only("plan.load={users: 60, think_time_s: 30}", "latency.source=roofline")
+    assert thinking["answer"]["load"]["request_rate"] < rate_per_s
+    assert thinking["usd_per_hour"] <= row["usd_per_hour"]
+
+
+def test_nothing_that_can_be_deployed_is_an_error() -> None:
+    settings = ("model=llama-3.1-405b", "plan.candidates={gpus: [l40s, rtx-4090]}")
+    with pytest.raises(InputError, match=r"none of the 2 candidates can be deployed \(2 too large"):
+        plan(small(*settings))
+
+
+@pytest.mark.parametrize("section", ["groups", "failures", "autoscaling"])
+def test_no_part_of_a_cluster_is_left_out_silently(section: str) -> None:
+    value = {
+        "groups": "[{replicas: 1, role: prefill}, {replicas: 1, role: decode}]",
+        "failures": "[{replica: 0, at_s: 1}]",
+        "autoscaling": "{target_outstanding: 4}",
+    }[section]
+    link = ["cluster.kv_link={bandwidth_gb_per_s: 50}"] if section == "groups" else []
+    two = [] if section == "groups" else ["cluster.replicas=2"]
+    with pytest.raises(InputError, match=f"cluster.{section}: a plan is for replicas"):
+        plan(small(f"cluster.{section}={value}", *link, *two))
+
+
+def test_what_was_chosen_comes_with_what_to_type() -> None:
+    row = only("engine.kv_cache_dtype=fp8", "engine.max_num_seqs=64", "hardware.tensor_parallel=2")
+    deployed = row["answer"]["to_deploy"]
+    for words in ("vllm serve meta-llama/Llama-3.1-8B", "--tensor-parallel-size 2",
+                  "--max-num-seqs 64", "--kv-cache-dtype fp8"):  # fmt: skip
+        assert words in deployed["vllm"]
+    assert "--tp-size 2" in deployed["sglang"] and "fp8_e4m3" in deployed["sglang"]
+    deployment, service = deployed["kubernetes"]
+    assert deployment["spec"]["replicas"] == row["replicas"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 2}
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    again = forecast(parse_scenario(deployed["scenario"] | {"plan": None}, origin="chosen"))
+    assert again.summary["slo_met"]
+    other = only("engine.scheduler=paged")["answer"]["to_deploy"]
+    assert other["vllm"] is None and "scheduler paged is not" in other["notes"][0]

@@ -108,7 +108,7 @@ COMBINATIONS = {
     "workload.arrivals.process=gamma": "burstiness belongs to process gamma, which needs it",
     "workload.arrivals.process=all_at_once": "request_rate has no meaning when all requests",
     "workload={trace: some.csv, lengths: {prompt: {distribution: fixed, tokens: 1}, "
-    "output: {distribution: fixed, tokens: 1}}}": "trace and lengths are both given: keep one of them",
+    "output: {distribution: fixed, tokens: 1}}}": "trace and lengths are both given: keep one",
     "workload.lengths=null": "no requests: name a trace file (--set workload.trace=FILE)",
     "workload.start=3": "start has no meaning without a trace",
     "workload.lengths.prompt={distribution: fixed}": "fixed needs tokens",

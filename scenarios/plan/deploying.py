@@ -1,0 +1,188 @@
+"""A deployment that was chosen, as one types it: vLLM's and SGLang's commands, Kubernetes' YAML.
+
+Flags are those of vLLM 0.32 and SGLang 0.5. What an engine has no flag for is said instead.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from scenarios import library
+from scenarios.model_library import IDS_FILE
+from scenarios.schema.scenario import Scenario
+
+# What a cluster calls a device, by how its name begins.
+NVIDIA = "nvidia.com/gpu"
+RESOURCES = {
+    "mi": "amd.com/gpu",
+    "tpu": "google.com/tpu",
+    "gaudi": "habana.ai/gaudi",
+    "trainium": "aws.amazon.com/neuron",
+}
+IMAGE = "vllm/vllm-openai:latest"
+PORT = 8000
+
+
+def to_deploy(
+    scenario: Scenario, *, replicas: int, serving: int, rate_per_s: float
+) -> dict[str, Any]:
+    """``vllm``, ``sglang``: one replica's command line; ``kubernetes``: YAML of all of them.
+
+    None, with a line in ``notes``, where the engine has no such scheduler. ``scenario``: the
+    deployment without its spares under the whole load, to be forecast again.
+    """
+    engine = scenario.engine
+    found: dict[str, Any] = {"vllm": None, "sglang": None, "kubernetes": None, "notes": []}
+    found["scenario"] = _again(scenario, serving, rate_per_s)
+    if engine.scheduler != "chunked":
+        found["notes"] = [
+            f"scheduler {engine.scheduler} is not that of today's engines: there is nothing to type"
+        ]
+        return found
+    arguments = [*_vllm(scenario)]
+    found["vllm"] = shlex.join(["vllm", "serve", *arguments])
+    found["sglang"] = shlex.join(["python", "-m", "sglang.launch_server", *_sglang(scenario)])
+    found["kubernetes"] = _kubernetes(scenario, arguments, replicas)
+    found["notes"] = list(_notes(scenario))
+    return found
+
+
+def checkpoint(model: str) -> str:
+    """What engines load for a model of the library: its first Hugging Face id; else as given."""
+    ids: dict[str, str] = library.read_yaml(IDS_FILE)
+    if model not in library.model_names():
+        return model
+    return next((given for given, name in ids.items() if name == model and "/" in given), model)
+
+
+def _vllm(scenario: Scenario) -> Iterator[str]:
+    engine, hardware = scenario.engine, scenario.hardware
+    yield checkpoint(scenario.model)
+    for flag, degree in (
+        ("--tensor-parallel-size", hardware.tensor_parallel),
+        ("--pipeline-parallel-size", hardware.pipeline_parallel),
+        ("--data-parallel-size", hardware.data_parallel),
+        ("--decode-context-parallel-size", hardware.decode_context_parallel),
+    ):
+        if degree > 1:
+            yield from (flag, str(degree))
+    if hardware.expert_parallel > 1:
+        yield "--enable-expert-parallel"
+    # What the forecast took is said even where it is the default today.
+    yield from ("--max-num-seqs", str(engine.max_num_seqs))
+    yield from ("--max-num-batched-tokens", str(engine.max_num_batched_tokens))
+    yield from ("--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}")
+    if engine.block_size != 16:
+        yield from ("--block-size", str(engine.block_size))
+    if engine.max_model_len is not None:
+        yield from ("--max-model-len", str(engine.max_model_len))
+    if engine.weight_dtype == "fp8":
+        yield from ("--quantization", "fp8")
+    if engine.kv_cache_dtype == "fp8":
+        yield from ("--kv-cache-dtype", "fp8")
+    if not engine.enable_prefix_caching:
+        yield "--no-enable-prefix-caching"
+    if not engine.async_scheduling:
+        yield "--no-async-scheduling"
+    if engine.long_prefill_token_threshold:
+        yield from ("--long-prefill-token-threshold", str(engine.long_prefill_token_threshold))
+    if engine.scheduling_policy == "priority":
+        yield from ("--scheduling-policy", "priority")
+    if engine.max_num_queued_reqs is not None:
+        yield from ("--max-num-queued-reqs", str(engine.max_num_queued_reqs))
+    if engine.kv_offloading_size_gib:
+        yield from ("--kv-offloading-size", f"{engine.kv_offloading_size_gib:g}")
+
+
+def _sglang(scenario: Scenario) -> Iterator[str]:
+    engine, hardware = scenario.engine, scenario.hardware
+    yield from ("--model-path", checkpoint(scenario.model))
+    for flag, degree in (
+        ("--tp-size", hardware.tensor_parallel),
+        ("--pp-size", hardware.pipeline_parallel),
+        ("--dp-size", hardware.data_parallel),
+        ("--ep-size", hardware.expert_parallel),
+    ):
+        if degree > 1:
+            yield from (flag, str(degree))
+    yield from ("--max-running-requests", str(engine.max_num_seqs))
+    yield from ("--chunked-prefill-size", str(engine.max_num_batched_tokens))
+    yield from ("--mem-fraction-static", f"{engine.gpu_memory_utilization:g}")
+    if engine.block_size != 1:
+        yield from ("--page-size", str(engine.block_size))
+    if engine.max_model_len is not None:
+        yield from ("--context-length", str(engine.max_model_len))
+    if engine.weight_dtype == "fp8":
+        yield from ("--quantization", "fp8")
+    if engine.kv_cache_dtype == "fp8":
+        yield from ("--kv-cache-dtype", "fp8_e4m3")
+    if not engine.enable_prefix_caching:
+        yield "--disable-radix-cache"
+
+
+def _again(scenario: Scenario, serving: int, rate_per_s: float) -> dict[str, Any]:
+    content = scenario.model_dump(mode="json")
+    content["cluster"]["replicas"] = serving
+    if content["workload"]["arrivals"] is not None:
+        content["workload"]["arrivals"]["request_rate"] = rate_per_s
+        content["workload"]["time_scale"] = 1.0
+    return content
+
+
+def _notes(scenario: Scenario) -> Iterator[str]:
+    if scenario.engine.weight_dtype not in ("auto", "fp8", "bf16", "fp16"):
+        yield f"weights in {scenario.engine.weight_dtype} need a checkpoint that has them so"
+    if scenario.engine.scheduling_policy not in ("fcfs", "priority"):
+        yield f"no engine has a flag for scheduling_policy {scenario.engine.scheduling_policy}"
+    if scenario.speculation is not None:
+        yield "speculation is not in these commands: add the engine's own flags for it"
+    yield "the commands were made from the forecast's settings and not run"
+
+
+def _kubernetes(scenario: Scenario, arguments: list[str], replicas: int) -> list[dict[str, Any]]:
+    """A Deployment of all replicas, and the Service before them."""
+    hardware = scenario.hardware
+    name = "".join(c if c.isalnum() else "-" for c in scenario.model.lower()).strip("-")[-50:]
+    count = hardware.tensor_parallel * hardware.pipeline_parallel * hardware.data_parallel
+    labels = {"app": name}
+    container = {
+        "name": "engine",
+        "image": IMAGE,
+        "command": ["vllm", "serve"],
+        "args": arguments,
+        "ports": [{"containerPort": PORT}],
+        "resources": {"limits": {_resource(scenario): count}},
+        "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}},
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+    }
+    pod = {
+        "containers": [container],
+        # Ranks of a tensor-parallel group talk through shared memory.
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+    }
+    return [
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name, "labels": labels},
+            "spec": {
+                "replicas": replicas,
+                "selector": {"matchLabels": dict(labels)},
+                "template": {"metadata": {"labels": dict(labels)}, "spec": pod},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name},
+            "spec": {"selector": labels, "ports": [{"port": PORT}]},
+        },
+    ]
+
+
+def _resource(scenario: Scenario) -> str:
+    given = scenario.hardware.gpu_given
+    name = library.gpu_name(str(given.get("like", "") if isinstance(given, dict) else given))
+    return next((what for kind, what in RESOURCES.items() if name.startswith(kind)), NVIDIA)
