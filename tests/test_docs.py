@@ -91,6 +91,8 @@ def small(words: list[str]) -> list[str]:
         settings["workload.num_requests"] = "3"
     if any(word.startswith(("model=", "serving=")) for word in words) and words[0] == "size":
         settings = {}
+    if {"--users", "--rate", "--trace"} & set(words):  # the load is said
+        settings.pop("plan.load.request_rate", None)
     added = [
         part
         for path, value in settings.items()
