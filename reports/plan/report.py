@@ -15,7 +15,7 @@ from reports.page.page import (
     table,
     warning_box,
 )
-from reports.page.quantity import GAP, MISSING, percent, plain
+from reports.page.quantity import GAP, MISSING, count, percent, plain
 from reports.plan.figures import cost_bars, cost_front, goodput_bars, speed_front
 from reports.plan.load_figures import load_profile, until_it_breaks
 from reports.plan.words import (
@@ -76,6 +76,14 @@ def _cards(answer: Answer) -> Iterator[Card]:
         money(chosen["usd_per_million_output_tokens"]),
         f"{money(chosen['usd_per_million_tokens'])} with prompts",
     )
+    joules, watts = chosen["joules_per_output_token"], chosen["mean_watts"]
+    if joules is not None:
+        yield Card(
+            "Energy, estimated",
+            f"{plain(joules)} J a token",
+            f"of output; {count(watts)} W at the mean load",
+            f"{money(chosen['electricity_usd_per_hour'])} of electricity an hour",
+        )
     yield Card(
         "Breaks at",
         f"{plain(chosen['breaks_at'])} req/s",
