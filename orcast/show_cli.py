@@ -65,3 +65,47 @@ def model(
             table.add_row(*row)
         console.print()
         console.print(table)
+
+
+@app.command("gpu")
+def gpu(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="A GPU of the library, an alias or a YAML file; none: all of them."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Memory, rates, links, power, price and where they are from."""
+    from scenarios import library
+    from scenarios.gpu_figures import FIELDS, gpu_figures
+
+    found = [library.gpu(one) for one in ([name] if name else library.gpus())]
+    if as_json:
+        figures = [gpu_figures(one) for one in found]
+        print(json.dumps(figures[0] if name else figures))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from reports.page.quantity import MISSING, plain
+
+    console = Console(highlight=False)
+    if name:
+        grid = Table.grid(padding=(0, 2))
+        for key, value in gpu_figures(found[0]).items():
+            label, unit = FIELDS.get(key, (key.capitalize(), ""))
+            text = value if isinstance(value, str) else MISSING if value is None else plain(value)
+            grid.add_row(label, f"{text} {unit}".rstrip() if value is not None else MISSING)
+        console.print(grid)
+        return
+    shown = ("memory_gb", "memory_bandwidth_gb_per_s", "bf16_tflops", "fp8_tflops", "fp4_tflops",
+             "link_gb_per_s", "peak_watts", "price_usd_per_hour")  # fmt: skip
+    heads = [f"{label}\n{unit}".rstrip() for label, unit in (FIELDS[key] for key in shown)]
+    table = Table("GPU", *heads, box=None, pad_edge=False)
+    for one in found:
+        figures = gpu_figures(one)
+        cells = [MISSING if figures[key] is None else plain(figures[key]) for key in shown]
+        table.add_row(one.name, *cells)
+    console.print(table)
