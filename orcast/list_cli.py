@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from scenarios.quantity import MISSING, plain
+
 app = typer.Typer(
     name="list",
     help="List what can be named: models, GPUs, scenarios, policies, latency sources.",
@@ -22,6 +24,7 @@ MatchArgument = Annotated[
 ]
 
 Row = Mapping[str, Any]
+LONG = {"also", "description"}  # what is wrapped
 SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
@@ -52,21 +55,17 @@ def gpus(text: MatchArgument = "", as_json: JsonOption = False) -> None:
     """GPUs by name, with memory, rates, price, and whether kernels were measured on them."""
     from calibrate.profiles.kernel_tables import is_measured
     from scenarios import library
+    from scenarios.gpu_figures import FIELDS, gpu_figures
 
+    keys = ("name", "memory_gb", "memory_bandwidth_gb_per_s", "bf16_tflops", "fp8_tflops",
+            "peak_watts", "price_usd_per_hour")  # fmt: skip
     rows = []
     for name in library.gpus():
-        gpu = library.gpu(name)
-        rows.append(
-            {
-                "name": name,
-                "memory_gib": round(gpu.memory_bytes / 2**30, 1),
-                "tb_per_s": round(gpu.memory_bytes_per_s / 1e12, 2),
-                "bf16_tflops": round(gpu.bfloat16_flops_per_s / 1e12),
-                "usd_per_hour": gpu.price_usd_per_hour,
-                "kernels": "measured" if is_measured(name) else "analytic",
-            }
-        )
-    _show(rows, text, as_json)
+        figures = gpu_figures(library.gpu(name))
+        kernels = "measured" if is_measured(name) else "analytic"
+        rows.append({key: figures[key] for key in keys} | {"kernels": kernels})
+    heads = {key: "\n".join(FIELDS[key]).strip() for key in keys}
+    _show(rows, text, as_json, heads)
 
 
 @app.command()
@@ -141,7 +140,9 @@ def _first_line(what: Any) -> str:
     return (inspect.getdoc(what) or "").partition("\n")[0]
 
 
-def _show(rows: Iterable[Row], text: str, as_json: bool) -> None:
+def _show(
+    rows: Iterable[Row], text: str, as_json: bool, heads: Mapping[str, str] | None = None
+) -> None:
     """A table, or JSON; InputError where nothing has `text` in it."""
     from scenarios.errors import InputError
 
@@ -157,13 +158,12 @@ def _show(rows: Iterable[Row], text: str, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    numbers = {key for key, value in found[0].items() if isinstance(value, int | float)}
+    numbers = {key for row in found for key, value in row.items() if isinstance(value, int | float)}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in found[0]:
         side = SIDES[key in numbers]
-        table.add_column(
-            key.replace("_", " "), justify=side, no_wrap=key == "name", overflow="fold"
-        )
+        head = (heads or {}).get(key, key.replace("_", " "))
+        table.add_column(head, justify=side, no_wrap=key not in LONG, overflow="fold")
     for row in found:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     Console(highlight=False).print(table)
@@ -174,4 +174,4 @@ def _cell(value: Any) -> str:
         return ", ".join(value)
     if isinstance(value, int) and value >= 1e6:
         return f"{value / 1e9:.3g}B"
-    return str(value)
+    return plain(value) if isinstance(value, float) else MISSING if value is None else str(value)

@@ -75,16 +75,25 @@ def gpu(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Memory, rates, links and price of a GPU, and where they come from."""
-    from dataclasses import asdict
-
+    """Memory, rates, links, power, price and where they are from."""
     from scenarios import library
+    from scenarios.gpu_figures import FIELDS, gpu_figures
 
-    figures = asdict(library.gpu(name))
+    figures = gpu_figures(library.gpu(name))
     if as_json:
         print(json.dumps(figures))
-    else:
-        _print(figures)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from scenarios.quantity import MISSING, plain
+
+    grid = Table.grid(padding=(0, 2))
+    for key, value in figures.items():
+        label, unit = FIELDS.get(key, (key.capitalize(), ""))
+        text = value if isinstance(value, str) else MISSING if value is None else plain(value)
+        grid.add_row(label, f"{text} {unit}".rstrip() if value is not None else MISSING)
+    Console(highlight=False).print(grid)
 
 
 @app.command("scenario")

@@ -60,6 +60,8 @@ FIGURES: dict[str, tuple[str | None, str, float]] = {
     "int8_tops": (None, "int8_flops_per_s", 1e12),
     "fp4_tflops": (None, "float4_flops_per_s", 1e12),
     "host_link_gb_per_s": (None, "host_link_bytes_per_s", 1e9),
+    "idle_watts": (None, "idle_watts", 1.0),
+    "peak_watts": (None, "peak_watts", 1.0),
     "price_usd_per_hour": (None, "price_usd_per_hour", 1.0),
     "link_gb_per_s": ("interconnect", "bytes_per_s", 1e9),
     "link_latency_us": ("interconnect", "latency_s", 1e-6),

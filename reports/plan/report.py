@@ -31,7 +31,7 @@ from reports.plan.words import (
 )
 from reports.run.report import FOOTER
 from reports.run.scenario_section import scenario_section
-from scenarios.quantity import GAP, MISSING, percent, plain
+from scenarios.quantity import GAP, MISSING, count, percent, plain
 
 Answer = Mapping[str, Any]
 
@@ -76,6 +76,14 @@ def _cards(answer: Answer) -> Iterator[Card]:
         money(chosen["usd_per_million_output_tokens"]),
         f"{money(chosen['usd_per_million_tokens'])} with prompts",
     )
+    joules, watts = chosen["joules_per_output_token"], chosen["mean_watts"]
+    if joules is not None:
+        yield Card(
+            "Energy, estimated",
+            f"{plain(joules)} J a token",
+            f"of output; {count(watts)} W at the mean load",
+            f"{money(chosen['electricity_usd_per_hour'])} of electricity an hour",
+        )
     yield Card(
         "Breaks at",
         f"{plain(chosen['breaks_at'])} req/s",

@@ -32,6 +32,7 @@ NUMBERS = (
     *("saturated", "ceiling", "replicas", "serving", "gpus", "breaks_at", "load_share", "miss"),
     *("usd_per_hour", "usd_per_hour_following", "usd_per_million_tokens"),
     *("usd_per_million_output_tokens", "tokens_per_s_per_user", "tokens_per_s_per_gpu"),
+    *("mean_watts", "joules_per_output_token", "electricity_usd_per_hour"),
 )
 
 

@@ -134,6 +134,13 @@ def breaking(answer: Answer) -> Iterator[str]:
             f"Replicas that follow the load, window by window, would cost {money(following)} an "
             f"hour in the mean, {saved:.0%} less (starting a replica taken to cost nothing)."
         )
+    if chosen["mean_watts"] is not None:
+        yield (
+            f"Its GPUs draw {count(chosen['mean_watts'])} W, "
+            f"{plain(chosen['joules_per_output_token'])} J an output token, and "
+            f"{money(chosen['electricity_usd_per_hour'])} of electricity an hour, estimated; a "
+            "rented GPU's price includes it."
+        )
 
 
 def runner_up(answer: Answer) -> str:

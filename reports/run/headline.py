@@ -143,6 +143,21 @@ def _cards(
     if preempted is None:
         preempted = float(np.sum(records.requests["preemptions"]))
     yield Card("Preemptions", count(preempted))
+    yield from _energy(_part(summary, "energy"))
+
+
+def _energy(figures: Mapping[str, Any]) -> Iterator[Card]:
+    """What the GPUs' boards draw, where their power is known."""
+    joules, watts = figure_of(figures, "joules_per_output_token"), figure_of(figures, "mean_watts")
+    if joules is None or watts is None:
+        return
+    price = figure_of(figures, "usd_per_million_output_tokens")
+    yield Card(
+        "Energy, estimated",
+        f"{plain(joules)} J a token",
+        f"of output; {count(watts)} W in the mean",
+        "" if price is None else f"${plain(price)} of electricity per million",
+    )
 
 
 def _speculation(figures: Mapping[str, Any]) -> Iterator[Card]:

@@ -108,6 +108,7 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append((_line(label, MISSING if value is None else f"{value:.0f}"), style))
     lines += _classes(summary)
     lines += _speculation(summary)
+    lines += _energy(summary)
     speed = figure_of(summary, "simulated_requests_per_s")
     if speed is not None:
         lines.append((_line("Simulated requests per second:", f"{speed:.0f}"), ""))
@@ -157,6 +158,22 @@ def _speculation(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ):
         value = figure_of(figures, key)
         lines.append((_line(label, MISSING if value is None else f"{scale * value:.2f}"), ""))
+    return lines
+
+
+def _energy(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    figures = summary.get("energy")
+    if not isinstance(figures, Mapping):
+        return []
+    lines = []
+    for label, key, form in (
+        ("Power of the GPUs, estimated (W):", "mean_watts", ",.0f"),
+        ("Energy per output token, estimated (J):", "joules_per_output_token", ".3g"),
+        ("Electricity per 1M output, estimated ($):", "usd_per_million_output_tokens", ".3g"),
+    ):
+        value = figure_of(figures, key)
+        if value is not None:
+            lines.append((_line(label, format(value, form)), ""))
     return lines
 
 

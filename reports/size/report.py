@@ -73,11 +73,21 @@ def _cards(figures: Figures) -> Iterator[Card]:
             "A million tokens served",
             usd(answer["usd_per_million_tokens"]),
             f"on {deployment(answer)}, {_busy(figures)}",
+            _electricity(figures),
         )
     if answer["lifetime_usd"] is not None:
         served = figures["candidates"][0]["lifetime_usd"]
         less = "" if not served else f"{usd(served)} for the compute-optimal model"
         yield Card("Training and serving", usd(answer["lifetime_usd"]), less)
+
+
+def _electricity(figures: Figures) -> str:
+    """What serving draws, where the GPU's power is known."""
+    joules = figures["electricity"]["serving_joules_per_token"]
+    if joules is None:
+        return ""
+    bill = figures["electricity"]["serving_usd_per_million_tokens"]
+    return f"{plain(joules)} J a token and {usd(bill)} of electricity, estimated"
 
 
 def _busy(figures: Figures) -> str:

@@ -156,6 +156,8 @@ def _training(figures: Figures) -> Table:
             ("Time", days(cost["wall_s"] / 86400), ""),
             ("Cost", usd(cost["usd"]), ""),
         ]
+        bill = figures["electricity"]["training_usd"]
+        rows += [] if bill is None else [("Electricity, estimated", usd(bill), "")]
     kept = "layer inputs kept" if settings["checkpointing"] == "layer" else "nothing recomputed"
     return Table(
         f"Training on {training['gpus']:,} x {training['gpu']} at {training['mfu']:.0%} MFU, "

@@ -34,6 +34,14 @@ _NAMES = {
     "mean_waiting": ("Waiting requests, mean", ""),
     "cost.usd_per_million_output_tokens": ("Cost", "$/million output tokens"),
     "cost.usd_per_hour": ("Cost", "$/hour"),
+    "energy.joules_per_output_token": ("Energy, estimated", "J/output token"),
+    "energy.joules_per_token": ("Energy, estimated", "J/token"),
+    "energy.mean_watts": ("Power of the GPUs, estimated", "W"),
+    "energy.usd_per_hour": ("Electricity, estimated", "$/hour"),
+    "energy.usd_per_million_output_tokens": (
+        "Electricity, estimated",
+        "$/million output tokens",
+    ),
     "slo_attainment.all": ("Requests within the SLO", "%"),
 }
 # Units of a scenario's paths, by their last keys; a key that ends in its unit needs no entry.

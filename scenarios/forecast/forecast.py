@@ -14,6 +14,7 @@ import numpy as np
 from scenarios.errors import InputError
 from scenarios.forecast.basis import basis
 from scenarios.forecast.deployment import Deployment, Drawer, deploy
+from scenarios.forecast.energy import energy
 from scenarios.forecast.front_end import described, fitted_front_end
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
@@ -101,6 +102,16 @@ def forecast(
         "memory_bytes": _memory_bytes(deployment),
         "cost": _cost(deployment, summary, facts),
     }
+    drawn = energy(
+        deployment,
+        records,
+        up_s=_up_s(deployment, records, facts),
+        input_tokens=summary["total_input_tokens"],
+        output_tokens=summary["total_output_tokens"],
+        beside=None if origin is None else origin.parent,
+    )
+    if drawn is not None:
+        summary["energy"] = drawn
     if facts is not None or deployment.num_replicas > 1:
         summary["cluster"] = _cluster_figures(deployment, records, facts)
     speculation = deployment.config.speculation
@@ -210,14 +221,12 @@ def _cluster_figures(
     """How the work was spread: per replica busy time, requests, tokens; what came and went."""
     iterations, requests = records.iterations, records.requests
     count = deployment.num_replicas
-    ends_s = iterations["start_s"] + iterations["duration_s"]
-    end_s = float(ends_s.max(initial=0.0))
 
     def per_replica(of: np.ndarray, weights: np.ndarray | None = None) -> list[float]:
         return [float(x) for x in np.bincount(of, weights, minlength=count)]
 
     busy_s = per_replica(iterations["replica"], iterations["duration_s"])
-    up_s = [end_s] * count if facts is None else facts.up_s
+    up_s = _up_s(deployment, records, facts)
     shares = [busy / up if up > 0 else 0.0 for busy, up in zip(busy_s, up_s, strict=True)]
     served = ~requests["rejected"]
     found: dict[str, Any] = {
@@ -247,6 +256,14 @@ def _cluster_figures(
             ],
         }
     return found
+
+
+def _up_s(deployment: Deployment, records: Records, facts: ClusterFacts | None) -> list[float]:
+    """Seconds that each replica was switched on."""
+    if facts is not None:
+        return facts.up_s
+    ends_s = records.iterations["start_s"] + records.iterations["duration_s"]
+    return [float(ends_s.max(initial=0.0))] * deployment.num_replicas
 
 
 def _host_overhead(latency: LatencyModel) -> str | None:

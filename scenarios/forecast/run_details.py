@@ -14,18 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from scenarios import library
 from scenarios.forecast.block_tables import BlockTables, block_tables
-from scenarios.forecast.deployment import Deployment, group_scenarios, served_model
-from scenarios.forecast.expert_counts import expert_routing
+from scenarios.forecast.deployment import Deployment
+from scenarios.forecast.energy import engines
 from scenarios.forecast.forecast import Forecast
-from scenarios.forecast.latency_source import parallelism_of
 from scenarios.forecast.provenance import Origin, latency_origins
 from scenarios.model_figures import model_figures
 from sim.latency.protocol import LatencyModel
 from sim.model.hardware import Gpu
 from sim.model.prefill_contexts import prefill_contexts
-from sim.model.work import Features, ModelWork
+from sim.model.work import Features
 from sim.records import Columns, Records
 
 MAX_SAMPLED_ITERATIONS = 2_000
@@ -120,7 +118,8 @@ def sampled_work(
     flops, moved = np.zeros(len(rows)), np.zeros(len(rows))
     roofs: list[Roof] = []
     roof_of = np.zeros(len(rows), dtype=np.int64)
-    for number, (work, roof) in enumerate(_engines(deployment, beside)):
+    for number, engine in enumerate(engines(deployment, beside)):
+        roof = _roof(engine.gpu, engine.weight_dtype)
         if roof not in roofs:
             roofs.append(roof)
         mine = np.flatnonzero(group == number)
@@ -129,7 +128,7 @@ def sampled_work(
         def column(name: str, at: np.ndarray = at) -> np.ndarray:
             return np.asarray(iterations[name][at], dtype=np.float64)
 
-        asked = work.of(
+        asked = engine.work.of(
             Features(
                 tokens=column("num_tokens"),
                 rows=column("num_emitting"),
@@ -155,29 +154,6 @@ def _sample(kind: np.ndarray, most: int) -> np.ndarray:
         if share:
             chosen.append(rows[np.linspace(0, len(rows) - 1, share).round().astype(np.intp)])
     return np.sort(np.concatenate(chosen or [np.zeros(0, dtype=np.intp)]))
-
-
-def _engines(deployment: Deployment, beside: Path | None) -> Iterator[tuple[ModelWork, Roof]]:
-    """Each group's work and ceilings."""
-    scenario = deployment.scenario
-    if not deployment.groups:
-        work = ModelWork(
-            deployment.model,
-            deployment.parallelism,
-            routing=deployment.routing,
-            kv_cache_dtype=scenario.engine.kv_cache_dtype,
-        )
-        yield work, _roof(deployment.gpu, deployment.model.weight_dtype)
-        return
-    for _, mine, _ in group_scenarios(scenario):
-        model = served_model(mine, beside=beside).with_experts_over(mine.hardware.experts_over)
-        work = ModelWork(
-            model,
-            parallelism_of(mine.hardware),
-            routing=expert_routing(mine.experts, model, beside=beside),
-            kv_cache_dtype=mine.engine.kv_cache_dtype,
-        )
-        yield work, _roof(library.gpu(mine.hardware.gpu_given, beside=beside), model.weight_dtype)
 
 
 def _roof(gpu: Gpu, weight_dtype: str) -> Roof:

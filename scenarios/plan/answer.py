@@ -176,6 +176,7 @@ def _row(
         "usd_per_million_output_tokens": (
             None if cost is None else cost / (hourly_s * output_tokens) * 1e6
         ),
+        **_energy(one, target, output_tokens),
         "tokens_per_s_per_user": 1 / found.tpot_s if found.tpot_s else None,
         "tokens_per_s_per_gpu": (
             found.goodput_per_s * output_tokens / candidate.gpus_per_replica if known else None
@@ -186,6 +187,21 @@ def _row(
         "latency": found.latency.get("label"),
         "measured": found.latency.get("measured"),
         "basis": found.latency.get("basis"),
+    }
+
+
+def _energy(one: Outcome, target: Target, output_tokens: float) -> dict[str, float | None]:
+    """What the fleet draws at the mean load and what that costs, estimated; not in its price."""
+    watts = None
+    if one.replicas is not None:
+        watts = one.explored.fleet_watts(target.mean_per_s, one.replicas)
+    if watts is None or one.candidate.scenario is None:
+        names = ("mean_watts", "joules_per_output_token", "electricity_usd_per_hour")
+        return dict.fromkeys(names)
+    return {
+        "mean_watts": watts,
+        "joules_per_output_token": watts / (target.mean_per_s * output_tokens),
+        "electricity_usd_per_hour": one.candidate.scenario.electricity.usd(watts * 3600),
     }
 
 

@@ -77,11 +77,21 @@ class Exploration:
     bottleneck: Bottleneck | None = None
     tpot_s: float | None = None  # median at the goodput
     e2e_s: float | None = None  # mean there
+    # of one replica at `goodput_per_s`, and without work, estimated; None where power is not known
+    watts: float | None = None
+    idle_watts: float | None = None
     requests: int = 0
     settled: bool = True
     trials: tuple[Trial, ...] = ()
     latency: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def fleet_watts(self, load_per_s: float, replicas: int) -> float | None:
+        """What a fleet draws at a load: each replica's draw grows with its share of the load."""
+        if self.watts is None or self.idle_watts is None or self.goodput_per_s <= 0:
+            return None
+        more = (self.watts - self.idle_watts) * load_per_s / self.goodput_per_s
+        return replicas * self.idle_watts + more
 
 
 def explore(task: Task) -> Exploration:
@@ -108,6 +118,9 @@ def explore(task: Task) -> Exploration:
         },
         "notes": deployment.notes,
     }
+    idle_watts = deployment.gpu.idle_watts
+    if idle_watts is not None:
+        known["idle_watts"] = idle_watts * deployment.parallelism.num_gpus
     ruled_out = _ruled_out(bounds, task)
     if ruled_out is not None:
         status, miss, reason = ruled_out
@@ -232,6 +245,7 @@ def _explored(
         bottleneck=bottleneck,
         tpot_s=None if isnan(kept.tpot_s) else kept.tpot_s,
         e2e_s=kept.e2e_s,
+        watts=kept.watts,
         **known,
     )
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.forecast.deployment import Deployment
+from scenarios.forecast.energy import replica_watts
 from scenarios.plan.breaking import Bottleneck, bottleneck
 from scenarios.plan.objectives import Objective, latencies_s
 from sim.engine.simulation import simulate
@@ -45,6 +46,7 @@ class Sample:
     tpot_s: NDArray[np.float64]
     resident: float
     bottleneck: Bottleneck
+    watts: float | None = None  # of one replica, in the mean; None where power is not known
 
     def stress(self, objectives: Sequence[Objective]) -> float:
         """The worst latency at its rank over its limit; at most 1 where all are kept."""
@@ -91,6 +93,12 @@ class Probe:
         return self.resident / self.rate_per_s
 
     @property
+    def watts(self) -> float | None:
+        """Of one replica; None where power is not known."""
+        known = [sample.watts for sample in self.samples if sample.watts is not None]
+        return float(np.mean(known)) if len(known) == len(self.samples) else None
+
+    @property
     def tpot_s(self) -> float:
         """Median over requests of more than one token; NaN where there is none."""
         together = np.concatenate([sample.tpot_s for sample in self.samples])
@@ -134,6 +142,7 @@ def run_sample(
             between_s=(float(requests["arrival_s"][0]), float(requests["arrival_s"][-1])),
             config=deployment.config,
         ),
+        watts=replica_watts(deployment, records),
     )
 
 

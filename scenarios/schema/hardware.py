@@ -50,6 +50,8 @@ class OwnGpu(Section):
     inter_node_link_latency_us: Positive | None = None
     # whose kernels' shares of the peaks the roofline takes
     architecture: str | None = None
+    idle_watts: Positive | None = None  # of the board, without work
+    peak_watts: Positive | None = None  # of the board, at its limit
     price_usd_per_hour: Positive | None = None
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from scenarios.schema.cluster import Cluster
+from scenarios.schema.electricity import Electricity
 from scenarios.schema.engine import Engine
 from scenarios.schema.frontend import Frontend
 from scenarios.schema.generations import filled_whole
@@ -43,6 +44,7 @@ class Scenario(Section):
     workload: Workload
     cluster: Cluster = Cluster()
     slo: Slo = Slo()
+    electricity: Electricity = Electricity()
     speculation: Speculation | None = None
     sweep: Sweep | None = Field(default=None, exclude=True)  # many runs; a single one ignores it
     plan: Plan | None = None  # what `orcast plan` is asked; other commands leave it aside

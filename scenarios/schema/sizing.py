@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from scenarios.schema.electricity import Electricity
 from scenarios.schema.engine import Engine
 from scenarios.schema.latency import Latency
 from scenarios.schema.scenario import Slo
@@ -182,6 +183,7 @@ class Sizing(Section):
     training: Training = Training()
     serving: Serving | None = None
     over_training: OverTraining = OverTraining()
+    electricity: Electricity = Electricity()
 
     @model_validator(mode="before")
     @classmethod

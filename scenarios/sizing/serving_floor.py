@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from scenarios.errors import InputError
+from scenarios.forecast.deployment import Deployment
 from scenarios.forecast.forecast import forecast
 from scenarios.forecast.latency_source import Composer
 from scenarios.plan.candidates import Candidate
@@ -84,7 +85,14 @@ def _saturated(
         weight_bytes=result.deployment.memory.weight_bytes,
         measured=bool(summary["latency"]["measured"]),
         warnings=tuple(summary["warnings"]),
+        full_watts=summary.get("energy", {}).get("mean_watts"),
+        idle_watts=_idle_watts(result.deployment),
     )
+
+
+def _idle_watts(deployment: Deployment) -> float | None:
+    each = deployment.gpu.idle_watts
+    return None if each is None else each * deployment.parallelism.num_gpus
 
 
 def _longest(lengths: LengthPair | None) -> int:

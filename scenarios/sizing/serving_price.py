@@ -34,6 +34,9 @@ class ServingCost:
     warnings: tuple[str, ...]
     replicas: int | None = None
     fill: float = 1.0
+    # drawn always busy and without work, estimated; None where power is not known
+    full_watts: float | None = None
+    idle_watts: float | None = None
 
     @property
     def label(self) -> str:
@@ -46,6 +49,14 @@ class ServingCost:
     @property
     def usd_per_million_output_tokens(self) -> float:
         return self.usd_per_hour / 3600 / (self.fill * self.output_tokens_per_s) * 1e6
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Estimated: the draw grows with the load from that without work to that of a full one."""
+        if self.full_watts is None or self.idle_watts is None:
+            return None
+        more = (self.full_watts - self.idle_watts) * self.load_share * self.fill
+        return (self.idle_watts + more) / (self.fill * self.tokens_per_s)
 
     @property
     def tokens_per_gpu_s(self) -> float:
@@ -82,6 +93,7 @@ class ServingCost:
         return figures | {
             "usd_per_million_tokens": self.usd_per_million_tokens,
             "usd_per_million_output_tokens": self.usd_per_million_output_tokens,
+            "joules_per_token": self.joules_per_token,
             "tokens_per_gpu_s": self.tokens_per_gpu_s,
             "reason": "",
         }

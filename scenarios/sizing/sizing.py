@@ -258,12 +258,28 @@ def _sized(
         "inference": inference_memory_figures(chosen.model, gpus, engine),
         "candidates": rows,
         **_serving_figures(maker, chosen),
+        "electricity": _electricity(sizing, chosen),
         "answer": chosen.row() | {"compute_optimal": chosen is candidates[0]},
         "over_budget": None if flops is None else _over_budget(maker, candidates, chosen, flops),
         "config": dict(chosen.config),
     }
     summary["notes"] = _notes(maker, candidates, chosen, memory)
     return Sized(sizing, summary, rows, dict(chosen.config))
+
+
+def _electricity(sizing: Sizing, chosen: Candidate) -> dict[str, Any]:
+    """What the answer's training and serving draw, estimated; prices of GPUs leave it out."""
+    price, cost, best = sizing.electricity, chosen.training, chosen.best_serving
+    trained = None if cost is None else cost.joules
+    each = None if best is None else best.joules_per_token
+    return {
+        "estimated": True,
+        **price.model_dump(),
+        "training_joules": trained,
+        "training_usd": None if trained is None else price.usd(trained),
+        "serving_joules_per_token": each,
+        "serving_usd_per_million_tokens": None if each is None else 1e6 * price.usd(each),
+    }
 
 
 def _serving_figures(maker: Maker, chosen: Candidate) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from typing import Literal
 
 from scenarios.sizing.model_anatomy import forward_flops_per_token
 from sim.model.hardware import Gpu
+from sim.model.power import attainable_flops_per_s, board_watts
 from sim.model.spec import ModelSpec
 
 HALF, SINGLE = 2, 4  # bytes
@@ -141,12 +142,16 @@ def _mlp_bytes(width: int, *, gated: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TrainingCost:
-    """A training run on a cluster. ``flops`` are 6 N D, what budgets and laws count."""
+    """A training run on a cluster. ``flops`` are 6 N D, what budgets and laws count.
+
+    ``joules`` are the boards', estimated; None where the GPU's power is not known.
+    """
 
     flops: float
     gpu_hours: float
     wall_s: float
     usd: float
+    joules: float | None = None
 
 
 def cost_of_flops(flops: float, gpu: Gpu, *, gpus: int, mfu: float) -> TrainingCost:
@@ -157,7 +162,10 @@ def cost_of_flops(flops: float, gpu: Gpu, *, gpus: int, mfu: float) -> TrainingC
     """
     gpu_s = flops / (gpu.bfloat16_flops_per_s * mfu)
     hours = gpu_s / 3600
-    return TrainingCost(flops, hours, gpu_s / gpus, hours * gpu.price_usd_per_hour)
+    computing = flops / attainable_flops_per_s(gpu, "bfloat16") / gpu_s
+    watts = board_watts(gpu, busy=1.0, computing=computing)
+    joules = None if watts is None else gpu_s * watts
+    return TrainingCost(flops, hours, gpu_s / gpus, hours * gpu.price_usd_per_hour, joules)
 
 
 def flops_of_usd(usd: float, gpu: Gpu, *, mfu: float) -> float:

@@ -98,6 +98,7 @@ _HIGHER = ("throughput", "goodput", "attainment", "completed", "kv_useful", "slo
 _LOWER = (
     *("_ms", "preemptions", "rejected", "duration", "busy_s", "waiting", "fragmentation"),
     *("usd_per_million_output_tokens", "usd_per_hour"),
+    *("joules_per_output_token", "joules_per_token", "mean_watts"),
 )
 
 

@@ -14,6 +14,7 @@ from sim.model.kernel_rates import ARCHITECTURES, ASSUMED, KernelRates
 
 # Rates of types that not every GPU's tensor cores have.
 _SOME_HAVE = ("float8_flops_per_s", "int8_flops_per_s", "float4_flops_per_s")
+_POWER = ("idle_watts", "peak_watts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Gpu:
     """One accelerator; rates are ``None`` for types that its tensor cores do not have.
 
     ``architecture`` says which kernels' shares of its peaks are known (`sim.model.kernel_rates`);
-    ``None`` where nobody measured any.
+    ``None`` where nobody measured any. Watts are of the board, without work and at its limit;
+    ``None`` where nobody published them.
     """
 
     name: str
@@ -105,12 +107,15 @@ class Gpu:
     int8_flops_per_s: float | None = None
     float4_flops_per_s: float | None = None
     architecture: str | None = None
+    idle_watts: float | None = None
+    peak_watts: float | None = None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> "Gpu":
         """Validate outside input; raises ``ValueError`` with one line naming ``name`` and key."""
         allowed = [field.name for field in fields(cls) if field.name != "name"]
-        required = [key for key in allowed if key not in (*_SOME_HAVE, "architecture")]
+        optional = (*_SOME_HAVE, *_POWER, "architecture")
+        required = [key for key in allowed if key not in optional]
         _check_keys(mapping, allowed=allowed, required=required, name=name)
         if not isinstance(mapping["source"], str) or not mapping["source"].strip():
             raise ValueError(f"{name}: source must be a text saying where the figures are from")
@@ -120,10 +125,14 @@ class Gpu:
                 f"{name}: unknown architecture {architecture!r}; "
                 f"allowed: {', '.join(ARCHITECTURES)}, or none"
             )
-        rates = {
-            key: None if mapping.get(key) is None else _positive(mapping[key], key, name)
-            for key in _SOME_HAVE
-        }
+        rates, watts = (
+            {
+                key: None if mapping.get(key) is None else _positive(mapping[key], key, name)
+                for key in keys
+            }
+            for keys in (_SOME_HAVE, _POWER)
+        )
+        _check_watts(watts["idle_watts"], watts["peak_watts"], name)
         return cls(
             name=name,
             memory_bytes=int(_positive(mapping["memory_bytes"], "memory_bytes", name)),
@@ -132,6 +141,8 @@ class Gpu:
             float4_flops_per_s=rates["float4_flops_per_s"],
             source=mapping["source"],
             architecture=architecture,
+            idle_watts=watts["idle_watts"],
+            peak_watts=watts["peak_watts"],
             interconnect=Interconnect.from_mapping(
                 mapping["interconnect"], name=f"{name}.interconnect"
             ),
@@ -180,6 +191,14 @@ class Gpu:
             "mxfp4": self.float8_flops_per_s,
         }
         return rates.get(dtype)
+
+
+def _check_watts(idle_watts: float | None, peak_watts: float | None, name: str) -> None:
+    if (idle_watts is None) != (peak_watts is None):
+        missing = "idle_watts" if idle_watts is None else "peak_watts"
+        raise ValueError(f"{name}: {missing} is missing: power takes both, or neither")
+    if idle_watts is not None and peak_watts is not None and idle_watts > peak_watts:
+        raise ValueError(f"{name}: idle_watts {idle_watts:g} exceeds peak_watts {peak_watts:g}")
 
 
 def _all_reduces(given: Any, *, name: str) -> tuple[tuple[int, float, float], ...]:

@@ -1,4 +1,4 @@
-"""`orcast show model`: the figures of a model, in words and as JSON, and in a run's report."""
+"""`orcast show`: the figures of a model or a GPU, in words, as JSON, and in a run's report."""
 
 import json
 from pathlib import Path
@@ -57,3 +57,15 @@ def test_the_report_of_a_run_shows_its_model(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert 'id="model"' in page
     assert "KV cache of a token" in page
+
+
+def test_a_gpu_is_shown_by_an_alias() -> None:
+    shown = orcast("show", "gpu", "h200").stdout
+    assert "h200-sxm" in shown and "NVIDIA H200 datasheet" in shown
+    figures = json.loads(orcast("show", "gpu", "L40S", "--json").stdout)
+    assert (figures["fp8_tflops"], figures["int8_tops"], figures["peak_watts"]) == (733, 733, 350)
+    assert figures["all_reduce_gb_per_s"].startswith("19.8 GB/s among 2")
+    every = json.loads(orcast("list", "gpus", "--json").stdout)
+    assert {"b300", "gaudi3", "tpu-v6e"} <= {one["name"] for one in every}
+    wrong = orcast("show", "gpu", "h200-sxn")
+    assert wrong.status == 2 and "did you mean 'h200-sxm'" in wrong.stderr

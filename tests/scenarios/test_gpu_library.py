@@ -41,6 +41,48 @@ def test_a_mistyped_gpu_is_told_the_near_one(given: str, meant: str) -> None:
         library.gpu(given)
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["L4", "A10G", "T4", "V100", "A6000", "RTX 3090", "RTX 5090", "L40", "H20", "H800", "H100-NVL",
+     "GH200", "B300", "GB200", "GB300", "MI325X", "MI355X", "TPU v5e", "TPU v6e", "Gaudi 3",
+     "Trainium2"],
+)  # fmt: skip
+def test_the_cards_people_have_are_there(given: str) -> None:
+    found = library.gpu(given)
+    assert found.source and found.name in library.gpus()
+
+
+@pytest.mark.parametrize("name", [name for name in library.gpus() if name != "cpu"])
+def test_a_cards_figures_are_of_one_piece(name: str) -> None:
+    gpu = library.gpu(name)
+    if gpu.float8_flops_per_s is not None:
+        assert gpu.float8_flops_per_s == pytest.approx(2 * gpu.bfloat16_flops_per_s, rel=0.03) or (
+            name == "gaudi3"  # its matrix engines have one rate
+        )
+    if gpu.float4_flops_per_s is not None and gpu.float8_flops_per_s is not None:
+        assert 1.99 < gpu.float4_flops_per_s / gpu.float8_flops_per_s <= 4
+    assert (gpu.peak_watts is None) == ("publishes no power" in gpu.source)
+    assert gpu.peak_watts is None or 0.02 < (gpu.idle_watts or 0) / gpu.peak_watts < 0.3
+    assert "http" not in gpu.source
+
+
+def test_power_takes_both_figures() -> None:
+    own = {"like": "tpu-v5e", "peak_watts": 200}
+    with pytest.raises(InputError, match="idle_watts is missing: power takes both"):
+        library.gpu(own)
+    with pytest.raises(InputError, match="idle_watts 300 exceeds peak_watts 200"):
+        library.gpu({**own, "idle_watts": 300})
+
+
+def test_integer_weights_run_at_the_rate_that_blackwell_ultra_has_left() -> None:
+    assert (
+        library.gpu("b300").peak_flops_per_s("int8")
+        < 1e15
+        < library.gpu("b200").peak_flops_per_s("int8")
+    )
+    assert library.gpu("rtx-3090").computes_in_few_bits("int8")
+
+
 def test_figures_in_a_scenario_change_those_of_another() -> None:
     base = library.gpu("h100-sxm")
     own = library.gpu({"like": "h100", "memory_gb": 96, "fp4_tflops": 1, "link_gb_per_s": 100})

@@ -1,0 +1,104 @@
+"""Joules of a forecast and what they cost: the figures of `summary["energy"]`, all estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scenarios import library
+from scenarios.forecast.deployment import Deployment, group_scenarios, served_model
+from scenarios.forecast.expert_counts import expert_routing
+from scenarios.forecast.latency_source import parallelism_of
+from sim.model.power import Draw, PoweredEngine, draw_of, prompt_pairs
+from sim.model.work import ModelWork
+from sim.records import Records
+
+
+def engines(deployment: Deployment, beside: Path | None) -> Iterator[PoweredEngine]:
+    """The engine of each group of the cluster, in their order; one where it has none."""
+    scenario = deployment.scenario
+    if not deployment.groups:
+        work = ModelWork(
+            deployment.model,
+            deployment.parallelism,
+            routing=deployment.routing,
+            kv_cache_dtype=scenario.engine.kv_cache_dtype,
+        )
+        dtype = deployment.model.weight_dtype
+        yield PoweredEngine(deployment.gpu, deployment.parallelism, work, dtype)
+        return
+    for _, mine, _ in group_scenarios(scenario):
+        model = served_model(mine, beside=beside).with_experts_over(mine.hardware.experts_over)
+        parallelism = parallelism_of(mine.hardware)
+        work = ModelWork(
+            model,
+            parallelism,
+            routing=expert_routing(mine.experts, model, beside=beside),
+            kv_cache_dtype=mine.engine.kv_cache_dtype,
+        )
+        gpu = library.gpu(mine.hardware.gpu_given, beside=beside)
+        yield PoweredEngine(gpu, parallelism, work, model.weight_dtype)
+
+
+def replica_watts(deployment: Deployment, records: Records) -> float | None:
+    """Mean draw of one of equal replicas in a run, all its GPUs; None where power is not known."""
+    iterations, (engine, *_) = records.iterations, engines(deployment, None)
+    ends_s = iterations["start_s"] + iterations["duration_s"]
+    replicas = int(iterations["replica"].max(initial=0)) + 1
+    up_s = replicas * float(ends_s.max(initial=0.0))
+    draw = draw_of(engine, iterations, prefill_pairs=prompt_pairs(records.requests), up_s=up_s)
+    return (
+        None if draw is None or up_s <= 0 else engine.parallelism.num_gpus * draw.joules / draw.up_s
+    )
+
+
+def energy(
+    deployment: Deployment,
+    records: Records,
+    *,
+    up_s: Sequence[float],
+    input_tokens: float,
+    output_tokens: float,
+    beside: Path | None = None,
+) -> dict[str, float | bool] | None:
+    """Energy of a whole run; `up_s` are the seconds that each replica was switched on.
+
+    None where nobody knows the power of one of its GPUs, or where nothing was switched on.
+    """
+    iterations = records.iterations
+    group_of = deployment.group_of(iterations["replica"])
+    replica_group = deployment.group_of(np.arange(len(up_s)))
+    pairs, prefilled = prompt_pairs(records.requests), float(iterations["prefill_tokens"].sum())
+    draws: list[Draw] = []
+    for number, engine in enumerate(engines(deployment, beside)):
+        own = {name: values[group_of == number] for name, values in iterations.items()}
+        share = float(own["prefill_tokens"].sum()) / prefilled if prefilled else 0.0
+        mine_s = float(sum(up for up, at in zip(up_s, replica_group, strict=True) if at == number))
+        draw = draw_of(engine, own, prefill_pairs=share * pairs, up_s=mine_s)
+        if draw is None:
+            return None
+        draws.append(draw)
+    on_s, longest_s = sum(draw.up_s for draw in draws), max(up_s, default=0.0)
+    if on_s <= 0:
+        return None
+    joules, busy_s = sum(draw.joules for draw in draws), sum(draw.busy_s for draw in draws)
+    tokens = input_tokens + output_tokens
+    found: dict[str, float | bool] = {
+        "estimated": True,
+        "mean_watts": joules / longest_s,
+        "joules": joules,
+        "busy_share": busy_s / on_s,
+        "computing_share": sum(draw.computing_s for draw in draws) / on_s,
+    }
+    if tokens:
+        found["joules_per_token"] = joules / tokens
+    if output_tokens:
+        found["joules_per_output_token"] = joules / output_tokens
+    price = deployment.scenario.electricity
+    found |= {"usd_per_kwh": price.usd_per_kwh, "pue": price.pue}
+    found["usd_per_hour"] = price.usd(joules / longest_s * 3600.0)
+    if output_tokens:
+        found["usd_per_million_output_tokens"] = 1e6 * price.usd(joules / output_tokens)
+    return found
