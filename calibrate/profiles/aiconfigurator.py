@@ -164,6 +164,13 @@ def _eager_prompts(backend: str, model: ModelSpec) -> dict[str, Any]:
     return {"prompts": "eager", "eager_launch_us": layer_us * model.num_layers}
 
 
+def _prefills(backend: str, system: System) -> dict[str, Any]:
+    """vLLM's FlashAttention takes prompts and decodes in one launch; others, and what vLLM uses on
+    data-centre Blackwells (FlashInfer), launch once for each kind."""
+    flashinfer = int(system.figures.get("sm_version") or 100) // 10 == 10
+    return {"prefills": "beside_decodes"} if backend == "vllm" and not flashinfer else {}
+
+
 def _meta(composer: Composer, kv_cache_dtype: str) -> dict[str, Any]:
     tables, model, degree = composer.tables, composer.model, composer.tensor_parallel
     named = f"{tables.backend} {tables.version} on {tables.system.name}, {package_version()}"
@@ -182,6 +189,7 @@ def _meta(composer: Composer, kv_cache_dtype: str) -> dict[str, Any]:
         "tensor_parallel": degree,
         "launch": "graph",
         **_eager_prompts(composer.stands_for or tables.backend, model),
+        **_prefills(composer.stands_for or tables.backend, tables.system),
         "imported_from": "aiconfigurator",
         "licence": "Apache-2.0",
         "estimated": composer.estimated,

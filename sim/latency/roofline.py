@@ -32,6 +32,7 @@ from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_
 from sim.latency.context_exchange import ContextExchange
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.latency.recorded_parts import RecordedParts
+from sim.latency.sampling import sampling_s
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Gpu, Interconnect
 from sim.model.kernel_rates import ProductRates
@@ -55,9 +56,6 @@ HOST_PER_SEQUENCE_S = 3.0e-6
 
 # Residual addition with RMSNorm twice, rotary, the KV write, the MLP's activation.
 _ELEMENTWISE_KERNELS_PER_LAYER = 5
-# Copy to float32, scale, softmax, sample: passes over the logits, and their kernels.
-_SAMPLING_BYTES_PER_LOGIT = 2 + 4 * 4
-_SAMPLING_KERNELS = 4
 
 
 class RooflineLatency(RecordedParts):
@@ -363,10 +361,10 @@ class RooflineLatency(RecordedParts):
         }
 
     def _sampling_s(self, rows: np.ndarray) -> np.ndarray:
-        """Passes over the logits."""
-        moved_s = rows * self.model.vocab_size * _SAMPLING_BYTES_PER_LOGIT / self._bytes_per_s
-        moved_s += _SAMPLING_KERNELS * ELEMENTWISE_OVERHEAD_S * self._overheads
-        return moved_s
+        model, launched = self.model, self._overheads > 0
+        return sampling_s(
+            model.sampling, rows, model.vocab_size, self._bytes_per_s, launched=launched
+        )
 
     def _linear_s(self, op: LinearOperation, tokens: np.ndarray) -> np.ndarray:
         """All copies of one product, each with ``tokens`` rows."""
