@@ -90,8 +90,7 @@ def latency_model(
         given["host_per_iteration_s"] = assumed.per_iteration_s
         given["host_per_sequence_s"] = assumed.per_sequence_s
         given["host_source"] = assumed.source
-        if parallelism.data_parallel > 1:  # ranks are padded to each other, as far as graphs go
-            given["capture_sizes"] = _capture_sizes(engine, None, scenario.speculation)
+        given["capture_sizes"] = _capture_sizes(engine, None, scenario.speculation)
         return roofline_latency(
             model,
             gpu,

@@ -70,16 +70,12 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
 def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
     """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
-        engine = scenario.engine
-        if (
-            parallelism_of(scenario.hardware).data_parallel > 1
-            and scenario.latency.source != "fixed"
-        ):
-            return []  # ranks are padded to each other
+        if scenario.latency.source != "fixed":
+            return []
         return [
-            f"engine.{knob} has no effect without a measured latency table"
+            f"engine.{knob} has no effect on a fixed latency"
             for knob in ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
-            if getattr(engine, knob) and knob in engine.model_fields_set
+            if getattr(scenario.engine, knob) and knob in scenario.engine.model_fields_set
         ]
     notes, meta = [], latency.table.meta
     measured_on = str(meta["gpu"])

@@ -69,15 +69,19 @@ class Refinement:
 
     def host(self, otherwise: HostOverhead) -> HostOverhead:
         """The host's time as it was fitted, or else another one."""
-        fitted = {
-            "per iteration": ("per_iteration_s", self.host_per_iteration_s),
-            "per sequence": ("per_sequence_s", self.host_per_sequence_s),
+        each = {
+            "per iteration": self.host_per_iteration_s,
+            "per sequence": self.host_per_sequence_s,
         }
-        given = {how: field for how, field in fitted.items() if field[1] is not None}
-        if not given:
+        fitted = [how for how, seconds in each.items() if seconds is not None]
+        if not fitted:
             return otherwise
-        source = f"fitted to a recording, {' and '.join(given)}"
-        return replace(otherwise, **dict(given.values()), source=source)
+        iteration_s, sequence_s = each.values()
+        return HostOverhead(
+            otherwise.per_iteration_s if iteration_s is None else iteration_s,
+            otherwise.per_sequence_s if sequence_s is None else sequence_s,
+            f"fitted to a recording, {' and '.join(fitted)}",
+        )
 
     def paced(self, table: LatencyTable) -> LatencyTable:
         """The table with its kernels' times stretched."""

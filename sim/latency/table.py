@@ -20,6 +20,7 @@ from sim.latency.communication import all_gather_s, all_reduce_s, ring_all_reduc
 from sim.latency.expert_table import ExpertTable
 from sim.latency.grid import Line
 from sim.latency.operators import by_class, operator_class
+from sim.latency.padding import padded
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.latency.refinement import Refinement
 from sim.latency.table_data import LatencyTable
@@ -383,12 +384,7 @@ class TableLatency:
         return parts
 
     def _padded(self, tokens: np.ndarray) -> np.ndarray:
-        """CUDA graphs replay at captured sizes; beyond the largest, kernels launch eagerly."""
-        if not self._capture_sizes:
-            return tokens
-        sizes = np.array(self._capture_sizes)
-        slot = np.searchsorted(sizes, tokens)
-        return np.where(slot < len(sizes), sizes[np.minimum(slot, len(sizes) - 1)], tokens)
+        return padded(tokens, self._capture_sizes)
 
     def _all_reduce_s(self, tokens: np.ndarray) -> np.ndarray:
         """Two sums over all ranks a layer, and the embedding's, of 16-bit activations."""

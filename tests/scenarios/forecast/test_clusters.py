@@ -129,8 +129,9 @@ def test_a_fleet_that_is_gone_says_so_of_every_request_it_left() -> None:
 
 
 def test_data_parallel_ranks_are_engines_behind_vllms_balancer() -> None:
-    ranks = summary("quickstart", "hardware.data_parallel=2", requests=200)
-    engines = ["cluster.replicas=2", "cluster.router=data_parallel"]
+    greedy = "workload.sampling=greedy"
+    ranks = summary("quickstart", "hardware.data_parallel=2", greedy, requests=200)
+    engines = ["cluster.replicas=2", "cluster.router=data_parallel", greedy]
     replicas = summary("quickstart", *engines, requests=200)
     assert ranks["cluster"] == replicas["cluster"]
     assert ranks["cost"] == replicas["cost"]
