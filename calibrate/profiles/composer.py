@@ -71,7 +71,9 @@ class Composer:
     """The parts of one model's table from one set of kernel tables. Times in µs, whole model.
 
     What is not measured is taken from `analytic`, or raises NotMeasured without one. Kernels that
-    `stands_for` names another engine's are estimates of that one's.
+    `stands_for` names another engine's are estimates of that one's. With `expert_ranks` above 1
+    experts are whole and shared out to so many GPUs, data-parallel ones too: times are those of the
+    GPU that is sent most rows, by the tokens of all.
     """
 
     def __init__(
@@ -83,12 +85,14 @@ class Composer:
         number_format: Format,
         kv_dtype: str,
         routing: str,
+        expert_ranks: int = 1,
         analytic: AnalyticParts | None = None,
         stands_for: str | None = None,
     ) -> None:
         self.tables, self.model, self.tensor_parallel = tables, model, tensor_parallel
         self.number_format, self._kv_dtype, self._routing = number_format, kv_dtype, routing
         self._analytic, self.stands_for = analytic, stands_for
+        self.expert_ranks = expert_ranks
         bandwidth = tables.system.bytes_per_s * tables.system.memory_efficiency
         self._us_per_byte = 1e6 / bandwidth
         self._products: dict[str, Products] = {}
@@ -245,7 +249,7 @@ class Composer:
     # -- experts, collectives -------------------------------------------------------------
 
     def _experts(self) -> Rows:
-        moe = self.model.moe
+        moe, shared_out = self.model.moe, self.expert_ranks > 1
         assert moe is not None
 
         def measured() -> list[tuple[int, float]]:
@@ -254,8 +258,10 @@ class Composer:
                 moe,
                 self.model.hidden_size,
                 dtype=self._format_of(self.model.expert_operations()[0]).name,
-                tensor_parallel=self.tensor_parallel // self.model.experts_over,
-                expert_parallel=self.model.experts_over,
+                tensor_parallel=1
+                if shared_out
+                else self.tensor_parallel // self.model.experts_over,
+                expert_parallel=self.expert_ranks if shared_out else self.model.experts_over,
                 routing=self._routing,
             )
             self._note("moe", how, estimated=how is not None)
@@ -265,7 +271,7 @@ class Composer:
         return [
             (tokens, moe.num_experts, time_us)
             for tokens, time_us in self._or_analytic(
-                "moe", measured, lambda analytic: analytic.experts_us()
+                "moe", measured, lambda analytic: analytic.experts_us(self.expert_ranks)
             )
         ]
 
