@@ -57,8 +57,7 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
 def _sampling(path: Path) -> Sampling:
     """How a model's tokens are chosen where requests do not say, as `generation_config.json` has.
 
-    vLLM takes a temperature below 1e-5 for greedy, and any other top-k than 0 or -1 and top-p
-    below 1 for a filter.
+    vLLM takes a temperature below 1e-5 for greedy, a top-k above 0 or a top-p below 1 for a filter.
     """
     if path.parent == FOLDER:
         return "truncated" if path.stem in _truncated() else "random"

@@ -64,6 +64,8 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
         notes.append("engine.weight_dtype has no effect on a fixed latency, only on memory")
     if scenario.experts is not None:
         notes.append("experts has no effect on a fixed latency")
+    if scenario.workload.sampling is not None:
+        notes.append("workload.sampling has no effect on a fixed latency")
     return notes
 
 
@@ -82,6 +84,10 @@ def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> 
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))
     if ours not in theirs and theirs not in ours:
         notes.append(f"the latency table was measured on {measured_on}, hardware.gpu is {gpu.name}")
+    if scenario.workload.sampling is not None and scenario.latency.source == "table":
+        notes.append(
+            "workload.sampling has no effect: the latency table was measured with a sampler"
+        )
     hardware = scenario.hardware
     if "communication" in latency.table.parts and (
         hardware.tensor_parallel > hardware.gpus_per_node
