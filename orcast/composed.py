@@ -26,6 +26,7 @@ def compose(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable | No
         "model": repr(model),
         "gpu": repr(gpu),
         "tensor_parallel": str(degree),
+        "expert_ranks": str(_expert_ranks(scenario)),
         "kv_cache_dtype": scenario.engine.kv_cache_dtype,
         "backend": str(latency.backend),
         "version": str(latency.version),
@@ -41,6 +42,7 @@ def _composed(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable | 
     given: dict[str, Any] = {
         "version": latency.version,
         "tensor_parallel": scenario.hardware.tensor_parallel,
+        "expert_ranks": _expert_ranks(scenario),
         "kv_cache_dtype": scenario.engine.kv_cache_dtype,
     }
     if latency.source == "aiconfigurator":
@@ -48,3 +50,9 @@ def _composed(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> LatencyTable | 
         return table_of(*import_aiconfigurator(gpu.name, model, backend=backend, **given))
     found = measured_or_analytic(gpu, model, backend=latency.backend, **given)
     return None if found is None else table_of(*found)
+
+
+def _expert_ranks(scenario: Scenario) -> int:
+    """GPUs of data-parallel ranks that share a mixture's experts out."""
+    hardware = scenario.hardware
+    return hardware.expert_parallel if hardware.data_parallel > 1 else 1

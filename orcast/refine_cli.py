@@ -78,14 +78,12 @@ def _question(table: str, recording: Path, settings: list[str], partial: Path) -
         settings = [*settings, *_workload_of(recording)]
     scenario, origin = load_scenario(table, settings)
     deployed = deploy(scenario, origin=origin, compose=compose)
-    meta, parts, host = _table_of(deployed.latency)
+    meta, parts = _table_of(deployed.latency)
     write_table(partial, meta, parts)
     content = scenario.model_dump(exclude_defaults=True)
     content["latency"] = {"table": str(partial.resolve())}
     if scenario.latency.host_overhead is not None:
-        host = scenario.latency.host_overhead.model_dump()
-    if host is not None:
-        content["latency"]["host_overhead"] = host
+        content["latency"]["host_overhead"] = scenario.latency.host_overhead.model_dump()
     ready = deploy(parse_scenario(content, origin=table), origin=origin, compose=compose)
     return _Question(ready, _looked_up(ready.latency))
 
@@ -96,10 +94,8 @@ def _workload_of(recording: Path) -> list[str]:
     return [f"workload={{trace: {str(file)!r}}}"] if file.suffix in (".json", ".jsonl") else []
 
 
-def _table_of(
-    latency: LatencyModel,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, float] | None]:
-    """The table behind a latency model, and the host's time where the table has none."""
+def _table_of(latency: LatencyModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table behind a latency model: its meta and its parts."""
     from calibrate.tables.tabulated import tabulated
     from sim.latency.roofline import RooflineLatency
     from sim.latency.table import TableLatency
@@ -109,13 +105,9 @@ def _table_of(
         if isinstance(inner, TableLatency):
             meta = {name: value for name, value in inner.table.meta.items() if name != "refined"}
             meta.pop("schema_version", None)
-            return meta, dict(rows_of(inner.table)), None
+            return meta, dict(rows_of(inner.table))
         if isinstance(inner, RooflineLatency):
-            host = inner.host
-            return *tabulated(inner), {
-                "per_iteration_us": host.per_iteration_s * 1e6,
-                "per_sequence_us": host.per_sequence_s * 1e6,
-            }
+            return tabulated(inner)
     raise InputError(f"nothing to refine in {latency.label}: it is no table")
 
 
@@ -141,6 +133,7 @@ def _found(question: _Question, recording: Path, until_s: float | None) -> Refin
 
     deployed, latency = question.deployment, question.latency
     layers = deployed.model.num_layers
+    hidden = deployed.scenario.engine.async_scheduling
 
     def forecast(front_end: FrontEnd | None) -> Measurement:
         records = simulate(
@@ -156,11 +149,11 @@ def _found(question: _Question, recording: Path, until_s: float | None) -> Refin
     try:
         log = read_iteration_log(recording, slots=deployed.memory.slots)
         if log is not None:
-            return by_iterations(log, latency, layers=layers, until_s=until_s)
+            return by_iterations(log, latency, layers=layers, until_s=until_s, hidden=hidden)
         measured = read_measurement(recording)
         if not measured.has_arrivals:
             raise ValueError(f"{recording}: no arrivals; bench serve writes start_times today")
-        constants = constants_for(latency, measured, layers=layers)
+        constants = constants_for(latency, measured, layers=layers, hidden=hidden)
         return by_requests(
             measured,
             forecast,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 from scenarios.errors import InputError, did_you_mean
 from scenarios.yaml_file import find_file, read_yaml
 from sim.model.config import read_config
-from sim.model.spec import ModelSpec
+from sim.model.spec import ModelSpec, Sampling
 
 FOLDER = Path(__file__).parent / "models"
 IDS_FILE = FOLDER / "ids.yaml"
+TRUNCATED_FILE = FOLDER / "truncated.yaml"
 
 
 def model_names() -> list[str]:
@@ -46,9 +48,37 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
     if path.name == "config.json" and beside_it.is_file():
         quantised = model_config(beside_it)
     try:
-        return read_config(config, name=model_name(path), quantised=quantised)
+        found = read_config(config, name=model_name(path), quantised=quantised)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+    return replace(found, sampling=_sampling(path))
+
+
+def _sampling(path: Path) -> Sampling:
+    """How a model's tokens are chosen where requests do not say, as `generation_config.json` has.
+
+    vLLM takes a temperature below 1e-5 for greedy, a top-k above 0 or a top-p below 1 for a filter.
+    """
+    if path.parent == FOLDER:
+        return "truncated" if path.stem in _truncated() else "random"
+    beside_it = path.with_name("generation_config.json")
+    if path.name != "config.json" or not beside_it.is_file():
+        return "random"
+    asked = model_config(beside_it)
+    numbers = {
+        name: asked[name]
+        for name in ("temperature", "top_k", "top_p")
+        if isinstance(asked.get(name), int | float)
+    }
+    if numbers.get("temperature", 1.0) < 1e-5:
+        return "greedy"
+    filters = numbers.get("top_k", 0) > 0 or numbers.get("top_p", 1.0) < 1.0
+    return "truncated" if filters else "random"
+
+
+@cache
+def _truncated() -> frozenset[str]:
+    return frozenset(read_yaml(TRUNCATED_FILE))
 
 
 def model_path(name: str, *, beside: Path | None = None) -> Path:

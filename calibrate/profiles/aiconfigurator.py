@@ -12,7 +12,7 @@ meta.yaml says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def import_aiconfigurator(
     version: str | None = None,
     tensor_parallel: int = 1,
     dtype: str | None = None,
+    expert_ranks: int = 1,
     kv_cache_dtype: str = "auto",
     routing: str = ROUTING,
     data: Path | None = None,
@@ -72,18 +73,17 @@ def import_aiconfigurator(
     lacking = why_not_composed(model)
     if lacking is not None:
         raise TableError(f"{model.name}: {lacking}: not among the composed kernels")
-    number_format, kv_dtype = product_format(model, dtype), cache_format(kv_cache_dtype, model)
     found = find_system(system, data)
     refusal: NotMeasured | None = None
-    for tables in _versions(found, backend, version):
-        composer = Composer(
-            tables,
-            model,
-            tensor_parallel=tensor_parallel,
-            number_format=number_format,
-            kv_dtype=kv_dtype,
-            routing=routing,
-        )
+    for composer in _composers(
+        model,
+        _versions(found, [backend], version),
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        tensor_parallel=tensor_parallel,
+        expert_ranks=expert_ranks,
+        routing=routing,
+    ):
         try:
             parts = composer.parts()
         except NotMeasured as error:
@@ -100,6 +100,7 @@ def measured_or_analytic(
     backend: str | None = None,
     version: str | None = None,
     tensor_parallel: int = 1,
+    expert_ranks: int = 1,
     kv_cache_dtype: str = "auto",
     routing: str = ROUTING,
     data: Path | None = None,
@@ -114,28 +115,22 @@ def measured_or_analytic(
     if why_not_composed(model) is not None or not is_measured(gpu.name, data):
         return None
     found = find_system(gpu.name, data)
-    number_format, kv_dtype = product_format(model), cache_format(kv_cache_dtype, model)
     analytic = AnalyticParts(
         model, gpu, tensor_parallel=tensor_parallel, kv_cache_dtype=kv_cache_dtype
     )
     wanted = [name for name in BACKENDS if name in found.backends()]
     best: Table | None = None
     fewest = len(FAMILIES) + 1
-    for tables in (
-        tables
-        for name in (wanted if backend is None else [backend])
-        for tables in _versions(found, name, version)
+    for composer in _composers(
+        model,
+        _versions(found, wanted if backend is None else [backend], version),
+        stands_for=BACKENDS[0] if backend is None else None,
+        kv_cache_dtype=kv_cache_dtype,
+        tensor_parallel=tensor_parallel,
+        expert_ranks=expert_ranks,
+        routing=routing,
+        analytic=analytic,
     ):
-        composer = Composer(
-            tables,
-            model,
-            tensor_parallel=tensor_parallel,
-            number_format=number_format,
-            kv_dtype=kv_dtype,
-            routing=routing,
-            analytic=analytic,
-            stands_for=None if backend or tables.backend == BACKENDS[0] else BACKENDS[0],
-        )
         parts = composer.parts()
         missing = {part for part, origin in composer.origins.items() if origin.kind == "analytic"}
         if len(missing) < fewest and not missing >= MAIN_PARTS:
@@ -145,15 +140,41 @@ def measured_or_analytic(
     return best
 
 
-def _versions(found: System, backend: str, version: str | None) -> Iterator[KernelTables]:
-    """The backend's kernels, newest first, or those of one version. Raises TableError: none."""
-    versions = found.versions(backend)
-    if version is not None and version not in versions:
-        raise TableError(
-            f"no version {version!r} of {backend} on {found.name}; there are: {', '.join(versions)}"
+def _composers(
+    model: ModelSpec,
+    versions: Iterable[KernelTables],
+    *,
+    dtype: str | None = None,
+    kv_cache_dtype: str,
+    stands_for: str | None = None,
+    **asked: Any,
+) -> Iterator[Composer]:
+    """A composer for each version's kernels; those of other engines stand for `stands_for`'s."""
+    number_format, kv_dtype = product_format(model, dtype), cache_format(kv_cache_dtype, model)
+    for tables in versions:
+        yield Composer(
+            tables,
+            model,
+            number_format=number_format,
+            kv_dtype=kv_dtype,
+            stands_for=None if tables.backend == stands_for else stands_for,
+            **asked,
         )
-    for candidate in versions if version is None else [version]:
-        yield KernelTables(found, backend, candidate)
+
+
+def _versions(
+    found: System, backends: Iterable[str], version: str | None
+) -> Iterator[KernelTables]:
+    """The backends' kernels, newest first, or those of one version. Raises TableError: none."""
+    for backend in backends:
+        versions = found.versions(backend)
+        if version is not None and version not in versions:
+            raise TableError(
+                f"no version {version!r} of {backend} on {found.name}; there are: "
+                f"{', '.join(versions)}"
+            )
+        for candidate in versions if version is None else [version]:
+            yield KernelTables(found, backend, candidate)
 
 
 def _eager_prompts(backend: str, model: ModelSpec) -> dict[str, Any]:
@@ -162,6 +183,13 @@ def _eager_prompts(backend: str, model: ModelSpec) -> dict[str, Any]:
     if layer_us is None:
         return {}
     return {"prompts": "eager", "eager_launch_us": layer_us * model.num_layers}
+
+
+def _prefills(backend: str, system: System) -> dict[str, Any]:
+    """vLLM's FlashAttention takes prompts and decodes in one launch; others, and what vLLM uses on
+    data-centre Blackwells (FlashInfer), launch once for each kind."""
+    flashinfer = int(system.figures.get("sm_version") or 100) // 10 == 10
+    return {"prefills": "beside_decodes"} if backend == "vllm" and not flashinfer else {}
 
 
 def _meta(composer: Composer, kv_cache_dtype: str) -> dict[str, Any]:
@@ -181,7 +209,9 @@ def _meta(composer: Composer, kv_cache_dtype: str) -> dict[str, Any]:
         "kv_cache_dtype": kv_cache_dtype,
         "tensor_parallel": degree,
         "launch": "graph",
+        **({"expert_ranks": composer.expert_ranks} if composer.expert_ranks > 1 else {}),
         **_eager_prompts(composer.stands_for or tables.backend, model),
+        **_prefills(composer.stands_for or tables.backend, tables.system),
         "imported_from": "aiconfigurator",
         "licence": "Apache-2.0",
         "estimated": composer.estimated,

@@ -6,6 +6,7 @@ import numpy as np
 
 from sim.batch import Batch, PrefillChunk
 from sim.latency.roofline import RooflineLatency
+from sim.latency.together import slowest_share
 from sim.model.hardware import Gpu
 from sim.model.spec import LinearOperation, ModelSpec
 from sim.request import Request
@@ -38,9 +39,18 @@ class AnalyticParts(RooflineLatency):
         times_s = self._linear_s(operation, np.array(ROWS, dtype=float))
         return list(zip(ROWS, (times_s * 1e6).tolist(), strict=True))
 
-    def experts_us(self) -> list[tuple[int, float]]:
-        """The routed experts of all layers: (tokens, µs)."""
-        times_s = self._experts_s(np.array(ROWS, dtype=float))
+    def experts_us(self, ranks: int = 1) -> list[tuple[int, float]]:
+        """The routed experts of all layers: (tokens, µs).
+
+        Shared out to `ranks` GPUs: those of the slowest, by the tokens of all.
+        """
+        if ranks == 1:
+            times_s = self._experts_s(np.array(ROWS, dtype=float))
+        else:
+            assert self.model.moe is not None
+            held = self.model.moe.num_experts // ranks
+            rows, activated = slowest_share(self.routing, np.array(ROWS), ranks)
+            times_s = self._grouped_s(ranks, rows / held, activated / held, tensor_parallel=1)
         return list(zip(ROWS, (times_s * 1e6).tolist(), strict=True))
 
     def prefill_us(self) -> dict[tuple[int, int], float]:

@@ -146,7 +146,7 @@ def fit_iterations(
         )
         left = np.abs(kernels_s + columns @ solved.x - durations_s) / durations_s
         usual = max(float(np.median(left)), 1e-6)
-        weight = np.where(left > 5 * usual, 5 * usual / left, 1.0) / durations_s
+        weight = 5 * usual / np.maximum(left, 5 * usual) / durations_s
     target = (durations_s - kernels_s - columns @ solved.x) * weight
     spread = _spread(columns * weight[:, None], target)
     names = list(effects)

@@ -28,6 +28,7 @@ FRONT_END = ("front_end_latency_us", "front_end_per_output_token_us")
 # well already is left as it is.
 ALIKE = 0.01
 _EACH = "E2E, each request"
+ASSUMED = "assumed"  # how such a host's source begins
 
 Values = Mapping[str, float]
 
@@ -106,11 +107,15 @@ class Refined:
                 yield f"  {name:30} {was:+10.2%} {now:+10.2%}"
 
 
-def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) -> list[Constant]:
+def constants_for(
+    latency: TableLatency, measured: Measurement, *, layers: int, hidden: bool
+) -> list[Constant]:
     """The unknowns of a deployment; scales are shares of the typical time between two tokens.
 
     Kernels' pace is among them where nobody measured them, the link's α and β where ranks sum over
-    one that nobody measured, the way to the engine where the client kept the times.
+    one that nobody measured, the way to the engine where the client kept the times. What iterations
+    that only decode take besides is the host's where it is neither `hidden` behind the device nor
+    known, else a gap of each layer: a recording cannot tell the two apart.
     """
     between = measured.tpot_s[measured.completed & (measured.output_tokens > 1)]
     if not len(between):
@@ -119,7 +124,9 @@ def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) 
     each_us = tpot_us / layers
     most = 20 * each_us
     found = [
-        Constant("decode_gap_us_per_layer", 0.02 * each_us, 0.02 * each_us, 0.0, most),
+        _host(latency, tpot_us)
+        if host_is_unknown(latency, hidden=hidden)
+        else Constant("decode_gap_us_per_layer", 0.02 * each_us, 0.02 * each_us, 0.0, most),
         Constant("prompt_gap_us_per_layer", 0.1 * each_us, 0.1 * each_us, 0.0, most),
     ]
     if latency.table.basis == "analytic":  # a part of it at least
@@ -134,6 +141,16 @@ def constants_for(latency: TableLatency, measured: Measurement, *, layers: int) 
         found.append(Constant("front_end_latency_us", 2_000.0, 500.0, 0.0, 200_000.0))
         found.append(Constant("front_end_per_output_token_us", 30.0, 15.0, 0.0, 2_000.0))
     return found
+
+
+def host_is_unknown(latency: TableLatency, *, hidden: bool) -> bool:
+    """Whether an engine's iterations show what its host takes, and nobody measured or gave it."""
+    return not hidden and latency.host.source.startswith(ASSUMED)
+
+
+def _host(latency: TableLatency, tpot_us: float) -> Constant:
+    start_us = min(latency.host.per_iteration_s * 1e6, tpot_us)
+    return Constant("host_us_per_iteration", start_us, 0.02 * tpot_us, 0.0, tpot_us)
 
 
 def refinement_of(values: Values) -> Refinement:
@@ -188,23 +205,34 @@ def by_requests(
 
 
 def by_iterations(
-    log: IterationLog, latency: TableLatency, *, layers: int, until_s: float | None
+    log: IterationLog,
+    latency: TableLatency,
+    *,
+    layers: int,
+    until_s: float | None,
+    hidden: bool = True,
 ) -> Refined:
     """Fit to the iterations that began before `until_s`, and forecast the durations of the rest."""
     latency.refine(Refinement())
     batches = [log.batch(row) for row in range(len(log))]
     before_s = np.array([latency.iteration_s(batch) for batch in batches])
     prompts, each = log.prefill_seqs > 0, 1e-6 * layers
+    sequences = log.prefill_seqs + log.decode_seqs
     effects = {
         "decode_gap_us_per_layer": np.where(prompts, 0.0, each),
         "prompt_gap_us_per_layer": np.where(prompts, each, 0.0),
-        "host_us_per_sequence": (log.prefill_seqs + log.decode_seqs) * 1e-6,
+        "host_us_per_sequence": sequences * 1e-6,
     }
+    known_s = before_s.copy()
+    if host_is_unknown(latency, hidden=hidden):  # what is assumed of it is no part of the kernels
+        known_s -= latency.host.per_iteration_s + sequences * latency.host.per_sequence_s
+        effects["host_us_per_iteration"] = np.full(len(log), 1e-6)
+        del effects["decode_gap_us_per_layer"]
     shown = log.start_s < (np.inf if until_s is None else until_s)
     if shown.sum() < 10 * len(effects):
         raise ValueError(f"{shown.sum()} iterations are too few; record for longer")
     values, uncertainty = fit_iterations(
-        before_s[shown],
+        known_s[shown],
         log.duration_s[shown],
         {name: effect[shown] for name, effect in effects.items()},
     )

@@ -43,7 +43,7 @@ from sim.metrics import Slo
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Gpu
 from sim.model.parallelism import Parallelism
-from sim.model.spec import ModelSpec
+from sim.model.spec import ModelSpec, Sampling
 from sim.schedulers import SCHEDULERS
 from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.installed import installed_policy
@@ -337,7 +337,10 @@ def served_model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
         model = model.quantised(engine.weight_dtype)
     if engine.float8_scales is not None:
         model = model.with_float8_scales(engine.float8_scales)
-    return model
+    sampling: Sampling = scenario.workload.sampling or model.sampling
+    if sampling == "truncated" and engine.sampler == "pytorch":
+        sampling = "sorted"
+    return replace(model, sampling=sampling)
 
 
 def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:

@@ -22,7 +22,7 @@ from scenarios.schema.scenario import Scenario
 from scenarios.schema.speculation import Speculation
 from scenarios.schema.vllm_defaults import capture_sizes
 from sim.kv.memory import MemoryBudget
-from sim.latency.lockstep_table import LockstepTable
+from sim.latency.lockstep_table import LockstepTable, check_shares
 from sim.latency.pipeline import PipelineLatency, roofline_latency
 from sim.latency.protocol import FixedLatency, HostOverhead, LatencyModel
 from sim.latency.roofline import (
@@ -82,7 +82,7 @@ def latency_model(
     routing = expert_routing(given_experts, model, beside=beside)
     host = latency.host_overhead
     table = None
-    if latency.source == "auto" and compose is not None and _one_group(parallelism):
+    if latency.source == "auto" and compose is not None and _is_composed(parallelism):
         table = compose(scenario, model, gpu)
     if latency.source == "roofline" or (latency.source == "auto" and table is None):
         given: dict[str, Any] = dict(latency.efficiencies)
@@ -90,8 +90,7 @@ def latency_model(
         given["host_per_iteration_s"] = assumed.per_iteration_s
         given["host_per_sequence_s"] = assumed.per_sequence_s
         given["host_source"] = assumed.source
-        if parallelism.data_parallel > 1:  # ranks are padded to each other, as far as graphs go
-            given["capture_sizes"] = _capture_sizes(engine, None, scenario.speculation)
+        given["capture_sizes"] = _capture_sizes(engine, None, scenario.speculation)
         return roofline_latency(
             model,
             gpu,
@@ -108,6 +107,7 @@ def latency_model(
         _refuse_what_no_table_measured(parallelism, latency.source)
         table = _table(scenario, model, gpu, beside=beside, compose=compose)
     _refuse_other_weights(table, model, engine)
+    check_shares(table, parallelism)
     skew = latency.skew
     of_ranks = parallelism.data_parallel > 1
     kind = partial(LockstepTable, parallelism=parallelism) if of_ranks else TableLatency
@@ -153,6 +153,15 @@ def _table(
     return table
 
 
+def _is_composed(parallelism: Parallelism) -> bool:
+    """One tensor-parallel group, or one of several in lockstep that share a mixture's experts."""
+    return _one_group(parallelism) or (
+        parallelism.data_parallel > 1
+        and parallelism.num_gpus == parallelism.tensor_parallel
+        and parallelism.decode_context_parallel == 1
+    )
+
+
 def _one_group(parallelism: Parallelism) -> bool:
     """Tables hold whole models on the ranks of one tensor-parallel group, and no more."""
     return (
@@ -163,9 +172,7 @@ def _one_group(parallelism: Parallelism) -> bool:
 
 
 def _refuse_what_no_table_measured(parallelism: Parallelism, source: str) -> None:
-    shares_experts = parallelism.data_parallel > 1 and source == "table"
-    shares_contexts = parallelism.decode_context_parallel > 1
-    if shares_contexts or (not shares_experts and not _one_group(parallelism)):
+    if not _is_composed(parallelism):
         raise ValueError(
             f"source {source} measured tensor parallelism at most, hardware asks for "
             f"{parallelism.words}; source roofline can (unmeasured)"

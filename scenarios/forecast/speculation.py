@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,8 @@ def speculator(
         )
     draft, parallel = None, scenario.hardware.tensor_parallel
     if given.draft_model is not None:
-        draft = library.model(given.draft_model, beside=beside)
+        # vLLM proposes what is likeliest, however the target samples.
+        draft = replace(library.model(given.draft_model, beside=beside), sampling="greedy")
         parallel = given.draft_tensor_parallel or parallel
         _check_draft(draft, model, parallel, scenario.hardware.tensor_parallel)
     technique = Speculation(given.method, shape, _acceptance(given, shape, beside=beside))

@@ -64,28 +64,30 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
         notes.append("engine.weight_dtype has no effect on a fixed latency, only on memory")
     if scenario.experts is not None:
         notes.append("experts has no effect on a fixed latency")
+    if scenario.workload.sampling is not None:
+        notes.append("workload.sampling has no effect on a fixed latency")
     return notes
 
 
 def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
     """Notes where the table's times are of another GPU or cache type than the scenario's."""
     if not isinstance(latency, TableLatency):
-        engine = scenario.engine
-        if (
-            parallelism_of(scenario.hardware).data_parallel > 1
-            and scenario.latency.source != "fixed"
-        ):
-            return []  # ranks are padded to each other
+        if scenario.latency.source != "fixed":
+            return []
         return [
-            f"engine.{knob} has no effect without a measured latency table"
+            f"engine.{knob} has no effect on a fixed latency"
             for knob in ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
-            if getattr(engine, knob) and knob in engine.model_fields_set
+            if getattr(scenario.engine, knob) and knob in scenario.engine.model_fields_set
         ]
     notes, meta = [], latency.table.meta
     measured_on = str(meta["gpu"])
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))
     if ours not in theirs and theirs not in ours:
         notes.append(f"the latency table was measured on {measured_on}, hardware.gpu is {gpu.name}")
+    if scenario.workload.sampling is not None and scenario.latency.source == "table":
+        notes.append(
+            "workload.sampling has no effect: the latency table was measured with a sampler"
+        )
     hardware = scenario.hardware
     if "communication" in latency.table.parts and (
         hardware.tensor_parallel > hardware.gpus_per_node

@@ -49,7 +49,8 @@ class Engine(Section):
     # what an engine keeps from its KV cache: since 0.21 the pool of CUDA graphs, which before came
     # on top of gpu_memory_utilization; under V0 the CUDA context
     memory_profile: Literal["vllm-0.21", "vllm-v1", "vllm-v0"] = BY_GENERATION
-    # whose sampler it tries out then: flashinfer's keeps 14 B a logit, PyTorch's 38
+    # whose sampler filters by top-k and top-p, and is tried out then: flashinfer's keeps 14 B a
+    # logit; PyTorch's sorts them and keeps 38
     sampler: Literal["pytorch", "flashinfer"] = "pytorch"
     max_num_waiting: Annotated[int, Field(ge=1, le=2**31)] | None = None  # beyond: refused
     # sequences that wait or run; an arrival with which there would be more is refused

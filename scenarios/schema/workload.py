@@ -111,6 +111,9 @@ class Workload(Section):
     max_concurrency: Count | None = None
     shared_prefixes: SharedPrefixes | None = None
     sessions: Sessions | None = None
+    # how clients ask tokens to be chosen (`truncated`: by top-k or top-p); by default they do not
+    # say, and engines take what the model's generation_config.json asks for
+    sampling: Literal["greedy", "random", "truncated"] | None = None
     samples: ParallelSampling | None = None
     beam_search: BeamSearch | None = None
     seed: Annotated[int, Field(ge=0)] = 0

@@ -8,7 +8,8 @@ the length (no cache) and where it grows linearly (a long cache).
 
 *Several prompts* in one iteration share one launch: they run at the utilisation of one prompt of as
 many tokens in all, scaled by the pairs they really score. Or, where the table's measurer found that
-they take as long as one after the other (``prefills: one_by_one``), their times add up.
+they take as long as one after the other (``prefills: one_by_one``), their times add up. Where the
+kernels take prompts and decodes in one launch (``prefills: beside_decodes``), decodes pay for it.
 
 *Uneven contexts* (skew): a batch takes no less time than its longest sequence alone does in such
 company. That bound is measured: with one long context among n - 1 short ones, a batch took a share
@@ -172,6 +173,7 @@ class AttentionTable:
         self.prefill = PrefillAttention(parts["prefill_attention"], parts.get("mixed_attention"))
         self.pairs_per_s = self.prefill.most_pairs_per_s()
         self._one_by_one = table.meta.get("prefills") == "one_by_one"
+        self._beside_decodes = table.meta.get("prefills") == "beside_decodes"
         self.skew: Skew | None = None
         if skew and "decode_skew" in parts:
             self.skew = Skew(parts["decode_skew"])
@@ -204,7 +206,8 @@ class AttentionTable:
         # The launch itself is paid once, whatever it computes.
         alone_s = self.prefill.alone(new, cached)
         fixed_s = min(self.prefill.floor_s, alone_s)
-        return fixed_s + (alone_s - fixed_s) * share
+        scoring_s = (alone_s - fixed_s) * share
+        return scoring_s if num_decodes and self._beside_decodes else fixed_s + scoring_s
 
     def _added_s(self, new: float, cached: float, num_decodes: int, context: float) -> float | None:
         """What one prompt adds to a decode launch; None where that was not measured.

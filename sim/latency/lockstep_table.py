@@ -1,9 +1,11 @@
 """Measured times of one of several ranks in lockstep that share out a mixture's experts.
 
-The table holds all experts on one GPU. A GPU that holds some, and is sent some of all ranks' rows
-(`sim.latency.together`), takes as long as that one with as many rows and experts activated: r rows
-are r / k tokens. Raises ValueError where the table cannot tell that: it was measured with every
-expert split (tensor_parallel above 1), or with one number of experts activated only.
+A table may have times of the GPU that is sent most rows, by the tokens of all ranks: its meta has
+``expert_ranks``, so many GPUs share the experts out. Otherwise it holds all experts on one GPU. A
+GPU that holds some, and is sent some of all ranks' rows (`sim.latency.together`), takes as long as
+that one with as many rows and experts activated: r rows are r / k tokens. Raises ValueError where
+the table cannot tell that: it was measured with every expert split (tensor_parallel above 1), with
+one number of experts activated only, or with other ``expert_ranks``.
 """
 
 from __future__ import annotations
@@ -39,13 +41,16 @@ class LockstepTable(TableLatency):
     ) -> None:
         moe = model.moe
         assert moe is not None
-        if parallelism.tensor_parallel > 1:
+        self._shared_out = shares_experts(table)
+        if self._shared_out:
+            check_shares(table, parallelism)
+        elif parallelism.tensor_parallel > 1:
             raise ValueError(
                 f"the table's experts are split over tensor_parallel "
                 f"{parallelism.tensor_parallel}, those of data-parallel ranks are whole: set "
                 "hardware.tensor_parallel=1, or take source roofline (unmeasured)"
             )
-        if len(np.unique(table.parts["moe"].coordinates["experts"])) < 2:
+        elif len(np.unique(table.parts["moe"].coordinates["experts"])) < 2:
             raise ValueError(
                 "the table's expert times have one number of experts activated, ranks that share "
                 "out experts need several; source roofline has them (unmeasured)"
@@ -88,9 +93,12 @@ class LockstepTable(TableLatency):
         """Experts of the slowest GPU, by the tokens of all ranks."""
         found_s = self._shared.get(together)
         if found_s is None:
-            rows, activated = self._share_of(together)
             assert self._experts is not None
-            found_s = self._experts.at(rows / self._experts_per_token, activated)
+            tokens, activated = float(together), 0.0
+            if not self._shared_out:
+                rows, activated = self._share_of(together)
+                tokens = rows / self._experts_per_token
+            found_s = self._experts.at(tokens, activated)
             self._shared[together] = found_s
         return found_s
 
@@ -122,13 +130,33 @@ class LockstepTable(TableLatency):
         counts = np.unique(together)
         each_s = np.array([self._shared_s(int(count)) for count in counts])
         parts["moe"] = each_s[np.searchsorted(counts, together)]
-        parts["communication"] = self._exchange_s(padded["gathered_tokens"])
-        known_s = parts["moe"] + parts["communication"]
+        exchange_s = self._exchange_s(padded["gathered_tokens"])
+        parts["communication"] = parts.get("communication", 0.0) + exchange_s
+        known_s = parts["moe"] + exchange_s
         parts["attention"] = np.maximum(parts["attention"] - known_s, 0.0)
         return parts
 
     def operators_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The same by class of operation; all communication is between ranks that share experts."""
-        classes = super().operators_s(self._padding.recorded(iterations))
-        classes["all_to_all"] = classes.pop("all_reduce")
+        """The same by class of operation, what is between ranks that share experts apart."""
+        padded = self._padding.recorded(iterations)
+        classes = super().operators_s(padded)
+        classes["all_to_all"] = self._exchange_s(padded["gathered_tokens"])
+        sums_s = classes.pop("all_reduce") - classes["all_to_all"]
+        if self._parallelism.tensor_parallel > 1:
+            classes["all_reduce"] = sums_s
         return classes
+
+
+def shares_experts(table: LatencyTable) -> bool:
+    """Whether experts' times are of one of several GPUs, by the tokens of all their ranks."""
+    return int(table.meta.get("expert_ranks") or 1) > 1
+
+
+def check_shares(table: LatencyTable, parallelism: Parallelism) -> None:
+    """Raise ValueError where other GPUs share experts out than those of the table's."""
+    shared = parallelism.expert_parallel if parallelism.data_parallel > 1 else 1
+    if shares_experts(table) and table.meta["expert_ranks"] != shared:
+        raise ValueError(
+            f"the table's experts are shared out to {table.meta['expert_ranks']} GPUs, in lockstep "
+            f"with data-parallel ranks; hardware asks for {parallelism.words}"
+        )

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from sim.latency.protocol import HostOverhead
 from sim.latency.table_data import LatencyTable, Part
 
 # What the kernels' own pace scales: not links, nor the host.
@@ -30,6 +31,7 @@ class Refinement:
     decode_gap_s: float = 0.0  # of each layer, in iterations that only decode
     prompt_gap_s: float = 0.0  # of each layer, in iterations with prompts
     kernel_scale: float = 1.0
+    host_per_iteration_s: float | None = None
     host_per_sequence_s: float | None = None
     link_bytes_per_s: float | None = None
     link_latency_s: float | None = None
@@ -65,6 +67,22 @@ class Refinement:
         """What all layers of one iteration cost beyond their kernels."""
         return num_layers * (self.prompt_gap_s if prompts else self.decode_gap_s)
 
+    def host(self, otherwise: HostOverhead) -> HostOverhead:
+        """The host's time as it was fitted, or else another one."""
+        each = {
+            "per iteration": self.host_per_iteration_s,
+            "per sequence": self.host_per_sequence_s,
+        }
+        fitted = [how for how, seconds in each.items() if seconds is not None]
+        if not fitted:
+            return otherwise
+        iteration_s, sequence_s = each.values()
+        return HostOverhead(
+            otherwise.per_iteration_s if iteration_s is None else iteration_s,
+            otherwise.per_sequence_s if sequence_s is None else sequence_s,
+            f"fitted to a recording, {' and '.join(fitted)}",
+        )
+
     def paced(self, table: LatencyTable) -> LatencyTable:
         """The table with its kernels' times stretched."""
         if self.kernel_scale == 1.0:
@@ -83,6 +101,7 @@ CONSTANTS: dict[str, tuple[str, float]] = {
     "decode_gap_us_per_layer": ("decode_gap_s", 1e-6),
     "prompt_gap_us_per_layer": ("prompt_gap_s", 1e-6),
     "kernel_scale": ("kernel_scale", 1.0),
+    "host_us_per_iteration": ("host_per_iteration_s", 1e-6),
     "host_us_per_sequence": ("host_per_sequence_s", 1e-6),
     "link_gb_per_s": ("link_bytes_per_s", 1e9),
     "link_us": ("link_latency_s", 1e-6),

@@ -21,7 +21,7 @@ Whatever depends on one count is tabulated in the constructor, so that ``iterati
 additions; beyond the tables the same formulas are evaluated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,10 @@ from sim.batch import Batch
 from sim.latency.bounded_attention import BesideAttention
 from sim.latency.communication import LINK_EFFICIENCY, all_gather_s, all_reduce_s
 from sim.latency.context_exchange import ContextExchange
+from sim.latency.padding import padded
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.latency.recorded_parts import RecordedParts
+from sim.latency.sampling import sampling_s
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Gpu, Interconnect
 from sim.model.kernel_rates import ProductRates
@@ -55,9 +57,6 @@ HOST_PER_SEQUENCE_S = 3.0e-6
 
 # Residual addition with RMSNorm twice, rotary, the KV write, the MLP's activation.
 _ELEMENTWISE_KERNELS_PER_LAYER = 5
-# Copy to float32, scale, softmax, sample: passes over the logits, and their kernels.
-_SAMPLING_BYTES_PER_LOGIT = 2 + 4 * 4
-_SAMPLING_KERNELS = 4
 
 
 class RooflineLatency(RecordedParts):
@@ -66,9 +65,9 @@ class RooflineLatency(RecordedParts):
     Efficiencies are shares of peak rates; those that are not given are the GPU's ``kernel_rates``.
     ``parallelism`` has all degrees (``tensor_parallel`` alone is short for that one) and
     ``routing`` how tokens choose experts, uniform by default. ``first_stage`` and ``last_stage``
-    say whether this share of a model has the embedding and the output head. Raises ``ValueError``
-    where the model cannot be split so, for an unknown ``kv_cache_dtype``, and for an efficiency
-    outside (0, 1] or a negative time.
+    say whether this share of a model has the embedding and the output head. Batches are padded to
+    ``capture_sizes``. Raises ``ValueError`` where the model cannot be split so, for an unknown
+    ``kv_cache_dtype``, and for an efficiency outside (0, 1] or a negative time.
     """
 
     measured = False
@@ -99,6 +98,7 @@ class RooflineLatency(RecordedParts):
         host_per_iteration_s: float = HOST_PER_ITERATION_S,
         host_per_sequence_s: float = HOST_PER_SEQUENCE_S,
         host_source: str | None = None,
+        capture_sizes: Sequence[int] = (),
     ) -> None:
         for key, value in {
             "gemm_efficiency": gemm_efficiency,
@@ -126,6 +126,7 @@ class RooflineLatency(RecordedParts):
         self.model = model
         self.gpu = gpu
         self.tensor_parallel = tp
+        self._capture_sizes = capture_sizes
         self._first_stage = first_stage
         self._last_stage = last_stage
         if model.moe is not None:
@@ -260,7 +261,7 @@ class RooflineLatency(RecordedParts):
         return within
 
     def _elementwise_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        each = self._elementwise_s(tokens.astype(np.float64))
+        each = self._elementwise_s(padded(tokens, self._capture_sizes).astype(np.float64))
         return {"elementwise": np.where(tokens > 0, each, 0.0)}
 
     def _sampling_parts_s(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -335,7 +336,7 @@ class RooflineLatency(RecordedParts):
 
     def _token_parts_s(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """Seconds by part [len(tokens)] for everything but attention, logits and host."""
-        t = tokens.astype(np.float64)
+        t = padded(tokens, self._capture_sizes).astype(np.float64)
         model, tp = self.model, self.tensor_parallel
         linear = self._elementwise_s(t)
         for op in model.linear_operations(tp):
@@ -363,10 +364,10 @@ class RooflineLatency(RecordedParts):
         }
 
     def _sampling_s(self, rows: np.ndarray) -> np.ndarray:
-        """Passes over the logits."""
-        moved_s = rows * self.model.vocab_size * _SAMPLING_BYTES_PER_LOGIT / self._bytes_per_s
-        moved_s += _SAMPLING_KERNELS * ELEMENTWISE_OVERHEAD_S * self._overheads
-        return moved_s
+        model, launched = self.model, self._overheads > 0
+        return sampling_s(
+            model.sampling, rows, model.vocab_size, self._bytes_per_s, launched=launched
+        )
 
     def _linear_s(self, op: LinearOperation, tokens: np.ndarray) -> np.ndarray:
         """All copies of one product, each with ``tokens`` rows."""

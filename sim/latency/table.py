@@ -16,10 +16,11 @@ import numpy as np
 
 from sim.batch import Batch
 from sim.latency.attention_table import AttentionTable
-from sim.latency.communication import all_reduce_s, ring_all_reduce_s
+from sim.latency.communication import all_gather_s, all_reduce_s, ring_all_reduce_s
 from sim.latency.expert_table import ExpertTable
 from sim.latency.grid import Line
 from sim.latency.operators import by_class, operator_class
+from sim.latency.padding import padded
 from sim.latency.protocol import HostOverhead, looked_up
 from sim.latency.refinement import Refinement
 from sim.latency.table_data import LatencyTable
@@ -119,12 +120,8 @@ class TableLatency:
                 latency_s=refinement.link_latency_s,
             )
             self._link_measured = True
-        if refinement.host_per_sequence_s is not None and self._host is None:
-            self.host = replace(
-                self.host,
-                per_sequence_s=refinement.host_per_sequence_s,
-                source="fitted to a recording, per sequence",
-            )
+        if self._host is None:
+            self.host = refinement.host(self.host)
         self._gap_s = tuple(
             refinement.gap_s(model.num_layers, prompts=prompts) for prompts in (False, True)
         )
@@ -204,7 +201,7 @@ class TableLatency:
             unpadded = looked_up(self._unpadded_parts_s, iterations["num_tokens"])
             eager = iterations["prefill_seqs"] > 0
             parts = {key: np.where(eager, unpadded[key], parts[key]) for key in parts}
-        parts |= looked_up(self._row_parts_s, iterations["num_emitting"])
+        parts = _sum_of(parts, looked_up(self._row_parts_s, iterations["num_emitting"]))
         seqs = iterations["num_seqs"]
         parts["host"] = np.array([self._host_time_s(n) for n in range(seqs.max(initial=0) + 1)])[
             seqs
@@ -261,7 +258,7 @@ class TableLatency:
     def batch_parts_s(self, batch: Batch) -> dict[str, float]:
         """One iteration's seconds by part, as if nothing was padded or waited for its launch."""
         parts = self._unpadded_parts_s(np.array([batch.num_tokens]))
-        parts |= self._row_parts_s(np.array([batch.num_emitting]))
+        parts = _sum_of(parts, self._row_parts_s(np.array([batch.num_emitting])))
         times_s = {key: float(values[0]) for key, values in parts.items()}
         if batch.prefills:
             times_s["prefill_attention"] = self._attention.prefills_s(
@@ -378,18 +375,19 @@ class TableLatency:
         return parts
 
     def _row_parts_s(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"logits": sum(line.many(rows) for line in self._logits) * (rows > 0)}
+        parts = {"logits": sum(line.many(rows) for line in self._logits) * (rows > 0)}
+        if self._tensor_parallel > 1:  # every rank has logits of a share of the vocabulary
+            parts["communication"] = all_gather_s(
+                rows * self._model.vocab_size * 2.0, self._tensor_parallel, self.interconnect,
+                ranks_per_node=self._ranks_per_node,
+            )  # fmt: skip
+        return parts
 
     def _padded(self, tokens: np.ndarray) -> np.ndarray:
-        """CUDA graphs replay at captured sizes; beyond the largest, kernels launch eagerly."""
-        if not self._capture_sizes:
-            return tokens
-        sizes = np.array(self._capture_sizes)
-        slot = np.searchsorted(sizes, tokens)
-        return np.where(slot < len(sizes), sizes[np.minimum(slot, len(sizes) - 1)], tokens)
+        return padded(tokens, self._capture_sizes)
 
     def _all_reduce_s(self, tokens: np.ndarray) -> np.ndarray:
-        """Two sums over all ranks a layer, of the layer's activations (16 bits each)."""
+        """Two sums over all ranks a layer, and the embedding's, of 16-bit activations."""
         part = self.table.parts.get("communication")
         size = tokens * self._model.hidden_size * 2
         ranks = self._tensor_parallel
@@ -404,7 +402,7 @@ class TableLatency:
             one = ring_all_reduce_s(size, ranks, self.interconnect)
         else:
             one = all_reduce_s(size, ranks, self.interconnect, ranks_per_node=self._ranks_per_node)
-        return 2 * self._model.num_layers * one
+        return (self._model.num_reductions + 1) * one
 
     def _outside(self, batch: Batch) -> bool:
         """Whether a feature lies beyond what was measured."""
@@ -425,6 +423,13 @@ class TableLatency:
         return any(
             chunk.new_tokens > new or chunk.cached_tokens > cached for chunk in batch.prefills
         )
+
+
+def _sum_of(
+    parts: dict[str, np.ndarray], others: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Seconds by part, of both."""
+    return {**parts, **{name: parts.get(name, 0.0) + each for name, each in others.items()}}
 
 
 def launched_one_by_one(batch: Batch, most_captured: int) -> bool:

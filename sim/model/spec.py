@@ -11,6 +11,7 @@ replicated, the vocabulary is split, norms, routers and low-rank latents are rep
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from sim.model.kv_group import KvGroup
 from sim.model.layers import Layer, Mixer
@@ -21,6 +22,9 @@ from sim.model.matrix import Matrix
 from sim.model.weight_format import DTYPE_BYTES as DTYPE_BYTES
 from sim.model.weight_format import FLOAT8, WEIGHT_DTYPES, Float8Scales, WeightFormat
 
+# How tokens are chosen: the likeliest; any, by probability; of the top-k or top-p, by rejection or
+# of sorted logits (`sim.latency.sampling`).
+Sampling = Literal["greedy", "random", "truncated", "sorted"]
 # What engines accept as kv_cache_dtype; "auto" is the checkpoint's, else the activations' type.
 KV_CACHE_DTYPE_BYTES: Mapping[str, int] = {
     "bfloat16": 2,
@@ -41,6 +45,7 @@ class ModelSpec:
     ``vision_parameters`` are an image tower's, whose outputs count as prompt tokens.
     ``quantisation`` says in words how the checkpoint's weights lie, ``kv_cache_dtype`` what type
     it asks its KV cache to have, ``notes`` what the configuration leaves unsaid or is approximated.
+    ``sampling`` is how its tokens are chosen where a request does not say.
     """
 
     name: str
@@ -63,6 +68,7 @@ class ModelSpec:
     quantised_on_disk: bool = False
     kv_cache_dtype: str | None = None
     experts_over: int = 1  # groups of tensor-parallel ranks that experts are dealt out to
+    sampling: Sampling = "random"
     notes: tuple[str, ...] = ()
 
     # -- layers ---------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import yaml
 from calibrate.profiles.llmservingsim import import_llmservingsim
 from orcast import simulate
 from scenarios import library
+from sim.latency.protocol import HostOverhead
+from sim.latency.refinement import Refinement
 from sim.latency.table_folder import read_table, write_table
 from tests import needs
 from tests.orcast.command_line import orcast, refusal
@@ -170,9 +172,56 @@ def test_a_scenario_without_a_table_gets_one(recording: Path, tmp_path: Path) ->
     assert told.status == 0, told.stderr
     assert read_table(out).basis == "analytic"
     found = refined(out)
-    assert "kernel_scale" in found["constants"]
+    assert {"kernel_scale", "host_us_per_iteration"} <= set(found["constants"])
     errors = found["errors"]["rest"]["E2E, each request"]
     assert errors["after"] < 0.05 < errors["before"]
+
+
+@pytest.mark.parametrize("by", ["requests", "iterations"])
+def test_a_host_that_is_assumed_is_fitted_as_a_constant(
+    recording: Path, tmp_path: Path, by: str
+) -> None:
+    """Where nothing hides it: a synchronous engine whose host takes 4 ms, not the assumed 1.3."""
+    true = {"host_us_per_iteration": 4000.0, "prompt_gap_us_per_layer": 50.0}
+    for folder, more in (("table", {}), ("slow", {"refined": {"constants": true}})):
+        write_table(tmp_path / folder, META | {"host_overhead_us": None} | more, rows())
+    content: dict[str, Any] = {
+        "name": "sync",
+        "model": "llama-3.1-8b",
+        "hardware": {"gpu": "h200-sxm"},
+        "engine": {"generation": "vllm-sync", "num_gpu_blocks_override": 4000},
+        "frontend": {"enabled": False},
+        "latency": {"table": str(tmp_path / "slow")},
+        "workload": {"trace": str(recording)},
+    }
+    scenario, run, out = (tmp_path / name for name in ("sync.yaml", "run", "out"))
+    scenario.write_text(yaml.safe_dump(content))
+    assert orcast("run", scenario, "--out", run).status == 0
+    if by == "requests":
+        found = simulate(str(scenario)).records.requests
+        names = {
+            "input_toks": "prompt_tokens", "output_toks": "output_tokens",
+            "queued_ts": "arrival_s", "first_token_ts": "first_token_s",
+            "last_token_ts": "last_token_s",
+        }  # fmt: skip
+        run = tmp_path / "seen.jsonl"
+        lines = [
+            {name: found[ours][row].item() for name, ours in names.items()}
+            for row in range(len(found["arrival_s"]))
+        ]
+        run.write_text("\n".join(map(json.dumps, lines)))
+    told = orcast("calibrate", "refine", scenario, run, "--until", "8", "--out", out, "--set",
+                  f"latency.table={tmp_path / 'table'}", "--set",
+                  f"workload.trace={recording}")  # fmt: skip
+    assert told.status == 0, told.stderr
+    constants = refined(out)["constants"]
+    assert "decode_gap_us_per_layer" not in constants
+    assert constants["host_us_per_iteration"]["value"] == pytest.approx(4000, rel=0.06)
+    assert constants["prompt_gap_us_per_layer"]["value"] == pytest.approx(50, abs=25)
+    rest = list(refined(out)["errors"]["rest"].values())[-1]  # TPOT, or all iterations together
+    assert abs(rest["after"]) < 0.01 < abs(rest["before"])
+    fitted = Refinement.of(read_table(out).meta).host(HostOverhead(1.3e-3, 36e-6, "assumed"))
+    assert fitted.source.startswith("fitted to a recording, per iteration")
 
 
 def test_the_iteration_log_of_vllm_is_enough(table: Path, tmp_path: Path) -> None:

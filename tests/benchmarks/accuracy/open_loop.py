@@ -1,7 +1,9 @@
-"""H100 under constant arrivals: what each load point's client saw, from defaults alone.
+"""H100 in an open loop: what each load point's client saw, from defaults alone.
 
 What is set is what a user knows: model, GPU, degrees, limits and load. `max_num_seqs` is 128 in all
-of these recordings. Prompts repeat, so all of a prompt but its last block is cached.
+of these recordings. Prompts repeat, so all of a prompt but its last block is cached. Arrivals are
+called constant, which for their client (kubernetes-sigs/inference-perf, `ConstantLoadTimer`) means
+exponential intervals, stretched to sum up to the duration: a Poisson process of so many requests.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ def _scenario(row: dict[str, str], source: str) -> dict[str, Any]:
         },
         "latency": latency(source),
         "workload": {
-            "arrivals": {"process": "constant", "request_rate": rate},
+            "arrivals": {"process": "poisson", "request_rate": rate},
             "lengths": {
                 "prompt": {"distribution": "fixed", "tokens": prompt},
                 "output": {"distribution": "fixed", "tokens": int(row["output_tokens"])},

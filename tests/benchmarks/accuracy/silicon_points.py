@@ -4,14 +4,17 @@ A row is one aggregated deployment under a closed loop: so many requests in flig
 What a row does not say is taken from what is public about its origin:
 
     InferenceMAX        rows of a dated file or db-dump. Its client draws lengths between 0.8 and 1
-                        of the nominal ones; its servers have --async-scheduling, no prefix cache,
-                        --max-num-batched-tokens 8192 and --max-num-seqs of the concurrency;
-                        TensorRT-LLM keeps its cache in fp8 (kv_cache_config: dtype)
+                        of the nominal ones, and asks for temperature 0; its servers have
+                        --async-scheduling, no prefix cache, --max-num-batched-tokens 8192 and
+                        --max-num-seqs of the concurrency; TensorRT-LLM keeps its cache in fp8
+                        (kv_cache_config: dtype)
     anything else       genai-perf as aiconfigurator's own `eval` calls it: fixed lengths, twice the
                         concurrency to warm up, ten times to count; vLLM before 0.14 schedules
                         synchronously, TensorRT-LLM and SGLang overlap; beside quantised weights
                         TensorRT-LLM's cache is in fp8: on H100 a step of Qwen3-32B grows with its
                         context by half of what 16 bits take
+
+What others ask to be sampled is not known: greedily too.
 
 The checkpoint decides on the format of quantised weights; where only a row says fp8, weights are
 scaled per tensor unless it says blocks. Rows that contradict themselves are left out, and counted.
@@ -129,6 +132,7 @@ class Point:
                 "lengths": self._lengths(),
                 "num_requests": WAVES * self.concurrency,
                 "max_concurrency": self.concurrency,
+                "sampling": "greedy",
             },
         }
 

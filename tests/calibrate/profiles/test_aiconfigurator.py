@@ -192,10 +192,10 @@ def test_collectives_and_older_measurements_are_borrowed_by_name(systems: Path) 
             ],
         )
     meta, parts = import_aiconfigurator("test_gpu", MODEL, data=systems, tensor_parallel=2)
-    assert parts["communication"] == [("all_reduce", 2, size, pytest.approx(5.0)) for size in sizes]
+    assert parts["communication"] == [("all_reduce", 2, size, pytest.approx(8.3)) for size in sizes]
     assert "comm of vllm 0.9.0" in meta["source"], "never of a newer version"
     meta, parts = import_aiconfigurator("test_gpu", MODEL, data=systems, tensor_parallel=4)
-    assert parts["communication"][0] == ("all_reduce", 4, 1024, pytest.approx(20.0))
+    assert parts["communication"][0] == ("all_reduce", 4, 1024, pytest.approx(23.3))
     assert "comm of nccl 2.20" in meta["source"]
 
 
@@ -370,12 +370,18 @@ def own_step_us(h200: Any, rows: int, emitting: int, attention_us: float) -> flo
 
 @needs.tables
 def test_h200_products_on_the_grid_are_the_packages_rows(h200: Any) -> None:
+    """But for those, about one in five, that were slow when their neighbours were not."""
     _, parts, own = h200
-    times = {(name, rows): us for name, rows, us in parts["linear"]}
-    for rows in (1, 64, 1025, 2048):
-        for name, width in (("o_proj", 4096), ("qkv_proj", 6144)):
-            own_us = own["gemm"][rows, width, 4096] * LAYERS
-            assert times[name, rows] == pytest.approx(own_us, rel=1e-12)
+    shares = [
+        us / (own["gemm"][rows, width, 4096] * LAYERS)
+        for name, rows, us in parts["linear"]
+        for width in [{"o_proj": 4096, "qkv_proj": 6144}.get(name)]
+        if width is not None
+    ]
+    kept = [abs(share - 1) < 1e-12 for share in shares]
+    assert 0.6 < np.mean(kept) < 1
+    assert 0.75 < min(shares) < 0.95
+    assert max(shares) < 1 + 1e-12
 
 
 @needs.tables

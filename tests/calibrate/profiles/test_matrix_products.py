@@ -66,6 +66,29 @@ def test_without_another_engine_times_of_a_launch_are_those_of_a_scale_a_tensor(
     )
 
 
+def test_a_product_slower_than_those_of_a_row_more_or_less_takes_as_long_as_they(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"gemm_dtype": "bfloat16", "m": m, "n": 8192, "k": k,
+         "latency": product_ms(m, 8192, k) * (1.16 if m in (8, 9, 64, 4096) else 1.0)}
+        for m in (1, 2, 4, 8, 9, 16, 32, 48, 64, 128, 2048, 4096)
+        for k in (512, 8192)
+    ]  # fmt: skip
+    written(tmp_path / "gemm" / "vllm" / "1.0" / "gemm_perf.parquet", rows)
+    system = System("test", "test", tmp_path, FIGURES)
+    products = Products(KernelTables(system, "vllm", "1.0"), "bfloat16")
+    read, kept = (dict(products.times_us(8192, k)) for k in (8192, 512))
+    for m in (8, 9, 64):
+        assert read[m] == pytest.approx(product_ms(m, 8192, 8192) * 1e3, rel=0.01)
+    assert read[4] == product_ms(4, 8192, 8192) * 1e3, "as measured"
+    slow = 1.16e3
+    assert read[4096] == pytest.approx(product_ms(4096, 8192, 8192) * slow), (
+        "no weights to wait for"
+    )
+    assert kept[8] == pytest.approx(product_ms(8, 8192, 512) * slow), "weights from the cache"
+
+
 # -- mixtures of experts ---------------------------------------------------------------------------
 
 

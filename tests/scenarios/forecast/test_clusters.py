@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orcast.composed import compose
 from scenarios.errors import InputError
 from scenarios.forecast.forecast import Forecast, forecast
 from scenarios.schema.knobs import knobs
 from scenarios.schema.load import load_scenario, parse_scenario
+from tests import needs
 from tests.sim.latency.tables import moe_table_folder
 from tests.sim.serving import assert_same_records
 
@@ -129,8 +131,9 @@ def test_a_fleet_that_is_gone_says_so_of_every_request_it_left() -> None:
 
 
 def test_data_parallel_ranks_are_engines_behind_vllms_balancer() -> None:
-    ranks = summary("quickstart", "hardware.data_parallel=2", requests=200)
-    engines = ["cluster.replicas=2", "cluster.router=data_parallel"]
+    greedy = "workload.sampling=greedy"
+    ranks = summary("quickstart", "hardware.data_parallel=2", greedy, requests=200)
+    engines = ["cluster.replicas=2", "cluster.router=data_parallel", greedy]
     replicas = summary("quickstart", *engines, requests=200)
     assert ranks["cluster"] == replicas["cluster"]
     assert ranks["cost"] == replicas["cost"]
@@ -186,6 +189,30 @@ def test_ranks_of_a_mixture_take_their_times_from_a_table_of_one_gpu(
     one, origin = load_scenario("quickstart", [*mixture[:3], "hardware.expert_parallel=2"])
     with pytest.raises(InputError, match="measured tensor parallelism at most"):
         forecast(one, origin=origin)
+
+
+@needs.tables
+def test_ranks_of_a_mixture_are_composed_by_default() -> None:
+    """Four GPUs, two ranks: experts as measured on four that share them out."""
+    mixture = [
+        "workload.num_requests=100", "model=qwen3-30b-a3b", "latency.source=auto",
+        "hardware={gpu: h100-sxm, tensor_parallel: 2, data_parallel: 2, expert_parallel: 4}",
+    ]  # fmt: skip
+    scenario, origin = load_scenario("quickstart", mixture)
+    leapt, stepped = (
+        forecast(scenario, origin=origin, compose=compose, leap=leap) for leap in (True, False)
+    )
+    assert_same_records(leapt.records, stepped.records)
+    (latency,) = {group.latency.label for group in leapt.deployment.groups}
+    assert latency.startswith("measured kernels: vllm")
+    parts = leapt.summary["time_parts_s"]
+    total_s = leapt.records.iterations["duration_s"].sum()
+    assert sum(parts.values()) == pytest.approx(total_s, rel=1e-6)
+    plain, origin = load_scenario(
+        "quickstart", [*mixture[:2], "latency.source=roofline", mixture[3]]
+    )
+    analytic = forecast(plain, origin=origin).summary["mean_tpot_ms"]
+    assert leapt.summary["mean_tpot_ms"] == pytest.approx(analytic, rel=0.5)
 
 
 def test_degrees_that_decide_each_other_are_no_knobs() -> None:

@@ -46,6 +46,7 @@ def test_experts_over_tensor_ranks_leap_as_they_step_and_wait_for_the_fullest() 
     for groups in (1, 2):
         spread = ["hardware.tensor_parallel=2", f"hardware.experts_over={groups}"]
         settings = ["workload.num_requests=40", "latency.source=roofline", *spread]
+        settings += ["workload.sampling=greedy"]
         scenario, origin = load_scenario("mixture-of-experts", settings)
         leapt, stepped = (forecast(scenario, origin=origin, leap=leap) for leap in (True, False))
         assert_same_records(leapt.records, stepped.records)

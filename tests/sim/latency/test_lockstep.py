@@ -166,6 +166,33 @@ def test_parts_of_measured_ranks_add_up() -> None:
     assert attention_us.tolist() == pytest.approx([decode_us(3, 100), decode_us(60, 500)])
 
 
+def of_shares(table: LatencyTable, ranks: int) -> LatencyTable:
+    return LatencyTable({**table.meta, "expert_ranks": ranks}, table.parts)
+
+
+def test_a_table_of_the_fullest_gpu_is_looked_up_by_the_tokens_of_all_ranks() -> None:
+    """Its ranks may be of several GPUs, which sum over themselves and hold whole experts."""
+    four = Parallelism(2, expert_parallel=4, data_parallel=2)
+    shared = of_shares(moe_table(tensor_parallel=2, experts=(128,)), 4)
+    rank = table_rank(shared, tensor_parallel=2, parallelism=four)
+    works = [
+        beside(decodes(3, 100), fullest=8, together=11),
+        beside(decodes(60, 500), fullest=60, together=100),
+    ]
+    columns = records(rank, works) | {
+        "fullest_tokens": np.array([8, 60]), "all_tokens": np.array([11, 100]),
+    }  # fmt: skip
+    for split in (rank.parts_s, rank.operators_s):
+        parts = split(columns)
+        np.testing.assert_allclose(np.sum(list(parts.values()), axis=0), columns["duration_s"])
+    experts_us = rank.parts_s(columns)["moe"] * 1e6
+    assert experts_us.tolist() == pytest.approx([moe_us(11, 128), moe_us(100, 128)])
+    classes = rank.operators_s(columns)
+    assert classes["all_reduce"].min() > 0 < classes["all_to_all"].min()
+    with pytest.raises(ValueError, match="shared out to 8 GPUs"):
+        table_rank(of_shares(shared, 8), tensor_parallel=2, parallelism=four)
+
+
 def test_tables_that_cannot_tell_a_share_are_refused() -> None:
     with pytest.raises(ValueError, match="those of data-parallel ranks are whole"):
         table_rank(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from scenarios import library
 from sim.batch import Batch, PrefillChunk
 from sim.engine.simulation import simulate
+from sim.latency.communication import all_gather_s
 from sim.latency.protocol import HostOverhead
 from sim.latency.refinement import Refinement
 from sim.latency.table import TableLatency
@@ -79,7 +80,8 @@ def test_sums_over_ranks_take_what_the_link_was_found_to_take() -> None:
     latency = model_of(two, tensor_parallel=2)
     before_s = latency.iteration_s(decodes())
     latency.refine(Refinement(link_bytes_per_s=14.5e9, link_latency_s=20e-6))
-    sums = 2 * 32 * 4 * 4096 * 2 / 14.5e9 + 2 * 32 * 2 * 20e-6
+    sums = 65 * (4 * 4096 * 2 / 14.5e9 + 2 * 20e-6)
+    sums += float(all_gather_s(np.array(4.0 * 128_256 * 2), 2, latency.interconnect))
     assert latency.iteration_s(decodes()) > before_s
     parts = latency.parts_s(columns([decodes()], [latency.iteration_s(decodes())]))
     assert parts["communication"][0] == pytest.approx(sums, rel=0.01)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.batch import Batch, PrefillChunk
+from sim.latency.padding import padded
 from sim.latency.protocol import OPERATORS, LatencyModel
 from sim.latency.roofline import RooflineLatency
 from sim.model.config import read_config
@@ -311,3 +312,12 @@ def test_it_is_labelled_as_unmeasured() -> None:
 def test_bad_setting_is_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         latency(**settings)
+
+
+def test_batches_are_padded_to_captured_sizes_as_tables_pad_them() -> None:
+    plain, graphs = latency(), latency(capture_sizes=(8, 64))
+    assert graphs.iteration_s(prefill(9)) > plain.iteration_s(prefill(9))
+    one, eight = (graphs.known_parts_s(records(graphs, [decodes(n, 64)])) for n in (1, 8))
+    assert one["linear"] == eight["linear"]
+    assert graphs.iteration_s(prefill(65)) == plain.iteration_s(prefill(65))
+    assert padded(np.array([0, 1, 8, 9, 65]), (8, 64)).tolist() == [0, 8, 8, 64, 65]

@@ -11,6 +11,7 @@ from scenarios import library
 from sim.batch import Batch, PrefillChunk
 from sim.engine.simulation import simulate
 from sim.latency.attention_table import AttentionTable
+from sim.latency.communication import all_gather_s
 from sim.latency.grid import Line, filled_grid
 from sim.latency.operators import operator_class
 from sim.latency.protocol import HostOverhead
@@ -402,7 +403,9 @@ def test_a_table_of_another_shape_or_degree_is_refused() -> None:
         TableLatency(small_table(), MODEL, tensor_parallel=2, interconnect=LINK, host=HOST)
 
 
-def test_tensor_parallel_adds_two_all_reduces_a_layer() -> None:
+def test_tensor_parallel_adds_two_sums_a_layer_one_behind_the_embedding_and_gathers_logits() -> (
+    None
+):
     table = small_table(tensor_parallel=2)
     model = TableLatency(
         table, MODEL, tensor_parallel=2, interconnect=LINK, link_measured=True, host=HOST
@@ -411,7 +414,13 @@ def test_tensor_parallel_adds_two_all_reduces_a_layer() -> None:
     size = 8 * 4096 * 2
     ring_s = 2 * LINK.latency_s + size / LINK.bytes_per_s
     extra_s = model.iteration_s(batch) - model_of().iteration_s(decodes(8, 256))
-    assert extra_s == pytest.approx(2 * 32 * ring_s, rel=1e-6)
+    gathered_s = float(all_gather_s(np.array(8.0 * 128_256 * 2), 2, LINK))
+    assert extra_s == pytest.approx((2 * 32 + 1) * ring_s + gathered_s, rel=1e-6)
+    row = {"num_tokens": 8, "num_emitting": 8, "num_seqs": 8, "swap_blocks": 0, "prefill_seqs": 0}
+    columns = {name: np.array([value]) for name, value in row.items()}
+    columns["duration_s"] = np.array([model.iteration_s(batch)])
+    for split in (model.parts_s(columns), model.operators_s(columns)):
+        assert sum(split.values())[0] == pytest.approx(columns["duration_s"][0])
 
 
 def test_eager_tables_leave_skew_out_unless_asked() -> None:
