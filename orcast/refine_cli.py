@@ -35,6 +35,10 @@ def refine(
         float | None,
         typer.Option("--until", metavar="SECONDS", help="Fit to what came before; test the rest."),
     ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The engine's iteration log of the same requests."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
@@ -49,7 +53,7 @@ def refine(
     files = {"meta.yaml", "report.html", *(f"{name}.csv" for name in PART_COLUMNS)}
     with fresh_folder(out, marker="meta.yaml", files=files) as partial:
         question = _question(table, recording, set_ or [], partial)
-        found = _found(question, recording, until)
+        found = _found(question, recording, until, log)
         _note(partial, found)
     print("\n".join(found.lines()))
     print(f"Written to {out}; forecast with it: --set latency.table={out}")
@@ -125,10 +129,17 @@ def _within(latency: LatencyModel) -> Iterator[LatencyModel]:
             yield from _within(getattr(latency, name))
 
 
-def _found(question: _Question, recording: Path, until_s: float | None) -> Refined:
+def _found(
+    question: _Question, recording: Path, until_s: float | None, log_file: Path | None
+) -> Refined:
     from calibrate.recordings.iteration_log import read_iteration_log
     from calibrate.recordings.measurement import read_measurement, simulated
-    from calibrate.recordings.refine import by_iterations, by_requests, constants_for
+    from calibrate.recordings.refine import (
+        beyond_the_log,
+        by_iterations,
+        by_requests,
+        constants_for,
+    )
     from sim.engine.simulation import simulate
 
     deployed, latency = question.deployment, question.latency
@@ -147,13 +158,22 @@ def _found(question: _Question, recording: Path, until_s: float | None) -> Refin
         return simulated("forecast", records.requests, records.preemptions)
 
     try:
-        log = read_iteration_log(recording, slots=deployed.memory.slots)
-        if log is not None:
+        log = read_iteration_log(log_file or recording, slots=deployed.memory.slots)
+        if log is not None and log_file is None:
             return by_iterations(log, latency, layers=layers, until_s=until_s, hidden=hidden)
         measured = read_measurement(recording)
         if not measured.has_arrivals:
             raise ValueError(f"{recording}: no arrivals; bench serve writes start_times today")
         constants = constants_for(latency, measured, layers=layers, hidden=hidden)
+        known = None
+        if log is not None:
+            constants = beyond_the_log(constants)
+            known = by_iterations(log, latency, layers=layers, until_s=until_s, hidden=hidden)
+        elif log_file is not None:
+            raise ValueError(
+                f"{log_file}: no line of an iteration; start vLLM with "
+                "--enable-logging-iteration-details"
+            )
         return by_requests(
             measured,
             forecast,
@@ -161,6 +181,7 @@ def _found(question: _Question, recording: Path, until_s: float | None) -> Refin
             constants,
             until_s=until_s,
             front_end=deployed.front_end,
+            known=known,
         )
     except ValueError as error:
         raise InputError(str(error)) from None

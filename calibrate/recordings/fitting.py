@@ -19,6 +19,7 @@ from calibrate.recordings.measurement import Floats, Measurement
 
 _REACHES = (4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0)  # in steps, round by round: from wide to near
 _GROUPS = 12  # of requests whose prompts are about equally long
+PAUSE = 20.0  # times the usual residual of an iteration
 _LEAST_SCATTER = 0.002  # two runs of the same requests do not agree better than that
 
 
@@ -84,21 +85,30 @@ def fit(
     )
     asked: dict[tuple[float, ...], tuple[np.ndarray, np.ndarray]] = {}
 
-    by_prompt = np.array_split(
-        rows[np.argsort(measured.prompt_tokens[rows], kind="stable")], min(_GROUPS, len(rows))
+    by_prompt, by_output = (
+        np.array_split(rows[np.argsort(tokens[rows], kind="stable")], min(_GROUPS, len(rows)))
+        for tokens in (measured.prompt_tokens, measured.output_tokens)
     )
+
+    # Over what answers as long usually take: over each one's own time, means would come out low.
+    usual_s = np.empty(len(rows))
+    place = {row: at for at, row in enumerate(rows.tolist())}
+    for group in by_output:
+        usual_s[[place[row] for row in group.tolist()]] = measured.e2e_s[group].mean()
 
     def errors(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Relative errors: of each request's E2E, and of mean TTFTs of requests of like prompts."""
         key = tuple(at.tolist())
         if key not in asked:
             found = forecast(dict(zip(names, key, strict=True)))
-            e2e = found.e2e_s[rows] / measured.e2e_s[rows] - 1.0
-            means = [
-                found.ttft_s[group].mean() / measured.ttft_s[group].mean() - 1.0
-                for group in by_prompt
-            ]
-            asked[key] = e2e, np.array(means)
+            e2e = (found.e2e_s[rows] - measured.e2e_s[rows]) / usual_s
+            ttft = np.array(
+                [
+                    found.ttft_s[group].mean() / measured.ttft_s[group].mean() - 1.0
+                    for group in by_prompt
+                ]
+            )
+            asked[key] = e2e, ttft
         return asked[key]
 
     here = np.clip(np.array([one.start for one in constants]), lowest, highest)
@@ -140,13 +150,14 @@ def fit_iterations(
     """
     columns = np.stack(list(effects.values()), axis=1)
     weight = 1.0 / durations_s
-    for _ in range(3):  # pauses of the machine do not count
+    for _ in range(5):  # weighed by what is forecast: by what was measured, means would be too low
         solved = lsq_linear(
             columns * weight[:, None], (durations_s - kernels_s) * weight, (0, np.inf)
         )
-        left = np.abs(kernels_s + columns @ solved.x - durations_s) / durations_s
-        usual = max(float(np.median(left)), 1e-6)
-        weight = 5 * usual / np.maximum(left, 5 * usual) / durations_s
+        told_s = np.maximum(kernels_s + columns @ solved.x, 0.1 * durations_s)
+        left = np.abs(told_s - durations_s) / told_s
+        most = PAUSE * max(float(np.median(left)), 1e-6)  # beyond, it is no iteration's own time
+        weight = most / np.maximum(left, most) / told_s
     target = (durations_s - kernels_s - columns @ solved.x) * weight
     spread = _spread(columns * weight[:, None], target)
     names = list(effects)

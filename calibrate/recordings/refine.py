@@ -28,6 +28,7 @@ FRONT_END = ("front_end_latency_us", "front_end_per_output_token_us")
 # well already is left as it is.
 ALIKE = 0.01
 _EACH = "E2E, each request"
+UNSURE = 0.3  # of a pace: known no better, attention is taken to keep that of other kernels
 ASSUMED = "assumed"  # how such a host's source begins
 
 Values = Mapping[str, float]
@@ -143,6 +144,11 @@ def constants_for(
     return found
 
 
+def beyond_the_log(constants: Sequence[Constant]) -> list[Constant]:
+    """What an engine's own log does not show: the time between iterations, and the way to them."""
+    return [one for one in constants if one.name in ("host_us_per_iteration", *FRONT_END)]
+
+
 def host_is_unknown(latency: TableLatency, *, hidden: bool) -> bool:
     """Whether an engine's iterations show what its host takes, and nobody measured or gave it."""
     return not hidden and latency.host.source.startswith(ASSUMED)
@@ -167,17 +173,20 @@ def by_requests(
     *,
     until_s: float | None,
     front_end: FrontEnd | None = None,
+    known: Refined | None = None,
 ) -> Refined:
     """Fit to the requests that came before `until_s`, and forecast those that came after.
 
     `simulate` serves the recording's requests, behind a front end, with `latency` as it is then;
     `latency` is left refined. `front_end` is the one before it is fitted; where the engine itself
-    kept the times there is none. Raises ValueError where there are too few requests, or the runs
-    are not of the same.
+    kept the times there is none. What is `known` from the engine's log is taken from there, but
+    for the constants that are fitted here. Raises ValueError where there are too few requests, or
+    the runs are not of the same.
     """
+    fixed = {} if known is None else dict(known.values)
 
     def forecast(values: Values) -> Measurement:
-        latency.refine(refinement_of(values))
+        latency.refine(refinement_of(fixed | dict(values)))
         return simulate(front_end_of(values, front_end) if measured.by_client else None)
 
     before = forecast({})
@@ -192,9 +201,10 @@ def by_requests(
     found: Fit = fit(forecast, measured, constants, np.flatnonzero(shown))
     after = forecast(found.values)
     done = measured.completed & before.completed & after.completed
+    sure = {} if known is None else dict(known.uncertainty)
     return Refined(
-        found.values,
-        found.uncertainty,
+        fixed | dict(found.values),
+        sure | dict(found.uncertainty),
         measured.label,
         until_s,
         "requests",
@@ -228,14 +238,24 @@ def by_iterations(
         known_s -= latency.host.per_iteration_s + sequences * latency.host.per_sequence_s
         effects["host_us_per_iteration"] = np.full(len(log), 1e-6)
         del effects["decode_gap_us_per_layer"]
+    if latency.table.basis == "analytic":  # a part of it at least: kernels' pace is unknown too
+        latency.refine(Refinement(attention_scale=2.0))
+        attention_s = np.array([latency.iteration_s(batch) for batch in batches]) - before_s
+        effects["kernel_scale"], effects["attention_scale"] = known_s - attention_s, attention_s
+        known_s = np.zeros(len(log))
     shown = log.start_s < (np.inf if until_s is None else until_s)
     if shown.sum() < 10 * len(effects):
         raise ValueError(f"{shown.sum()} iterations are too few; record for longer")
-    values, uncertainty = fit_iterations(
-        known_s[shown],
-        log.duration_s[shown],
-        {name: effect[shown] for name, effect in effects.items()},
-    )
+    fitted = {name: effect[shown] for name, effect in effects.items()}
+    values, uncertainty = fit_iterations(known_s[shown], log.duration_s[shown], fitted)
+    if "attention_scale" in values:  # found as a pace of its own, kept as one beside the others'
+        if uncertainty["attention_scale"] > UNSURE * values["attention_scale"]:
+            fitted["kernel_scale"] = fitted["kernel_scale"] + fitted.pop("attention_scale")
+            values, uncertainty = fit_iterations(known_s[shown], log.duration_s[shown], fitted)
+        else:
+            pace = max(values["kernel_scale"], 1e-9)
+            for found in (values, uncertainty):
+                found["attention_scale"] /= pace
     latency.refine(refinement_of(values))
     after_s = np.array([latency.iteration_s(batch) for batch in batches])
 

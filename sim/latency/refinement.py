@@ -19,18 +19,19 @@ from sim.latency.protocol import HostOverhead
 from sim.latency.table_data import LatencyTable, Part
 
 # What the kernels' own pace scales: not links, nor the host.
-_KERNELS = ("linear", "logits", "prefill_attention", "decode_attention", "mixed_attention",
-            "decode_skew", "moe")  # fmt: skip
+_ATTENTION = ("prefill_attention", "decode_attention", "mixed_attention", "decode_skew")
+_KERNELS = ("linear", "logits", "moe", *_ATTENTION)
 
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
-    """Fitted constants, in seconds. `kernel_scale` stretches every kernel's time; the link's and
-    the host's are None where they were not fitted."""
+    """Fitted constants, in seconds. `kernel_scale` stretches every kernel's time, `attention_scale`
+    attention's besides; the link's and the host's are None where they were not fitted."""
 
     decode_gap_s: float = 0.0  # of each layer, in iterations that only decode
     prompt_gap_s: float = 0.0  # of each layer, in iterations with prompts
     kernel_scale: float = 1.0
+    attention_scale: float = 1.0
     host_per_iteration_s: float | None = None
     host_per_sequence_s: float | None = None
     link_bytes_per_s: float | None = None
@@ -85,12 +86,14 @@ class Refinement:
 
     def paced(self, table: LatencyTable) -> LatencyTable:
         """The table with its kernels' times stretched."""
-        if self.kernel_scale == 1.0:
+        if self.kernel_scale == self.attention_scale == 1.0:
             return table
+        scale = dict.fromkeys(_KERNELS, self.kernel_scale)
+        scale |= dict.fromkeys(_ATTENTION, self.kernel_scale * self.attention_scale)
         return LatencyTable(
             table.meta,
             {
-                name: _stretched(part, self.kernel_scale) if name in _KERNELS else part
+                name: _stretched(part, scale[name]) if name in scale else part
                 for name, part in table.parts.items()
             },
         )
@@ -101,6 +104,7 @@ CONSTANTS: dict[str, tuple[str, float]] = {
     "decode_gap_us_per_layer": ("decode_gap_s", 1e-6),
     "prompt_gap_us_per_layer": ("prompt_gap_s", 1e-6),
     "kernel_scale": ("kernel_scale", 1.0),
+    "attention_scale": ("attention_scale", 1.0),
     "host_us_per_iteration": ("host_per_iteration_s", 1e-6),
     "host_us_per_sequence": ("host_per_sequence_s", 1e-6),
     "link_gb_per_s": ("link_bytes_per_s", 1e9),

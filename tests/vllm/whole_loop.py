@@ -34,7 +34,6 @@ from sim.latency.table import TableLatency
 from tests.vllm.server import LIMITS, Client, Server, prepare
 
 TARGET = 0.05
-HOST = {"host_overhead": {"per_iteration_us": 0}}
 FIGURES = ("mean E2E", "mean TPOT", "throughput")
 
 
@@ -50,16 +49,18 @@ class Load:
     output: int
     prefix: int = 0
     blocks: int = 512
+    spread: float = 0.5  # of lengths about their means
 
     def options(self, seed: int) -> list[object]:
         return [
             "--request-rate", self.rate, "--num-prompts", self.requests, "--seed", seed,
             "--random-input-len", self.prompt, "--random-output-len", self.output,
-            "--random-range-ratio", 0.5, "--random-prefix-len", self.prefix,
+            "--random-range-ratio", self.spread, "--random-prefix-len", self.prefix,
         ]  # fmt: skip
 
 
-LIGHT = Load("light", "the recording", rate=8, requests=120, prompt=120, output=48)
+# Of few requests at a time and of many lengths: what a token costs by its context is told apart.
+LIGHT = Load("light", "the recording", rate=8, requests=200, prompt=220, output=48, spread=0.9)
 LOADS = (
     Load("twice", "twice the rate", rate=16, requests=240, prompt=120, output=48),
     Load("shared", "longer prompts that begin alike", 8, 120, prompt=160, output=48, prefix=256),
@@ -79,7 +80,7 @@ def scenario_of(folder: Path, load: Load) -> Path:
             "num_gpu_blocks_override": load.blocks,
             **LIMITS,
         },
-        "latency": {"source": "roofline", "host_overhead": {"per_iteration_us": 0}},
+        "latency": {"source": "roofline"},
         "workload": {"trace": str(folder / f"{load.name}-workload.jsonl")},
     }
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -122,14 +123,14 @@ def figures(run: Measurement) -> dict[str, float]:
 
 def forecast(folder: Path, load: Load, table: Path) -> tuple[Measurement, dict[str, Any]]:
     """What a client of this load would see, and the run's summary."""
-    run = simulate(str(scenario_of(folder, load)), {"latency": {"table": str(table)} | HOST})
+    run = simulate(str(scenario_of(folder, load)), {"latency": {"table": str(table)}})
     return simulated(load.name, run.records.requests, run.records.preemptions), run.summary
 
 
 def iteration_bias(folder: Path, load: Load, table: Path, log: Path) -> tuple[float, int]:
     """Median of forecast over measured duration, iteration by iteration, less one; how many."""
     scenario, origin = load_scenario(
-        str(scenario_of(folder, load)), [f"latency={json.dumps({'table': str(table)} | HOST)}"]
+        str(scenario_of(folder, load)), [f"latency={json.dumps({'table': str(table)})}"]
     )
     latency = deploy(scenario, origin=origin).latency
     assert isinstance(latency, TableLatency)
@@ -157,12 +158,12 @@ def one_round(
             part.write_bytes(log.read())
         return result, part
 
-    light, _ = served(LIGHT)
+    light, log = served(LIGHT)
     table = folder / f"table-{seed}"
     trace = folder / f"{LIGHT.name}-workload.jsonl"
     subprocess.run(
         [sys.executable, "-m", "orcast", "calibrate", "refine", scenario_of(folder, LIGHT), light,
-         "--out", table, "--set", f"workload.trace={trace}"],
+         "--log", log, "--out", table, "--set", f"workload.trace={trace}"],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     errors = {}
