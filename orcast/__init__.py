@@ -2,7 +2,7 @@
 
 import orcast
 run = orcast.simulate("quickstart", {"engine.max_num_seqs": 64})
-run.summary["p99_ttft_ms"]
+run.summary["p99_ttft_ms"], run.verdict, run.requests, run.figures["load"]
 table, figure, summary = orcast.size(overrides={"budget.usd": 50_000})
 
 table = orcast.sweep("quickstart", {"engine.max_num_seqs": "8..256:x2"})
@@ -15,33 +15,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orcast.overrides import as_settings, plain
+from orcast.overrides import as_settings, by_path, plain
+from scenarios.errors import InputError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
 
+    from orcast.forecasted import Forecasted
     from orcast.planned import Planned
     from reports.size.notebook import SizeStudy
-    from scenarios.forecast.forecast import Forecast
 
 __version__ = "0.1.0"
+__all__ = ["InputError", "plan", "simulate", "size", "sweep", "sweep_figure"]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
 
 
 def simulate(
-    scenario: str, overrides: Mapping[str, Any] | None = None, *, step: bool = False
-) -> Forecast:
-    """Forecast the scenario of this name or file, with some paths set to other values.
+    scenario: str | Path | Mapping[str, Any] = "quickstart",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    step: bool = False,
+    **sections: Any,
+) -> Forecasted:
+    """Forecast a scenario: a library name, a file, or a whole one as a mapping.
 
-    Returns records (columns of numpy arrays), summary and resolved scenario. Raises
-    `scenarios.errors.InputError` for a scenario that cannot be simulated.
+    `overrides` sets paths to other values, ``{"engine.max_num_seqs": 64}``; so do keywords, a key
+    of the scenario each: ``simulate(model="qwen3-8b", engine={"max_num_seqs": 64})`` changes what
+    it names and leaves the rest. Returns records (columns of numpy arrays, or DataFrames), figures,
+    summary and resolved scenario. Raises `InputError` for a scenario that cannot be simulated.
     """
     from orcast.composed import compose
+    from orcast.forecasted import Forecasted
     from scenarios.forecast.forecast import forecast
-    from scenarios.schema.load import load_scenario
+    from scenarios.schema.load import load_mapping, load_scenario
 
-    loaded, origin = load_scenario(scenario, as_settings(overrides))
-    return forecast(loaded, origin=origin, compose=compose, leap=not step)
+    settings = as_settings({**(overrides or {}), **by_path(sections)})
+    if isinstance(scenario, Mapping):
+        loaded, origin = load_mapping(scenario, settings)
+    else:
+        loaded, origin = load_scenario(str(scenario), settings)
+    found = forecast(loaded, origin=origin, compose=compose, leap=not step)
+    return Forecasted(found.deployment, found.records, found.summary)
 
 
 def size(

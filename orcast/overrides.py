@@ -22,3 +22,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def by_path(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a scenario as paths; of a section that is a mapping, what it names alone is set."""
+    found: dict[str, Any] = {}
+    for name, value in sections.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            found[name] = value
+    return found

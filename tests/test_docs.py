@@ -188,7 +188,7 @@ def test_the_scenario_reference_speaks_of_nothing_inside_python() -> None:
 def test_the_python_reference_has_every_result_and_its_members() -> None:
     text = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
     parts = dict(re.findall(r"^::: (\S+)$(.*?)(?=^:::|\Z)", text, re.MULTILINE | re.DOTALL))
-    assert {"Forecast", "Planned", "SizeStudy", "Records"} <= {n.split(".")[-1] for n in parts}
+    assert {"Forecasted", "Planned", "SizeStudy", "Records"} <= {n.split(".")[-1] for n in parts}
     for name, options in parts.items():
         members = re.search(r"members: \[(.*?)\]", options)
         assert members is not None, name

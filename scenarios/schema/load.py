@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import reprlib
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -19,7 +20,7 @@ from scenarios.library import Loader, PlainNumberError, parse_yaml, read_yaml, s
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
 
-STDIN = "standard input"
+STDIN, MAPPING = "standard input", "scenario"
 _DRAWN = {"arrivals", "lengths", "classes", "num_requests", "shared_prefixes", "sessions"}
 _RECORDED = {"trace", "format", "start", "stop", "class_column"}
 # Keys of a workload that say where requests come from, and those that they put an end to.
@@ -50,6 +51,16 @@ def load_scenario(name: str, overrides: Iterable[str] = ()) -> tuple[Scenario, P
     overridden = apply_overrides(content, overrides)
     forget_replaced_source(content, overridden)
     return parse_scenario(content, origin=str(path), overridden=overridden), path
+
+
+def load_mapping(
+    scenario: Mapping[str, Any], overrides: Iterable[str] = ()
+) -> tuple[Scenario, Path]:
+    """The same of a whole scenario as Python has it; relative paths are the current folder's."""
+    content = copy.deepcopy(dict(scenario))
+    overridden = apply_overrides(content, overrides)
+    forget_replaced_source(content, overridden)
+    return parse_scenario(content, origin=MAPPING, overridden=overridden), Path(MAPPING)
 
 
 def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[str]:

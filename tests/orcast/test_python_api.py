@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import orcast
 from scenarios.errors import InputError
@@ -80,3 +81,44 @@ def test_one_knob_can_be_turned_in_a_loop() -> None:
     waits = [p99_ttft_ms(seqs) for seqs in (4, 16, 64)]
     assert waits == sorted(waits, reverse=True)
     assert waits[0] > 10 * waits[-1], "four rows are too few for this load"
+
+
+def test_a_scenario_may_be_a_path_a_mapping_or_keywords(tmp_path: Path) -> None:
+    named = orcast.simulate("quickstart", {"workload.num_requests": 30})
+    whole = dict(named.scenario)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(whole))
+    for again in (
+        orcast.simulate(whole),
+        orcast.simulate(path),
+        orcast.simulate(workload={"num_requests": 30}),
+    ):
+        assert_same_records(named.records, again.records)
+    assert whole == named.scenario, "a mapping that is given is left as it is"
+    changed = orcast.simulate(whole, model="qwen3-8b", engine={"max_num_seqs": 4})
+    assert changed.scenario["model"] == "qwen3-8b"
+    assert changed.scenario["engine"]["block_size"] == named.scenario["engine"]["block_size"]
+    with pytest.raises(orcast.InputError, match="scenario: model: missing"):
+        orcast.simulate({"name": "x", "hardware": {"gpu": "h100"}, "workload": whole["workload"]})
+
+
+def test_a_notebook_sees_the_verdict_tables_and_figures(tmp_path: Path) -> None:
+    name = "<b>x</b>"
+    run = orcast.simulate("quickstart", {"workload.num_requests": 30, "name": name})
+    assert repr(run).startswith(f"<Forecast of {name}: 30 of 30 requests completed")
+    shown = run._repr_html_()
+    assert "Meets the SLO" in shown and "&lt;b&gt;x&lt;/b&gt;" in shown and name not in shown
+    assert (
+        len(run.requests) == 30
+        and run.requests["output_tokens"].sum() == (run.summary["total_output_tokens"])
+    )
+    assert run.iterations["duration_s"].sum() == pytest.approx(run.summary["busy_s"])
+    assert {"cdf-ttft", "throughput", "load", "batches", "kv-memory"} <= set(run.figures)
+    assert run.figures["load"].layout.title.text
+    assert "<h1>" in run.report(tmp_path / "run.html").read_text()
+
+
+def test_the_module_shows_what_it_is_for() -> None:
+    assert dir(orcast) == [
+        *("InputError", "__version__", "plan", "simulate", "size", "sweep", "sweep_figure")
+    ]

@@ -3,10 +3,10 @@
     python -m tests.vllm.whole_loop --python .venv-vllm/bin/python [--rounds 5] [--out DIR]
 
 `vllm serve` computes a tiny model on this processor. A light load is recorded, by `vllm bench
-serve` and in the engine's own log, and from nothing but that recording `orcast calibrate refine` finds the engine's constants,
-of an analytic model that knows nothing of this machine. Three other loads are then served, and
-forecast: twice the rate; longer prompts that begin alike; a cache so small that requests are
-preempted. Writes a page, README.md; exits with 1 where the median of the rounds is off by more
+serve` and in the engine's own log, and from nothing but that recording `orcast calibrate refine`
+finds the engine's constants, of an analytic model that knows nothing of this machine. Three other
+loads are then served, and forecast: twice the rate; longer prompts that begin alike; a cache so
+small that requests are preempted. Writes a page, README.md; exits with 1 where the median of the rounds is off by more
 than 5 %.
 """
 
