@@ -143,6 +143,7 @@ def test_the_headline_names_the_best_and_how_many_are_as_good(sweep: SweepTable)
 
 def test_long_times_are_in_seconds() -> None:
     assert Measure.of("p99_ttft_ms", [5.0, 20_000.0]).title == "p99 TTFT (s)"
+    assert Measure.of("memory_bytes.kv_cache", [2**31]).number(2**31) == "2"
     assert Measure.of("mean_tpot_ms", [5.0]).title == "Mean TPOT (ms)"
     assert Measure.of("time_parts_s.linear", [5.0]).title == "time_parts_s.linear"
 
