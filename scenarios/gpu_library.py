@@ -68,6 +68,9 @@ FIGURES: dict[str, tuple[str | None, str, float]] = {
     "inter_node_link_gb_per_s": ("interconnect", "inter_node_bytes_per_s", 1e9),
     "inter_node_link_latency_us": ("interconnect", "inter_node_latency_s", 1e-6),
 }
+_TOLD = {"like", "name", "architecture", *FIGURES}
+# What tells a GPU described so from an entry of gpus.yaml, which is in bytes and FLOPs.
+_OF_DATA_SHEETS = {"like"} | {key for key, (_, inner, _) in FIGURES.items() if key != inner}
 
 
 def gpus() -> dict[str, Any]:
@@ -117,10 +120,30 @@ def _figures_of(given: str, *, beside: Path | None) -> tuple[str, dict[str, Any]
             return str(name), dict(inner)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected the figures of a GPU, as in an entry of gpus.yaml")
+    if _OF_DATA_SHEETS & content.keys():  # as a scenario tells one, in the units of data sheets
+        return _of_data_sheet(content, path)
     return path.stem, dict(content)
 
 
+def _of_data_sheet(content: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    for key in content:
+        if key not in _TOLD:
+            raise InputError(f"{path}: {key}: unknown key; {did_you_mean(str(key), sorted(_TOLD))}")
+    for key in content.keys() & FIGURES.keys():
+        if isinstance(content[key], bool) or not isinstance(content[key], int | float):
+            raise InputError(f"{path}: {key}: expected a number, not {content[key]!r:.60}")
+    like = content.get("like")
+    if like is not None and gpu_name(str(like)) not in gpus():
+        raise InputError(f"{path}: like: unknown GPU {like!r:.60}; {_meant(str(like), gpus())}")
+    return _told({"name": path.stem, **content}, beside=None)
+
+
 def _described(given: Mapping[str, Any], *, beside: Path | None) -> Gpu:
+    name, figures = _told(given, beside=beside)
+    return _checked(figures, name)
+
+
+def _told(given: Mapping[str, Any], *, beside: Path | None) -> tuple[str, dict[str, Any]]:
     """Another GPU's figures with some changed, or a GPU told in full."""
     like = given.get("like")
     if like is None:
@@ -131,7 +154,7 @@ def _described(given: Mapping[str, Any], *, beside: Path | None) -> Gpu:
         figures = copy.deepcopy(found)
         name = str(given.get("name") or f"{base} (changed)")
         if FIGURES.keys() & given.keys():
-            figures["source"] = f"as {base} but for what the scenario says: {figures['source']}"
+            figures["source"] = f"as {base} but for what is told: {figures['source']}"
     for key, (section, inner, factor) in FIGURES.items():
         if given.get(key) is not None:
             target = figures if section is None else figures[section]
@@ -143,7 +166,7 @@ def _described(given: Mapping[str, Any], *, beside: Path | None) -> Gpu:
         figures["architecture"] = given["architecture"]
     if like is None:
         _fill_in(figures, name)
-    return _checked(figures, name)
+    return name, figures
 
 
 def _fill_in(figures: dict[str, Any], name: str) -> None:

@@ -79,9 +79,13 @@ def _counts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
+    memory = summary.get("memory_bytes")
+    cache = figure_of(memory, "kv_cache") if isinstance(memory, Mapping) else None
+    if cache is not None:
+        lines.append((_line("KV cache of a GPU (GiB):", f"{cache / 2**30:.2f}"), ""))
     for label, key in (
-        ("KV memory utilisation (%):", "kv_utilization"),
-        ("KV memory useful, of what is taken (%):", "kv_useful"),
+        ("KV memory that holds a token (%):", "kv_utilization"),
+        ("KV memory in use that holds one (%):", "kv_useful"),
     ):
         share = figure_of(summary, key)
         if share is not None:

@@ -22,6 +22,7 @@ from reports.page.page import (
 from reports.run.report import FOOTER
 from reports.run.scenario_section import scenario_section
 from reports.sweep.figures import heat_map, lines, points, sensitivity_chart
+from reports.sweep.limits import never_reached
 from reports.sweep.words import (
     Measure,
     axis_label,
@@ -124,7 +125,7 @@ def headline(sweep: SweepTable) -> str:
             which = f"{count(others)} other setting{'s' * (others > 1)}"
             told = f"{seeds} seeds do not tell {which} from it."
             text += f" {told if seeds > 1 else f'{which} came to the same.'}"
-        return text
+        return f"{text} {never_reached(sweep)}".rstrip()
     return "No figure of this sweep has a best setting." if sweep.metrics else ""
 
 

@@ -42,6 +42,7 @@ _NAMES = {
         "Electricity, estimated",
         "$/million output tokens",
     ),
+    "memory_bytes.kv_cache": ("KV cache of a GPU", "GiB"),
     "slo_attainment.all": ("Requests within the SLO", "%"),
 }
 # Units of a scenario's paths, by their last keys; a key that ends in its unit needs no entry.
@@ -95,7 +96,7 @@ class Measure:
             seconds = max(values, default=0.0) >= 10_000
             return cls(f"{statistic} {time}", *(("s", 1e3) if seconds else ("ms", 1.0)))
         name, unit = _NAMES.get(metric, (metric, ""))
-        return cls(name, unit, 0.01 if unit == "%" else 1.0)
+        return cls(name, unit, {"%": 0.01, "GiB": 2.0**30}.get(unit, 1.0))
 
     @property
     def title(self) -> str:

@@ -355,6 +355,7 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
+        kv_cache_bytes=engine.kv_cache_bytes,
         null_block=engine.null_block,
         profiling=profiling_run(engine),
         sequence_tokens=_sequence_tokens(scenario, model),

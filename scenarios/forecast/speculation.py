@@ -55,7 +55,7 @@ class Speculator:
         """What is left of the target's budget. Raises ValueError where that is nothing."""
         weight_bytes, kv_bytes = self._draft_bytes(scenario, model)
         engine = scenario.engine
-        return share_memory(
+        shared = share_memory(
             budget,
             model,
             weight_bytes=weight_bytes,
@@ -67,6 +67,13 @@ class Speculator:
             ranks=scenario.hardware.expert_parallel,
             blocks_given=engine.num_gpu_blocks_override is not None,
         )
+        given = engine.kv_cache_memory_gib
+        if given is not None and shared.kv_bytes < budget.kv_bytes:
+            raise ValueError(
+                f"engine.kv_cache_memory_gib {given:g}: beside the draft's weights and logits "
+                f"there is room for {shared.kv_bytes / 2**30:.1f}"
+            )
+        return shared
 
     def widened(self, scenario: Scenario) -> Scenario:
         """The scenario with limits as large as verifications are, for what is tabulated."""

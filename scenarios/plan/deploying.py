@@ -73,7 +73,12 @@ def _vllm(scenario: Scenario) -> Iterator[str]:
     # What the forecast took is said even where it is the default today.
     yield from ("--max-num-seqs", str(engine.max_num_seqs))
     yield from ("--max-num-batched-tokens", str(engine.max_num_batched_tokens))
-    yield from ("--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}")
+    if engine.kv_cache_bytes is None:
+        yield from ("--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}")
+    else:
+        yield from ("--kv-cache-memory-bytes", str(engine.kv_cache_bytes))
+    if engine.num_gpu_blocks_override is not None:
+        yield from ("--num-gpu-blocks-override", str(engine.num_gpu_blocks_override))
     if engine.block_size != 16:
         yield from ("--block-size", str(engine.block_size))
     if engine.max_model_len is not None:

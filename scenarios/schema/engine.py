@@ -65,6 +65,8 @@ class Engine(Section):
     block_size: Annotated[int, Field(ge=1, le=4096)] = 16
     gpu_memory_utilization: Fraction = 0.9
     num_gpu_blocks_override: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    # each GPU's KV cache, whatever gpu_memory_utilization leaves: vLLM's --kv-cache-memory-bytes
+    kv_cache_memory_gib: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
     max_model_len: Tokens | None = None
     enable_prefix_caching: bool = True
     # what the matrices are served in; by default as the checkpoint has them
@@ -90,6 +92,12 @@ class Engine(Section):
     # under generation `vllm` by the GPU; none: no batch is padded where no sizes are given
     max_cudagraph_capture_size: Annotated[int, Field(ge=1, le=2**17)] | None = None
     max_queue_delay_ms: NotNegative = 0.0
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        """What each GPU gives to the KV cache, where that is said."""
+        given = self.kv_cache_memory_gib
+        return None if given is None else int(given * 2**30)
 
     @model_validator(mode="before")
     @classmethod
@@ -117,6 +125,11 @@ class Engine(Section):
             raise ValueError(
                 f"num_gpu_blocks_override {self.num_gpu_blocks_override} of block_size "
                 f"{self.block_size}: the KV cache may hold at most 2^31 - 1 tokens"
+            )
+        if self.num_gpu_blocks_override and self.kv_cache_memory_gib:
+            raise ValueError(
+                "num_gpu_blocks_override and kv_cache_memory_gib both say how large the KV cache "
+                "is; keep one"
             )
         if self.scheduler == "paged" and self.preemption == "swap" and not self.swap_space_gib:
             raise ValueError("preemption swap needs swap_space_gib above 0: there is nowhere to go")

@@ -136,6 +136,8 @@ class Serving(Section):
     """
 
     lifetime_tokens: TokenCount | None = None
+    # instead of tokens: requests a second, all those years
+    request_rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
     years: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
     gpus: Annotated[list[str], Field(min_length=1)] = Field(
         default=["l40s", "h100-sxm", "h200-sxm"]
@@ -152,8 +154,12 @@ class Serving(Section):
 
     @model_validator(mode="after")
     def _years_of_something(self) -> Self:
-        if self.years is not None and self.lifetime_tokens is None:
-            raise ValueError("years need lifetime_tokens: what is served in them")
+        if self.request_rate is not None and self.lifetime_tokens is not None:
+            raise ValueError("request_rate and lifetime_tokens are both given: keep one of them")
+        if self.request_rate is not None and self.years is None:
+            raise ValueError("request_rate needs years: for how long so many are served")
+        if self.years is not None and self.lifetime_tokens is self.request_rate is None:
+            raise ValueError("years need lifetime_tokens or request_rate: what is served in them")
         return self
 
 

@@ -13,6 +13,8 @@ from scenarios.schema.load import apply_overrides, parse_as
 from scenarios.schema.sizing import Sizing
 
 DEFAULT = "budget-1e22"
+# Two ways of saying the same thing: what is overridden takes the other's place.
+_ALTERNATIVES = (("budget", "usd", "flops"), ("serving", "request_rate", "lifetime_tokens"))
 
 
 def load_sizing(name: str | None, overrides: Iterable[str] = ()) -> tuple[Sizing, Path | None]:
@@ -31,10 +33,10 @@ def load_sizing(name: str | None, overrides: Iterable[str] = ()) -> tuple[Sizing
     if not isinstance(read, dict):
         raise InputError(f"{path}: expected a mapping of keys such as budget, law, training")
     overridden = apply_overrides(read, _law_as_section(read, settings))
-    if "budget.usd" in overridden and "budget.flops" not in overridden:
-        read["budget"].pop("flops", None)  # the other way of saying the same thing
-    elif "budget.flops" in overridden and "budget.usd" not in overridden:
-        read["budget"].pop("usd", None)
+    for section, one, other in _ALTERNATIVES:
+        for said, dropped in ((one, other), (other, one)):
+            if f"{section}.{said}" in overridden and f"{section}.{dropped}" not in overridden:
+                read[section].pop(dropped, None)
     return parse_as(Sizing, read, origin=str(path), overridden=overridden), path
 
 

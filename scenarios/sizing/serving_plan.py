@@ -94,6 +94,16 @@ def load_per_s(serving: Serving, tokens_per_request: float) -> float | None:
     return serving.lifetime_tokens / (serving.years * YEAR_S) / tokens_per_request
 
 
+def with_lifetime(serving: Serving, *, origin: Path | None) -> Serving:
+    """The same, with the tokens of the model's life where only a rate of requests is said."""
+    if serving.request_rate is None or serving.years is None:
+        return serving
+    scenario = plan_scenario(serving, name="service", model="service", origin=origin)
+    tokens = serving.request_rate * sum(replications_of(scenario, origin=origin).mean_tokens())
+    update = {"lifetime_tokens": tokens * serving.years * YEAR_S, "request_rate": None}
+    return serving.model_copy(update=update)
+
+
 def service_figures(serving: Serving, *, origin: Path | None) -> dict[str, Any]:
     """What is asked of serving, as plain data: objectives, mean lengths, load."""
     scenario = plan_scenario(serving, name="service", model="service", origin=origin)

@@ -31,7 +31,7 @@ from scenarios.sizing.scaling_law import (
     kaplan_frontier,
     lifetime_optimum,
 )
-from scenarios.sizing.serving_plan import ready_plan, service_figures
+from scenarios.sizing.serving_plan import ready_plan, service_figures, with_lifetime
 from scenarios.sizing.serving_price import ServingCost
 from scenarios.sizing.sized_model import (
     inference_memory_figures,
@@ -79,6 +79,9 @@ def size(
             library.gpu(name)
         except InputError as error:
             raise InputError(f"{where}: serving.gpus: {error}") from None
+    if sizing.serving is not None:
+        serving = with_lifetime(sizing.serving, origin=origin)
+        sizing = sizing.model_copy(update={"serving": serving})
     law, fitted = _law(sizing.law, origin)
     maker = Maker(sizing, law, gpu, origin, compose)
     flops = _budget(sizing, gpu)

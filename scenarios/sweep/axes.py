@@ -9,6 +9,7 @@ in YAML syntax, or ranges:
     1..256:x2           1, 2, 4, … up to 256 at most
     0.5..0.9:lin5       5 values, evenly spaced, both ends among them
     1..1000:log4        4 values, evenly spaced in their logarithm
+    same,{replicas: 4}  what the scenario has anyway, or else
     1..1000:log         for a Latin hypercube: drawn evenly in the logarithm
 
 Linked axes move together: ``PATH+PATH=1:2,3:4`` is the two settings (1, 2) and (3, 4).
@@ -29,6 +30,7 @@ from scenarios.library import Loader
 from scenarios.schema.paths import check_path
 from scenarios.schema.value_ranges import MOST_VALUES, Span, values_of_range
 
+SAME = "same"  # a value: whatever the scenario has there without the axis
 _BRACKETS = {"[": "]", "{": "}"}
 
 

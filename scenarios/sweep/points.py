@@ -23,7 +23,7 @@ from scenarios.schema.load import (
 )
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
-from scenarios.sweep.axes import Axis, axes_from_mapping, merged
+from scenarios.sweep.axes import SAME, Axis, axes_from_mapping, merged
 
 MOST_POINTS = 1_000_000
 
@@ -170,13 +170,14 @@ def _points(
             for axis, level in zip(axes, setting, strict=True)
             for path, value in zip(axis.paths, level, strict=True)
         }
+        changed = {path: value for path, value in values.items() if value != SAME}
         for seed in seeds:
             own = copy.deepcopy(content)
             try:
-                for path, value in values.items():
+                for path, value in changed.items():
                     set_value(own, path.split("."), value, source=f"--axis {path}")
                 set_value(own, ("workload", "seed"), seed, source="sweep.seeds")
-                forget_replaced_source(own, {*overridden, *values})
+                forget_replaced_source(own, {*overridden, *changed})
                 scenario = parse_scenario(own, origin=origin, overridden=overridden)
             except InputError as error:
                 why = str(error).removeprefix(f"{origin}: ")

@@ -36,7 +36,8 @@ class MemoryBudget:
     """One GPU's memory, in bytes, and the KV cache it leaves.
 
     ``usable_bytes`` = weights + activation + reserve + ``kv_bytes`` (what is left for KV; negative
-    only under ``num_gpu_blocks_override``, where the engine is said to have found the room).
+    only under ``num_gpu_blocks_override``, where the engine is said to have found the room; less
+    than what is left where it is given).
     ``num_gpu_blocks`` is the whole engine's, ``bytes_per_block`` what one of them takes of each
     GPU (on average, where ranks hold sequences of their own). ``block_size`` is in tokens of a
     sequence, as the scheduler counts them: those of all ranks that share it out.
@@ -51,6 +52,12 @@ class MemoryBudget:
     bytes_per_block: int
     num_gpu_blocks: int
     null_blocks: int = 0  # of those, set aside: vLLM's block 0, one a rank with a cache of its own
+
+    @property
+    def spare_bytes(self) -> int:
+        """What is nobody's, where the cache is given less than it could have."""
+        taken = self.weight_bytes + self.activation_bytes + self.reserve_bytes + self.kv_bytes
+        return max(self.usable_bytes - taken, 0)
 
     @property
     def usable_blocks(self) -> int:
@@ -75,6 +82,7 @@ def memory_budget(
     max_num_batched_tokens: int = 8192,
     max_num_seqs: int = 256,
     num_gpu_blocks_override: int | None = None,
+    kv_cache_bytes: int | None = None,
     null_block: bool = False,
     profiling: ProfilingRun | None = None,
     sequence_tokens: int | None = None,
@@ -84,10 +92,11 @@ def memory_budget(
     `parallelism` has all degrees; `tensor_parallel` alone is short for that one. Raises
     ``ValueError`` where a setting is out of range, where the model cannot be split so, and where
     weights, activations and reserve leave not even one block (the message says how many such GPUs
-    would do). With ``num_gpu_blocks_override`` only the weights must fit. `null_block`: whether one
-    of the blocks holds nothing, ever. `profiling`: what the engine counts; None: as vLLM today.
-    `sequence_tokens`: how long an average sequence is, over which windows and states are spread; by
-    default as long as the model allows.
+    would do). With ``num_gpu_blocks_override`` only the weights must fit. `kv_cache_bytes`: what
+    each GPU gives to the cache, whatever ``gpu_memory_utilization`` leaves; it must fit in the
+    GPU's memory with the rest. `null_block`: whether one of the blocks holds nothing, ever.
+    `profiling`: what the engine counts; None: as vLLM today. `sequence_tokens`: how long an average
+    sequence is, over which windows and states are spread; by default as long as the model allows.
     """
     if not 0 < gpu_memory_utilization <= 1:
         raise ValueError(
@@ -98,6 +107,7 @@ def memory_budget(
         "max_num_batched_tokens": max_num_batched_tokens,
         "max_num_seqs": max_num_seqs,
         "num_gpu_blocks_override": num_gpu_blocks_override,
+        "kv_cache_bytes": kv_cache_bytes,
         "sequence_tokens": sequence_tokens,
     }.items():
         if value is not None and value < 1:
@@ -106,6 +116,8 @@ def memory_budget(
     spread.check(model)
     tp, ranks, groups = spread.tensor_parallel, spread.dealt_ranks, spread.expert_groups
 
+    if kv_cache_bytes is not None:  # then engines do not ask how much of the GPU is theirs
+        gpu_memory_utilization = 1.0
     usable = int(gpu.memory_bytes * gpu_memory_utilization)
     profiling = profiling or ProfilingRun()
     reserve = profiling.reserve_bytes(spread)
@@ -127,6 +139,9 @@ def memory_budget(
         held = stage.kv_bytes(length, kv_cache_dtype, tp)
         on_rank = -(-block_size * held // (length * spread.sequence_parallel)) or 1
         left = usable - weights - activation - reserve
+        if kv_cache_bytes is not None and on_rank <= left:
+            _check_cache(kv_cache_bytes, block=on_rank, left=left, gpu=gpu)
+            left = kv_cache_bytes
         budget = MemoryBudget(
             usable_bytes=usable,
             weight_bytes=weights,
@@ -158,6 +173,16 @@ def memory_budget(
             )
         budgets.append(budget)
     return min(budgets, key=lambda budget: (budget.num_gpu_blocks, budget.kv_bytes))
+
+
+def _check_cache(given: int, *, block: int, left: int, gpu: Gpu) -> None:
+    if not block <= given <= left:
+        gib = 2**30
+        raise ValueError(
+            f"kv_cache_memory_gib {given / gib:g}: expected {block / gib:.2g} (a block) to "
+            f"{left / gib:.1f}, which is what weights, activations and reserve leave of each "
+            f"{gpu.name}"
+        )
 
 
 def _needs(budget: MemoryBudget, gpu_memory_utilization: float) -> str:

@@ -35,7 +35,8 @@ def share_memory(
         budget.activation_bytes,
         activation_bytes(model, max_num_batched_tokens, rows, tensor_parallel),
     )
-    left = budget.kv_bytes - weight_bytes - (activation - budget.activation_bytes)
+    needed = weight_bytes + activation - budget.activation_bytes
+    left = budget.kv_bytes - max(needed - budget.spare_bytes, 0)
     per_block = budget.bytes_per_block + budget.block_size * kv_bytes_per_token // ranks
     blocks = budget.num_gpu_blocks if blocks_given else left // (per_block * ranks) * ranks
     if blocks < 1:

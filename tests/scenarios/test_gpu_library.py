@@ -90,7 +90,7 @@ def test_figures_in_a_scenario_change_those_of_another() -> None:
     assert (own.memory_bytes, own.float4_flops_per_s) == (96 * 10**9, 1e12)
     assert own.interconnect.bytes_per_s == 100e9
     assert own.bfloat16_flops_per_s == base.bfloat16_flops_per_s
-    assert own.source.startswith("as h100-sxm but for what the scenario says")
+    assert own.source.startswith("as h100-sxm but for what is told")
     assert library.gpu("h100-sxm") == base, "the library is as before"
 
 
@@ -125,6 +125,29 @@ def test_a_file_describes_a_gpu_as_the_librarys_does(named: bool) -> None:
         {"hardware.gpu": "card.yaml", "model": "qwen3-0.6b", "workload.num_requests": 5},
     ).summary
     assert summary["completed"] == 5
+
+
+def test_a_file_may_speak_in_the_units_of_data_sheets(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("like: h100\nmemory_gb: 96\nprice_usd_per_hour: 2.2\n")
+    own = library.gpu(str(file))
+    assert (own.name, own.memory_bytes, own.price_usd_per_hour) == ("mine", 96e9, 2.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("like: h100\nmemory: 96", "memory: unknown key; did you mean 'memory_gb'"),
+        ("like: h900", "like: unknown GPU 'h900'"),
+        ("like: h100\nmemory_gb: much", "memory_gb: expected a number, not 'much'"),
+        ("memory_gb: 96", "memory_bandwidth_gb_per_s is missing"),
+    ],
+)
+def test_a_file_in_those_units_is_checked(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=says):
+        library.gpu(str(file))
 
 
 def test_a_file_that_lacks_a_figure_is_refused() -> None:

@@ -141,8 +141,18 @@ def test_the_headline_names_the_best_and_how_many_are_as_good(sweep: SweepTable)
     assert headline(alone) == "Lowest p99 TTFT: 8 ms at max_num_seqs 8."
 
 
+def test_the_headline_says_which_limits_no_run_comes_to() -> None:
+    def run(size: int, seed: int) -> dict[str, float]:
+        return busy(min(size, 70), 16, 0) | {"peak_running": min(size, 68 + seed)}
+
+    text = headline(made({SIZE: [64, 128, 512]}, run))
+    assert text.endswith("max_num_seqs is never reached at 128, 512: at most 70 run.")
+    assert "reached" not in headline(made({SIZE: [16, 64]}, run))
+
+
 def test_long_times_are_in_seconds() -> None:
     assert Measure.of("p99_ttft_ms", [5.0, 20_000.0]).title == "p99 TTFT (s)"
+    assert Measure.of("memory_bytes.kv_cache", [2**31]).number(2**31) == "2"
     assert Measure.of("mean_tpot_ms", [5.0]).title == "Mean TPOT (ms)"
     assert Measure.of("time_parts_s.linear", [5.0]).title == "time_parts_s.linear"
 

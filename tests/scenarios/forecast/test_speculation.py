@@ -328,6 +328,14 @@ def test_a_draft_that_leaves_no_memory_is_refused() -> None:
         deploy(scenario, origin=origin)
 
 
+def test_a_given_cache_stays_as_large_beside_a_draft_or_is_refused() -> None:
+    scenario, origin = load_scenario("speculation", ["engine.kv_cache_memory_gib=30"])
+    assert deploy(scenario, origin=origin).memory.kv_bytes == 30 * 2**30
+    scenario, origin = load_scenario("speculation", ["engine.kv_cache_memory_gib=38"])
+    with pytest.raises(InputError, match=r"draft's weights and logits there is room for 33\.5"):
+        deploy(scenario, origin=origin)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [("[1, 9]", "accepts 9 tokens; drafts are 4 deep"), ("{}", "expected a list"), ("[1,", "JSON")],

@@ -14,7 +14,14 @@ from scenarios.plan.plan import plan
 from scenarios.schema.load import load_scenario, parse_scenario
 from scenarios.schema.sizing import Serving
 from scenarios.sizing.serving_cost import FLOOR_SLACK, serving_cost
-from scenarios.sizing.serving_plan import FLEET, YEAR_S, model_file, ready_plan, service_figures
+from scenarios.sizing.serving_plan import (
+    FLEET,
+    YEAR_S,
+    model_file,
+    ready_plan,
+    service_figures,
+    with_lifetime,
+)
 from scenarios.sizing.serving_price import RuledOut, ServingCost, cheapest, nearest_miss
 
 CONFIG = library.model_config(library.model_path("llama-3.1-8b"))
@@ -239,6 +246,12 @@ def test_a_cache_that_cannot_hold_one_request_is_no_deployment() -> None:
 def test_times_that_nobody_measured_are_refused_where_none_are_known() -> None:
     with pytest.raises(InputError, match=r"^sizing: serving\.latency: source aiconfigurator"):
         costs(latency={"source": "aiconfigurator"})
+
+
+def test_a_rate_of_requests_is_the_tokens_of_those_years() -> None:
+    serving = with_lifetime(Serving(**SMALL, request_rate=7.5, years=2), origin=None)
+    assert serving.lifetime_tokens is not None
+    assert service_figures(serving, origin=None)["request_rate"] == pytest.approx(7.5)
 
 
 def test_years_need_something_to_be_served_in_them() -> None:

@@ -54,6 +54,16 @@ def test_a_point_that_is_no_scenario_says_why_and_the_others_stay() -> None:
     assert found.points[0].refusal == "engine.block_size: 0: expected greater than or equal to 1"
 
 
+def test_same_is_what_the_scenario_has_without_the_axis() -> None:
+    study = load_study("speculation", axes=[axis_from_text("speculation=null,same")])
+    plain, drafting = (point.scenario for point in study.points)
+    assert plain is not None and plain.speculation is None
+    assert (
+        drafting is not None and drafting.speculation == load_scenario("speculation")[0].speculation
+    )
+    assert [point.values["speculation"] for point in study.points] == [None, "same"]
+
+
 def test_a_path_that_is_missing_in_the_file_may_come_from_an_axis(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     text = (library.ROOT / "quickstart.yaml").read_text()

@@ -104,6 +104,17 @@ def test_override_replaces_the_estimate_but_weights_must_still_fit() -> None:
         budget("llama-3.1-70b", "rtx-4090", **settings)
 
 
+def test_a_given_cache_is_as_large_as_that_and_must_fit_beside_the_rest() -> None:
+    found = budget("llama-3.1-8b", "rtx-4090", kv_cache_bytes=4 * 2**30)
+    assert found.kv_bytes == 4 * 2**30
+    assert found.num_gpu_blocks == 4 * 2**30 // found.bytes_per_block
+    assert found.spare_bytes > 0
+    with pytest.raises(ValueError, match=r"kv_cache_memory_gib 40: expected 0\.002 \(a block\) to"):
+        budget("llama-3.1-8b", "rtx-4090", kv_cache_bytes=40 * 2**30)
+    with pytest.raises(ValueError, match="does not fit on 1 x rtx-4090"):
+        budget("llama-3.1-70b", "rtx-4090", kv_cache_bytes=2**30)
+
+
 def test_batch_too_large_for_any_number_of_gpus_says_so() -> None:
     with pytest.raises(ValueError, match="would not help; lower max_num_batched_tokens"):
         budget("qwen3-0.6b", "rtx-4090", max_num_batched_tokens=20_000_000)
