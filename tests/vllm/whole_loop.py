@@ -6,8 +6,8 @@
 serve` and in the engine's own log, and from nothing but that recording `orcast calibrate refine`
 finds the engine's constants, of an analytic model that knows nothing of this machine. Three other
 loads are then served, and forecast: twice the rate; longer prompts that begin alike; a cache so
-small that requests are preempted. Writes a page, README.md; exits with 1 where the median of the rounds is off by more
-than 5 %.
+small that requests are preempted. Writes a page, README.md; exits with 1 where the median of the
+rounds is off by more than 5 %.
 """
 
 from __future__ import annotations
