@@ -33,6 +33,10 @@ def sweep(
             "a+b=1:2,3:4. May be repeated; takes the place of the scenario's own axis.",
         ),
     ] = None,
+    rate_curve: Annotated[
+        bool,
+        typer.Option("--rate-curve", help="Vary the load, beyond what is served; find the knee."),
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
@@ -60,14 +64,19 @@ def sweep(
     from reports.run.writer import folder_name
     from reports.sweep.folder import check_target, write_sweep
     from scenarios.errors import InputError
+    from scenarios.schema.load import load_scenario
     from scenarios.sweep.axes import axis_from_text
     from scenarios.sweep.points import load_study
+    from scenarios.sweep.rate_curve import rate_axis
     from scenarios.sweep.sweep import run_sweep
 
     if ray is not None and jobs is not None:
         raise InputError("--jobs and --ray: a cluster says itself how many run at once; keep one")
     started_s = time.perf_counter()
     axes = [axis_from_text(text) for text in axis or []]
+    if rate_curve:
+        loaded, origin = load_scenario(scenario, set_ or [])
+        axes.append(rate_axis(loaded, origin=origin, compose=compose))
     study = load_study(scenario, set_ or [], axes)
     folder = out or Path("sweeps") / folder_name(study.name)
     check_target(folder)

@@ -31,7 +31,8 @@ from reports.sweep.words import (
     setting_label,
     varying,
 )
-from scenarios.quantity import GAP, count, percent
+from scenarios.quantity import GAP, count, percent, plain
+from scenarios.sweep.rate_curve import Knee, knee_of
 from scenarios.sweep.statistics import (
     Interval,
     Sensitivity,
@@ -108,7 +109,11 @@ def _size(sweep: SweepTable) -> str:
 
 
 def headline(sweep: SweepTable) -> str:
-    """The answer in a sentence or two: the best setting by the first figure that has a best."""
+    """The answer in a sentence or two: where a rate curve has its knee, or else the best setting by
+    the first figure that has a best."""
+    knee = knee_of(sweep)
+    if knee is not None:
+        return knee_words(knee)
     for metric in sweep.metrics:
         best = best_setting(sweep, metric)
         if best is None:
@@ -127,6 +132,20 @@ def headline(sweep: SweepTable) -> str:
             text += f" {told if seeds > 1 else f'{which} came to the same.'}"
         return f"{text} {never_reached(sweep)}".rstrip()
     return "No figure of this sweep has a best setting." if sweep.metrics else ""
+
+
+def knee_words(knee: Knee) -> str:
+    """Where the curve bends, and up to which rate the SLO is kept."""
+    name = Measure.of(knee.metric, ()).name
+    text = f"The knee is at {plain(knee.rate)} requests/s: beyond it {name} grows steeply."
+    if knee.missed is None:
+        return text if knee.kept is None else f"{text} The SLO is kept at every rate tried."
+    if knee.kept is None:
+        return f"{text} The SLO is missed at every rate tried."
+    return (
+        f"{text} The SLO is kept up to {plain(knee.kept)} requests/s and missed at "
+        f"{plain(knee.missed)}."
+    )
 
 
 def _cards(sweep: SweepTable, shown: Iterable[str]) -> Iterator[Card]:

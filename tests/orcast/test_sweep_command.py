@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import orcast as package
@@ -310,3 +312,19 @@ def test_a_notebooks_folder_is_the_command_lines(uninterrupted: dict[str, bytes]
     overrides = {"workload.num_requests": 150, "sweep.seeds": 2}
     package.sweep("quickstart", axes, overrides, out="notebook")
     assert content(Path("notebook")) == uninterrupted
+
+
+def test_a_rate_curve_finds_its_knee_between_an_idle_and_a_full_deployment(tmp_path: Path) -> None:
+    asked = ("sweep", "quickstart", "--rate-curve", "--jobs", "1", "--out", "curve",
+             "--set", "workload.num_requests=600")  # fmt: skip
+    outcome = orcast(*asked, "--json")
+    assert outcome.status == 0, outcome.stderr
+    shown = orcast(*asked).stdout
+    said = re.search(r"The knee is at ([\d.]+) requests/s", " ".join(shown.split()))
+    rows = pq.read_table("curve/sweep.parquet").to_pydict()
+    rates = rows["workload.arrivals.request_rate"]
+    assert said and min(rates) < float(said[1]) < max(rates)
+    assert not rows["saturated"][rates.index(min(rates))]
+    at_once = "workload.arrivals={process: all_at_once}"
+    none = refusal("sweep", "quickstart", "--rate-curve", "--set", at_once)
+    assert "there is none to vary" in none
