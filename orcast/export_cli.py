@@ -14,6 +14,7 @@ from scenarios.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula begins
 FORMATS = ("trace", "bench", "csv", "png", "svg")
 
 
@@ -114,8 +115,29 @@ def _csv(folder: Path, out: Path | None) -> str:
         check_file(target / f"{name}.csv", "csv", columns=",".join(table.columns[:2]))
     target.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        table.to_csv(target / f"{name}.csv", index=False)
+        path = target / f"{name}.csv"
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            _harmless(table).to_csv(partial, index=False)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return f"Written: {target}"
+
+
+def _harmless(table: pd.DataFrame) -> pd.DataFrame:
+    """Without texts that a spreadsheet would take for formulas: an apostrophe makes them texts.
+
+    As OWASP has it ("CSV Injection").
+    """
+    table = table.copy()
+    for name in table.columns:
+        if table[name].dtype == object or str(table[name].dtype).startswith("str"):
+            table[name] = [
+                f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+                for value in table[name]
+            ]
+    return table
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -12,18 +12,21 @@ import yaml
 from scenarios.errors import InputError
 
 DEEPEST = 100  # levels of a file that is blamed for something else
+LARGEST = 50_000_000  # bytes
+MOST_VALUES = 1_000_000  # of a file, with its aliases followed
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Safe YAML that also reads 1e-3 as the number it is, and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen: set[str] = set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", node.start_mark
                 )
+            seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
@@ -60,6 +63,13 @@ for kind in ("int", "float"):
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file safely; InputError with line and column where it is not YAML."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a regular file")
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise InputError(
+                f"{path}: {size / 1e6:.0f} MB, a YAML file has at most {LARGEST / 1e6:g}"
+            )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
@@ -71,7 +81,7 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, path: Path) -> Any:
     """The same of a text that came from `path`."""
     try:
-        return yaml.load(text, Loader)
+        return load_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
         mark = _too_deep(text)
         problem = f"nested more than {DEEPEST} levels deep: close open brackets, or indent less"
@@ -81,7 +91,43 @@ def parse_yaml(text: str, path: Path) -> Any:
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise InputError(f"{path}{where}: not valid YAML: {problem}") from None
     except ValueError as error:  # a date such as 2024-13-01, a number too long
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+        raise InputError(f"{path}: not valid YAML: {str(error)[:200]}") from None
+
+
+def load_yaml(text: str) -> Any:
+    """Python values of a YAML text. Raises yaml.YAMLError, RecursionError or ValueError.
+
+    Aliases are counted before they are followed: a few lines can stand for a thousand million
+    values.
+    """
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases stand for over {MOST_VALUES:,} values", node.start_mark
+            )
+        return loader.construct_document(node)
+    except (AttributeError, TypeError, KeyError, IndexError, OverflowError) as error:
+        # A tag that does not fit its value, such as !!timestamp x.
+        raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from None
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values that a node stands for, aliases followed; infinite where it holds itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # what is met again inside itself never ends
+        inner = node.value
+        if isinstance(node, yaml.MappingNode):
+            inner = [one for pair in node.value for one in pair]
+        known[id(node)] = 1 + sum(_expanded(one, known) for one in inner)
+    return known[id(node)]
 
 
 def _too_deep(text: str) -> Any:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scenarios.errors import InputError, did_you_mean
-from scenarios.library import Loader, PlainNumberError, parse_yaml, read_yaml, scenario_path
+from scenarios.library import PlainNumberError, load_yaml, parse_yaml, read_yaml, scenario_path
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
 
@@ -72,7 +72,7 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
         if not equals or not all(keys):
             raise InputError(f"--set {override}: expected PATH=VALUE, e.g. engine.max_num_seqs=64")
         try:
-            value = yaml.load(text, Loader)
+            value = load_yaml(text)
         except PlainNumberError as error:
             raise InputError(f"--set {override}: {error.problem}") from None
         except (yaml.YAMLError, ValueError, RecursionError):  # a date such as 2024-13-01

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from scenarios.errors import InputError
-from scenarios.library import Loader
+from scenarios.library import load_yaml
 from scenarios.schema.paths import check_path
 from scenarios.schema.value_ranges import MOST_VALUES, Span, values_of_range
 
@@ -177,7 +177,7 @@ def _value(text: str, source: str) -> Any:
     if ".." in text and re.fullmatch(r"[-+\d.eE]+\.\.\S*", text):
         raise InputError(f"{source}: {text} is no range; expected e.g. 1..64:+8 or 1..64:x2")
     try:
-        return yaml.load(text, Loader)
+        return load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # a date such as 2024-13-01
         raise InputError(f"{source}: {text} is not valid YAML") from None
 

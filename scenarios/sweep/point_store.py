@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,41 @@ _ANSWER = re.compile(r"[0-9a-f]{32}\.json")  # named by the key of its point
 
 
 class PointStore:
-    """The answers under a folder by the key of their point."""
+    """The answers under a folder by the key of their point, each sealed with its checksum.
+
+    `damaged` counts those that were found changed or cut, which are no answers.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / FOLDER
+        self.damaged = 0
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """The answer of a point; None where it has none yet, or one that cannot be read."""
+        """The answer of a point; None where it has none yet, or one that is damaged."""
         try:
-            answer = json.loads(self._path(key).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            text = self._path(key).read_text(encoding="utf-8")
+        except FileNotFoundError:
             return None
-        return answer if isinstance(answer, dict) else None
+        except (OSError, ValueError):
+            text = ""
+        try:
+            sealed = json.loads(text)
+            answer = sealed["answer"]
+            if sealed["sha256"] == _seal(key, json.dumps(answer)) and _is_answer(answer):
+                return dict(answer)
+        except (ValueError, RecursionError, KeyError, TypeError):
+            pass
+        self.damaged += 1
+        return None
 
     def write(self, key: str, text: str) -> None:
-        """Keep an answer. A reader, or whoever comes after a kill, sees all of it or nothing."""
+        """Keep an answer, the JSON that `json.dumps` made. A reader, or whoever comes after a kill,
+        sees all of it or nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{key}.{secrets.token_hex(4)}.partial"
         try:
-            partial.write_text(text, encoding="utf-8")
+            sealed = f'{{"sha256": "{_seal(key, text)}", "answer": {text}}}'
+            partial.write_text(sealed, encoding="utf-8")
             os.replace(partial, self._path(key))
         finally:
             partial.unlink(missing_ok=True)
@@ -44,6 +61,20 @@ class PointStore:
         """Take away what a killed sweep left half-written."""
         for partial in self.folder.glob(".*.partial"):
             partial.unlink(missing_ok=True)
+
+
+def _seal(key: str, text: str) -> str:
+    """The checksum of an answer and of the point that it belongs to."""
+    return sha256(f"{key}\n{text}".encode()).hexdigest()
+
+
+def _is_answer(answer: Any) -> bool:
+    if not isinstance(answer, dict):
+        return False
+    told = answer.get("metrics"), answer.get("warnings")
+    return isinstance(answer.get("error"), str) or (
+        isinstance(told[0], dict) and isinstance(told[1], list)
+    )
 
 
 def is_answers(folder: Path) -> bool:

@@ -96,6 +96,8 @@ def run_sweep(
         columns=columns_of(rows, ["setting", *paths, "seed", "point", "error"]),
     )
     notes = _notes(table, (answers[key] for key in keys if key))
+    if store is not None and store.damaged:
+        notes += (f"{store.damaged} kept answers were damaged and have been computed again",)
     return SweepResult(study, table, len(tasks), reused, notes)
 
 

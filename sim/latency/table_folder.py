@@ -30,6 +30,7 @@ SHAPE_KEYS = (
     "head_dim",
     "vocab_size",
 )
+LARGEST = 2**40  # of tokens, sequences, bytes
 _LONGEST_S = 3600.0  # no part of an iteration takes an hour: a wrong unit does
 
 
@@ -84,6 +85,11 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     for key in SHAPE_KEYS:
         if key not in model:
             raise TableError(f"{path}: model.{key} is missing")
+        size = model[key]
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= LARGEST:
+            raise TableError(
+                f"{path}: model.{key} is {str(size)[:40]!r}, expected a whole number from 1"
+            )
     host = meta.get("host_overhead_us")
     if host is not None:
         if not isinstance(host, dict) or set(host) != {"per_iteration", "per_sequence"}:
@@ -104,6 +110,8 @@ def _read_part(path: Path, name: str) -> Part:
             rows = list(reader)
     except UnicodeDecodeError:
         raise TableError(f"{path}: not a text file in UTF-8") from None
+    except csv.Error as error:  # a cell too long, line ends of another century
+        raise TableError(f"{path}: not CSV: {error}") from None
     missing = [column for column in (*columns, *times) if column not in header]
     if missing:
         other = [column for column in header if column.startswith("time_")]
@@ -145,8 +153,11 @@ def _whole(path: Path, line: int, column: str, text: str) -> int:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and number >= 0 and number == int(number)):
-        raise TableError(f"{path}:{line}: {column} is {text!r}, expected a whole number from 0")
+    if not (0 <= number <= LARGEST and number == int(number)):
+        raise TableError(
+            f"{path}:{line}: {column} is {text[:40]!r}, expected a whole number from 0 to "
+            f"{LARGEST:g}"
+        )
     return int(number)
 
 
@@ -156,9 +167,9 @@ def _time_s(path: Path, line: int, column: str, text: str) -> float:
     except ValueError:
         time_s = math.nan
     if not math.isfinite(time_s) or time_s < 0:
-        raise TableError(f"{path}:{line}: {column} is {text!r}, expected microseconds from 0")
+        raise TableError(f"{path}:{line}: {column} is {text[:40]!r}, expected microseconds from 0")
     if time_s > _LONGEST_S:
-        raise TableError(f"{path}:{line}: {column} is {text}, over an hour; the unit is µs")
+        raise TableError(f"{path}:{line}: {column} is {text[:40]}, over an hour; the unit is µs")
     return time_s
 
 

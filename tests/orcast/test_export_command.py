@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from calibrate.recordings.comparison import compare
@@ -244,3 +245,29 @@ def test_a_wrong_export_is_refused_in_one_line(
     assert said.status == 2
     assert words in said.stderr
     assert said.stderr.count("\n") == 1
+
+
+def test_a_csv_holds_no_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil = '=HYPERLINK("http://x","y")'
+    (tmp_path / "trace.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "arrival_time_ns": n,
+                    "input_toks": 2,
+                    "output_toks": 2,
+                    "input_tok_ids": [1, 2],
+                    "kind": kind,
+                }
+            )
+            + "\n"
+            for n, kind in enumerate((evil, "@SUM(A1)", "plain", "-1"))
+        )
+    )
+    workload = "workload={trace: trace.jsonl, class_column: kind}"
+    done = orcast("run", "quickstart", "--set", workload, "--out", "run")
+    assert done.status == 0, done.stderr
+    assert orcast("export", "run", "csv").status == 0
+    classes = pd.read_csv("run/csv/requests.csv")["request_class"].tolist()
+    assert classes == [f"'{evil}", "'@SUM(A1)", "plain", "'-1"]

@@ -223,3 +223,15 @@ def test_half_written_answers_are_never_seen(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "points").iterdir()] == [f"{'a' * 32}.json"]
     assert store.read("a" * 32) == {"metrics": {}}
     assert store.read("b" * 32) is None
+
+
+def test_an_answer_that_was_changed_on_disk_is_computed_again_and_counted(tmp_path: Path) -> None:
+    first = here(small(), tmp_path)
+    files = sorted((tmp_path / "points").iterdir())
+    files[0].write_text(files[0].read_text().replace('"completed": ', '"completed": 1'))
+    files[1].write_text(files[1].read_text()[:-20])
+    files[2].write_text(files[3].read_text())  # another point's
+    again = here(small(), tmp_path)
+    assert again.computed == 3 and again.table.columns == first.table.columns
+    assert again.warnings[-1] == "3 kept answers were damaged and have been computed again"
+    assert here(small(), tmp_path).computed == 0
