@@ -152,30 +152,46 @@ def token_times_s(records: RunRecords) -> list[Floats]:
     """
     requests, iterations, preemptions = records.requests, records.iterations, records.preemptions
     decodes = iterations["decode_seqs"] > 0
-    ends: dict[int, Floats] = {}
+    ended_s = iterations["start_s"] + iterations["duration_s"]
+    # Behind a front end tokens are shown as the clients saw them; what is whose goes by the
+    # engine's own times, which preemptions have as well.
+    seen_s = iterations.get("seen_s", ended_s)
+    ends: dict[int, tuple[Floats, Floats]] = {}
     for replica in np.unique(iterations["replica"]).tolist():
-        rows = (iterations["replica"] == replica) & decodes
-        ended_s = iterations["start_s"] + iterations["duration_s"]
-        # Behind a front end tokens are shown as the clients saw them, like the requests.
-        ends[replica] = np.sort(iterations.get("seen_s", ended_s)[rows])
+        rows = np.flatnonzero((iterations["replica"] == replica) & decodes)
+        rows = rows[np.argsort(ended_s[rows], kind="stable")]
+        ends[replica] = ended_s[rows], seen_s[rows]
+    first_name, last_name = "engine_first_token_s", "engine_last_token_s"
+    if first_name not in requests:
+        first_name = "first_token_s"
+        last_name = "last_token_s" if "last_token_s" in requests else "finished_s"
+    shown_last = "last_token_s" if "last_token_s" in requests else "finished_s"
     pauses: dict[int, list[tuple[float, float]]] = {}
     for request, at_s, back_s in zip(
         *(preemptions[name].tolist() for name in ("request", "preempted_s", "resumed_s")),
         strict=True,
     ):
         pauses.setdefault(request, []).append((at_s, back_s))
-    last_name = "last_token_s" if "last_token_s" in requests else "finished_s"
     found = []
+    nothing = np.zeros(0), np.zeros(0)
     for row in np.flatnonzero(np.isfinite(requests["finished_s"])).tolist():
-        first_s, last_s = float(requests["first_token_s"][row]), float(requests[last_name][row])
+        first_s, last_s = float(requests[first_name][row]), float(requests[last_name][row])
         output = int(requests["output_tokens"][row])
-        own = ends.get(int(requests["replica"][row]), np.zeros(0))
+        own_s, shown_s = ends.get(int(requests["replica"][row]), nothing)
         near = 1e-9 * max(last_s, 1.0)
-        low, high = np.searchsorted(own, [first_s + near, last_s + near])
-        times = own[low:high]
-        for at_s, back_s in pauses.get(int(requests["request"][row]), ()):
-            times = times[(times <= at_s + near) | (times > back_s + near)]
+        low, high = np.searchsorted(own_s, [first_s + near, last_s + near])
+        kept = np.ones(high - low, dtype=bool)
+        own_pauses = pauses.get(int(requests["request"][row]), [])
+        for at_s, back_s in own_pauses:
+            kept &= (own_s[low:high] <= at_s + near) | (own_s[low:high] > back_s + near)
+        excess = int(kept.sum()) - (output - 1)
+        if excess > 0 and len(own_pauses) == 1:
+            # What it lost took more than one iteration to compute again: the first bring no token.
+            back = np.flatnonzero(kept & (own_s[low:high] > own_pauses[0][1] + near))
+            kept[back[:excess]] = False
+        times = shown_s[low:high][kept]
+        shown_first_s = float(requests["first_token_s"][row])
         if len(times) != output - 1:
-            times = np.linspace(first_s, last_s, output)[1:]
-        found.append(np.concatenate(([first_s], times)))
+            times = np.linspace(shown_first_s, float(requests[shown_last][row]), output)[1:]
+        found.append(np.concatenate(([shown_first_s], times)))
     return found

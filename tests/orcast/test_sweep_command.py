@@ -177,7 +177,7 @@ def test_the_summary_names_the_best_setting_and_what_matters(
     assert "% of the variance that each axis explains" in shown
     assert "8 of 24 runs failed" in " ".join(shown.split())
     assert "Report: again/report.html" in shown
-    assert " ".join(shown.split()).count("iteration times are analytic, not measured") == 1
+    assert " ".join(shown.split()).count("Iteration times are analytic, not measured") == 1
     assert Path("again/report.html").read_text().lower().count("times are analytic") == 1
 
 

@@ -219,7 +219,10 @@ FILES = {
     "an unhashable key": (b"? [a]\n: x\n", r":1:3: not valid YAML"),
     "a number as key": (b"5: x\nname: a\n", ": model: missing"),
     "no model": (b"name: a\n", r": model: missing \(and 2 more\)"),
-    "itself": (b"name: &a [*a]\n", r": name: \[\[\[.*: expected a string"),
+    "itself": (
+        b"name: &a [*a]\n",
+        r":1:1: not valid YAML: its aliases stand for over 1,000,000 values",
+    ),
     "deep brackets": (
         b"name: " + b"[" * 20_000 + b"]" * 20_000,
         r":1:106: not valid YAML: nested more than 100 levels deep: close open brackets, ",

@@ -219,9 +219,9 @@ def test_a_resolved_sweep_is_a_scenario_that_asks_the_same(tmp_path: Path) -> No
 
 def test_half_written_answers_are_never_seen(tmp_path: Path) -> None:
     store = PointStore(tmp_path)
-    store.write("a" * 32, '{"metrics": {}}')
+    store.write("a" * 32, '{"metrics": {}, "warnings": []}')
     assert [path.name for path in (tmp_path / "points").iterdir()] == [f"{'a' * 32}.json"]
-    assert store.read("a" * 32) == {"metrics": {}}
+    assert store.read("a" * 32) == {"metrics": {}, "warnings": []}
     assert store.read("b" * 32) is None
 
 
