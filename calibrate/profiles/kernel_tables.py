@@ -33,6 +33,7 @@ SYSTEMS = {
     "rtx-pro-6000": "rtx_pro_6000_server",
 }
 NEEDED = ("gemm", "attention")
+KERNEL = "kernel_source"  # the column that tells kernels for the same work apart
 
 Points = dict[tuple[int, ...], float]
 
@@ -145,12 +146,13 @@ class KernelTables:
         """µs by the values of `columns`, of the rows where the other columns are as wanted.
 
         A tuple of wanted values is an order of preference; a column that a file lacks matches.
-        A point measured more than once has its median. Raises NotMeasured saying what there is.
+        A point measured more than once has its median, of several kernels for it that of the
+        fastest. Raises NotMeasured saying what there is.
         """
         return self._points(family, self.backend, name, columns, wanted)
 
     def nccl(self, operation: str, ranks: int) -> Points:
-        """µs by bytes of one of NCCL's collectives (16 bits a value); its versions are its own."""
+        """µs by values of one of NCCL's collectives (16 bits each); its versions are its own."""
         wanted = {"op_name": operation, "nccl_dtype": "half", "num_gpus": ranks}
         return self._points("comm", "nccl", "nccl_perf", ("message_size",), wanted)
 
@@ -222,7 +224,7 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
     import pyarrow as pa
 
     try:
-        table = columns_of(path, {*columns, *wanted, "latency"})
+        table = columns_of(path, {*columns, *wanted, "latency", KERNEL})
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path}: {str(error).splitlines()[0]}") from None
     for column in (*columns, "latency"):
@@ -259,10 +261,11 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
     found = dict(zip(keys, time_us.tolist(), strict=True))
     if len(found) == len(keys):
         return found
-    groups: dict[tuple[int, ...], list[float]] = {}
-    for key, each in zip(keys, time_us.tolist(), strict=True):
-        groups.setdefault(key, []).append(each)
-    return {key: float(np.median(times)) for key, times in groups.items()}
+    kernels = table[KERNEL][rows].tolist() if KERNEL in table else [""] * len(keys)
+    groups: dict[tuple[int, ...], dict[str, list[float]]] = {}
+    for key, kernel, each in zip(keys, kernels, time_us.tolist(), strict=True):
+        groups.setdefault(key, {}).setdefault(kernel, []).append(each)
+    return {key: min(map(float, map(np.median, by.values()))) for key, by in groups.items()}
 
 
 def _installed() -> Path:
