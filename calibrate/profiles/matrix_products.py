@@ -39,10 +39,10 @@ from sim.latency.table_folder import TableError
 # The least product of every other format and engine takes 1.5 to 12 µs, on cards of Intel 17 to 32.
 LONGEST_START_US = 40.0
 NEAR_A_LAUNCH = 1.5
-# What products that keep the tensor cores busy (at BUSY of their peak, and by proportion below) take
-# longer in a server, whose power is limited, than timed for some milliseconds: where they are of 8
-# bits and 4. From TensorRT-LLM's serving points of Qwen3-32B in float8 on H100: 1.15 to 1.3; there a
-# prompt of 1,024 tokens takes 60 ms from 7 others and 77 from 63. In 16 bits no such thing is seen.
+# What products that keep the tensor cores busy (at BUSY of their peak, by proportion below) take
+# longer in a server, whose power is limited, than timed for some milliseconds: those of 8 bits and
+# of 4. From TensorRT-LLM's serving points of Qwen3-32B in float8 on H100 (1.15 to 1.3): a prompt of
+# 1,024 tokens takes 60 ms from 7 others' decodes, 77 from 63 others'. Not seen in 16 bits.
 SUSTAINED = 1.15
 BUSY = 0.5
 WEIGHTS_ALONE = ("int4_wo", "int8_wo", "w4a16_mxfp4")  # computed in 16 bits

@@ -1,10 +1,10 @@
 """How InferenceMAX starts its servers, where it does not leave that to the engine.
 
 Its rows tell model, GPU, engine and degrees. The rest is in its public scripts (github.com/
-SemiAnalysisAI/InferenceX, ``benchmarks/*.sh``, read at the versions of the rows' dates): type of
-the KV cache and tokens of a batch. Some of its configurations decode speculatively (``spec-decoding:
-mtp`` in ``nvidia-master.yaml``); a row does not say of which configuration it is, so none of an
-image that both kinds were run with can be read as plain decoding.
+SemiAnalysisAI/InferenceX, ``benchmarks/*.sh``, at the versions of the rows' dates): type of the KV
+cache and tokens of a batch. Some of its configurations decode speculatively (``spec-decoding: mtp``
+in ``nvidia-master.yaml``). A row does not say of which configuration it is, so none of an image
+that both kinds were run with can be read as plain decoding.
 """
 
 from __future__ import annotations
