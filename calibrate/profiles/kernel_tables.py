@@ -13,6 +13,7 @@ newest older one, as the package itself does, and the choice is remembered.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,9 @@ SYSTEMS = {
     "h100-sxm": "h100_sxm",
     "h200-sxm": "h200_sxm",
     "b200": "b200_sxm",
+    "b300": "b300_sxm",
+    "gb200": "gb200",
+    "gb300": "gb300",
     "l40s": "l40s",
     "rtx-pro-6000": "rtx_pro_6000_server",
 }
@@ -187,17 +191,20 @@ class KernelTables:
 
     def products_elsewhere(self, dtype: str, longest_us: float) -> tuple[Points, str] | None:
         """Products of another backend, the least of which takes no longer, and whose they are."""
-        for backend in self.system.backends():
-            if backend == self.backend:
-                continue
-            other = KernelTables(self.system, backend, self.system.versions(backend)[0])
+        for other in self.elsewhere():
             try:
                 points = other.products(dtype)
             except NotMeasured:
                 continue
             if min(points.values()) <= longest_us:
-                return points, f"{backend} {other.version}"
+                return points, f"{other.backend} {other.version}"
         return None
+
+    def elsewhere(self) -> Iterator[KernelTables]:
+        """Every other backend's newest on the same system."""
+        for backend in self.system.backends():
+            if backend != self.backend:
+                yield KernelTables(self.system, backend, self.system.versions(backend)[0])
 
     def products(self, dtype: str) -> Points:
         """µs of matrix products by (n, k, m), i.e. width, depth and rows."""

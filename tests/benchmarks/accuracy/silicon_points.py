@@ -310,7 +310,7 @@ def _model(point: Point, configs: Path) -> tuple[str, str]:
     config, name = _config(point.model)
     if point.precision == "fp4" and (checkpoint := _four_bits(name)) is not None:
         (config, name), weights = checkpoint, "auto"
-    elif config.get("quantization_config") and point.precision == "fp8":
+    elif _quantised(config) and point.precision != "bf16":
         weights = "auto"  # as the checkpoint has it
     elif point.quantisation == "fp8_block":
         config = config | {
@@ -321,6 +321,11 @@ def _model(point: Point, configs: Path) -> tuple[str, str]:
     if not path.exists():
         path.write_text(json.dumps(config))
     return str(path), weights
+
+
+def _quantised(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint's configuration, or its decoder's part, says how its weights lie."""
+    return any("quantization_config" in part for part in (config, config.get("text_config", {})))
 
 
 @cache

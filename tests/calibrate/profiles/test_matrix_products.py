@@ -48,7 +48,7 @@ def test_times_of_a_launch_are_replaced_by_the_same_kernels_elsewhere(system: Sy
     products = Products(tables, "fp8_block")
     assert products.how == "fp8_block products of sglang 1.0 where a launch of 60 µs was timed"
     times = dict(products.times_us(8192, 8192))
-    assert times[1] == pytest.approx(product_ms(1, 8192, 8192) * 1e3)
+    assert times[1] == pytest.approx(product_ms(1, 8192, 8192) * 1e3, rel=2e-3)
     measured_us = product_ms(4096, 8192, 8192) * 1e3
     assert times[4096] == pytest.approx(SUSTAINED * measured_us), "long: as measured, and busy"
     assert Products(tables, "fp8").how is None
