@@ -104,7 +104,8 @@ class Products:
             )
             ideal_us = _ideal_us(system, (m, width, depth), self._dtype)
             scales_us = self._scales.times_us(m, depth, written_scaled=written_scaled)
-            alone_us = max(ideal_us / utilisation - scales_us, ideal_us)
+            timed_us = ideal_us / utilisation
+            alone_us = max(timed_us - scales_us, min(ideal_us, timed_us))
             found.append((m, alone_us * self._sustained((m, width, depth), alone_us)))
         return found
 
