@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,25 @@ def model(name: str, *, beside: Path | None = None) -> ModelSpec:
     A relative path is looked up in the current folder, then in `beside`.
     """
     path = model_path(name, beside=beside)
-    config = model_config(path)
     beside_it = path.with_name("hf_quant_config.json")
-    quantised = None
     if path.name == "config.json" and beside_it.is_file():
-        quantised = model_config(beside_it)
+        found = _read(path, _text(path), beside_it, _text(beside_it))
+    else:
+        found = _read(path, _text(path))
+    return replace(found, sampling=_sampling(path))
+
+
+@lru_cache(maxsize=64)  # a plan asks for one model at every point
+def _read(
+    path: Path, text: str, beside_it: Path | None = None, quantised: str | None = None
+) -> ModelSpec:
+    """The model that a file of this text describes, with ModelOpt's file beside it."""
+    config = _parsed(path, text)
+    parsed = None if beside_it is None or quantised is None else _parsed(beside_it, quantised)
     try:
-        found = read_config(config, name=model_name(path), quantised=quantised)
+        return read_config(config, name=model_name(path), quantised=parsed)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return replace(found, sampling=_sampling(path))
 
 
 def _sampling(path: Path) -> Sampling:
@@ -111,10 +120,21 @@ def model_name(path: Path) -> str:
 
 def model_config(path: Path) -> dict[str, Any]:
     """A model's Hugging Face config as it is in the file."""
+    return _parsed(path, _text(path))
+
+
+def _text(path: Path) -> str:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
     except RecursionError:
         raise InputError(f"{path}: not valid JSON: nested too deeply") from None
     except ValueError as error:

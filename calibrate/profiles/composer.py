@@ -24,7 +24,7 @@ from calibrate.profiles.analytic_parts import AnalyticParts
 from calibrate.profiles.cached_prefixes import behind_prefixes
 from calibrate.profiles.expert_kernels import experts_us
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, Points
-from calibrate.profiles.matrix_products import Products
+from calibrate.profiles.matrix_products import WRITTEN_SCALED, Products
 from calibrate.profiles.precision import Format, weight_format
 from sim.latency.roofline import ELEMENTWISE_OVERHEAD_S
 from sim.latency.sampling import sampling_s
@@ -34,12 +34,14 @@ from sim.model.spec import LinearOperation, ModelSpec
 # what the kernel before wrote is still in the cache. Against an RTX 4090's profile of Llama-3.1-8B
 # this errs by up to 5 % from 2 to 64 tokens, by up to 22 % from 1 to 2,048.
 ELEMENTWISE_KERNELS = 3  # residual with norm twice, rotary with the cache write; and activation
+QK_NORM_KERNELS = 2  # of queries and of keys, before the rotary embedding
 CACHE_MISSES = 0.5
+VALUE_BYTES = 2  # of what is summed over ranks
 
 # Of every sum over ranks: an engine's come to it one after the other, those timed alone together.
 # From vLLM's serving points of Llama-3.1-70B in fp8 on H100 with 4 and 8 in flight (prompts of
-# 1,024 tokens, 161 sums): 0.10 to 0.86 ms a step, median 0.53, at tensor parallel 2, 4 and 8 alike.
-RANKS_WAIT_US = {"vllm": 3.3}
+# 1,024 tokens, 161 sums): 0.73 to 1.45 ms a step, median 1.12, at tensor parallel 2, 4 and 8 alike.
+RANKS_WAIT_US = {"vllm": 6.9}
 
 FAMILIES = {
     "linear": "gemm",
@@ -182,7 +184,11 @@ class Composer:
         dtype = self._format_of(operation).name
         if dtype not in self._products:
             self._products[dtype] = Products(self.tables, dtype)
-        return self._products[dtype].times_us(operation.out_features, operation.in_features)
+        return self._products[dtype].times_us(
+            operation.out_features,
+            operation.in_features,
+            written_scaled=operation.kind in WRITTEN_SCALED,
+        )
 
     def _format_of(self, operation: LinearOperation) -> Format:
         """The asked one where it is most of the model's; routers and others have their own."""
@@ -276,7 +282,11 @@ class Composer:
         ]
 
     def _all_reduce(self) -> Rows:
-        """None where it was not measured and may be analytic: links are known where it is used."""
+        """None where it was not measured and may be analytic: links are known where it is used.
+
+        The package's ``message_size`` counts values of 16 bits, its own models ask for tokens times
+        hidden size. (As bytes eight H100s would reach half of what NCCL does on NVSwitch.)
+        """
 
         def measured() -> Points:
             try:
@@ -293,8 +303,8 @@ class Composer:
         points = self._or_analytic("communication", measured, lambda analytic: {})
         wait_us = RANKS_WAIT_US.get(self.stands_for or self.tables.backend, 0.0)
         return [
-            ("all_reduce", self.tensor_parallel, size, time_us + wait_us)
-            for (size,), time_us in points.items()
+            ("all_reduce", self.tensor_parallel, values * VALUE_BYTES, time_us + wait_us)
+            for (values,), time_us in points.items()
         ]
 
     # -- estimates ------------------------------------------------------------------------
@@ -306,6 +316,9 @@ class Composer:
         if model.mla is None:
             heads = model.num_attention_heads + 2 * max(model.num_kv_heads, degree)
             per_layer += 2 * heads * model.head_dim // degree
+            if model.norms_heads:
+                kernels += QK_NORM_KERNELS
+                per_layer += 2 * heads * model.head_dim // degree
         else:
             kernels -= 1  # rotary embedding is in the measured module
         activated = (3 if model.gated_mlp else 2) * model.intermediate_size // degree

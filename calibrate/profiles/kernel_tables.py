@@ -13,6 +13,7 @@ newest older one, as the package itself does, and the choice is remembered.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,10 +30,14 @@ SYSTEMS = {
     "h100-sxm": "h100_sxm",
     "h200-sxm": "h200_sxm",
     "b200": "b200_sxm",
+    "b300": "b300_sxm",
+    "gb200": "gb200",
+    "gb300": "gb300",
     "l40s": "l40s",
     "rtx-pro-6000": "rtx_pro_6000_server",
 }
 NEEDED = ("gemm", "attention")
+KERNEL = "kernel_source"  # the column that tells kernels for the same work apart
 
 Points = dict[tuple[int, ...], float]
 
@@ -145,12 +150,13 @@ class KernelTables:
         """µs by the values of `columns`, of the rows where the other columns are as wanted.
 
         A tuple of wanted values is an order of preference; a column that a file lacks matches.
-        A point measured more than once has its median. Raises NotMeasured saying what there is.
+        A point measured more than once has its median, of several kernels for it that of the
+        fastest. Raises NotMeasured saying what there is.
         """
         return self._points(family, self.backend, name, columns, wanted)
 
     def nccl(self, operation: str, ranks: int) -> Points:
-        """µs by bytes of one of NCCL's collectives (16 bits a value); its versions are its own."""
+        """µs by values of one of NCCL's collectives (16 bits each); its versions are its own."""
         wanted = {"op_name": operation, "nccl_dtype": "half", "num_gpus": ranks}
         return self._points("comm", "nccl", "nccl_perf", ("message_size",), wanted)
 
@@ -185,17 +191,20 @@ class KernelTables:
 
     def products_elsewhere(self, dtype: str, longest_us: float) -> tuple[Points, str] | None:
         """Products of another backend, the least of which takes no longer, and whose they are."""
-        for backend in self.system.backends():
-            if backend == self.backend:
-                continue
-            other = KernelTables(self.system, backend, self.system.versions(backend)[0])
+        for other in self.elsewhere():
             try:
                 points = other.products(dtype)
             except NotMeasured:
                 continue
             if min(points.values()) <= longest_us:
-                return points, f"{backend} {other.version}"
+                return points, f"{other.backend} {other.version}"
         return None
+
+    def elsewhere(self) -> Iterator[KernelTables]:
+        """Every other backend's newest on the same system."""
+        for backend in self.system.backends():
+            if backend != self.backend:
+                yield KernelTables(self.system, backend, self.system.versions(backend)[0])
 
     def products(self, dtype: str) -> Points:
         """µs of matrix products by (n, k, m), i.e. width, depth and rows."""
@@ -222,7 +231,7 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
     import pyarrow as pa
 
     try:
-        table = columns_of(path, {*columns, *wanted, "latency"})
+        table = columns_of(path, {*columns, *wanted, "latency", KERNEL})
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path}: {str(error).splitlines()[0]}") from None
     for column in (*columns, "latency"):
@@ -259,10 +268,11 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
     found = dict(zip(keys, time_us.tolist(), strict=True))
     if len(found) == len(keys):
         return found
-    groups: dict[tuple[int, ...], list[float]] = {}
-    for key, each in zip(keys, time_us.tolist(), strict=True):
-        groups.setdefault(key, []).append(each)
-    return {key: float(np.median(times)) for key, times in groups.items()}
+    kernels = table[KERNEL][rows].tolist() if KERNEL in table else [""] * len(keys)
+    groups: dict[tuple[int, ...], dict[str, list[float]]] = {}
+    for key, kernel, each in zip(keys, kernels, time_us.tolist(), strict=True):
+        groups.setdefault(key, {}).setdefault(kernel, []).append(each)
+    return {key: min(map(float, map(np.median, by.values()))) for key, by in groups.items()}
 
 
 def _installed() -> Path:

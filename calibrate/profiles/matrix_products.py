@@ -13,6 +13,12 @@ utilisations errs by 4.5, 6.5 and 8.0 %.
 any is in between: a state of the machine, not of the kernel, whose steps last. Such a point takes
 the best utilisation of those with fewer rows or with more, whichever is less.
 
+*Scales of inputs.* Products in float8 of one scale a tensor were timed with the kernels before them
+that find the scale of their input and divide it, 7 to 9 us of TensorRT-LLM's 12 and more, 1 of
+vLLM's 5. A checkpoint has these scales (ModelOpt's ``input_scale``), so nothing finds them; and the
+kernel that wrote the input divided it already where that is an attention or an activation. The
+package timed both kernels apart, and its own compositions take them off likewise.
+
 *Launches timed for kernels.* Block-scaled float8 products of vLLM take 55 to 420 µs in the package,
 by GPU, whatever their size, a product of 32 x 32 too: what was timed is the host that launches
 them, which an engine's CUDA graphs do without. (SGLang's, the same DeepGEMM kernels, start at
@@ -27,10 +33,22 @@ from bisect import bisect_right
 
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, Points, System
 from calibrate.profiles.precision import WEIGHT_BYTES
+from sim.latency.grid import Line
+from sim.latency.table_folder import TableError
 
 # The least product of every other format and engine takes 1.5 to 12 µs, on cards of Intel 17 to 32.
 LONGEST_START_US = 40.0
 NEAR_A_LAUNCH = 1.5
+# What products that keep the tensor cores busy (at BUSY of their peak, by proportion below) take
+# longer in a server, whose power is limited, than timed for some milliseconds: those of 8 bits and
+# of 4. From TensorRT-LLM's serving points of Qwen3-32B in float8 on H100 (1.15 to 1.3): a prompt of
+# 1,024 tokens takes 60 ms from 7 others' decodes, 77 from 63 others'. Not seen in 16 bits.
+SUSTAINED = 1.15
+BUSY = 0.5
+WEIGHTS_ALONE = ("int4_wo", "int8_wo", "w4a16_mxfp4")  # computed in 16 bits
+# Kinds of products whose input an attention or an activation wrote.
+KERNELS_BEFORE = ("scale_matrix", "computescale")
+WRITTEN_SCALED = ("o", "down", "shared_down")
 
 LEAST_READ_BYTES = 2**25  # smaller weights stay in the cache between takes
 AROUND = 5  # measured numbers of rows on either side
@@ -48,6 +66,7 @@ class Products:
 
     def __init__(self, tables: KernelTables, dtype: str) -> None:
         self._tables, self._dtype = tables, dtype
+        self._scales = InputScales(tables, dtype)
         points, self.how = _without_launches(tables, dtype)
         self._shapes: Shapes = {}
         for (n, k, m), time_us in points.items():
@@ -56,10 +75,13 @@ class Products:
             if WEIGHT_BYTES[dtype] * shape[0] * shape[1] >= LEAST_READ_BYTES:
                 self._shapes[shape] = _without_slow_ones(tables.system, shape, times_us, dtype)
 
-    def times_us(self, width: int, depth: int) -> list[tuple[int, float]]:
+    def times_us(
+        self, width: int, depth: int, *, written_scaled: bool = False
+    ) -> list[tuple[int, float]]:
         """[rows, depth] x [depth, width]: (rows, µs) at every measured number of rows.
 
-        Raises NotMeasured where no neighbour was measured.
+        `written_scaled`: the input comes as the product's numbers. Raises NotMeasured where no
+        neighbour was measured.
         """
         shapes, system = self._shapes, self._tables.system
         corners = {
@@ -81,8 +103,69 @@ class Products:
                 for shape, share in corners.items()
             )
             ideal_us = _ideal_us(system, (m, width, depth), self._dtype)
-            found.append((m, ideal_us / utilisation))
+            scales_us = self._scales.times_us(m, depth, written_scaled=written_scaled)
+            timed_us = ideal_us / utilisation
+            alone_us = max(timed_us - scales_us, min(ideal_us, timed_us))
+            found.append((m, alone_us * self._sustained((m, width, depth), alone_us)))
         return found
+
+    def _sustained(self, shape: tuple[int, int, int], time_us: float) -> float:
+        """How much longer a product takes among others than alone."""
+        if WEIGHT_BYTES[self._dtype] > 1 or self._dtype in WEIGHTS_ALONE:
+            return 1.0
+        m, n, k = shape
+        busy = 2e6 * m * n * k / self._tables.system.flops_per_s(self._dtype) / time_us
+        return 1.0 + (SUSTAINED - 1.0) * min(busy / BUSY, 1.0)
+
+
+class InputScales:
+    """What products of one number format were timed with, and a checkpoint's own scales spare.
+
+    That were the kernels which the least product takes as long as, with the least in 16 bits.
+    """
+
+    def __init__(self, tables: KernelTables, dtype: str) -> None:
+        self._finding: dict[int, Line] = {}
+        self._dividing: dict[int, Line] = {}
+        if dtype != "fp8":
+            return
+        try:
+            least_us = min(tables.products(dtype).values())
+            least_us -= min(tables.products("bfloat16").values())
+        except NotMeasured:
+            return
+        dividing, finding = (_by_depth(tables, f"{name}_perf") for name in KERNELS_BEFORE)
+        if dividing and (beside_us := _least_us(dividing)) <= least_us:
+            self._dividing = dividing
+            if finding and beside_us + _least_us(finding) <= least_us:
+                self._finding = finding
+
+    def times_us(self, rows: int, depth: int, *, written_scaled: bool) -> float:
+        """Finding the scale of an input [rows, depth]; and dividing it, where that was done."""
+        divided_us = _at(self._dividing, rows, depth) if written_scaled else 0.0
+        return _at(self._finding, rows, depth) + divided_us
+
+
+def _by_depth(tables: KernelTables, name: str) -> dict[int, Line]:
+    """µs by rows, for each measured depth; empty where the package timed none."""
+    try:
+        points = tables.points("quantize", name, "k", "m", quant_dtype="fp8")
+    except TableError:
+        return {}  # of an engine that has no such kernel, times of zero
+    depths: dict[int, dict[int, float]] = {}
+    for (depth, rows), time_us in points.items():
+        depths.setdefault(depth, {})[rows] = time_us
+    return {k: Line(sorted(of), [of[m] for m in sorted(of)]) for k, of in depths.items()}
+
+
+def _least_us(lines: dict[int, Line]) -> float:
+    return min(line(1) for line in lines.values())
+
+
+def _at(lines: dict[int, Line], rows: int, depth: int) -> float:
+    if not lines:
+        return 0.0
+    return sum(share * lines[k](rows) for k, share in _neighbours(sorted(lines), depth))
 
 
 def _without_launches(tables: KernelTables, dtype: str) -> tuple[Points, str | None]:

@@ -27,19 +27,28 @@ class ExpertTable:
                 "be set where several numbers of activated experts were measured, or with source "
                 "roofline"
             )
-        self._axes, self._grid = filled_grid(
+        self._axes, grid = filled_grid(
             [part.coordinates["tokens"], part.coordinates["experts"]], part.time_s
         )
+        self._columns = [Line(self._axes[0], column.tolist()) for column in grid.T]
 
     def many(self, tokens: np.ndarray) -> np.ndarray:
         """Times for these token counts."""
-        return np.array([self._one(int(count)) for count in tokens.tolist()])
-
-    def _one(self, tokens: int) -> float:
-        return self.at(tokens, float(self._routing.activated(np.array([tokens]))[0]))
+        axis = np.array(self._axes[1])
+        activated = np.clip(self._routing.activated(tokens), axis[0], axis[-1])
+        low = np.clip(np.searchsorted(axis, activated, side="right") - 1, 0, max(len(axis) - 2, 0))
+        times_s = np.zeros(len(tokens))
+        for column in np.unique(low).tolist():
+            here = low == column
+            fewer = self._columns[column].many(tokens[here])
+            if column + 1 < len(axis):
+                share = (activated[here] - axis[column]) / (axis[column + 1] - axis[column])
+                fewer = fewer + share * (self._columns[column + 1].many(tokens[here]) - fewer)
+            times_s[here] = fewer
+        return times_s
 
     def at(self, tokens: float, activated: float) -> float:
         """Seconds at a number of activated experts."""
         low, high, share = bracket(self._axes[1], activated)
-        column = self._grid[:, low] + share * (self._grid[:, high] - self._grid[:, low])
-        return Line(self._axes[0], column.tolist())(tokens)
+        fewer, more = self._columns[low](tokens), self._columns[high](tokens)
+        return fewer + share * (more - fewer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.|$)")
 _ELSEWHERE = ("vision", "visual", "audio", "image", "encoder", "mtp", "projector", "draft")
@@ -29,23 +30,24 @@ _LEAVES = {
 }
 
 
-def _names(module: str) -> list[str]:
+@cache  # of some dozens of modules that a layer may have
+def _names(module: str) -> tuple[str, ...]:
     """What checkpoints call ``self_attn.q_proj`` and the like."""
     part, *within = module.split(".")
     *path, leaf = within or [part]
     if not within:
-        return [module]
+        return (module,)
     paths = [path]
     if path[:1] == ["shared_experts"]:
         paths.append(["shared_expert", *path[1:]])
     if path[:1] == ["experts"]:
         paths.append(["experts"])
-    return [
+    return tuple(
         ".".join([one, *way, name])
         for one in _PARTS.get(part, (part,))
         for way in paths
         for name in _LEAVES.get(leaf, (leaf,))
-    ]
+    )
 
 
 class ModulePatterns:
@@ -56,15 +58,17 @@ class ModulePatterns:
         self._of_layer: dict[int, list[str]] = {}
         self._anywhere: list[str] = []
         self._compiled: list[re.Pattern[str]] = []
+        starred: list[str] = []
         for pattern in self._patterns:
-            self._sort(pattern)
+            self._sort(pattern, starred)
+        if starred:  # in one, which tries them all at once
+            self._compiled.append(re.compile(rf"(?:.*\.)?(?:{'|'.join(starred)})(?:\..*)?$"))
 
-    def _sort(self, pattern: str) -> None:
+    def _sort(self, pattern: str, starred: list[str]) -> None:
         if pattern.startswith("re:"):
             self._compiled.append(re.compile(pattern[3:]))
         elif "*" in pattern:
-            inner = re.escape(pattern).replace(r"\*", ".*")
-            self._compiled.append(re.compile(rf"(?:.*\.)?{inner}(?:\..*)?$"))
+            starred.append(re.escape(pattern).replace(r"\*", ".*"))
         else:
             found = _LAYER.search(pattern)
             if found is None:

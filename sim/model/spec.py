@@ -358,6 +358,12 @@ class ModelSpec:
 
     # -- attention and its cache ----------------------------------------------------------------
 
+    @property
+    def norms_heads(self) -> bool:
+        """Whether queries and keys are normalised, each head or all together."""
+        mixers = (mixer for layer, _ in self.runs for mixer in layer.mixers)
+        return any(m.latent is None and m.parameters >= 2 * m.head_dim > 0 for m in mixers)
+
     def kv_bytes_each(self, kv_cache_dtype: str = "auto") -> int:
         """Bytes of one number in the KV cache.
 

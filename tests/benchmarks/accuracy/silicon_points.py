@@ -3,11 +3,10 @@
 A row is one aggregated deployment under a closed loop: so many requests in flight, fixed lengths.
 What a row does not say is taken from what is public about its origin:
 
-    InferenceMAX        rows of a dated file or db-dump. Its client draws lengths between 0.8 and 1
-                        of the nominal ones, and asks for temperature 0; its servers have
-                        --async-scheduling, no prefix cache, --max-num-batched-tokens 8192 and
-                        --max-num-seqs of the concurrency; TensorRT-LLM keeps its cache in fp8
-                        (kv_cache_config: dtype)
+    InferenceMAX        rows of a dated file, of an analysis (the same figures again) or of its
+                        db-dump. Its client draws lengths between 0.8 and 1 of the nominal ones, and
+                        asks for temperature 0; its servers have no prefix cache, --async-scheduling
+                        where that is not the default, and what `silicon_servers` has
     anything else       genai-perf as aiconfigurator's own `eval` calls it: fixed lengths, twice the
                         concurrency to warm up, ten times to count; vLLM before 0.14 schedules
                         synchronously, TensorRT-LLM and SGLang overlap; beside quantised weights
@@ -26,6 +25,7 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from scenarios import library
 from sim.model.config import read_config
 from sim.model.weight_format import WEIGHT_DTYPES
 from tests.benchmarks.accuracy.data import package
+from tests.benchmarks.accuracy.silicon_servers import Server, may_speculate, server_of
 from tests.benchmarks.accuracy.sources import latency
 
 GPUS = {"b200_sxm": "b200", "h200_sxm": "h200-sxm", "h100_sxm": "h100-sxm"}
@@ -49,12 +50,15 @@ MOST_OF_PEAK = 0.7  # all other origins stay below 0.55
 WAVES = 4  # requests for each one in flight
 # On these the model was developed.
 DEVELOPED_ON = {("h100_sxm", "vllm"), ("h100_sxm", "trtllm")}
-# After a look at these something was chosen: which kernels compute B200's experts in 8 bits, and
-# that TensorRT-LLM keeps the cache of InferenceMAX's Llama-3.1-70B in fp8.
+# After a look at these something was chosen: which kernels compute B200's experts in 8 bits, that
+# TensorRT-LLM keeps the cache of InferenceMAX's Llama-3.1-70B in fp8 and that its products are less
+# the scales of their inputs, that latent attention is the fastest engine's (Kimi).
 CHOSEN_AFTER = {
     ("DeepSeek", "b200_sxm", ""),
     ("Llama-3.1-70B", "b200_sxm", "trtllm"),
     ("Llama-3.1-70B", "h200_sxm", "trtllm"),
+    ("Kimi-K2.5", "b200_sxm", ""),
+    ("Kimi-K2.5", "h200_sxm", ""),
 }
 
 
@@ -103,8 +107,19 @@ class Point:
 
     @property
     def kv_cache_dtype(self) -> str:
-        quantised = self.drawn_lengths or self.precision != "bf16"
-        return "fp8" if quantised and self.backend == "trtllm" else "auto"
+        if self.drawn_lengths:
+            return self._server.kv_cache_dtype
+        return "fp8" if self.precision != "bf16" and self.backend == "trtllm" else "auto"
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        budget = self._server.max_num_batched_tokens if self.drawn_lengths else 8192
+        least = self.concurrency
+        return self.prompt_tokens + least if budget is None else max(budget, least)
+
+    @property
+    def _server(self) -> Server:
+        return server_of(self.model, self.system, self.backend, self.precision)
 
     def scenario(self, source: str, configs: Path) -> dict[str, Any]:
         """The scenario of this row; `configs` is a folder for model configurations."""
@@ -123,7 +138,7 @@ class Point:
                 "weight_dtype": weights,
                 "kv_cache_dtype": self.kv_cache_dtype,
                 "max_num_seqs": self.concurrency,
-                "max_num_batched_tokens": max(8192, self.concurrency),
+                "max_num_batched_tokens": self.max_num_batched_tokens,
                 "enable_prefix_caching": False,
             },
             "latency": latency(source, backend=self.backend),
@@ -202,24 +217,34 @@ def _peak_share(point: Point) -> float:
     weights = WEIGHTS[point.precision]
     if point.system not in GPUS or weights not in ("auto", *WEIGHT_DTYPES):
         return 0.0
-    config, name = _config(point.model)
-    try:
-        model = read_config(config, name=name)
-    except ValueError:
+    flops, dtype = _work_of_a_token(point.model, weights)
+    if dtype in ("nvfp4", "mxfp4"):
         return 0.0
-    if weights != "auto":
-        model = model.quantised(weights)
-    if model.weight_dtype in ("nvfp4", "mxfp4"):
-        return 0.0
-    flops = sum(op.flops(1) for op in model.linear_operations(1))
-    if model.moe is not None:
-        share = model.moe.experts_per_token / model.moe.num_experts
-        flops += share * sum(op.flops(1) for op in model.expert_operations())
     e2e_s = (point.ttft_ms + point.tpot_ms * (point.output_tokens - 1)) / 1e3
     drawn = (1 + RANGE) / 2 if point.drawn_lengths else 1.0
     tokens = drawn * (point.prompt_tokens + point.output_tokens)
-    peak = library.gpu(GPUS[point.system]).peak_flops_per_s(model.weight_dtype)
+    peak = library.gpu(GPUS[point.system]).peak_flops_per_s(dtype)
     return point.concurrency * tokens / e2e_s * flops / (peak * point.gpus)
+
+
+@cache
+def _work_of_a_token(named: str, weights: str) -> tuple[float, str]:
+    """Floating-point operations of a token's products, and the type of the weights.
+
+    None of models that are not understood.
+    """
+    config, name = _config(named)
+    try:
+        model = read_config(config, name=name)
+    except ValueError:
+        return 0.0, "bfloat16"
+    if weights != "auto":
+        model = model.quantised(weights)
+    flops = float(sum(op.flops(1) for op in model.linear_operations(1)))
+    if model.moe is not None:
+        share = model.moe.experts_per_token / model.moe.num_experts
+        flops += share * sum(op.flops(1) for op in model.expert_operations())
+    return flops, model.weight_dtype
 
 
 def _contradiction(row: dict[str, str]) -> str | None:
@@ -237,13 +262,17 @@ def _contradiction(row: dict[str, str]) -> str | None:
         return "attention both tensor and data parallel"
     if _concurrency(row) != _number(row, "batch_size") * data:
         return "concurrency not known for sure"
+    said = ("silicon_data_source", "model_path", "system", "backend", "precision")
+    if may_speculate(*(row[name] for name in said), row["backend_version"]):
+        return "of an image that speculative decoding was run with too"
     return None
 
 
 def _point(row: dict[str, str]) -> Point:
     origin = row["silicon_data_source"]
     data = max(_number(row, "attention_dp_size"), 1)
-    dated = origin.startswith(("source_file=20", "db-dump/"))
+    # A file of somebody's own measurements has its whole path.
+    inference_max = origin.startswith("source_file=") and not origin.startswith("source_file=/")
     return Point(
         model=row["model_path"],
         system=row["system"],
@@ -257,7 +286,7 @@ def _point(row: dict[str, str]) -> Point:
         tensor_parallel=_number(row, "tp_size"),
         data_parallel=data,
         experts_over=max(_number(row, "moe_ep_size"), 1) if data == 1 else 1,
-        drawn_lengths=dated,
+        drawn_lengths=inference_max or origin.startswith("db-dump/"),
         ttft_ms=float(row["silicon_ttft_ms"]),
         tpot_ms=float(row["silicon_tpot_ms"]),
     )
@@ -282,7 +311,9 @@ def _model(point: Point, configs: Path) -> tuple[str, str]:
     """The scenario's ``model`` and ``engine.weight_dtype``."""
     weights = WEIGHTS[point.precision]
     config, name = _config(point.model)
-    if config.get("quantization_config") and point.precision == "fp8":
+    if point.precision == "fp4" and (checkpoint := _four_bits(name)) is not None:
+        (config, name), weights = checkpoint, "auto"
+    elif _quantised(config) and point.precision != "bf16":
         weights = "auto"  # as the checkpoint has it
     elif point.quantisation == "fp8_block":
         config = config | {
@@ -295,6 +326,32 @@ def _model(point: Point, configs: Path) -> tuple[str, str]:
     return str(path), weights
 
 
+def _quantised(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint's configuration, or its decoder's part, says how its weights lie."""
+    return any("quantization_config" in part for part in (config, config.get("text_config", {})))
+
+
+@cache
+def _four_bits(name: str) -> tuple[dict[str, Any], str] | None:
+    """NVIDIA's checkpoint of a model in NVFP4, which leaves some matrices in 16 bits.
+
+    DeepSeek-R1's and V3's are quantised as V3.1's is: all but the projections of queries and keys.
+    """
+    name = {"deepseek-r1": "deepseek-v3.1", "deepseek-v3": "deepseek-v3.1"}.get(name, name)
+    folder = package() / "model_configs"
+    wanted = f"nvidia--{name}-nvfp4_config.json"
+    path = next((path for path in folder.iterdir() if path.name.lower() == wanted), None)
+    if path is None:
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    beside = path.with_name(path.name.replace("_config", "_hf_quant_config"))
+    if beside.exists():
+        said = json.loads(beside.read_text(encoding="utf-8"))
+        config["quantization_config"] = {"quant_method": "modelopt", **said}
+    return config, f"{name}-nvfp4"
+
+
+@cache
 def _config(model: str) -> tuple[dict[str, Any], str]:
     """A model's configuration, of the library or else of the package."""
     if model in LIBRARY:

@@ -192,10 +192,12 @@ def test_collectives_and_older_measurements_are_borrowed_by_name(systems: Path) 
             ],
         )
     meta, parts = import_aiconfigurator("test_gpu", MODEL, data=systems, tensor_parallel=2)
-    assert parts["communication"] == [("all_reduce", 2, size, pytest.approx(8.3)) for size in sizes]
+    assert parts["communication"] == [
+        ("all_reduce", 2, 2 * values, pytest.approx(11.9)) for values in sizes
+    ], "values of 16 bits are counted, and bytes looked up"
     assert "comm of vllm 0.9.0" in meta["source"], "never of a newer version"
     meta, parts = import_aiconfigurator("test_gpu", MODEL, data=systems, tensor_parallel=4)
-    assert parts["communication"][0] == ("all_reduce", 4, 1024, pytest.approx(23.3))
+    assert parts["communication"][0] == ("all_reduce", 4, 2048, pytest.approx(26.9))
     assert "comm of nccl 2.20" in meta["source"]
 
 

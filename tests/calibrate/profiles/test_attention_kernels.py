@@ -87,3 +87,21 @@ def test_heads_beyond_those_measured_are_refused(tables: KernelTables) -> None:
         decode_us(tables, heads=72, kv_heads=8, **SHAPE)
     with pytest.raises(NotMeasured, match="no prefill attention of 72 heads"):
         prefill_us(tables, heads=72, kv_heads=8, **SHAPE)
+
+
+@pytest.mark.parametrize(("kv_dtype", "faster"), [("bfloat16", False), ("fp8", True)])
+def test_keys_in_eight_bits_are_scored_in_eight_bits_where_that_was_measured(
+    tables: KernelTables, kv_dtype: str, faster: bool
+) -> None:
+    file = tables.system.folder / "attention" / "vllm" / "1.0" / "context_attention_perf.parquet"
+    rows = pq.read_table(file).to_pylist()
+    both = [
+        {**row, "kv_cache_dtype": cache, "attn_dtype": attended, "latency": factor * row["latency"]}
+        for row in rows
+        for cache in ("bfloat16", "fp8")
+        for attended, factor in (("bfloat16", 1.0), ("fp8", 0.5))
+    ]
+    pq.write_table(pa.Table.from_pylist(both), file)
+    found, _ = prefill_us(tables, heads=32, kv_heads=8, head_dim=128, kv_dtype=kv_dtype)
+    slow = 10 + 32 * 4096**2 * 1e-6
+    assert found[4096, 0] == pytest.approx(0.5 * slow if faster else slow)

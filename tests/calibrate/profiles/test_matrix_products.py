@@ -11,7 +11,7 @@ import pytest
 
 from calibrate.profiles.expert_kernels import experts_us
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, System
-from calibrate.profiles.matrix_products import Products
+from calibrate.profiles.matrix_products import SUSTAINED, Products
 from sim.model.spec import MoeSpec
 
 FIGURES = {"mem_bw": 4e12, "bfloat16_tc_flops": 1e15, "fp8_tc_flops": 2e15}
@@ -48,8 +48,9 @@ def test_times_of_a_launch_are_replaced_by_the_same_kernels_elsewhere(system: Sy
     products = Products(tables, "fp8_block")
     assert products.how == "fp8_block products of sglang 1.0 where a launch of 60 µs was timed"
     times = dict(products.times_us(8192, 8192))
-    assert times[1] == pytest.approx(product_ms(1, 8192, 8192) * 1e3)
-    assert times[4096] == pytest.approx(product_ms(4096, 8192, 8192) * 1e3), "long: as measured"
+    assert times[1] == pytest.approx(product_ms(1, 8192, 8192) * 1e3, rel=2e-3)
+    measured_us = product_ms(4096, 8192, 8192) * 1e3
+    assert times[4096] == pytest.approx(SUSTAINED * measured_us), "long: as measured, and busy"
     assert Products(tables, "fp8").how is None
 
 
@@ -62,7 +63,7 @@ def test_without_another_engine_times_of_a_launch_are_those_of_a_scale_a_tensor(
         products.how == "fp8_block products of one scale a tensor where a launch of 60 µs was timed"
     )
     assert dict(products.times_us(1024, 1024))[64] == pytest.approx(
-        product_ms(64, 1024, 1024) * 1e3
+        product_ms(64, 1024, 1024) * 1e3, rel=0.02
     )
 
 
@@ -87,6 +88,58 @@ def test_a_product_slower_than_those_of_a_row_more_or_less_takes_as_long_as_they
         "no weights to wait for"
     )
     assert kept[8] == pytest.approx(product_ms(8, 8192, 512) * slow), "weights from the cache"
+
+
+@pytest.mark.parametrize(
+    ("finding_ms", "dividing_ms", "spared_us"),
+    [
+        (0.007, 0.0015, {False: 7.0, True: 8.5}),
+        (0.05, 0.0015, {False: 0.0, True: 1.5}),  # longer than what products take: was not timed
+        (0.007, 0.05, {False: 0.0, True: 0.0}),
+    ],
+)
+def test_scales_that_a_checkpoint_has_are_neither_found_nor_divided_by(
+    system: System, finding_ms: float, dividing_ms: float, spared_us: dict[bool, float]
+) -> None:
+    gemm = system.folder / "gemm" / "vllm" / "1.0" / "gemm_perf.parquet"
+    rows = [
+        {"gemm_dtype": dtype, "m": m, "n": n, "k": k,
+         "latency": product_ms(m, n, k) + (0.0095 if dtype == "fp8" else 0.0)}
+        for dtype in ("bfloat16", "fp8")
+        for m in (1, 64)
+        for n in (1024, 8192)
+        for k in (1024, 8192)
+    ]  # fmt: skip
+    written(gemm, rows)
+    for name, ms in (("computescale", finding_ms), ("scale_matrix", dividing_ms)):
+        written(
+            system.folder / "quantize" / "vllm" / "1.0" / f"{name}_perf.parquet",
+            [
+                {"quant_dtype": "fp8", "m": m, "k": k, "latency": ms}
+                for m in (1, 64)
+                for k in (1024, 8192)
+            ],
+        )
+    products = Products(KernelTables(system, "vllm", "1.0"), "fp8")
+    for written_scaled, spared in spared_us.items():
+        times = dict(products.times_us(8192, 8192, written_scaled=written_scaled))
+        assert times[1] == pytest.approx(product_ms(1, 8192, 8192) * 1e3 + 9.5 - spared, rel=1e-3)
+
+
+def test_products_that_keep_the_tensor_cores_busy_take_longer_among_others(system: System) -> None:
+    times = dict(Products(KernelTables(system, "sglang", "1.0"), "fp8").times_us(8192, 8192))
+    assert times[4096] == pytest.approx(SUSTAINED * product_ms(4096, 8192, 8192) * 1e3, rel=1e-3)
+    assert times[1] == pytest.approx(product_ms(1, 8192, 8192) * 1e3, rel=1e-2), "reads weights"
+
+
+def test_of_several_kernels_for_the_same_work_the_fastest_is_taken(system: System) -> None:
+    rows = [
+        {"gemm_dtype": "bfloat16", "m": 1, "n": 1024, "k": 1024, "latency": ms, "kernel_source": of}
+        for of, ms in (("a", 0.009), ("a", 0.005), ("a", 0.004), ("b", 0.007), ("b", 0.006))
+    ]
+    written(system.folder / "gemm" / "vllm" / "1.0" / "gemm_perf.parquet", rows)
+    found = KernelTables(system, "vllm", "1.0").products("bfloat16")
+    assert found == {(1024, 1024, 1): pytest.approx(5.0)}, "the median of each kernel's"
 
 
 # -- mixtures of experts ---------------------------------------------------------------------------

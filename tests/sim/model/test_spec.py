@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from scenarios import library
 from sim.model.config import MODEL_TYPES, read_config
 from sim.model.spec import ModelSpec
 
@@ -335,3 +336,16 @@ def test_an_eight_bit_checkpoint_can_be_served_in_sixteen() -> None:
 def test_an_unknown_weight_type_is_refused_with_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match=r"'int3'; allowed: bf16, fp16, fp8, int4"):
         load("llama-3.1-8b").quantised("int3")
+
+
+@pytest.mark.parametrize(
+    ("name", "normed"),
+    [
+        ("qwen3-32b", True),
+        ("llama-3.1-70b", False),
+        ("gpt-oss-120b", False),
+        ("deepseek-v3", False),
+    ],
+)
+def test_models_that_normalise_queries_and_keys_are_known(name: str, normed: bool) -> None:
+    assert library.model(name).norms_heads is normed
