@@ -9,7 +9,14 @@ from sim.model.config_attention import says
 from sim.model.config_compressed import hyper_head
 from sim.model.config_keys import HEADS, KV_HEADS, POSITIONS, VOCABULARY, Keys
 from sim.model.config_layers import read_runs
-from sim.model.families import FAMILIES, NOT_DECODERS, WRAPPED, Family
+from sim.model.families import (
+    ARCHITECTURES,
+    FAMILIES,
+    NOT_DECODERS,
+    NOT_MODELLED,
+    WRAPPED,
+    Family,
+)
 from sim.model.quantisation_methods import read_quantisation
 from sim.model.spec import ModelSpec
 from sim.model.vision import vision_parameters
@@ -40,10 +47,9 @@ def read_config(
     what is no decoder, an unknown ``model_type``, a missing or bad key, or a quantisation that is
     not understood.
     """
-    outer = config.get("model_type")
     _refuse_what_does_not_write(config, name)
     text, nested = _text_of(config)
-    kind = _type_of(text, outer, name, nested=nested)
+    kind = _type_of(config, text, name, nested=nested)
     keys = Keys(text, name, kind, nested=nested)
     family = FAMILIES[kind]
     dtype = Keys({**text, **_dtype_of(config, text)}, name, kind).dtype()
@@ -119,16 +125,25 @@ def _text_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     return config, False
 
 
-def _type_of(text: Mapping[str, Any], outer: Any, name: str, *, nested: bool) -> str:
-    kind = text.get("model_type")
+def _type_of(config: Mapping[str, Any], text: Mapping[str, Any], name: str, *, nested: bool) -> str:
+    outer, kind = config.get("model_type"), text.get("model_type")
     if nested and (kind is None or kind not in FAMILIES):
         kind = WRAPPED.get(str(kind)) or WRAPPED.get(str(outer)) or kind or outer
     elif kind in WRAPPED and kind not in FAMILIES:
         kind = WRAPPED[str(kind)]
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        what = "model_type is missing" if kind is None else f"unknown model_type {kind!r}"
-        raise ValueError(f"{name}: {what}; understood: {', '.join(MODEL_TYPES)}")
-    return kind
+    if isinstance(kind, str) and kind in FAMILIES:
+        return kind
+    for known in (kind, outer):
+        if isinstance(known, str) and known in NOT_MODELLED:
+            raise ValueError(
+                f"{name}: model_type {known!r} has {NOT_MODELLED[known]}: not modelled"
+            )
+    named = text.get("architectures") or config.get("architectures")
+    for architecture in named if isinstance(named, list) and kind is not None else []:
+        if architecture in ARCHITECTURES:
+            return ARCHITECTURES[architecture]
+    what = "model_type is missing" if kind is None else f"unknown model_type {kind!r}"
+    raise ValueError(f"{name}: {what}; understood: {', '.join(MODEL_TYPES)}")
 
 
 def _dtype_of(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:

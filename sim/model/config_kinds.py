@@ -53,6 +53,9 @@ def layer_kinds(keys: Keys, family: Family, layers: int) -> list[str]:
 def _ruled_kinds(keys: Keys, family: Family, layers: int) -> list[str]:
     """The kinds by a rule: an interval, an offset, a list of the exceptions."""
     kind = keys.model_type
+    crossing = keys.sequence("cross_attention_layers")
+    if crossing is not None:
+        return ["cross" if n in crossing else "full" for n in range(layers)]
     if kind in ("mamba", "mamba2", "falcon_mamba"):
         return ["state"] * layers
     if kind == "falcon_h1":
