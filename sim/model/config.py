@@ -14,6 +14,7 @@ from sim.model.families import (
     FAMILIES,
     NOT_DECODERS,
     NOT_MODELLED,
+    VERSIONED,
     WRAPPED,
     Family,
 )
@@ -33,6 +34,11 @@ _NOT_WRITING = {
     "RewardModel": "is a reward model",
     "ForMaskedLM": "fills in masked tokens",
     "ForTextEncoding": "embeds a text",
+}
+# Parts of a checkpoint that nothing here counts, by the keys that tell of them.
+_BESIDE = {
+    "audio towers": ("audio_config", "audio_processor", "talker_config"),
+    "adapters": ("vision_lora", "speech_lora"),
 }
 # Sections that hold the decoder of a multimodal model.
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
@@ -91,7 +97,7 @@ def read_config(
         quantisation="" if quantisation is None else quantisation.main.words,
         quantised_on_disk=quantisation is not None,
         kv_cache_dtype=None if quantisation is None else quantisation.kv_cache_dtype,
-        notes=notes,
+        notes=(*notes, *_uncounted(config)),
     )
 
 
@@ -133,6 +139,9 @@ def _type_of(config: Mapping[str, Any], text: Mapping[str, Any], name: str, *, n
         kind = WRAPPED[str(kind)]
     if isinstance(kind, str) and kind in FAMILIES:
         return kind
+    versions = VERSIONED.get(str(kind), {})
+    if str(text.get("version")) in versions:
+        return versions[str(text.get("version"))]
     for known in (kind, outer):
         if isinstance(known, str) and known in NOT_MODELLED:
             raise ValueError(
@@ -176,6 +185,19 @@ def _tied(config: Mapping[str, Any], keys: Keys, family: Family, *, nested: bool
         if isinstance(said, bool):
             return said
     return keys.flag("tie_word_embeddings", "tie_embeddings", default=family.tied)
+
+
+def _uncounted(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a multimodal checkpoint has besides its decoder and its image tower."""
+    inner = [part for part in config.values() if isinstance(part, Mapping)]
+    parts = [
+        word
+        for word, keys in _BESIDE.items()
+        if any(k in one for one in [config, *inner] for k in keys)
+    ]
+    if not parts:
+        return ()
+    return (f"its {' and '.join(parts)} are not counted in the weights: they take more memory",)
 
 
 def _positions(keys: Keys) -> int:

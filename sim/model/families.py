@@ -334,6 +334,12 @@ WRAPPED: dict[str, str] = {
     "aya_vision": "cohere2",
 }
 
+# Wrappers whose versions have decoders of different types, by what `version` says.
+VERSIONED: dict[str, dict[str, str]] = {
+    "minicpmv": {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"},
+    "minicpmo": {"2.6": "qwen2", "4.5": "qwen3"},
+}
+
 # Types by the class that engines load, where a configuration's own type is unknown or another's
 # (Grok-2 calls itself "git").
 ARCHITECTURES: dict[str, str] = {

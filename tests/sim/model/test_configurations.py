@@ -383,3 +383,34 @@ def test_a_decoder_that_is_not_modelled_is_refused_with_what_is_not(kind: str) -
     with pytest.raises(ValueError, match=f"model_type '{kind}' has .*: not modelled") as error:
         read_config({"model_type": kind, "hidden_size": 8}, name="odd")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("version", "kind"), [(2.6, "qwen2"), ("4.5", "qwen3")])
+def test_a_wrapper_without_a_section_goes_by_its_version(version: Any, kind: str) -> None:
+    config = json.loads(
+        (library.ROOT / "models" / f"{kind}-{'7b' if kind == 'qwen2' else '8b'}.json").read_text()
+    )
+    wrapped = read_config({**config, "model_type": "minicpmv", "version": version}, name="v")
+    assert wrapped.model_type == kind
+    assert wrapped.num_parameters == read_config(config, name="v").num_parameters
+    with pytest.raises(ValueError, match="unknown model_type 'minicpmv'"):
+        read_config({**config, "model_type": "minicpmv", "version": 9}, name="v")
+
+
+def test_towers_of_sound_and_adapters_are_told_to_be_missing_in_the_weights() -> None:
+    config = json.loads((library.ROOT / "models" / "llama-3.2-3b.json").read_text())
+    heard = {"model_type": "voxtral", "text_config": config, "audio_config": {"hidden_size": 1280}}
+    assert "audio towers are not counted" in read_config(heard, name="v").notes[0]
+    tuned = {**config, "vision_lora": {"r": 256}, "audio_processor": {}}
+    assert "audio towers and adapters are not" in read_config(tuned, name="v").notes[0]
+    assert read_config(config, name="v").notes == ()
+
+
+def test_a_list_that_is_none_is_refused_in_one_line() -> None:
+    bad = {
+        "model_type": "kimi_linear",
+        "linear_attn_config": {"kda_layers": "x"},
+        "hidden_size": 64,
+    }
+    with pytest.raises(ValueError, match="kda_layers must be a list, not 'x'"):
+        read_config({**bad, "num_hidden_layers": 2}, name="bad")
