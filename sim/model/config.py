@@ -9,7 +9,15 @@ from sim.model.config_attention import says
 from sim.model.config_compressed import hyper_head
 from sim.model.config_keys import HEADS, KV_HEADS, POSITIONS, VOCABULARY, Keys
 from sim.model.config_layers import read_runs
-from sim.model.families import FAMILIES, NOT_DECODERS, WRAPPED, Family
+from sim.model.families import (
+    ARCHITECTURES,
+    FAMILIES,
+    NOT_DECODERS,
+    NOT_MODELLED,
+    VERSIONED,
+    WRAPPED,
+    Family,
+)
 from sim.model.quantisation_methods import read_quantisation
 from sim.model.spec import ModelSpec
 from sim.model.vision import vision_parameters
@@ -27,6 +35,11 @@ _NOT_WRITING = {
     "ForMaskedLM": "fills in masked tokens",
     "ForTextEncoding": "embeds a text",
 }
+# Parts of a checkpoint that nothing here counts, by the keys that tell of them.
+_BESIDE = {
+    "audio towers": ("audio_config", "audio_processor", "talker_config"),
+    "adapters": ("vision_lora", "speech_lora"),
+}
 # Sections that hold the decoder of a multimodal model.
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
 
@@ -40,10 +53,9 @@ def read_config(
     what is no decoder, an unknown ``model_type``, a missing or bad key, or a quantisation that is
     not understood.
     """
-    outer = config.get("model_type")
     _refuse_what_does_not_write(config, name)
     text, nested = _text_of(config)
-    kind = _type_of(text, outer, name, nested=nested)
+    kind = _type_of(config, text, name, nested=nested)
     keys = Keys(text, name, kind, nested=nested)
     family = FAMILIES[kind]
     dtype = Keys({**text, **_dtype_of(config, text)}, name, kind).dtype()
@@ -85,7 +97,7 @@ def read_config(
         quantisation="" if quantisation is None else quantisation.main.words,
         quantised_on_disk=quantisation is not None,
         kv_cache_dtype=None if quantisation is None else quantisation.kv_cache_dtype,
-        notes=notes,
+        notes=(*notes, *_uncounted(config)),
     )
 
 
@@ -119,16 +131,28 @@ def _text_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     return config, False
 
 
-def _type_of(text: Mapping[str, Any], outer: Any, name: str, *, nested: bool) -> str:
-    kind = text.get("model_type")
+def _type_of(config: Mapping[str, Any], text: Mapping[str, Any], name: str, *, nested: bool) -> str:
+    outer, kind = config.get("model_type"), text.get("model_type")
     if nested and (kind is None or kind not in FAMILIES):
         kind = WRAPPED.get(str(kind)) or WRAPPED.get(str(outer)) or kind or outer
     elif kind in WRAPPED and kind not in FAMILIES:
         kind = WRAPPED[str(kind)]
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        what = "model_type is missing" if kind is None else f"unknown model_type {kind!r}"
-        raise ValueError(f"{name}: {what}; understood: {', '.join(MODEL_TYPES)}")
-    return kind
+    if isinstance(kind, str) and kind in FAMILIES:
+        return kind
+    versions = VERSIONED.get(str(kind), {})
+    if str(text.get("version")) in versions:
+        return versions[str(text.get("version"))]
+    for known in (kind, outer):
+        if isinstance(known, str) and known in NOT_MODELLED:
+            raise ValueError(
+                f"{name}: model_type {known!r} has {NOT_MODELLED[known]}: not modelled"
+            )
+    named = text.get("architectures") or config.get("architectures")
+    for architecture in named if isinstance(named, list) and kind is not None else []:
+        if architecture in ARCHITECTURES:
+            return ARCHITECTURES[architecture]
+    what = "model_type is missing" if kind is None else f"unknown model_type {kind!r}"
+    raise ValueError(f"{name}: {what}; understood: {', '.join(MODEL_TYPES)}")
 
 
 def _dtype_of(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +185,19 @@ def _tied(config: Mapping[str, Any], keys: Keys, family: Family, *, nested: bool
         if isinstance(said, bool):
             return said
     return keys.flag("tie_word_embeddings", "tie_embeddings", default=family.tied)
+
+
+def _uncounted(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a multimodal checkpoint has besides its decoder and its image tower."""
+    inner = [part for part in config.values() if isinstance(part, Mapping)]
+    parts = [
+        word
+        for word, keys in _BESIDE.items()
+        if any(k in one for one in [config, *inner] for k in keys)
+    ]
+    if not parts:
+        return ()
+    return (f"its {' and '.join(parts)} are not counted in the weights: they take more memory",)
 
 
 def _positions(keys: Keys) -> int:

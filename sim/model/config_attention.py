@@ -63,8 +63,8 @@ def heads_attention(
         raise ValueError(
             f"{keys.name}: num_key_value_heads {kv} does not divide num_attention_heads {heads}"
         )
-    gated = family.output_gate and keys.get("attn_output_gate") is not False
-    query = Share("attention heads", heads, dim * (2 if gated else 1))
+    gate = family.output_gate if keys.get("attn_output_gate", "gating") is not False else ""
+    query = Share("attention heads", heads, dim + {"": 0, "element": dim, "head": 1}[gate])
     key = Share("key/value heads", kv, dim, replicable=True)
     value = Share("key/value heads", kv, v_dim, replicable=True)
     kept = () if borrowed else (key,) if one_for_both else (key, value)
@@ -95,6 +95,12 @@ def heads_attention(
         parameters=parameters,
         borrowed=borrowed,
     )  # fmt: skip
+
+
+def cross_attention(keys: Keys, weights: WeightFormat) -> Mixer:
+    """Attention to an image's tokens alone (Llama 3.2 Vision): text leaves nothing in its cache."""
+    like = heads_attention(keys, Family(qkv_bias=False, o_bias=False), weights)
+    return Mixer(kind="cross", matrices=like.matrices, parameters=2 * like.head_dim + 2)
 
 
 def _qk_norm(keys: Keys, family: Family, heads: int, kv: int, dim: int) -> int:

@@ -53,13 +53,17 @@ def layer_kinds(keys: Keys, family: Family, layers: int) -> list[str]:
 def _ruled_kinds(keys: Keys, family: Family, layers: int) -> list[str]:
     """The kinds by a rule: an interval, an offset, a list of the exceptions."""
     kind = keys.model_type
+    crossing = keys.sequence("cross_attention_layers")
+    if crossing is not None:
+        return ["cross" if n in crossing else "full" for n in range(layers)]
     if kind in ("mamba", "mamba2", "falcon_mamba"):
         return ["state"] * layers
     if kind == "falcon_h1":
         return ["hybrid"] * layers
     linear = keys.get("linear_attn_config")
     if isinstance(linear, dict) and "kda_layers" in linear:
-        return ["linear" if n + 1 in linear["kda_layers"] else "full" for n in range(layers)]
+        marked = Keys(linear, keys.name, kind, nested=True).sequence("kda_layers") or []
+        return ["linear" if n + 1 in marked else "full" for n in range(layers)]
     marks = keys.sequence("attn_type_list", length=layers)
     if marks is not None:
         return ["full" if mark else "linear" for mark in marks[:layers]]

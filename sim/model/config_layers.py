@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from sim.model.config_attention import heads_attention, latent_attention
+from sim.model.config_attention import cross_attention, heads_attention, latent_attention
 from sim.model.config_compressed import compressed_attention, hyper_connections
 from sim.model.config_keys import WINDOW, Keys
 from sim.model.config_kinds import layer_kinds
 from sim.model.config_mlp import Mlp, dense_mlp, is_mixed, mixed_layers, mixed_mlp
+from sim.model.config_own import own_keys
 from sim.model.config_states import (
     gated_delta,
     gated_recurrence,
@@ -38,13 +39,17 @@ def read_runs(
     kinds = layer_kinds(keys, family, layers)
     mixed = mixed_layers(keys, layers)
     borrowing = keys.integer("num_kv_shared_layers", default=0, least=0)
-    made: dict[tuple[str, bool, bool], Layer] = {}
+    own = own_keys(keys, layers)
+    made: dict[tuple[object, ...], Layer] = {}
     built: list[Layer] = []
     for number, kind in enumerate(kinds):
-        key = (kind, mixed[number], number >= layers - borrowing)
-        if key not in made:
-            made[key] = _layer(keys, family, plain, kind, mixed=key[1], borrowed=key[2])
-        built.append(made[key])
+        for block in range(family.blocks):  # only the first has experts
+            expert, borrowed = mixed[number] and block == 0, number >= layers - borrowing
+            key = (kind, expert, borrowed, *own[number].items())
+            if key not in made:
+                mine = replace(keys, config={**keys.config, **own[number]}) if own[number] else keys
+                made[key] = _layer(mine, family, plain, kind, mixed=expert, borrowed=borrowed)
+            built.append(made[key])
     if formats is not None:
         built = [layer.formatted(formats(number)) for number, layer in enumerate(built)]
     return tuple(_runs(built))
@@ -97,6 +102,8 @@ def _layer(
 
 def _mlp(keys: Keys, family: Family, plain: WeightFormat, *, mixed: bool, borrowed: bool) -> Mlp:
     """A layer's MLP; Gemma 4 has a dense one beside its experts, Granite's may be only shared."""
+    if keys.get("ffn_no_op"):
+        return Mlp(())
     if not mixed:
         width = None
         if keys.model_type == "granitemoehybrid" and not is_mixed(keys):
@@ -105,6 +112,8 @@ def _mlp(keys: Keys, family: Family, plain: WeightFormat, *, mixed: bool, borrow
             width = 2 * keys.integer("intermediate_size")
         return dense_mlp(keys, family, plain, width=width)
     mlp = mixed_mlp(keys, family, plain, plain)
+    if family.beside and keys.get(family.beside) not in (None, False):
+        return replace(mlp, matrices=(*dense_mlp(keys, family, plain).matrices, *mlp.matrices))
     if not keys.model_type.startswith("gemma4_"):
         return mlp
     dense, assert_moe = dense_mlp(keys, family, plain), mlp.moe
@@ -170,8 +179,10 @@ def _beside(keys: Keys, plain: WeightFormat) -> tuple[tuple[Matrix, ...], int]:
 def _mixers(
     keys: Keys, family: Family, plain: WeightFormat, kind: str, *, borrowed: bool
 ) -> tuple[Mixer, ...]:
-    if kind in ("mlp", "moe"):
+    if kind in ("mlp", "moe") or keys.get("attention_no_op"):
         return ()
+    if kind == "cross":
+        return (cross_attention(keys, plain),)
     if kind == "state":
         return (_state(keys, plain),)
     if kind == "hybrid":
@@ -207,7 +218,7 @@ def _state(keys: Keys, plain: WeightFormat) -> Mixer:
 def _linear(keys: Keys, family: Family, plain: WeightFormat) -> Mixer:
     if keys.given(*STATE_HEADS):  # newer transformers call Mamba's layers so, too
         return mamba2(keys, plain)
-    if keys.given("linear_attn_config"):
+    if keys.given("linear_attn_config", "linear_num_heads"):
         return kimi_delta(keys, plain)
     if keys.given("linear_num_value_heads"):
         return gated_delta(keys, plain)

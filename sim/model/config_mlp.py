@@ -165,14 +165,19 @@ def mixed_mlp(keys: Keys, family: Family, weights: WeightFormat, plain: WeightFo
     if chosen > experts:
         key = next((key for key in CHOSEN if key in keys.config), CHOSEN[0])
         raise ValueError(f"{keys.name}: {key} {chosen} exceeds {experts} experts")
-    width = keys.integer(*EXPERT_WIDTH, *WIDTH)
+    width, for_images = _expert_widths(keys)
     shared = _shared_width(keys, family, width)
+    # Experts that do nothing (LongCat, 2025) take their share of the choices.
+    idle = keys.integer("zero_expert_num", default=0, least=0)
+    chosen = max(1, round(chosen * experts / (experts + idle)))
     into = keys.integer("moe_latent_size", default=hidden)
     one = Share("expert intermediate size", width)
     common = Share("shared expert's width", shared)
     twice = 2 if family.gated else 1
     matrices = [
-        Matrix("router", "router", hidden, experts, plain, "", says(keys, family.router_bias))
+        Matrix(
+            "router", "router", hidden, experts + idle, plain, "", says(keys, family.router_bias)
+        )
     ]
     if into != hidden:
         matrices += [
@@ -203,8 +208,18 @@ def mixed_mlp(keys: Keys, family: Family, weights: WeightFormat, plain: WeightFo
             ),
         ),
         MoeSpec(1, experts, chosen, width, shared),
-        parameters=hidden if shared and family.shared_gate else 0,
+        parameters=(hidden if shared and family.shared_gate else 0)
+        + (experts * (hidden + (1 + twice) * hidden * for_images) if for_images else 0),
     )  # fmt: skip
+
+
+def _expert_widths(keys: Keys) -> tuple[int, int]:
+    """Of an expert; and of one that images alone choose, 0 without any (ERNIE-4.5-VL: a list)."""
+    said = keys.get(*EXPERT_WIDTH)
+    if isinstance(said, list) and len(said) == 2:
+        text, image = (keys.checked(one, EXPERT_WIDTH) for one in said)
+        return text, image
+    return keys.integer(*EXPERT_WIDTH, *WIDTH), 0
 
 
 def _shared_width(keys: Keys, family: Family, width: int) -> int:

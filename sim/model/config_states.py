@@ -48,11 +48,14 @@ def gated_delta(keys: Keys, weights: WeightFormat) -> Mixer:
 
 def kimi_delta(keys: Keys, weights: WeightFormat) -> Mixer:
     """Kimi Delta Attention (Kimi Team, 2025): a decay of its own for every channel."""
-    linear = keys.get("linear_attn_config") or {}
-    inner = Keys(linear, keys.name, keys.model_type, nested=True)
-    heads = inner.integer("num_heads", "linear_num_value_heads")
-    dim = inner.integer("head_dim")
-    kernel = inner.integer("short_conv_kernel_size", default=4)
+    linear = keys.get("linear_attn_config")
+    if isinstance(linear, dict):
+        inner = Keys(linear, keys.name, keys.model_type, nested=True)
+        heads, dim = inner.integer("num_heads"), inner.integer("head_dim")
+        kernel = inner.integer("short_conv_kernel_size", default=4)
+    else:
+        heads, dim = keys.integer("linear_num_heads"), keys.integer("linear_head_dim")
+        kernel = keys.integer("linear_conv_kernel_dim", default=4)
     hidden, width = keys.hidden, heads * dim
     one = Share("linear heads", heads, dim)
     return Mixer(

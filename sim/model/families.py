@@ -38,9 +38,11 @@ class Family:
     shared_gate: bool = False
     shared: str = "said"
     sinks: bool = False
-    output_gate: bool = False
+    output_gate: str = ""  # element or head: what of the attention's output has a gate of its own
     latent: bool = False
     positions: int | None = None  # learned positions: rows beyond max_position_embeddings
+    blocks: int = 1  # of attention and MLP in what the configuration counts as a layer
+    beside: str = ""  # a dense MLP beside the experts: its width's key, or the flag that says so
     tied: bool = False  # where the configuration does not say
 
 
@@ -61,7 +63,8 @@ _PHI = Family(
     qkv_bias=True, o_bias=True, mlp_bias=True, gated=False, norm="layer", norms=1, parallel=True,
     head_bias=True,
 )  # fmt: skip
-_QWEN_NEXT = replace(_QWEN3, window="none", output_gate=True, shared_gate=True)
+_QWEN_NEXT = replace(_QWEN3, window="none", output_gate="element", shared_gate=True)
+_SINKS = Family(mlp_bias=False, sinks=True)
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
@@ -70,6 +73,14 @@ FAMILIES: dict[str, Family] = {
     "ministral": _MISTRAL,
     "ministral3": _MISTRAL,
     "qwen2": _QWEN2,
+    "llava_llama": LLAMA,
+    "llava_mistral": _MISTRAL,
+    "llava_qwen": _QWEN2,
+    "emu3_text_model": LLAMA,
+    "mllama_text_model": _PLAIN,
+    "nemotron-nas": LLAMA,
+    "cosmos3_edge_text": Family(gated=False),
+    "aria_text": LLAMA,
     "qwen2_moe": replace(_QWEN2, shared_gate=True),
     "qwen2_vl_text": _QWEN2,
     "qwen2_5_vl_text": _QWEN2,
@@ -92,6 +103,8 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe_lite": _DEEPSEEK,
     "axk1": _DEEPSEEK,
     "minicpm3": replace(_DEEPSEEK, mlp_bias=False),
+    "mistral4": replace(_DEEPSEEK, router_bias=False),
+    "longcat_flash": replace(_DEEPSEEK, router_bias=False, blocks=2, beside="ffn_hidden_size"),
     "youtu": _DEEPSEEK,
     "kimi_linear": replace(_DEEPSEEK, router_bias=False),
     "gemma": _GEMMA,
@@ -108,6 +121,7 @@ FAMILIES: dict[str, Family] = {
     "llama4_text": Family(mlp_bias=False, shared="expert"),
     "glm": _GLM,
     "glm4": replace(_GLM, norms=4),
+    "glm_ocr_text": replace(_GLM, norms=4),
     "glm4_moe": replace(_GLM, qk_norm="head", qk_norm_key="use_qk_norm", router_bias="noaux_tc"),
     "glm4v_text": replace(_GLM, qkv_bias=True, norms=4),
     "glm4v_moe_text": replace(_GLM, qk_norm="head", qk_norm_key="use_qk_norm"),
@@ -123,7 +137,16 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5_moe": Family(
         qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", router_bias=True, tied=True
     ),
+    "ernie4_5_vl_moe_text": Family(
+        qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", router_bias=True, tied=True
+    ),
+    "paddleocr_vl_text": Family(
+        qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True
+    ),
     "hunyuan_v1_dense": Family(
+        mlp_bias="mlp_bias", qk_norm="head", qk_norm_key="use_qk_norm", tied=True
+    ),
+    "hunyuan_vl_text": Family(
         mlp_bias="mlp_bias", qk_norm="head", qk_norm_key="use_qk_norm", tied=True
     ),
     "hunyuan_v1_moe": Family(
@@ -136,6 +159,8 @@ FAMILIES: dict[str, Family] = {
     "granitemoe": _GRANITE_MOE,
     "granitemoeshared": _GRANITE_MOE,
     "granitemoehybrid": _GRANITE_MOE,
+    "granite_swa": replace(_SINKS, mlp_bias="mlp_bias"),
+    "granitemoe_swa": _SINKS,
     "bamba": Family(),
     "jamba": _PLAIN,
     "falcon_h1": Family(mlp_bias="mlp_bias"),
@@ -179,6 +204,7 @@ FAMILIES: dict[str, Family] = {
     "olmo": Family(norm="none", mlp_bias=False),
     "olmo2": Family(qk_norm="full", mlp_bias=False),
     "olmo3": Family(qk_norm="full", mlp_bias=False, window="alternating", pattern=4),
+    "olmo_hybrid": Family(qk_norm="full", mlp_bias=False),
     "olmoe": Family(qk_norm="full", mlp_bias=False),
     "flex_olmo": Family(qk_norm="full", mlp_bias=False),
     "cohere": Family(
@@ -198,6 +224,9 @@ FAMILIES: dict[str, Family] = {
     "phi": _PHI,
     "phi-msft": _PHI,
     "phi3": _MISTRAL,
+    "phi3_v": _MISTRAL,
+    "phi4mm": replace(_MISTRAL, tied=True),
+    "phi4_multimodal": _MISTRAL,
     "phi3small": Family(
         qkv_bias=True, o_bias=True, mlp_bias=True, norm="layer", tied=True
     ),
@@ -231,7 +260,13 @@ FAMILIES: dict[str, Family] = {
         qk_norm="head bias", qk_norm_key="qk_layernorm",
     ),
     "dbrx": _PLAIN,
-    "grok-1": replace(_PLAIN, norms=4, tied=True),
+    "grok-1": replace(_PLAIN, norms=4, beside="residual_moe", tied=True),
+    "afmoe": Family(
+        mlp_bias=False, norms=4, qk_norm="head", output_gate="element", router_bias=True
+    ),
+    "laguna": Family(mlp_bias=False, qk_norm="head", output_gate="head", router_bias=True),
+    "mellum": Family(mlp_bias=False, qk_norm="head"),
+    "muse_glimmer_text": Family(mlp_bias=False, norms=4, output_gate="element"),
     "arcee": Family(gated=False),
     "apertus": Family(gated=False, qk_norm="head"),
     "helium": Family(),
@@ -278,16 +313,69 @@ WRAPPED: dict[str, str] = {
     "paligemma": "gemma",
     "deepseek_vl_v2": "deepseek_v2",
     "cohere2_vision": "cohere2",
+    "mllama": "mllama_text_model",
+    "emu3": "emu3_text_model",
+    "aria": "aria_text",
+    "glm_ocr": "glm_ocr_text",
+    "paddleocr_vl": "paddleocr_vl_text",
+    "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
+    "ernie4_5_moe_vl": "ernie4_5_vl_moe_text",
+    "muse_glimmer": "muse_glimmer_text",
+    "hunyuan_vl": "hunyuan_vl_text",
+    "cosmos3_edge": "cosmos3_edge_text",
+    "voxtral": "llama",
+    "decilm": "nemotron-nas",
+    "deci": "nemotron-nas",
+    "gpt-sw3": "gpt2",
+    "Yi": "llama",
+    "RefinedWeb": "falcon",
+    "RefinedWebModel": "falcon",
+    "stablelm_epoch": "stablelm",
     "aya_vision": "cohere2",
 }
 
+# Wrappers whose versions have decoders of different types, by what `version` says.
+VERSIONED: dict[str, dict[str, str]] = {
+    "minicpmv": {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"},
+    "minicpmo": {"2.6": "qwen2", "4.5": "qwen3"},
+}
+
+# Types by the class that engines load, where a configuration's own type is unknown or another's
+# (Grok-2 calls itself "git").
+ARCHITECTURES: dict[str, str] = {
+    "DeciLMForCausalLM": "nemotron-nas",
+    "Grok1ForCausalLM": "grok-1",
+    "Grok1ModelForCausalLM": "grok-1",
+}
+# Decoders that are not modelled, by what of theirs is not.
+NOT_MODELLED: dict[str, str] = {
+    **dict.fromkeys(
+        ("zamba", "zamba2"), "layers that share one block's weights, each with its own adapter"
+    ),
+    "jetmoe": "a mixture of attention heads",
+    **dict.fromkeys(("rwkv", "rwkv5", "rwkv6", "rwkv7"), "RWKV's time and channel mixing"),
+    **dict.fromkeys(("xlstm", "mlstm"), "xLSTM's cells"),
+    "reformer": "attention by hashing",
+    "axk2": "norms with gates of low rank",
+    "hy_v4": "an indexer that layers share beside hyper-connections",
+    **dict.fromkeys(("glm5_next", "glm5_next_text"), "an indexer over pooled keys"),
+    **dict.fromkeys(
+        ("inkling_text", "inkling_mm_model"),
+        "convolutions over keys and values and relative logits",
+    ),
+    "blt": "patches of bytes instead of tokens",
+    "moshi": "a decoder of codebooks beside that of text",
+    **dict.fromkeys(("step3", "step3_text", "step3_vl"), "queries of low rank beside one key head"),
+}
 # Types that are no decoder of text, by what they are.
 NOT_DECODERS: dict[str, str] = {
     **dict.fromkeys(
         (
             "bert", "roberta", "xlm-roberta", "xlm_roberta", "distilbert", "albert", "deberta",
             "deberta-v2", "electra", "modernbert", "nomic_bert", "new", "mpnet", "camembert",
-            "eurobert", "esm", "big_bird", "longformer", "xlm-roberta-xl", "layoutlmv3",
+            "eurobert", "esm", "big_bird", "longformer", "xlm-roberta-xl", "layoutlmv3", "ernie",
+            "bert-generation", "megatron-bert", "rembert", "roformer", "xmod", "data2vec-text",
+            "roberta-prelayernorm", "roc_bert", "xlm", "xlnet",
         ),
         "an encoder",
     ),

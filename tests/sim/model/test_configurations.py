@@ -266,6 +266,19 @@ BUILT = {
     "codegen": 6_050_882_784,
     "gemma4_unified_text": 3_010_758_400,
     "cwm": 32_581_097_472,
+    "afmoe": 19_232_600_000,
+    "aria_text": 18_517_069_824,
+    "emu3_text_model": 8_492_011_520,
+    "glm_ocr_text": 373_359_616,
+    "granite_swa": 2_144_463_840,
+    "granitemoe_swa": 37_039_117_312,
+    "laguna": 33_189_975_808,
+    "mellum": 12_149_923_072,
+    "mistral4": 118_972_826_624,
+    "mllama_text_model": 9_775_192_080,
+    "muse_glimmer_text": 27_854_780_928,
+    "olmo_hybrid": 7_430_870_688,
+    "paddleocr_vl_text": 360_748_032,
 }
 
 
@@ -275,3 +288,129 @@ def test_a_nested_configuration_takes_what_it_leaves_out_from_its_class(
 ) -> None:
     nested: dict[str, Any] = {"model_type": "wrapper", "text_config": {"model_type": kind}}
     assert read_config(nested, name=kind).num_parameters == pytest.approx(parameters, rel=1e-5)
+
+
+NEMOTRON: dict[str, Any] = {
+    "model_type": "nemotron-nas", "architectures": ["DeciLMForCausalLM"], "hidden_size": 8192,
+    "num_hidden_layers": 4, "num_attention_heads": 64, "num_key_value_heads": None,
+    "intermediate_size": None, "vocab_size": 128256, "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+    "block_configs": [
+        {"attention": {"n_heads_in_group": 8, "no_op": False}, "ffn": {"ffn_mult": 5.25}},
+        {"attention": {"n_heads_in_group": 16, "no_op": False}, "ffn": {"ffn_mult": 1.3125}},
+        {"attention": {"n_heads_in_group": None, "no_op": True}, "ffn": {"ffn_mult": 0.5}},
+        {"attention": {"n_heads_in_group": 8, "no_op": False}, "ffn": {"no_op": True}},
+    ],
+}  # fmt: skip
+
+
+def test_blocks_that_a_search_chose_have_heads_and_widths_of_their_own() -> None:
+    spec = read_config(NEMOTRON, name="nas")
+    # keys and values of 8, 4 and 8 heads of 128; the third layer has no attention
+    assert spec.kv_bytes_per_token() == (8 + 4 + 8) * 128 * 2 * 2
+    widths = [layer.dense_width for layer, _ in spec.runs]
+    assert widths == [28_672, 7_168, 2_816, 0]  # rounded up to 256s
+    hidden, attention = 8192, [2 * 8192**2 + 2 * 8192 * kv * 128 for kv in (8, 4, 8)]
+    matrices = sum(attention) + 3 * hidden * sum(widths)
+    norms = 2 * 4 * hidden + hidden
+    assert spec.num_parameters == pytest.approx(matrices + norms + 2 * 128256 * hidden, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ({"attention": {"n_heads_in_group": 8}}, "block_configs must each have attention and ffn"),
+        (
+            {"attention": {"replace_with_linear": True}, "ffn": {"ffn_mult": 1}},
+            "block_configs with replace_with_linear are not modelled",
+        ),
+        ({"attention": {"n_heads_in_group": 7}, "ffn": {}}, "n_heads_in_group 7 does not divide"),
+        (
+            {"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": -1}},
+            "a multiple of the width must be positive, not -1",
+        ),
+    ],
+)
+def test_a_block_that_is_not_understood_is_refused(block: dict[str, Any], says: str) -> None:
+    blocks = [block, *NEMOTRON["block_configs"][1:]]
+    with pytest.raises(ValueError, match=says):
+        read_config({**NEMOTRON, "block_configs": blocks}, name="nas")
+
+
+def test_heads_listed_by_layer_are_those_of_each() -> None:
+    listed = [48, 64] * 20
+    wide = {"model_type": "laguna", "num_attention_heads_per_layer": listed}
+    nested = {"model_type": "wrapper", "text_config": wide}
+    plain = {"model_type": "wrapper", "text_config": {"model_type": "laguna"}}
+    more = read_config(nested, name="wide").num_parameters
+    # queries, outputs and a gate a head
+    each = 16 * (2 * 2048 * 128 + 2048)
+    assert more - read_config(plain, name="plain").num_parameters == 20 * each
+
+
+def test_longcat_has_two_attentions_a_layer_and_experts_that_do_nothing() -> None:
+    nested = {"model_type": "wrapper", "text_config": {"model_type": "longcat_flash"}}
+    spec = read_config(nested, name="longcat")
+    assert spec.num_parameters == pytest.approx(560e9, rel=0.005)  # published, as the next
+    assert spec.num_activated_parameters == pytest.approx(27e9, rel=0.05)
+    assert spec.kv_bytes_per_token() == 56 * (512 + 64) * 2
+    moe = next(layer.moe for layer in spec.kinds if layer.moe is not None)
+    assert (moe.num_experts, moe.experts_per_token) == (512, 8)  # of 12 choices from 768
+
+
+def test_layers_that_see_images_alone_keep_nothing_of_a_text() -> None:
+    nested = {"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}
+    spec = read_config(nested, name="vision")
+    assert spec.kv_bytes_per_token() == 32 * 2 * 8 * 128 * 2  # of 40 layers
+
+
+def test_grok_2_goes_by_its_class_for_its_type_is_anothers() -> None:
+    grok: dict[str, Any] = {
+        "model_type": "git", "architectures": ["Grok1ForCausalLM"], "hidden_size": 8192,
+        "intermediate_size": 32768, "moe_intermediate_size": 16384, "num_hidden_layers": 64,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "residual_moe": True,
+        "vocab_size": 131072, "max_position_embeddings": 131072, "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    spec = read_config(grok, name="grok-2")
+    assert spec.num_parameters == pytest.approx(270e9, rel=0.01)  # published
+    assert spec.num_activated_parameters == pytest.approx(115e9, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["zamba2", "jetmoe", "rwkv", "hy_v4", "step3_text"])
+def test_a_decoder_that_is_not_modelled_is_refused_with_what_is_not(kind: str) -> None:
+    with pytest.raises(ValueError, match=f"model_type '{kind}' has .*: not modelled") as error:
+        read_config({"model_type": kind, "hidden_size": 8}, name="odd")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("version", "kind"), [(2.6, "qwen2"), ("4.5", "qwen3")])
+def test_a_wrapper_without_a_section_goes_by_its_version(version: Any, kind: str) -> None:
+    config = json.loads(
+        (library.ROOT / "models" / f"{kind}-{'7b' if kind == 'qwen2' else '8b'}.json").read_text()
+    )
+    wrapped = read_config({**config, "model_type": "minicpmv", "version": version}, name="v")
+    assert wrapped.model_type == kind
+    assert wrapped.num_parameters == read_config(config, name="v").num_parameters
+    with pytest.raises(ValueError, match="unknown model_type 'minicpmv'"):
+        read_config({**config, "model_type": "minicpmv", "version": 9}, name="v")
+
+
+def test_towers_of_sound_and_adapters_are_told_to_be_missing_in_the_weights() -> None:
+    config = json.loads((library.ROOT / "models" / "llama-3.2-3b.json").read_text())
+    heard = {"model_type": "voxtral", "text_config": config, "audio_config": {"hidden_size": 1280}}
+    assert "audio towers are not counted" in read_config(heard, name="v").notes[0]
+    tuned = {**config, "vision_lora": {"r": 256}, "audio_processor": {}}
+    assert "audio towers and adapters are not" in read_config(tuned, name="v").notes[0]
+    assert read_config(config, name="v").notes == ()
+
+
+def test_a_list_that_is_none_is_refused_in_one_line() -> None:
+    bad = {
+        "model_type": "kimi_linear",
+        "linear_attn_config": {"kda_layers": "x"},
+        "hidden_size": 64,
+    }
+    with pytest.raises(ValueError, match="kda_layers must be a list, not 'x'"):
+        read_config({**bad, "num_hidden_layers": 2}, name="bad")
