@@ -20,6 +20,7 @@ from scenarios.plan.objectives import Objective
 from scenarios.plan.probe import Probe, Sample, Saturation, pooled, run_sample, run_saturated
 from scenarios.plan.replications import Replications
 from scenarios.plan.target import Target
+from scenarios.quantity import plain
 from scenarios.schema.plan import Plan
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload
@@ -183,8 +184,8 @@ def _ruled_out(bounds: Ceiling, task: Task) -> tuple[str, float, str] | None:
                 "idle",
                 idle_s / one.limit_s,
                 (
-                    f"{one.name} is at best {idle_s * 1e3:.3g} ms on an idle engine, "
-                    f"the limit is {one.limit_s * 1e3:g} ms"
+                    f"{one.name} is at best {plain(idle_s * 1e3)} ms on an idle engine, "
+                    f"the limit is {one.limit_s * 1e3:,g} ms"
                 ),
             )
     plan, most = task.plan, task.plan.candidates.replicas.max
@@ -216,11 +217,11 @@ def _explored(
         if broken is None:
             return Exploration("no_load", "every request is larger than the KV cache", **known)
         worst, value_s = _worst(broken, objectives)
-        value = f"{value_s * 1e3:.3g} ms" if value_s < inf else "missed by rejected requests"
+        value = f"{plain(value_s * 1e3)} ms" if value_s < inf else "missed by rejected requests"
         return Exploration(
             "no_load",
             f"{worst.name} is {value} even at {broken.rate_per_s:.2g} requests/s, "
-            f"the limit is {worst.limit_s * 1e3:g} ms",
+            f"the limit is {worst.limit_s * 1e3:,g} ms",
             value_s / worst.limit_s,
             breaks=worst.name,
             **known,
