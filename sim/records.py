@@ -207,10 +207,14 @@ class IterationLog:
         *,
         num_blocks: int,
         block_size: int,
+        tables: int = 1,
         gaps: Sequence[tuple[float, int]],
         seen: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ) -> tuple[Columns, np.ndarray, np.ndarray]:
         """A row per iteration (`Records.iterations`), and the inter-token gaps with weights.
+
+        A token is in `tables` of a sequence's block tables, and blocks that are added may be fewer
+        than none: windows gave some back.
 
         ``ended`` besides: requests that had been served to their end when it was decided. `seen`
         tells of iterations' ends and tokens when clients see those, where a front end lies between.
@@ -236,13 +240,12 @@ class IterationLog:
         start_s[first] = runs["start_s"]
         duration_s = end_s - start_s
 
-        added = spread("growth") * ahead
+        added = spread("growth") * ahead * np.int32(tables)
         shared = spread("shared_blocks") * np.int32(block_size)
-        used = spread("stored_tokens") + added - shared
+        taken, given = self._added_blocks(first, run_of, block_size)
+        used = spread("stored_tokens") + added - shared + given * np.int32(block_size)
         reserved = np.maximum(spread("reserved_tokens") - added, 0)
-        held = (spread("kv_blocks") + self._added_blocks(first, run_of, block_size)) * np.int32(
-            block_size
-        )
+        held = (spread("kv_blocks") + taken + given) * np.int32(block_size)
 
         def at_first(name: str) -> np.ndarray:
             column = np.zeros(total, dtype=runs[name].dtype)
@@ -299,14 +302,20 @@ class IterationLog:
                 column[where] = found
         return columns
 
-    def _added_blocks(self, first: np.ndarray, run_of: np.ndarray, block_size: int) -> np.ndarray:
-        """Blocks allocated since the first iteration of each iteration's run."""
-        added = np.zeros(len(run_of), dtype="i4")
-        if self._growth:
-            run, ahead, blocks, times = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4).T
-            again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-            where = np.repeat(first[run] + ahead, times) + again * block_size
-            added[where] = np.repeat(blocks, times)
-            np.cumsum(added, out=added)
-            added -= added[first].take(run_of)
-        return added
+    def _added_blocks(
+        self, first: np.ndarray, run_of: np.ndarray, block_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks taken, and given back (below 0), since the first iteration of each one's run."""
+        growth = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4)
+        changes = []
+        for some in (growth[growth[:, 2] > 0], growth[growth[:, 2] < 0]):
+            added = np.zeros(len(run_of), dtype="i4")
+            if len(some):
+                run, ahead, blocks, times = some.T
+                again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+                where = np.repeat(first[run] + ahead, times) + again * block_size
+                added[where] = np.repeat(blocks, times)
+                np.cumsum(added, out=added)
+                added -= added[first].take(run_of)
+            changes.append(added)
+        return changes[0], changes[1]

@@ -56,6 +56,8 @@ def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
     """
     allocator, pool = scheduler.allocator, scheduler.pool
     emitted, stored, growth, reserved = scheduler.accounting(batch)
+    if allocator.rules:
+        stored = allocator.stored_slots(stored)
     verified = batch.verification
     decode_tokens = batch.num_decodes if verified is None else verified.query_tokens
     kv_blocks = allocator.num_blocks - allocator.num_free
@@ -79,8 +81,8 @@ def cut(counts: Counts, iterations: int, block_size: int) -> Counts:
     """The counts of the first so many iterations of a run."""
     row, added, rare = counts
     kept = [
-        (ahead, blocks, (iterations - 1 - ahead) // block_size + 1)
-        for ahead, blocks, _ in added or ()
+        (ahead, blocks, min((iterations - 1 - ahead) // block_size + 1, times))
+        for ahead, blocks, times in added or ()
         if ahead < iterations
     ]
     return row, kept, rare
@@ -148,6 +150,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         ran, gaps_s, gap_weights = engine.log.columns(
             num_blocks=allocator.num_blocks,
             block_size=allocator.block_size,
+            tables=allocator.growing_tables,
             gaps=engine.scheduler.gaps,
             seen=None if engine.servers is None else engine.servers.seen_s,
         )

@@ -39,7 +39,14 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine.core import EngineCore
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
@@ -215,11 +222,14 @@ class Recorder:
         for name in ("block_size", "num_gpu_blocks", "enable_prefix_caching"):
             setattr(cache, name, workload[name])
         size = workload["block_size"]
-        spec = FullAttentionSpec(block_size=size, num_kv_heads=1, head_size=1, dtype=torch.float32)
         blocks = KVCacheConfig(
             num_blocks=workload["num_gpu_blocks"],
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            kv_cache_groups=[
+                KVCacheGroupSpec([f"layer.{kind}.{number}"], _spec(kind, window, size))
+                for kind, window, tables in workload["tables"] or [["full", 0, 1]]
+                for number in range(tables)
+            ],
         )
         # What EngineCore.__init__ sets up and its steps use, without a model and its workers.
         core = EngineCore.__new__(EngineCore)
@@ -280,6 +290,16 @@ class Recorder:
                     block_hasher=core.request_block_hasher,
                 )
             )
+
+
+def _spec(kind: str, window: int, block_size: int) -> KVCacheSpec:
+    """What a group of layers keeps."""
+    shape = {"block_size": block_size, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    if kind == "sliding":
+        return SlidingWindowSpec(**shape, sliding_window=window)
+    if kind == "chunked":
+        return ChunkedLocalAttentionSpec(**shape, attention_chunk_size=window)
+    return FullAttentionSpec(**shape)
 
 
 def main() -> None:
