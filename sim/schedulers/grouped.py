@@ -14,7 +14,7 @@ from functools import cache
 
 from sim.batch import Batch
 from sim.kv.cache import BlockAllocator
-from sim.kv.groups import GroupedAllocator, Tables
+from sim.kv.groups import GroupedAllocator
 from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.chunked import ChunkedScheduler
@@ -73,7 +73,7 @@ class GroupedScheduler(ChunkedScheduler):
         if request.joined_step < 0:
             return request.num_computed_tokens - in_flight
         decodes = self.pool.decodes
-        if decodes.step == request.joined_step:
+        if request in self._settling and decodes.step == request.joined_step:
             return decodes.stored_of(request) - in_flight
         return decodes.stored_before(request, self._lag)
 

@@ -328,7 +328,9 @@ class SpeculativeDecodeSet(DecodeSet):
 
     def stored_before(self, request: Request, iterations: int) -> int:
         way, passed = self._ways[request], self.step - request.joined_step - iterations
-        assert way.ends is not None and passed >= 0
+        assert way.ends is not None
+        if passed < 0:  # it has been given fewer tokens since: no fewer than that
+            return max(way.computed_tokens - self._shape.query_tokens, 0)
         return way.computed_tokens + (int(way.ends[passed - 1]) if passed else 0)
 
     def members_at(self, tokens: int, ahead: int) -> Collection[Request]:

@@ -218,7 +218,7 @@ def _hybrid(rng: Random, tables: tuple[Table, ...]) -> Workload:
         stops=rng.random() < 0.2,
         longest=rng.choice((80, 150, 300)),
         most_output=rng.choice((20, 80)),
-        room=rng.choice(("ample", "some", "little", "least")),
+        room=rng.choice(("some", "little", "least", "least")),
     )
 
 
