@@ -182,7 +182,11 @@ def _engine(
     with _at(source, "engine"):
         config = _engine_config(scenario.engine, model, memory)
     if speculating is not None:
-        config = replace(config, speculation=speculating.technique)
+        held = speculating.technique.shape.query_tokens  # states of a sequence, one for each
+        rules = [
+            rule if rule.grows else replace(rule, state_blocks=held) for rule in config.table_rules
+        ]
+        config = replace(config, speculation=speculating.technique, table_rules=tuple(rules))
 
     with _at(source, "experts"):
         routing = expert_routing(scenario.experts, model, beside=beside)
@@ -209,7 +213,7 @@ def _engine(
         *without_effect_on_time(scenario),
         *measured_elsewhere,
         *on_links,
-        *model_notes(model, scenario, _sequence_tokens(scenario, model)),
+        *model_notes(model, scenario, memory),
     )
     return _Engine(model, gpu, routing, memory, config, latency, notes)
 
@@ -358,7 +362,24 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
         kv_cache_bytes=engine.kv_cache_bytes,
         null_block=engine.null_block,
         profiling=profiling_run(engine),
-        sequence_tokens=_sequence_tokens(scenario, model),
+        by_groups=keeps_by_groups(scenario, model),
+    )
+
+
+def keeps_by_groups(scenario: Scenario, model: ModelSpec) -> bool:
+    """Whether the engine has a table for each group of layers.
+
+    As vLLM V1: not where blocks go to a second tier, nor for chunks beside a draft head that drops
+    the last block it finds.
+    """
+    engine, speculation = scenario.engine, scenario.speculation
+    chunks = any(mixer.kind == "chunked" for mixer in model.mixers)
+    head = speculation is not None and speculation.method == "eagle"
+    return (
+        engine.scheduler == "chunked"
+        and not engine.disable_hybrid_kv_cache_manager
+        and not engine.kv_offloading_size_gib
+        and not (chunks and head)
     )
 
 
@@ -384,12 +405,14 @@ def profiling_run(engine: Engine) -> ProfilingRun:
 
 def _engine_config(engine: Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
     swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
+    rules = () if memory.layout is None else memory.layout.rules
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         block_size=memory.block_size,
+        table_rules=rules,
         max_model_len=engine.max_model_len or model.max_position_embeddings,
-        enable_prefix_caching=engine.enable_prefix_caching,
+        enable_prefix_caching=engine.enable_prefix_caching and all(rule.grows for rule in rules),
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         preemption=engine.preemption,

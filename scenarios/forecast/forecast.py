@@ -292,7 +292,7 @@ def _memory_bytes(deployment: Deployment) -> dict[str, int]:
         "weights": memory.weight_bytes,
         "activations": memory.activation_bytes,
         "reserve": memory.reserve_bytes,
-        "kv_cache": memory.num_gpu_blocks * memory.bytes_per_block,
+        "kv_cache": memory.num_gpu_blocks * memory.bytes_per_block + memory.state_bytes,
     }
 
 

@@ -63,13 +63,13 @@ class GroupedAllocator(BlockAllocator):
     ) -> None:
         """`in_flight_tokens`: that may be computed before windows give blocks back.
 
-        Raises ValueError where a chunk is no whole number of blocks, where the first table does not
-        grow, and for a prefix cache beside states.
+        Raises ValueError where a chunk is no whole number of blocks, where a state's table comes
+        before one that grows, and for a prefix cache beside states.
         """
         super().__init__(num_blocks, block_size, prefix_caching=prefix_caching)
         self.rules = tuple(rules)
-        if not rules[0].grows:
-            raise ValueError("the first table has to be one that grows")
+        if not rules[0].grows and any(rule.grows for rule in rules):
+            raise ValueError("the first table has to be one that grows, where any does")
         for rule in rules:
             if rule.kind == "chunked" and rule.window % block_size:
                 raise ValueError(

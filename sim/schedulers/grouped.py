@@ -129,9 +129,10 @@ class GroupedScheduler(ChunkedScheduler):
         self.allocator.give_back(request, self._processed_tokens(request))
 
     def _lengthen(self, request: Request, blocks: int) -> None:
-        table = request.block_table
-        tokens = (len(table) + blocks // self.allocator.growing_tables) * self._size
-        self.allocator.grow(table, tokens)
+        if blocks:
+            table = request.block_table
+            tokens = (len(table) + blocks // self.allocator.growing_tables) * self._size
+            self.allocator.grow(table, tokens)
 
     def _let_go_on(self) -> None:
         self._settling.update(dict.fromkeys(self._held_back))
@@ -175,7 +176,8 @@ class GroupedScheduler(ChunkedScheduler):
         return limit
 
     def _free_for_decoding(self) -> int:
-        return super()._free_for_decoding() // self.allocator.growing_tables
+        free, tables = super()._free_for_decoding(), self.allocator.growing_tables
+        return free // tables if tables else free + self.pool.decodes.num_seqs << 40
 
     def _steps_to_room(self, limit: int, wanted: int) -> int:
         """Iterations until as many blocks as that are free, since windows give some back."""
@@ -211,7 +213,7 @@ class GroupedScheduler(ChunkedScheduler):
                 given += allocator.give_back(request, known)
                 if request in crossing:
                     self._lengthen(request, allocator.growing_tables)
-            if crossing:
+            if crossing and allocator.growing_tables:
                 growth.append((ahead, len(crossing) * allocator.growing_tables, 1))
             if given:
                 growth.append((ahead, -given, 1))
