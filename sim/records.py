@@ -306,16 +306,22 @@ class IterationLog:
         self, first: np.ndarray, run_of: np.ndarray, block_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Blocks taken, and given back (below 0), since the first iteration of each one's run."""
+        none = np.zeros(len(run_of), dtype="i4")
+        if not self._growth:
+            return none, none
         growth = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4)
-        changes = []
-        for some in (growth[growth[:, 2] > 0], growth[growth[:, 2] < 0]):
-            added = np.zeros(len(run_of), dtype="i4")
-            if len(some):
-                run, ahead, blocks, times = some.T
-                again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-                where = np.repeat(first[run] + ahead, times) + again * block_size
-                added[where] = np.repeat(blocks, times)
-                np.cumsum(added, out=added)
-                added -= added[first].take(run_of)
-            changes.append(added)
-        return changes[0], changes[1]
+        taken = growth[:, 2] > 0
+
+        def added(some: np.ndarray) -> np.ndarray:
+            run, ahead, blocks, times = some.T
+            again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+            where = np.repeat(first[run] + ahead, times) + again * block_size
+            changes = none.copy()
+            changes[where] = np.repeat(blocks, times)
+            np.cumsum(changes, out=changes)
+            changes -= changes[first].take(run_of)
+            return changes
+
+        if taken.all():
+            return added(growth), none
+        return added(growth[taken]), added(growth[~taken])

@@ -81,7 +81,7 @@ class BlockAllocator:
 
     def most_blocks(self, num_tokens: int) -> int:
         """Blocks that a sequence holds when it has the most of them, if it ends with so many."""
-        return self.blocks_for(num_tokens)
+        return -(-num_tokens // self.block_size)
 
     def stored_slots(self, stored_tokens: int) -> int:
         """Slots that hold something for sequences of so many tokens in all, shared ones each."""
@@ -91,7 +91,8 @@ class BlockAllocator:
         self, hits: Sequence[int], known_tokens: int, num_tokens: int, *, bounded: bool = True
     ) -> int:
         """Free blocks that a sequence takes that begins with `hits` and has `num_tokens`."""
-        return self.blocks_for(num_tokens) - len(hits) + (self.num_idle(hits) if hits else 0)
+        blocks = -(-num_tokens // self.block_size)
+        return blocks - len(hits) + self.num_idle(hits) if hits else blocks
 
     def blocks_to_grow(self, table: list[int], num_tokens: int) -> int:
         """Blocks that `grow` takes."""
@@ -125,12 +126,13 @@ class BlockAllocator:
 
     def grow(self, table: list[int], num_tokens: int) -> None:
         """Let a table hold `num_tokens` tokens; it may be long enough already."""
-        self.allocate(table, -(-num_tokens // self.block_size) - len(table))
+        count = -(-num_tokens // self.block_size) - len(table)
+        if count > 0:
+            table += self.take(count)
 
     def adopt(self, request: Request, hits: Sequence[int], known_tokens: int) -> None:
         """A sequence begins with cached blocks, `known_tokens` of it being there or coming."""
-        if hits:
-            self.reuse(request.block_table, hits)
+        self.reuse(request.block_table, hits)
 
     def free(self, table: list[int], num_tokens: int | None = None) -> None:
         """Give back all blocks of `table`, last first, so that a prefix outlives its tail.
@@ -141,15 +143,12 @@ class BlockAllocator:
             full = num_tokens // self.block_size
             self._put_first(self._released(table[full:]))
             del table[full:]
-        self._append(self._released(table))
-        table.clear()
-
-    def _append(self, blocks: list[int]) -> None:
-        """Let these be handed out last."""
+        blocks = self._released(table)
         if self._hash_of:
             self._idle.update(block for block in blocks if block in self._hash_of)
         self._queue += blocks
         self.num_free += len(blocks)
+        table.clear()
 
     def _released(self, table: list[int]) -> list[int]:
         """Those of a table that no other holds, last first."""

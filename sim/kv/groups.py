@@ -169,7 +169,7 @@ class GroupedAllocator(BlockAllocator):
             every = list(tables.rows())
             for row in rows:
                 self._cache_row(request, row, every[row], start, end)
-                self._append(self._released(every[row][start:end]))
+                super().free(every[row][start:end])
                 every[row][start:end] = [NULL] * (end - start)
             blocks += (end - start) * rule.tables
         self.skipped += blocks

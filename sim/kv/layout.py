@@ -1,9 +1,9 @@
 """How a model's layers share out a KV block: which tables a sequence has, what a block takes.
 
-As vLLM's ``kv_cache_utils.get_kv_cache_groups``: layers that keep the same tokens are one type; each
-type is dealt out to tables of equally many layers, so that a block of any table takes the same. How
-many layers that is, is the smallest type's number, or the largest's where that is less than half as
-many again. Where states are larger than a block's keys and values of a layer, blocks hold as many
+As vLLM's ``kv_cache_utils.get_kv_cache_groups``: layers that keep the same tokens are one type, and
+each type is dealt out to tables of equally many layers, so that a block of any table takes the
+same: as many as the smallest type has, or the largest where that is less than half as many again.
+Where states are larger than a block's keys and values of a layer, blocks hold as many
 tokens more as it takes (``_align_hybrid_block_size``).
 
 Types whose layers keep different bytes of a token vLLM gives blocks of different tokens; here those
@@ -90,7 +90,7 @@ def cache_layout(
     """
     types = _types(model, kv_cache_dtype, tensor_parallel)
     here = _types(stage or model, kv_cache_dtype, tensor_parallel)
-    held = sum(one.token_bytes for one in here.values())
+    token_bytes = sum(one.token_bytes for one in here.values())
     state = sum(one.state_bytes for one in here.values())
     alike = len(types) == 1 and not state
     if alike or not by_groups:
@@ -98,18 +98,18 @@ def cache_layout(
         label = "; ".join(one.label for one in types.values() if one.token_bytes)
         layers = sum(one.num_layers for one in types.values() if one.token_bytes)
         group = CacheGroup(label, layers, rule)
-        return CacheLayout(block_size, block_size * held, (group,), state)
+        return CacheLayout(block_size, block_size * token_bytes, (group,), state)
     size = _aligned(types.values(), block_size)
     tables = _tables(types, size)
     page = max(one.page(size) for one in types.values())
     block_bytes = 0.0
     for key, one in here.items():
-        layers = one.num_layers / tables[key]
+        layers: float = one.num_layers / tables[key]
         if _equal_pages(types):
-            layers, each = math.ceil(layers), page
+            held = math.ceil(layers) * page
         else:
-            each = one.page(size)
-        block_bytes = max(block_bytes, layers * each)
+            held = layers * one.page(size)
+        block_bytes = max(block_bytes, held)
     groups = [
         CacheGroup(one.label, one.num_layers, replace(one.rule, tables=tables[key]))
         for key, one in types.items()

@@ -43,7 +43,8 @@ class GroupedScheduler(ChunkedScheduler):
         self._lag = int(config.async_scheduling and not self._is_pipeline)
         self._size = config.block_size
         self._chunk_tokens_in_flight: dict[Request, int] = {}
-        self._settling: dict[Request, None] = {}  # decodes whose latest steps were not as usual
+        # Decodes that have just joined, and how often they have been served since.
+        self._settling: dict[Request, int] = {}
         self._wanted: int | None = None  # blocks that the head of the queue waits for
         self._rules = [rule for rule in self.allocator.rules if rule.gives_back]
 
@@ -56,7 +57,7 @@ class GroupedScheduler(ChunkedScheduler):
         super().advance(batch, iterations)
         for chunk in batch.prefills:
             if chunk.request.joined_step >= 0:
-                self._settling[chunk.request] = None
+                self._settling[chunk.request] = 0
 
     def collect(self, batch: Batch, now_s: float) -> list[Request]:
         in_flight = self._chunk_tokens_in_flight
@@ -73,7 +74,7 @@ class GroupedScheduler(ChunkedScheduler):
         if request.joined_step < 0:
             return request.num_computed_tokens - in_flight
         decodes = self.pool.decodes
-        if request in self._settling and decodes.step == request.joined_step:
+        if self._settling.get(request) == 0:  # what it has computed, no decode had a part in
             return decodes.stored_of(request) - in_flight
         return decodes.stored_before(request, self._lag)
 
@@ -83,10 +84,11 @@ class GroupedScheduler(ChunkedScheduler):
         self._wanted = None
         batch = super().schedule(now_s)
         decodes = self.pool.decodes
-        for request in [*self._settling]:
-            usual = decodes.step >= request.joined_step + self._lag and request in decodes
-            if request.joined_step < 0 or usual:
+        for request, served in [*self._settling.items()]:
+            if request.joined_step < 0 or (served == self._lag and request in decodes):
                 del self._settling[request]
+            elif request in decodes:
+                self._settling[request] = served + 1
         return batch
 
     def _schedule_running(self, batch: Batch, now_s: float) -> int:
@@ -135,7 +137,7 @@ class GroupedScheduler(ChunkedScheduler):
             self.allocator.grow(table, tokens)
 
     def _let_go_on(self) -> None:
-        self._settling.update(dict.fromkeys(self._held_back))
+        self._settling.update(dict.fromkeys(self._held_back, 0))
         super()._let_go_on()
 
     def _blocks_to_admit(self, request: Request, hits: list[int], budget: int) -> int:

@@ -74,7 +74,7 @@ class IterationScheduler(Progress):
         pool.waiting.popleft()
         pool.start(request, now_s)
         received = request.num_computed_tokens
-        if not self.reserves:
+        if hits or allocator.rules:
             allocator.adopt(request, hits, received or len(hits) * allocator.block_size)
         if received:  # elsewhere, and sent here: blocks for it, in which others find what it holds
             if not self.reserves:
