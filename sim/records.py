@@ -49,6 +49,8 @@ class Records:
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
     ``stages``, of pipelines only: replica, stage, ``busy_s`` (the stage computing) and ``active_s``
     (any batch in flight).
+    ``tables``, where a sequence has others than one block table that keeps all: replica, ``rule``
+    (which of the engine's, from 0) and ``most_blocks`` that its tables had at once.
     """
 
     requests: Columns
@@ -57,6 +59,7 @@ class Records:
     gaps_s: np.ndarray
     gap_weights: np.ndarray
     stages: Columns | None = None
+    tables: Columns | None = None
 
 
 class _Table:

@@ -1,7 +1,7 @@
 """How long a scenario's sequences are on average: what a window or a state costs a token.
 
-A hybrid cache keeps a window or a state for each sequence, however long it is. The simulated
-allocator has blocks of one size; for such models they are sized for sequences of this length.
+A hybrid cache keeps a window or a state for each sequence, however long it is. What is sent from a
+prefill to a decode pool is taken to be a cache of this length, a token's share for every token.
 """
 
 from __future__ import annotations

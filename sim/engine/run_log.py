@@ -10,6 +10,7 @@ import numpy as np
 from sim.batch import Batch
 from sim.client_log import ClientLog, as_clients_saw
 from sim.engine.front_end import ApiServers
+from sim.kv.groups import GroupedAllocator
 from sim.records import Columns, IterationLog, Rare, Records
 from sim.schedulers.scheduler import Scheduler
 
@@ -179,7 +180,22 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         preemptions=_merge(preemptions, by="preempted_s"),
         gaps_s=np.concatenate(gaps),
         gap_weights=np.concatenate(weights),
+        tables=_tables(engines, replicas or range(len(engines))),
     )
+
+
+def _tables(engines: Sequence[Serving], replicas: Sequence[int]) -> Columns | None:
+    """What the kinds of block tables held; None where there is one kind that keeps all."""
+    rows = [
+        (replica, rule, blocks)
+        for replica, engine in zip(replicas, engines, strict=True)
+        if isinstance(engine.scheduler.allocator, GroupedAllocator)
+        for rule, blocks in enumerate(engine.scheduler.allocator.most_held)
+    ]
+    if not rows:
+        return None
+    columns = np.array(rows, dtype="i8").T
+    return dict(zip(("replica", "rule", "most_blocks"), columns, strict=True))
 
 
 def waiting_at(requests: Columns, iterations: Columns, aborted_s: dict[int, float]) -> np.ndarray:

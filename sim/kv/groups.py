@@ -80,6 +80,9 @@ class GroupedAllocator(BlockAllocator):
         self.growing_tables = sum(rule.tables for rule in rules if rule.grows)
         self.skipped = 0  # entries of all tables that are `NULL`
         self._states = 0  # blocks that hold states
+        # Blocks in the tables of each rule, once for each table: now, and when there were most.
+        self._held = [0] * len(rules)
+        self.most_held = [0] * len(rules)
         self._in_flight_tokens = in_flight_tokens
         self._max_model_len = max_model_len
         ends = [sum(rule.tables for rule in rules[: number + 1]) for number in range(len(rules))]
@@ -137,16 +140,26 @@ class GroupedAllocator(BlockAllocator):
                 every[row] += [NULL] * skipped
                 if hits:
                     assert isinstance(hits, Hits)
-                    self.reuse(every[row], hits.rows[row][skipped:])
+                    found = hits.rows[row][skipped:]
+                    self.reuse(every[row], found)
+                    self._hold(number, len(found))
+
+    def _hold(self, number: int, blocks: int) -> None:
+        """So many more in the tables of a rule."""
+        self._held[number] = held = self._held[number] + blocks
+        if held > self.most_held[number]:
+            self.most_held[number] = held
 
     def grow(self, table: list[int], num_tokens: int) -> None:
         assert isinstance(table, Tables)
         every, size = list(table.rows()), self.block_size
-        for rule, rows in zip(self.rules, self._rows, strict=True):
+        for number, (rule, rows) in enumerate(zip(self.rules, self._rows, strict=True)):
             length = rule.blocks_for(num_tokens, size)
             for row in rows:
                 blocks = length - len(every[row])
-                self.allocate(every[row], blocks)
+                if blocks > 0:
+                    every[row] += self.take(blocks)
+                    self._hold(number, blocks)
                 if not rule.grows:
                     self._states += blocks
 
@@ -171,7 +184,9 @@ class GroupedAllocator(BlockAllocator):
                 self._cache_row(request, row, every[row], start, end)
                 super().free(every[row][start:end])
                 every[row][start:end] = [NULL] * (end - start)
-            blocks += (end - start) * rule.tables
+            given = (end - start) * rule.tables
+            self._held[number] -= given
+            blocks += given
         self.skipped += blocks
         return blocks
 
@@ -192,11 +207,12 @@ class GroupedAllocator(BlockAllocator):
             assert not table, "a table that nobody made"
             return
         every, size = list(table.rows()), self.block_size
-        for start, rule, rows in zip(table.starts, self.rules, self._rows, strict=True):
-            found = None
+        for number, (rule, rows) in enumerate(zip(self.rules, self._rows, strict=True)):
+            start, found = table.starts[number], None
             if num_tokens is not None:
                 found = max(num_tokens - start * size, 0) if rule.grows else 0
             for row in rows:
+                self._held[number] -= len(every[row]) - start
                 if not rule.grows:
                     self._states -= len(every[row])
                 super().free(every[row][start:], found)
@@ -342,6 +358,7 @@ class GroupedAllocator(BlockAllocator):
             if not rule.grows
         )
         assert states == self._states, "a state is lost"
+        assert sum(self._held) == sum(len(list(table.held())) for table in every)
 
 
 def _key(block_hash: int, row: int) -> Key:

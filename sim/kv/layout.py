@@ -86,7 +86,8 @@ def cache_layout(
     """The layout of a model's cache; `block_bytes` is that of a `stage` of its layers, or of all.
 
     Without `by_groups` every layer keeps every token, as in engines without a hybrid cache, and
-    states lie outside the blocks. Raises ValueError for an unknown ``kv_cache_dtype``.
+    states lie outside the blocks. Raises ValueError for an unknown ``kv_cache_dtype`` and for
+    chunks that are no whole number of blocks.
     """
     types = _types(model, kv_cache_dtype, tensor_parallel)
     here = _types(stage or model, kv_cache_dtype, tensor_parallel)
@@ -100,15 +101,19 @@ def cache_layout(
         group = CacheGroup(label, layers, rule)
         return CacheLayout(block_size, block_size * token_bytes, (group,), state)
     size = _aligned(types.values(), block_size)
+    for one in types.values():
+        if one.rule.kind == "chunked" and one.rule.window % size:
+            raise ValueError(
+                f"{model.name} attends within chunks of {one.rule.window:,} tokens, which are no "
+                f"whole number of blocks of {size}: change block_size, or set "
+                "disable_hybrid_kv_cache_manager"
+            )
     tables = _tables(types, size)
     page = max(one.page(size) for one in types.values())
     block_bytes = 0.0
     for key, one in here.items():
-        layers: float = one.num_layers / tables[key]
-        if _equal_pages(types):
-            held = math.ceil(layers) * page
-        else:
-            held = layers * one.page(size)
+        each: float = one.num_layers / tables[key]
+        held = math.ceil(each) * page if _equal_pages(types) else each * one.page(size)
         block_bytes = max(block_bytes, held)
     groups = [
         CacheGroup(one.label, one.num_layers, replace(one.rule, tables=tables[key]))

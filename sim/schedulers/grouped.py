@@ -39,6 +39,11 @@ class GroupedScheduler(ChunkedScheduler):
 
     def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
         super().__init__(pool, allocator, config)
+        if allocator.drops_last_match and any(one.kind == "chunked" for one in allocator.rules):
+            raise ValueError(
+                "a draft head drops the last block of a cached prefix, of which chunks may not have "
+                "the one before (nor has vLLM a hybrid cache then)"
+            )
         # Of a decode's tokens, those that are in flight whenever it is served.
         self._lag = int(config.async_scheduling and not self._is_pipeline)
         self._size = config.block_size

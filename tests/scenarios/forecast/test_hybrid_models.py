@@ -84,6 +84,15 @@ def test_an_engine_without_a_hybrid_cache_keeps_every_token() -> None:
     assert states.state_bytes == 10 * qwen.state_bytes()
 
 
+def test_the_most_blocks_of_each_group_are_told() -> None:
+    length = {"distribution": "fixed", "tokens": 4000}
+    settings = {**SMALL, "model": "gpt-oss-20b", "workload.lengths.prompt": length}
+    windows, full = simulate("quickstart", settings).summary["kv_groups"]
+    assert (windows["kind"], windows["tables"], windows["window"]) == ("sliding 128", 1, 128)
+    assert (full["kind"], full["layers"], full["window"]) == ("full", 12, None)
+    assert 0 < windows["most_blocks"] < full["most_blocks"]
+
+
 def test_what_an_engine_makes_of_a_hybrid_model_is_said() -> None:
     warnings = simulate("quickstart", {**SMALL, "model": "gemma-3-27b"}).summary["warnings"]
     assert any("image tower" in warning for warning in warnings)

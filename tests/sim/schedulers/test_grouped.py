@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.cluster.plan import KvLink
+from sim.cluster.plan import Failure, KvLink
 from sim.engine.policy import scheduler_class
+from sim.engine.simulation import simulate
 from sim.kv.tables import TableRule
 from sim.schedulers.engine_config import EngineConfig
 from sim.speculation import DraftShape, Speculation
 from sim.speculation.acceptance import RandomAcceptance, chain
 from sim.workload import Workload
 from tests.sim.cluster.test_cluster import assert_everything_is_served, group, serve
+from tests.sim.engine.test_pipeline import linear_stages
 from tests.sim.serving import assert_same_records, engines, run, workloads
 from tests.sim.speculation.speculating import run as run_speculating
 
@@ -54,6 +56,8 @@ def test_leap_equals_step_and_nothing_is_lost(
         for leap in (True, False)
     )
     assert_same_records(leapt, stepped)
+    assert leapt.tables is not None and stepped.tables is not None
+    assert leapt.tables["most_blocks"].tolist() == stepped.tables["most_blocks"].tolist()
     requests, iterations = leapt.requests, leapt.iterations
     served = ~requests["rejected"]
     assert len(served) == len(workload)
@@ -83,13 +87,16 @@ def test_one_group_that_keeps_all_is_the_cache_without_groups(
     engine=hybrid_engines(states=False),
     rate=st.sampled_from([0.0, 0.5, 1.0]),
     k=st.integers(1, 4),
+    drops=st.booleans(),
 )
 def test_speculating_sequences_lose_nothing(
-    workload: Workload, engine: tuple[EngineConfig, int], rate: float, k: int
+    workload: Workload, engine: tuple[EngineConfig, int], rate: float, k: int, drops: bool
 ) -> None:
     config, num_blocks = engine
-    config = replace(config, async_scheduling=False)
-    speculated = Speculation("any", DraftShape.chain(k), RandomAcceptance(chain(rate, k), seed=1))
+    drops &= all(rule.kind != "chunked" for rule in config.table_rules)
+    speculated = Speculation(
+        "eagle" if drops else "any", DraftShape.chain(k), RandomAcceptance(chain(rate, k), seed=1)
+    )
     leapt, stepped = (
         run_speculating(
             workload, config, speculated, scheduler="chunked", num_blocks=num_blocks, leap=leap
@@ -118,6 +125,43 @@ def test_pools_leap_as_they_step(
     how = {"router": router, "kv_link": KvLink(2e5, 0.003)}
     leapt, _ = serve(workload, pools, **how)
     stepped, _ = serve(workload, pools, leap=False, **how)
+    assert_same_records(leapt, stepped)
+    assert_everything_is_served(leapt, workload)
+
+
+@settings(max_examples=60, deadline=None)
+@given(workload=workloads(), engine=hybrid_engines(), stages=st.integers(2, 4))
+def test_a_pipeline_serves_all(
+    workload: Workload, engine: tuple[EngineConfig, int], stages: int
+) -> None:
+    config, num_blocks = engine
+    records = simulate(
+        workload,
+        replace(config, async_scheduling=False),
+        linear_stages(stages),
+        scheduler="chunked",
+        num_blocks=num_blocks,
+        check=True,
+    )
+    served = ~records.requests["rejected"]
+    assert records.iterations["emitted"].sum() == workload.output_tokens[served].sum()
+    assert (records.iterations["kv_fragmentation_tokens"] >= 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    workload=workloads(),
+    engine=hybrid_engines(),
+    failures=st.lists(
+        st.builds(Failure, st.integers(0, 1), st.floats(0.0, 6.0), st.floats(0.0, 4.0)), max_size=3
+    ),
+)
+def test_failures_lose_nothing(
+    workload: Workload, engine: tuple[EngineConfig, int], failures: list[Failure]
+) -> None:
+    groups = [group(engine, "chunked", 3)]
+    leapt, _ = serve(workload, groups, router="least_kv", failures=failures)
+    stepped, _ = serve(workload, groups, router="least_kv", failures=failures, leap=False)
     assert_same_records(leapt, stepped)
     assert_everything_is_served(leapt, workload)
 
