@@ -41,7 +41,7 @@ class GroupedScheduler(ChunkedScheduler):
         super().__init__(pool, allocator, config)
         if allocator.drops_last_match and any(one.kind == "chunked" for one in allocator.rules):
             raise ValueError(
-                "a draft head drops the last block of a cached prefix, of which chunks may not have "
+                "a draft head drops the last block of a cached prefix, and chunks may not have "
                 "the one before (nor has vLLM a hybrid cache then)"
             )
         # Of a decode's tokens, those that are in flight whenever it is served.

@@ -45,12 +45,14 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
     KVCacheSpec,
+    MambaSpec,
     SlidingWindowSpec,
 )
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+STATE_BLOCK = 8192  # tokens: a multiple of every block size, and longer than any sequence
 END = 2  # the end-of-sequence token; no stream has it
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -222,13 +224,14 @@ class Recorder:
         for name in ("block_size", "num_gpu_blocks", "enable_prefix_caching"):
             setattr(cache, name, workload[name])
         size = workload["block_size"]
+        tables = workload["tables"] or [["full", 0, 1]]
         blocks = KVCacheConfig(
             num_blocks=workload["num_gpu_blocks"],
             kv_cache_tensors=[],
             kv_cache_groups=[
                 KVCacheGroupSpec([f"layer.{kind}.{number}"], _spec(kind, window, size))
-                for kind, window, tables in workload["tables"] or [["full", 0, 1]]
-                for number in range(tables)
+                for kind, window, alike in tables
+                for number in range(alike)
             ],
         )
         # What EngineCore.__init__ sets up and its steps use, without a model and its workers.
@@ -240,7 +243,7 @@ class Recorder:
             vllm_config=config,
             kv_cache_config=blocks,
             structured_output_manager=self.grammars,
-            block_size=size,
+            block_size=STATE_BLOCK if any(kind == "state" for kind, *_ in tables) else size,
             log_stats=False,
         )
         core.batch_queue_size = config.max_concurrent_batches
@@ -295,6 +298,8 @@ class Recorder:
 def _spec(kind: str, window: int, block_size: int) -> KVCacheSpec:
     """What a group of layers keeps."""
     shape = {"block_size": block_size, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    if kind == "state":  # as where prefixes are not cached: one block, however long the sequence
+        return MambaSpec(block_size=STATE_BLOCK, shapes=((1,),), dtypes=(torch.float32,))
     if kind == "sliding":
         return SlidingWindowSpec(**shape, sliding_window=window)
     if kind == "chunked":

@@ -208,6 +208,12 @@ def _three_kinds(rng: Random) -> Workload:
     return _hybrid(rng, (short, long, ("full", 0, 1)))
 
 
+def _states(rng: Random) -> Workload:
+    """Layers with states beside full ones, and no prefix cache (Qwen3-Next, Granite 4)."""
+    tables = (("full", 0, 1), ("state", 0, rng.choice((1, 3, 9))))
+    return replace(_hybrid(rng, tables), enable_prefix_caching=False)
+
+
 def _hybrid(rng: Random, tables: tuple[Table, ...]) -> Workload:
     return _workload(
         rng,
@@ -235,6 +241,7 @@ MODES: dict[str, Callable[[Random], Workload]] = {
     "windows": _windows,
     "chunks": _chunks,
     "three_kinds": _three_kinds,
+    "states": _states,
 }
 
 
@@ -355,8 +362,9 @@ def _blocks(
             * min(
                 -(-one.final_tokens // block_size),
                 -(-(window + in_flight_tokens) // block_size) + 1 if window else 1 << 30,
+                1 if kind == "state" else 1 << 30,
             )
-            for _, window, number in tables or (("full", 0, 1),)
+            for kind, window, number in tables or (("full", 0, 1),)
         )
         for one in requests
     ]
