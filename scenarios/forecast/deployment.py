@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
 from scenarios.forecast.sharing import host_blocks, with_block_moves
 from scenarios.forecast.speculation import speculator
-from scenarios.forecast.typical_length import typical_tokens
 from scenarios.forecast.unused_settings import (
     blind_router,
     other_than_measured,
@@ -256,7 +256,8 @@ def _groups(
             role=group.role,
             name=group.name or f"group {number}",
             kv_cache_dtype=mine.engine.kv_cache_dtype,
-            kv_bytes_per_token=kv_bytes_per_token(engine.model, mine),
+            kv_bytes_per_token=engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype),
+            kv_bytes=sequence_bytes(engine.model, mine.engine.kv_cache_dtype),
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
             front_end=front_end(mine, fitted_front_end(engine.latency)),
@@ -383,15 +384,14 @@ def keeps_by_groups(scenario: Scenario, model: ModelSpec) -> bool:
     )
 
 
-def kv_bytes_per_token(model: ModelSpec, scenario: Scenario) -> float:
-    """What a token of an average sequence takes of the KV cache, all GPUs of a replica together."""
-    tokens = _sequence_tokens(scenario, model)
-    return model.kv_bytes(tokens, scenario.engine.kv_cache_dtype) / tokens
+def sequence_bytes(model: ModelSpec, kv_cache_dtype: str) -> Callable[[int], float] | None:
+    """What a cache of so many tokens takes, all GPUs of a replica together; None: as many a token.
 
-
-def _sequence_tokens(scenario: Scenario, model: ModelSpec) -> int:
-    longest = scenario.engine.max_model_len or model.max_position_embeddings
-    return typical_tokens(scenario.workload, longest)
+    Windows and states are as large for a long sequence as for a longer one.
+    """
+    if all(group.window is None for group in model.kv_groups()) and not model.state_bytes():
+        return None
+    return partial(model.kv_bytes, kv_cache_dtype=kv_cache_dtype)
 
 
 def profiling_run(engine: Engine) -> ProfilingRun:

@@ -7,8 +7,7 @@ import pytest
 
 from orcast import simulate
 from scenarios import library
-from scenarios.forecast.typical_length import typical_tokens
-from scenarios.schema.load import load_scenario
+from scenarios.forecast.deployment import sequence_bytes
 from sim.kv.layout import cache_layout
 from sim.kv.memory import memory_budget
 
@@ -117,26 +116,13 @@ def test_a_context_longer_than_the_model_knows_is_warned_of() -> None:
     assert any("longer than the 131,072 positions" in warning for warning in warnings)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "output", "tokens"),
-    [
-        ("{distribution: fixed, tokens: 100}", "{distribution: fixed, tokens: 20}", 120),
-        ("{distribution: uniform, min: 10, max: 30}", "{distribution: fixed, tokens: 20}", 40),
-        ("{distribution: empirical, values: [1, 3]}", "{distribution: fixed, tokens: 20}", 22),
-        (
-            "{distribution: lognormal, sigma: 1, mean: 500, max: 400}",
-            "{distribution: fixed, tokens: 20}",
-            420,
-        ),
-    ],
-)
-def test_the_average_sequence_is_that_of_the_workload(
-    prompt: str, output: str, tokens: int
-) -> None:
-    settings = [f"workload.lengths.prompt={prompt}", f"workload.lengths.output={output}"]
-    scenario, _ = load_scenario("quickstart", settings)
-    assert typical_tokens(scenario.workload, 10_000) == tokens
-    assert typical_tokens(scenario.workload, 30) == min(tokens, 30)
+def test_what_is_sent_from_pool_to_pool_has_windows_no_longer_than_they_are() -> None:
+    gemma, llama = library.model("gemma-3-27b"), library.model("llama-3.1-8b")
+    sent = sequence_bytes(gemma, "auto")
+    assert sequence_bytes(llama, "auto") is None, "as much for every token"
+    assert sent is not None
+    assert sent(100) == 100 * (81_920 + 425_984)
+    assert sent(10_000) == 10_000 * 81_920 + 416 * 2**20
 
 
 @pytest.mark.parametrize("weights", ["nvfp4", "mxfp4", "fp4", "int8"])
