@@ -100,6 +100,10 @@ class DecodeSet:
         """This member's tokens in the cache now."""
         return request.num_computed_tokens + self.step - request.joined_step
 
+    def stored_before(self, request: Request, iterations: int) -> int:
+        """This member's tokens in the cache so many iterations ago; it was a member then."""
+        return self.stored_of(request) - iterations
+
     def last_token_of(self, request: Request) -> Emission | None:
         """What the latest token of a request, in here or not, went out with."""
         advanced = request.joined_step >= 0 and self.step > request.joined_step
@@ -182,6 +186,10 @@ class DecodeSet:
     def needing_block(self) -> Collection[Request]:
         """Members that write to a new block in the next iteration."""
         return self._crossing[self.step % self._block_size]
+
+    def members_at(self, tokens: int, ahead: int) -> Collection[Request]:
+        """Members that have `tokens`, modulo the block size, in the cache in `ahead` iterations."""
+        return self._crossing[(self.step + ahead - tokens) % self._block_size]
 
     def crossings(self, iterations: int) -> list[tuple[int, Collection[Request], int]]:
         """Who needs blocks after the first of the next `iterations` iterations.

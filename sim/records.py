@@ -49,6 +49,8 @@ class Records:
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
     ``stages``, of pipelines only: replica, stage, ``busy_s`` (the stage computing) and ``active_s``
     (any batch in flight).
+    ``tables``, where a sequence has others than one block table that keeps all: replica, ``rule``
+    (which of the engine's, from 0) and ``most_blocks`` that its tables had at once.
     """
 
     requests: Columns
@@ -57,6 +59,7 @@ class Records:
     gaps_s: np.ndarray
     gap_weights: np.ndarray
     stages: Columns | None = None
+    tables: Columns | None = None
 
 
 class _Table:
@@ -207,10 +210,14 @@ class IterationLog:
         *,
         num_blocks: int,
         block_size: int,
+        tables: int = 1,
         gaps: Sequence[tuple[float, int]],
         seen: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ) -> tuple[Columns, np.ndarray, np.ndarray]:
         """A row per iteration (`Records.iterations`), and the inter-token gaps with weights.
+
+        A token is in `tables` of a sequence's block tables, and blocks that are added may be fewer
+        than none: windows gave some back.
 
         ``ended`` besides: requests that had been served to their end when it was decided. `seen`
         tells of iterations' ends and tokens when clients see those, where a front end lies between.
@@ -236,13 +243,12 @@ class IterationLog:
         start_s[first] = runs["start_s"]
         duration_s = end_s - start_s
 
-        added = spread("growth") * ahead
+        added = spread("growth") * ahead * np.int32(tables)
         shared = spread("shared_blocks") * np.int32(block_size)
-        used = spread("stored_tokens") + added - shared
+        taken, given = self._added_blocks(first, run_of, block_size)
+        used = spread("stored_tokens") + added - shared + given * np.int32(block_size)
         reserved = np.maximum(spread("reserved_tokens") - added, 0)
-        held = (spread("kv_blocks") + self._added_blocks(first, run_of, block_size)) * np.int32(
-            block_size
-        )
+        held = (spread("kv_blocks") + taken + given) * np.int32(block_size)
 
         def at_first(name: str) -> np.ndarray:
             column = np.zeros(total, dtype=runs[name].dtype)
@@ -299,14 +305,26 @@ class IterationLog:
                 column[where] = found
         return columns
 
-    def _added_blocks(self, first: np.ndarray, run_of: np.ndarray, block_size: int) -> np.ndarray:
-        """Blocks allocated since the first iteration of each iteration's run."""
-        added = np.zeros(len(run_of), dtype="i4")
-        if self._growth:
-            run, ahead, blocks, times = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4).T
+    def _added_blocks(
+        self, first: np.ndarray, run_of: np.ndarray, block_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks taken, and given back (below 0), since the first iteration of each one's run."""
+        none = np.zeros(len(run_of), dtype="i4")
+        if not self._growth:
+            return none, none
+        growth = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4)
+        taken = growth[:, 2] > 0
+
+        def added(some: np.ndarray) -> np.ndarray:
+            run, ahead, blocks, times = some.T
             again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
             where = np.repeat(first[run] + ahead, times) + again * block_size
-            added[where] = np.repeat(blocks, times)
-            np.cumsum(added, out=added)
-            added -= added[first].take(run_of)
-        return added
+            changes = none.copy()
+            changes[where] = np.repeat(blocks, times)
+            np.cumsum(changes, out=changes)
+            changes -= changes[first].take(run_of)
+            return changes
+
+        if taken.all():
+            return added(growth), none
+        return added(growth[taken]), added(growth[~taken])

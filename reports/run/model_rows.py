@@ -9,6 +9,7 @@ from scenarios.quantity import GAP, MISSING, count, plain
 
 LAYER_HEAD = ["Layers", "Kind", "Heads", "Parameters each", "Weights each"]
 CACHE_HEAD = ["Cached by", "Layers", "Bytes a token", "At most, a sequence"]
+TABLES_HEAD = ["KV blocks of", "Layers", "Tables a sequence", "Blocks held at most"]
 
 
 def facts_of(model: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -72,6 +73,14 @@ def cache_rows(model: Mapping[str, Any]) -> list[list[str]]:
     ]
     state = model["kv_cache"]["state_bytes_of_a_sequence"]
     return rows + ([["states", MISSING, "0", size(state)]] if state else [])
+
+
+def table_rows(model: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each group with tables of its own in this run, as `TABLES_HEAD` names them."""
+    return [
+        [group["kind"], *(count(group[key]) for key in ("layers", "tables", "most_blocks"))]
+        for group in model["kv_cache"].get("tables", ())
+    ]
 
 
 def billions(number: float) -> str:

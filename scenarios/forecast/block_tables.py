@@ -70,6 +70,8 @@ def block_tables(deployment: Deployment, records: Records) -> BlockTables | str:
 
 def _too_large(deployment: Deployment, records: Records) -> str | None:
     requests, iterations = records.requests, records.iterations
+    if records.tables is not None:
+        return "A sequence has a table for each group of layers here; they are not drawn."
     if isinstance(deployment.latency, PipelineLatency):
         return "A pipeline keeps one cache for each batch in flight; its blocks are not drawn."
     asked = len(requests["request"])

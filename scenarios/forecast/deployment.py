@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
 from scenarios.forecast.sharing import host_blocks, with_block_moves
 from scenarios.forecast.speculation import speculator
-from scenarios.forecast.typical_length import typical_tokens
 from scenarios.forecast.unused_settings import (
     blind_router,
     other_than_measured,
@@ -182,7 +182,11 @@ def _engine(
     with _at(source, "engine"):
         config = _engine_config(scenario.engine, model, memory)
     if speculating is not None:
-        config = replace(config, speculation=speculating.technique)
+        held = speculating.technique.shape.query_tokens  # states of a sequence, one for each
+        rules = [
+            rule if rule.grows else replace(rule, state_blocks=held) for rule in config.table_rules
+        ]
+        config = replace(config, speculation=speculating.technique, table_rules=tuple(rules))
 
     with _at(source, "experts"):
         routing = expert_routing(scenario.experts, model, beside=beside)
@@ -209,7 +213,7 @@ def _engine(
         *without_effect_on_time(scenario),
         *measured_elsewhere,
         *on_links,
-        *model_notes(model, scenario, _sequence_tokens(scenario, model)),
+        *model_notes(model, scenario, memory),
     )
     return _Engine(model, gpu, routing, memory, config, latency, notes)
 
@@ -252,7 +256,8 @@ def _groups(
             role=group.role,
             name=group.name or f"group {number}",
             kv_cache_dtype=mine.engine.kv_cache_dtype,
-            kv_bytes_per_token=kv_bytes_per_token(engine.model, mine),
+            kv_bytes_per_token=engine.model.kv_bytes_per_token(mine.engine.kv_cache_dtype),
+            kv_bytes=sequence_bytes(engine.model, mine.engine.kv_cache_dtype),
             gpus=parallelism.num_gpus,
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
             front_end=front_end(mine, fitted_front_end(engine.latency)),
@@ -358,19 +363,35 @@ def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
         kv_cache_bytes=engine.kv_cache_bytes,
         null_block=engine.null_block,
         profiling=profiling_run(engine),
-        sequence_tokens=_sequence_tokens(scenario, model),
+        by_groups=keeps_by_groups(scenario, model),
     )
 
 
-def kv_bytes_per_token(model: ModelSpec, scenario: Scenario) -> float:
-    """What a token of an average sequence takes of the KV cache, all GPUs of a replica together."""
-    tokens = _sequence_tokens(scenario, model)
-    return model.kv_bytes(tokens, scenario.engine.kv_cache_dtype) / tokens
+def keeps_by_groups(scenario: Scenario, model: ModelSpec) -> bool:
+    """Whether the engine has a table for each group of layers.
+
+    As vLLM V1: not where blocks go to a second tier, nor for chunks beside a draft head that drops
+    the last block it finds.
+    """
+    engine, speculation = scenario.engine, scenario.speculation
+    chunks = any(mixer.kind == "chunked" for mixer in model.mixers)
+    head = speculation is not None and speculation.method == "eagle"
+    return (
+        engine.scheduler == "chunked"
+        and not engine.disable_hybrid_kv_cache_manager
+        and not engine.kv_offloading_size_gib
+        and not (chunks and head)
+    )
 
 
-def _sequence_tokens(scenario: Scenario, model: ModelSpec) -> int:
-    longest = scenario.engine.max_model_len or model.max_position_embeddings
-    return typical_tokens(scenario.workload, longest)
+def sequence_bytes(model: ModelSpec, kv_cache_dtype: str) -> Callable[[int], float] | None:
+    """What a cache of so many tokens takes, all GPUs of a replica together; None: as many a token.
+
+    Windows and states are as large for a long sequence as for a longer one.
+    """
+    if all(group.window is None for group in model.kv_groups()) and not model.state_bytes():
+        return None
+    return partial(model.kv_bytes, kv_cache_dtype=kv_cache_dtype)
 
 
 def profiling_run(engine: Engine) -> ProfilingRun:
@@ -384,12 +405,14 @@ def profiling_run(engine: Engine) -> ProfilingRun:
 
 def _engine_config(engine: Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
     swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
+    rules = () if memory.layout is None else memory.layout.rules
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         block_size=memory.block_size,
+        table_rules=rules,
         max_model_len=engine.max_model_len or model.max_position_embeddings,
-        enable_prefix_caching=engine.enable_prefix_caching,
+        enable_prefix_caching=engine.enable_prefix_caching and all(rule.grows for rule in rules),
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         preemption=engine.preemption,

@@ -24,10 +24,11 @@ from scenarios.schema.scenario import Scenario
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.engine.block_history import BlockRecorder
 from sim.engine.simulation import simulate
+from sim.kv.layout import CacheLayout
 from sim.latency.protocol import LatencyModel
 from sim.metrics import UNANSWERED, summarize
 from sim.model.expert_routing import ExpertRouting
-from sim.records import Records
+from sim.records import Columns, Records
 from sim.speculation.summary import speculation_figures
 
 
@@ -117,6 +118,8 @@ def forecast(
     speculation = deployment.config.speculation
     if speculation is not None:
         summary["speculation"] = speculation_figures(records.iterations, speculation)
+    if deployment.memory.layout is not None and records.tables is not None:
+        summary["kv_groups"] = _kv_groups(deployment.memory.layout, records.tables)
     if deployment.routing is not None:
         summary["experts"] = _experts(deployment, deployment.routing, records)
     waited = saturation_warning(
@@ -292,8 +295,22 @@ def _memory_bytes(deployment: Deployment) -> dict[str, int]:
         "weights": memory.weight_bytes,
         "activations": memory.activation_bytes,
         "reserve": memory.reserve_bytes,
-        "kv_cache": memory.num_gpu_blocks * memory.bytes_per_block,
+        "kv_cache": memory.num_gpu_blocks * memory.bytes_per_block + memory.state_bytes,
     }
+
+
+def _kv_groups(layout: CacheLayout, tables: Columns) -> list[dict[str, Any]]:
+    """What each group of layers keeps, and the most blocks that a replica held of it at once."""
+    return [
+        {
+            "kind": group.label,
+            "layers": group.num_layers,
+            "tables": group.rule.tables,
+            "window": group.rule.window or None,
+            "most_blocks": int(tables["most_blocks"][tables["rule"] == rule].max()),
+        }
+        for rule, group in enumerate(layout.groups)
+    ]
 
 
 def _experts(

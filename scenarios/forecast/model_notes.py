@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scenarios.schema.scenario import Scenario
+from sim.kv.memory import MemoryBudget
 from sim.model.spec import ModelSpec
 
 
-def model_notes(model: ModelSpec, scenario: Scenario, sequence_tokens: int) -> Iterator[str]:
-    """Notes, a line each. ``sequence_tokens`` is the average sequence the cache is sized for."""
+def model_notes(model: ModelSpec, scenario: Scenario, memory: MemoryBudget) -> Iterator[str]:
+    """Notes, a line each. ``memory`` is what the model leaves for its cache."""
     yield from (f"{model.name}: {note}" for note in model.notes)
     asked, known = scenario.engine.max_model_len, model.max_position_embeddings
     if asked is not None and asked > known:
@@ -23,21 +24,35 @@ def model_notes(model: ModelSpec, scenario: Scenario, sequence_tokens: int) -> I
             "parameters) is in the memory; images count as the prompt tokens they become, the time "
             "to encode them is not modelled"
         )
-    dtype = scenario.engine.kv_cache_dtype
-    groups = model.kv_groups(dtype)
-    bounded = [group.label for group in groups if group.window is not None]
-    state = model.state_bytes()
-    if bounded or state:
-        grows = model.kv_bytes_per_token(dtype)
-        spread = model.kv_bytes(sequence_tokens, dtype) / sequence_tokens
-        kept = [*(f"{label} tokens" for label in bounded), *(["states"] if state else [])]
-        yield (
-            f"{model.name} keeps {' and '.join(kept)} a sequence beside {grows:,} B a token: the "
-            f"KV cache is simulated in blocks of one size, {spread:,.0f} B a token, as sequences "
-            f"of {sequence_tokens:,} tokens take; an engine frees what is behind a window"
-        )
+    yield from _cache_notes(model, scenario, memory)
     if any(mixer.kind in ("sparse", "compressed") for mixer in model.mixers):
         yield (
             f"{model.name}: its indexer's scores and the attention to the best tokens are counted, "
             "other work of picking them is not"
+        )
+
+
+def _cache_notes(model: ModelSpec, scenario: Scenario, memory: MemoryBudget) -> Iterator[str]:
+    """What becomes of layers that need not keep every token, or hold a state."""
+    engine = scenario.engine
+    windows = any(group.window is not None for group in model.kv_groups(engine.kv_cache_dtype))
+    state = model.state_bytes()
+    if not windows and not state:
+        return
+    if memory.layout is None:
+        states = f", {state:,} B of states a sequence are set aside" if state else ""
+        yield (
+            f"{model.name}: without a hybrid cache (scheduler chunked has one, unless it is "
+            f"disabled or blocks go to a second tier) every layer keeps every token{states}"
+        )
+        return
+    if memory.block_size != engine.block_size:
+        yield (
+            f"{model.name}: KV blocks of {memory.block_size:,} tokens, so that a layer's keys and "
+            f"values are as large as a layer's state (engine.block_size {engine.block_size})"
+        )
+    if state and engine.enable_prefix_caching:
+        yield (
+            f"{model.name}: states are not cached, so no prefix is found again; vLLM can keep them "
+            "at the ends of blocks"
         )

@@ -69,12 +69,15 @@ def run_details(forecast: Forecast, *, origin: Path | None = None) -> RunDetails
     """The details of a finished run; `origin` is the scenario's file."""
     deployment, records = forecast.deployment, forecast.records
     beside = None if origin is None else origin.parent
+    model = model_figures(deployment.model, deployment.scenario.engine.kv_cache_dtype)
+    if "kv_groups" in forecast.summary:
+        model["kv_cache"]["tables"] = forecast.summary["kv_groups"]
     return RunDetails(
         operators_s=operator_seconds(deployment, records.iterations),
         work=sampled_work(deployment, records, beside=beside),
         blocks=block_tables(deployment, records),
         origins=tuple(latency_origins(deployment)),
-        model=model_figures(deployment.model, deployment.scenario.engine.kv_cache_dtype),
+        model=model,
     )
 
 

@@ -17,6 +17,7 @@ from sim.workload import Workload
 _KNOBS = {  # knob -> the schedulers it means something to
     "long_prefill_token_threshold": {"chunked"},
     "scheduler_reserve_full_isl": {"chunked"},
+    "disable_hybrid_kv_cache_manager": {"chunked"},
     "enable_prefix_caching": {"paged", "chunked"},
     "preemption": {"paged"},
     "swap_space_gib": {"paged"},

@@ -56,7 +56,7 @@ def ceiling(
         context = float(np.average(prompts + outputs / 2, weights=decodes))
         rows = config.max_num_seqs
         if not cached:  # cached prefixes are held once for many
-            rows = min(rows, max(1, int(deployment.memory.slots // context)))
+            rows = int(min(rows, max(1, deployment.memory.most_sequences(context))))
         per_row_s = latency.iteration_s(_decodes(rows, round(rows * context))) / rows
         decode_s = float(decodes.mean()) * per_row_s
     idle = tuple(_idle_s(latency, workload, one, cached=cached) for one in objectives)

@@ -69,6 +69,8 @@ class Engine(Section):
     kv_cache_memory_gib: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
     max_model_len: Tokens | None = None
     enable_prefix_caching: bool = True
+    # whether every layer keeps every token, as without vLLM's hybrid KV cache manager
+    disable_hybrid_kv_cache_manager: bool = False
     # what the matrices are served in; by default as the checkpoint has them
     weight_dtype: Literal[
         "auto", "bf16", "fp16", "fp8", "int4", "int8", "fp4", "nvfp4", "mxfp4"

@@ -228,7 +228,7 @@ class _Cluster(Fleet):
             if not request.num_generated_tokens:  # found no place in the queue, or left it
                 ended.append(request)
                 continue
-            size = request.prompt_tokens * group.kv_bytes_per_token
+            size = group.sent_bytes(request.prompt_tokens)
             self._transfers.send(replica, request, size, now_s)
         self._count_ended(ended, now_s)
         self._drain(replica, now_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -17,6 +18,7 @@ Role = Literal["both", "prefill", "decode"]
 class ReplicaGroup:
     """Equal replicas: `num_blocks` KV blocks each, at `kv_bytes_per_token` when it is sent.
 
+    Where layers have windows or states `kv_bytes` says what a sequence of so many tokens takes.
     A replica has `gpus` GPUs, which cost `usd_per_hour` together.
     """
 
@@ -29,10 +31,17 @@ class ReplicaGroup:
     name: str = ""
     kv_cache_dtype: str = "auto"
     kv_bytes_per_token: float = 0.0
+    kv_bytes: Callable[[int], float] | None = None
     gpus: int = 1
     usd_per_hour: float = 0.0
     front_end: FrontEnd | None = None  # of each replica
     in_lockstep: int = 1  # so many in a row are ranks that share out a mixture's experts
+
+    def sent_bytes(self, tokens: int) -> float:
+        """Of a prompt's cache."""
+        if self.kv_bytes is not None:
+            return self.kv_bytes(tokens)
+        return tokens * self.kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True)

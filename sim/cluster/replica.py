@@ -148,7 +148,8 @@ class ClusterReplica(Engine):
     def kv_share(self, now_s: float) -> float:
         """KV blocks in use and those that queued prompts will take, as a share of all blocks."""
         blocks = self.num_blocks - self.allocator.num_free
-        blocks += -(-self.pool.queued_tokens // self.allocator.block_size)
+        queued = -(-self.pool.queued_tokens // self.allocator.block_size)
+        blocks += queued * self.allocator.growing_tables
         blocks += self.growth(self._past(self._going_on_rank, now_s))
         self.kv_floor = blocks / self.num_blocks
         return self.kv_floor

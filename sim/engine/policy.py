@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.kv.cache import BlockAllocator
+from sim.kv.groups import GroupedAllocator
 from sim.kv.offload import TieredAllocator
 from sim.schedulers import SCHEDULERS
 from sim.schedulers.chunked import ChunkedScheduler
@@ -32,6 +33,10 @@ def scheduler_class(name: str, config: EngineConfig, *, samples: Samples | None 
         from sim.schedulers.offloading import offloading
 
         policy = offloading(policy)
+    if config.table_rules:
+        from sim.schedulers.grouped import grouped
+
+        policy = grouped(policy)
     return policy
 
 
@@ -44,7 +49,16 @@ def shares_of(policy: type, config: EngineConfig) -> int:
 
 
 def block_allocator(config: EngineConfig, num_blocks: int) -> BlockAllocator:
-    """The allocator of an engine, with a second tier where it has one."""
+    """The allocator of an engine: with groups of layers, or a second tier, where it has such."""
+    if config.table_rules:
+        return GroupedAllocator(
+            num_blocks,
+            config.block_size,
+            config.table_rules,
+            prefix_caching=config.enable_prefix_caching,
+            in_flight_tokens=config.max_num_batched_tokens * config.batches_in_flight,
+            max_model_len=config.max_model_len,
+        )
     if config.offload_blocks:
         return TieredAllocator(num_blocks, config.block_size, host_blocks=config.offload_blocks)
     return BlockAllocator(

@@ -10,6 +10,7 @@ import numpy as np
 from sim.batch import Batch
 from sim.client_log import ClientLog, as_clients_saw
 from sim.engine.front_end import ApiServers
+from sim.kv.groups import GroupedAllocator
 from sim.records import Columns, IterationLog, Rare, Records
 from sim.schedulers.scheduler import Scheduler
 
@@ -56,6 +57,8 @@ def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
     """
     allocator, pool = scheduler.allocator, scheduler.pool
     emitted, stored, growth, reserved = scheduler.accounting(batch)
+    if allocator.rules:
+        stored = allocator.stored_slots(stored)
     verified = batch.verification
     decode_tokens = batch.num_decodes if verified is None else verified.query_tokens
     kv_blocks = allocator.num_blocks - allocator.num_free
@@ -79,8 +82,8 @@ def cut(counts: Counts, iterations: int, block_size: int) -> Counts:
     """The counts of the first so many iterations of a run."""
     row, added, rare = counts
     kept = [
-        (ahead, blocks, (iterations - 1 - ahead) // block_size + 1)
-        for ahead, blocks, _ in added or ()
+        (ahead, blocks, min((iterations - 1 - ahead) // block_size + 1, times))
+        for ahead, blocks, times in added or ()
         if ahead < iterations
     ]
     return row, kept, rare
@@ -148,6 +151,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         ran, gaps_s, gap_weights = engine.log.columns(
             num_blocks=allocator.num_blocks,
             block_size=allocator.block_size,
+            tables=allocator.growing_tables,
             gaps=engine.scheduler.gaps,
             seen=None if engine.servers is None else engine.servers.seen_s,
         )
@@ -176,7 +180,22 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         preemptions=_merge(preemptions, by="preempted_s"),
         gaps_s=np.concatenate(gaps),
         gap_weights=np.concatenate(weights),
+        tables=_tables(engines, replicas or range(len(engines))),
     )
+
+
+def _tables(engines: Sequence[Serving], replicas: Sequence[int]) -> Columns | None:
+    """What the kinds of block tables held; None where there is one kind that keeps all."""
+    rows = [
+        (replica, rule, blocks)
+        for replica, engine in zip(replicas, engines, strict=True)
+        if isinstance(engine.scheduler.allocator, GroupedAllocator)
+        for rule, blocks in enumerate(engine.scheduler.allocator.most_held)
+    ]
+    if not rows:
+        return None
+    columns = np.array(rows, dtype="i8").T
+    return dict(zip(("replica", "rule", "most_blocks"), columns, strict=True))
 
 
 def waiting_at(requests: Columns, iterations: Columns, aborted_s: dict[int, float]) -> np.ndarray:

@@ -13,7 +13,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from sim.kv.tables import TableRule
 from sim.request import Request
+
+# What a block is found by: the hash of its content; with several tables a sequence, whose besides.
+Key = int | tuple[int, int]
 
 _NUMBERS: list[int] = []
 
@@ -33,6 +37,9 @@ class BlockAllocator:
     Invariants (`check`): free + used = all; a used block's reference count equals the number of
     tables that hold it.
     """
+
+    rules: tuple[TableRule, ...] = ()  # of the tables of a sequence; none: one, and nothing special
+    growing_tables = 1  # that every token of a sequence is written to
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = False) -> None:
         if num_blocks < 1 or block_size < 1:
@@ -54,9 +61,9 @@ class BlockAllocator:
         self._dead: dict[int, int] = {}
         self._references: dict[int, int] = {}  # only of blocks in more than one table
         self.shared_blocks = 0  # table entries beyond each block's first
-        self._hash_of: dict[int, int] = {}
-        self._block_of: dict[int, int] = {}
-        self._twins: dict[int, list[int]] = {}  # further blocks with the same content
+        self._hash_of: dict[int, Key] = {}
+        self._block_of: dict[Key, int] = {}
+        self._twins: dict[Key, list[int]] = {}  # further blocks with the same content
         self._idle: set[int] = set()  # cached blocks that no table holds
 
     @property
@@ -71,6 +78,25 @@ class BlockAllocator:
         """Tokens in each block of a sequence of `num_tokens` tokens, e.g. 9 tokens: 4, 4, 1."""
         full, rest = divmod(num_tokens, self.block_size)
         return [self.block_size] * full + ([rest] if rest else [])
+
+    def most_blocks(self, num_tokens: int) -> int:
+        """Blocks that a sequence holds when it has the most of them, if it ends with so many."""
+        return -(-num_tokens // self.block_size)
+
+    def stored_slots(self, stored_tokens: int) -> int:
+        """Slots that hold something for sequences of so many tokens in all, shared ones each."""
+        return stored_tokens
+
+    def blocks_to_begin(
+        self, hits: Sequence[int], known_tokens: int, num_tokens: int, *, bounded: bool = True
+    ) -> int:
+        """Free blocks that a sequence takes that begins with `hits` and has `num_tokens`."""
+        blocks = -(-num_tokens // self.block_size)
+        return blocks - len(hits) + self.num_idle(hits) if hits else blocks
+
+    def blocks_to_grow(self, table: list[int], num_tokens: int) -> int:
+        """Blocks that `grow` takes."""
+        return self.blocks_for(num_tokens) - len(table)
 
     # -- taking and giving back -------------------------------------------------------------
 
@@ -97,6 +123,16 @@ class BlockAllocator:
         """Append `count` fresh blocks to `table`."""
         if count > 0:
             table += self.take(count)
+
+    def grow(self, table: list[int], num_tokens: int) -> None:
+        """Let a table hold `num_tokens` tokens; it may be long enough already."""
+        count = -(-num_tokens // self.block_size) - len(table)
+        if count > 0:
+            table += self.take(count)
+
+    def adopt(self, request: Request, hits: Sequence[int], known_tokens: int) -> None:
+        """A sequence begins with cached blocks, `known_tokens` of it being there or coming."""
+        self.reuse(request.block_table, hits)
 
     def free(self, table: list[int], num_tokens: int | None = None) -> None:
         """Give back all blocks of `table`, last first, so that a prefix outlives its tail.
@@ -224,7 +260,7 @@ class BlockAllocator:
                 self._add_reference(block)
             table.append(block)
 
-    def cache(self, block: int, block_hash: int) -> None:
+    def cache(self, block: int, block_hash: Key) -> None:
         """Remember that a block in use is full and what it holds."""
         if block in self._hash_of:
             return

@@ -6,9 +6,8 @@ The engine may use ``gpu_memory_utilization`` of the memory the driver reports. 
 - the activation peak of the engine's profiling run and what it takes outside PyTorch
   (`sim.kv.profiling_run`, which has formulas and sources).
 
-The rest, in whole blocks, is the KV cache. A block is what a token of an average sequence takes,
-times its size: layers that keep every token, and the sequence's windows and states spread over its
-tokens (``ModelSpec.kv_bytes``). An engine with a hybrid cache keeps these apart.
+The rest, in whole blocks, is the KV cache. What a block takes depends on how the model's layers
+share it out (`sim.kv.layout`).
 
 Spread over several GPUs (`sim.model.parallelism`), the stage of a pipeline with the least room
 decides; sequence parallelism divides a block's bytes, expert parallelism adds up the ranks' blocks,
@@ -21,8 +20,10 @@ Checked against what twelve engines logged, vLLM 0.2.5 to 0.31: docs/concepts/sh
 Where a figure of the engine itself exists, ``num_gpu_blocks_override`` is the way to use it.
 """
 
+import math
 from dataclasses import dataclass
 
+from sim.kv.layout import CacheLayout, cache_layout
 from sim.kv.profiling_run import ProfilingRun, activation_bytes
 from sim.model.hardware import Gpu
 from sim.model.parallelism import Parallelism
@@ -52,6 +53,8 @@ class MemoryBudget:
     bytes_per_block: int
     num_gpu_blocks: int
     null_blocks: int = 0  # of those, set aside: vLLM's block 0, one a rank with a cache of its own
+    layout: CacheLayout | None = None  # of the whole model; None: one table that keeps every token
+    state_bytes: int = 0  # of `kv_bytes`, for states that lie outside the blocks
 
     @property
     def spare_bytes(self) -> int:
@@ -66,8 +69,16 @@ class MemoryBudget:
 
     @property
     def slots(self) -> int:
-        """Tokens the KV cache holds."""
-        return self.usable_blocks * self.block_size
+        """Tokens the KV cache holds, where layers keep them all."""
+        tables = 1 if self.layout is None else self.layout.full_tables or 1
+        return self.usable_blocks * self.block_size // tables
+
+    def most_sequences(self, mean_tokens: float) -> float:
+        """No more sequences of that mean length fit, though windows hold nothing."""
+        if self.layout is None or not self.layout.rules:
+            return self.slots // mean_tokens
+        held = self.layout.full_tables * mean_tokens / self.block_size + self.layout.state_tables
+        return self.usable_blocks // held if held else math.inf
 
 
 def memory_budget(
@@ -85,7 +96,7 @@ def memory_budget(
     kv_cache_bytes: int | None = None,
     null_block: bool = False,
     profiling: ProfilingRun | None = None,
-    sequence_tokens: int | None = None,
+    by_groups: bool = True,
 ) -> MemoryBudget:
     """Split one GPU's memory.
 
@@ -95,8 +106,9 @@ def memory_budget(
     would do). With ``num_gpu_blocks_override`` only the weights must fit. `kv_cache_bytes`: what
     each GPU gives to the cache, whatever ``gpu_memory_utilization`` leaves; it must fit in the
     GPU's memory with the rest. `null_block`: whether one of the blocks holds nothing, ever.
-    `profiling`: what the engine counts; None: as vLLM today. `sequence_tokens`: how long an average
-    sequence is, over which windows and states are spread; by default as long as the model allows.
+    `profiling`: what the engine counts; None: as vLLM today. `by_groups`: whether the engine has a
+    hybrid cache, a table for each group of layers; without one every layer keeps every token, and
+    each of ``max_num_seqs`` has its states set aside.
     """
     if not 0 < gpu_memory_utilization <= 1:
         raise ValueError(
@@ -108,7 +120,6 @@ def memory_budget(
         "max_num_seqs": max_num_seqs,
         "num_gpu_blocks_override": num_gpu_blocks_override,
         "kv_cache_bytes": kv_cache_bytes,
-        "sequence_tokens": sequence_tokens,
     }.items():
         if value is not None and value < 1:
             raise ValueError(f"{key} must be at least 1, not {value}")
@@ -123,7 +134,13 @@ def memory_budget(
     reserve = profiling.reserve_bytes(spread)
     tokens = -(-max_num_batched_tokens // spread.sequence_parallel)
     rows = min(max_num_seqs, max_num_batched_tokens)
-    length = sequence_tokens or model.max_position_embeddings
+    whole = cache_layout(
+        model,
+        block_size=block_size,
+        kv_cache_dtype=kv_cache_dtype,
+        tensor_parallel=tp,
+        by_groups=by_groups,
+    )
     stages = model.stages(spread.pipeline_parallel)
     budgets = []
     for number, stage in enumerate(stages):
@@ -136,9 +153,17 @@ def memory_budget(
         activation = activation_bytes(
             stage, tokens, rows, tp, ranks=groups, sampler=profiling.sampler
         )
-        held = stage.kv_bytes(length, kv_cache_dtype, tp)
-        on_rank = -(-block_size * held // (length * spread.sequence_parallel)) or 1
-        left = usable - weights - activation - reserve
+        layout = cache_layout(
+            model,
+            block_size=block_size,
+            kv_cache_dtype=kv_cache_dtype,
+            tensor_parallel=tp,
+            by_groups=by_groups,
+            stage=stage,
+        )
+        on_rank = -(-layout.block_bytes // spread.sequence_parallel) or 1
+        states = -(-max_num_seqs // ranks) * layout.sequence_bytes
+        left = usable - weights - activation - reserve - states
         if kv_cache_bytes is not None and on_rank <= left:
             _check_cache(kv_cache_bytes, block=on_rank, left=left, gpu=gpu)
             left = kv_cache_bytes
@@ -147,11 +172,13 @@ def memory_budget(
             weight_bytes=weights,
             activation_bytes=activation,
             reserve_bytes=reserve,
-            kv_bytes=left,
-            block_size=block_size * spread.decode_context_parallel,
+            kv_bytes=left + states,
+            block_size=layout.block_size * spread.decode_context_parallel,
             bytes_per_block=on_rank // ranks,
             num_gpu_blocks=num_gpu_blocks_override or max(left // on_rank, 0) * ranks,
             null_blocks=ranks if null_block else 0,
+            layout=whole if whole.rules else None,
+            state_bytes=states,
         )
         if budget.usable_blocks < 1 <= budget.num_gpu_blocks:
             raise ValueError(

@@ -125,6 +125,7 @@ class TieredAllocator(BlockAllocator):
 
     def _evict(self, block: int) -> None:
         block_hash = self._hash_of[block]
+        assert isinstance(block_hash, int), "one table a sequence"
         if block_hash not in self._twins:  # no other device block has the same content
             self.host.store(block_hash, block)
         super()._evict(block)

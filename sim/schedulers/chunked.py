@@ -87,9 +87,10 @@ class ChunkedScheduler(IterationScheduler):
                 elif decoding:
                     self._hold_back(request)
                 continue
+            self._give_back(request)
             if decoding:
                 tokens = decodes.limit(request, budget)
-                blocks = int(decodes.needs_block(request))
+                blocks = decodes.needs_block(request) * self.allocator.growing_tables
             else:
                 tokens = self._chunk_tokens(request, budget)
                 blocks = self._blocks_to_add(request, tokens)
@@ -99,7 +100,7 @@ class ChunkedScheduler(IterationScheduler):
                 budget = 0  # nobody behind it is served either
                 continue
             if decoding:
-                self.allocator.allocate(request.block_table, blocks)
+                self._lengthen(request, blocks)
             else:
                 self._prefill(batch, request, tokens)
             given[request] = tokens
@@ -142,9 +143,7 @@ class ChunkedScheduler(IterationScheduler):
                 skipped.append(pool.waiting.popleft())
                 continue
             hits = self._hits(request)
-            blocks = self._blocks_to_admit(request, hits, budget) - len(hits)
-            if hits:
-                blocks += allocator.num_idle(hits)
+            blocks = self._blocks_to_admit(request, hits, budget)
             if blocks > allocator.num_free:
                 self._blocked = True
                 break
@@ -157,11 +156,12 @@ class ChunkedScheduler(IterationScheduler):
 
     def _blocks_to_admit(self, request: Request, hits: list[int], budget: int) -> int:
         """Those of the whole sequence, or, where that is not asked for, of its first chunk."""
+        allocator = self.allocator
+        known = request.num_computed_tokens or len(hits) * allocator.block_size
         if self.config.scheduler_reserve_full_isl:
-            return self._blocks_to_start(request)
-        known = request.num_computed_tokens or len(hits) * self.allocator.block_size
+            return allocator.blocks_to_begin(hits, known, request.num_tokens)
         tokens = min(request.num_tokens - known, budget, self._longest_chunk or budget)
-        return self.allocator.blocks_for(known + tokens)
+        return allocator.blocks_to_begin(hits, known, known + tokens, bounded=False)
 
     def _chunk_tokens(self, request: Request, budget: int) -> int:
         tokens = request.num_tokens - request.num_computed_tokens
@@ -170,5 +170,9 @@ class ChunkedScheduler(IterationScheduler):
         return min(tokens, budget)
 
     def _blocks_to_add(self, request: Request, tokens: int) -> int:
-        end = request.num_computed_tokens + tokens
-        return self.allocator.blocks_for(end) - len(request.block_table)
+        return self.allocator.blocks_to_grow(
+            request.block_table, request.num_computed_tokens + tokens
+        )
+
+    def _give_back(self, request: Request) -> None:
+        """What a running request does not need any more, before it is given what it needs."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sim.kv.tables import TableRule
+
 if TYPE_CHECKING:
     from sim.queues import QueueRules
     from sim.speculation import Speculation
@@ -32,6 +34,8 @@ class EngineConfig:
     speculation: Speculation | None = None
     async_scheduling: bool = False  # decide an iteration ahead, while the device computes
     pipeline_stages: int = 1  # one batch in flight for each; decodes wait for their tokens
+    # Of the block tables of a sequence, where they are not one that keeps every token.
+    table_rules: tuple[TableRule, ...] = ()
     queue: QueueRules | None = None  # None: first come first served, without end
 
     def __post_init__(self) -> None:
@@ -43,6 +47,8 @@ class EngineConfig:
             )
         if self.offload_blocks and not self.enable_prefix_caching:
             raise ValueError("offload_blocks need enable_prefix_caching: nothing is found again")
+        if self.offload_blocks and self.table_rules:
+            raise ValueError("offload_blocks need layers that all keep every token")
         if max(self.preferred_batch_sizes, default=0) > self.max_num_seqs:
             raise ValueError(
                 f"preferred_batch_sizes {self.preferred_batch_sizes}: none may be above "

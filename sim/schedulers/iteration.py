@@ -34,7 +34,7 @@ class IterationScheduler(Progress):
         """Whether the request, alone in the engine, could be served to its end."""
         if request.prompt_tokens + request.output_tokens > self.config.max_model_len:
             return False
-        blocks = self.allocator.blocks_for(self._final_slots(request))
+        blocks = self.allocator.most_blocks(self._final_slots(request))
         return blocks + self.spare_blocks <= self.allocator.num_blocks
 
     def _final_slots(self, request: Request) -> int:
@@ -73,13 +73,12 @@ class IterationScheduler(Progress):
         pool, allocator = self.pool, self.allocator
         pool.waiting.popleft()
         pool.start(request, now_s)
-        if hits:
-            allocator.reuse(request.block_table, hits)
         received = request.num_computed_tokens
+        if hits or allocator.rules:
+            allocator.adopt(request, hits, received or len(hits) * allocator.block_size)
         if received:  # elsewhere, and sent here: blocks for it, in which others find what it holds
             if not self.reserves:
-                blocks = allocator.blocks_for(received)
-                allocator.allocate(request.block_table, blocks - len(hits))
+                allocator.grow(request.block_table, received)
             if self.config.enable_prefix_caching:
                 allocator.cache_prompt(request, 0, received)
         elif hits:
@@ -97,9 +96,7 @@ class IterationScheduler(Progress):
         cached = request.num_computed_tokens
         end = cached + new_tokens
         if not self.reserves:
-            allocator.allocate(
-                request.block_table, -(-end // allocator.block_size) - len(request.block_table)
-            )
+            allocator.grow(request.block_table, end)
         if request.block_hashes and self.config.enable_prefix_caching:
             allocator.cache_prompt(request, cached, end)
         batch.prefills.append(PrefillChunk(request, new_tokens, cached))
@@ -129,6 +126,10 @@ class IterationScheduler(Progress):
         batch.num_emitting += count
         batch.num_seqs = count + len(batch.prefills)
         return batch
+
+    def _lengthen(self, request: Request, blocks: int) -> None:
+        """So many more blocks for a request that decodes."""
+        self.allocator.allocate(request.block_table, blocks)
 
     def _grow(self, crossing: Collection[Request]) -> None:
         """One more block for each of these requests."""

@@ -326,6 +326,17 @@ class SpeculativeDecodeSet(DecodeSet):
         assert way.ends is not None
         return way.computed_tokens + (int(way.ends[passed - 1]) if passed else 0)
 
+    def stored_before(self, request: Request, iterations: int) -> int:
+        way, passed = self._ways[request], self.step - request.joined_step - iterations
+        assert way.ends is not None
+        if passed < 0:  # it has been given fewer tokens since: no fewer than that
+            return max(way.computed_tokens - self._shape.query_tokens, 0)
+        return way.computed_tokens + (int(way.ends[passed - 1]) if passed else 0)
+
+    def members_at(self, tokens: int, ahead: int) -> Collection[Request]:
+        """All: they advance unevenly."""
+        return self._members
+
     def _pick_longest(self) -> None:
         """Those that can be the longest before the next review: nobody else can catch up."""
         stored = {request: self.stored_of(request) for request in self._members}

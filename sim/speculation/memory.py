@@ -37,8 +37,9 @@ def share_memory(
     )
     needed = weight_bytes + activation - budget.activation_bytes
     left = budget.kv_bytes - max(needed - budget.spare_bytes, 0)
+    room = left - budget.state_bytes
     per_block = budget.bytes_per_block + budget.block_size * kv_bytes_per_token // ranks
-    blocks = budget.num_gpu_blocks if blocks_given else left // (per_block * ranks) * ranks
+    blocks = budget.num_gpu_blocks if blocks_given else room // (per_block * ranks) * ranks
     if blocks < 1:
         gib = 2**30
         raise ValueError(

@@ -211,10 +211,8 @@ def test_every_model_fits_on_enough_of_the_largest_gpus(name: str) -> None:
     model = library.model(name)
     gpus = next(count for count in (8, 4, 2, 1) if splits(model, count))
     stages = 1 if model.weight_bytes() < 1e12 else 2
-    budget = memory_budget(
-        model, library.gpu("mi300x"), parallelism=Parallelism(gpus, stages), sequence_tokens=2048
-    )
-    assert budget.slots > 10_000
+    budget = memory_budget(model, library.gpu("mi300x"), parallelism=Parallelism(gpus, stages))
+    assert budget.most_sequences(1000) >= 10
     assert model.name == name
 
 

@@ -39,11 +39,20 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine.core import EngineCore
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheSpec,
+    MambaSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+STATE_BLOCK = 8192  # tokens: a multiple of every block size, and longer than any sequence
 END = 2  # the end-of-sequence token; no stream has it
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -215,11 +224,15 @@ class Recorder:
         for name in ("block_size", "num_gpu_blocks", "enable_prefix_caching"):
             setattr(cache, name, workload[name])
         size = workload["block_size"]
-        spec = FullAttentionSpec(block_size=size, num_kv_heads=1, head_size=1, dtype=torch.float32)
+        tables = workload["tables"] or [["full", 0, 1]]
         blocks = KVCacheConfig(
             num_blocks=workload["num_gpu_blocks"],
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            kv_cache_groups=[
+                KVCacheGroupSpec([f"layer.{kind}.{number}"], _spec(kind, window, size))
+                for kind, window, alike in tables
+                for number in range(alike)
+            ],
         )
         # What EngineCore.__init__ sets up and its steps use, without a model and its workers.
         core = EngineCore.__new__(EngineCore)
@@ -230,7 +243,7 @@ class Recorder:
             vllm_config=config,
             kv_cache_config=blocks,
             structured_output_manager=self.grammars,
-            block_size=size,
+            block_size=STATE_BLOCK if any(kind == "state" for kind, *_ in tables) else size,
             log_stats=False,
         )
         core.batch_queue_size = config.max_concurrent_batches
@@ -280,6 +293,18 @@ class Recorder:
                     block_hasher=core.request_block_hasher,
                 )
             )
+
+
+def _spec(kind: str, window: int, block_size: int) -> KVCacheSpec:
+    """What a group of layers keeps."""
+    shape = {"block_size": block_size, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    if kind == "state":  # as where prefixes are not cached: one block, however long the sequence
+        return MambaSpec(block_size=STATE_BLOCK, shapes=((1,),), dtypes=(torch.float32,))
+    if kind == "sliding":
+        return SlidingWindowSpec(**shape, sliding_window=window)
+    if kind == "chunked":
+        return ChunkedLocalAttentionSpec(**shape, attention_chunk_size=window)
+    return FullAttentionSpec(**shape)
 
 
 def main() -> None:

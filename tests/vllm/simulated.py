@@ -16,6 +16,7 @@ from sim.engine.policy import block_allocator
 from sim.engine.replica import Replica
 from sim.engine.run_log import collect
 from sim.engine.simulation import simulate
+from sim.kv.tables import TableRule
 from sim.queues import QueueRules
 from sim.records import Records
 from sim.request import SAMPLE_NUMBERS
@@ -183,6 +184,7 @@ def engine_config(workload: Workload) -> EngineConfig:
         enable_prefix_caching=workload.enable_prefix_caching,
         async_scheduling=workload.async_scheduling,
         scheduler_reserve_full_isl=workload.scheduler_reserve_full_isl,
+        table_rules=tuple(TableRule(*rule) for rule in workload.tables),
         **options,
     )
 

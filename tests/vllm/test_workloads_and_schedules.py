@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from sim.kv.tables import TableRule
 from tests.vllm.schedule import Schedule, Step, difference
 from tests.vllm.simulated import simulated
 from tests.vllm.workloads import MODES, Workload, draw
@@ -32,10 +33,15 @@ def test_a_seed_draws_one_workload_that_survives_a_file(mode: str) -> None:
 def test_every_request_can_be_served(mode: str) -> None:
     for seed in range(50):
         workload = draw(mode, Random(seed))
-        tokens = (workload.num_gpu_blocks - 1) * workload.block_size
+        rules = [TableRule(*table) for table in workload.tables or (("full", 0, 1),)]
+        in_flight = workload.max_num_batched_tokens * (1 + workload.async_scheduling)
         assert workload.max_num_batched_tokens >= workload.max_num_seqs
         for one in workload.requests:
-            assert one.final_tokens <= tokens
+            blocks = sum(
+                rule.most_blocks(one.final_tokens, workload.block_size, in_flight) * rule.tables
+                for rule in rules
+            )
+            assert blocks < workload.num_gpu_blocks
             assert one.prompt_tokens + one.max_tokens <= workload.max_model_len
             assert one.output_tokens <= one.max_tokens
 

@@ -18,6 +18,7 @@ ANSWER_STREAM = 1000  # of request 0's first sample
 MOST_SAMPLES = 8
 
 Piece = tuple[int, int]  # the first so many tokens of a stream
+Table = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Workload:
     durations: ticks that the n-th step takes, used again from the first when they are used up.
     launches: ticks between a decision and the next where that waits for no step to end, one after
     the other; none from where they are used up.
+    tables: block tables of a sequence that are alike, as (kind, window, number of them).
     """
 
     policy: str  # fcfs or priority
@@ -69,6 +71,7 @@ class Workload:
     ticks_per_s: int = TICKS_PER_S
     scheduler_reserve_full_isl: bool = True
     launches: tuple[int, ...] = ()
+    tables: tuple[Table, ...] = ()  # none: one that keeps every token
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, which `from_json` reads again."""
@@ -91,7 +94,10 @@ class Workload:
             )
             for one in data["requests"]
         )
-        lists = {name: tuple(data.get(name, ())) for name in ("durations", "launches")}
+        lists: dict[str, Any] = {
+            name: tuple(data.get(name, ())) for name in ("durations", "launches")
+        }
+        lists["tables"] = tuple((kind, window, n) for kind, window, n in data.get("tables", ()))
         return cls(**{**data, **lists, "requests": requests})
 
 
@@ -182,6 +188,46 @@ def _first_chunks(rng: Random) -> Workload:
     return replace(drawn, scheduler_reserve_full_isl=False)
 
 
+def _windows(rng: Random) -> Workload:
+    """Layers with a sliding window, most often beside full ones (gpt-oss, Gemma 3, Mistral)."""
+    full, windows = ("full", 0, 1), rng.choice((1, 1, 1, 2, 5))
+    sliding = ("sliding", rng.choice((2, 5, 16, 17, 32, 33, 48, 64, 100)), windows)
+    return _hybrid(rng, rng.choice(((sliding, full), (sliding, full), (full, sliding), (sliding,))))
+
+
+def _chunks(rng: Random) -> Workload:
+    """Layers that look at the chunk they are in beside full ones (Llama 4)."""
+    # A chunk is a whole number of blocks, whose size is drawn up to 32.
+    chunked = ("chunked", rng.choice((32, 64, 96)), rng.choice((1, 3)))
+    return _hybrid(rng, rng.choice(((chunked, ("full", 0, 1)), (("full", 0, 1), chunked))))
+
+
+def _three_kinds(rng: Random) -> Workload:
+    """Full layers beside windows of two lengths."""
+    short, long = ("sliding", rng.choice((5, 16, 20)), 1), ("sliding", rng.choice((40, 64)), 1)
+    return _hybrid(rng, (short, long, ("full", 0, 1)))
+
+
+def _states(rng: Random) -> Workload:
+    """Layers with states beside full ones, and no prefix cache (Qwen3-Next, Granite 4)."""
+    tables = (("full", 0, 1), ("state", 0, rng.choice((1, 3, 9))))
+    return replace(_hybrid(rng, tables), enable_prefix_caching=False)
+
+
+def _hybrid(rng: Random, tables: tuple[Table, ...]) -> Workload:
+    return _workload(
+        rng,
+        tables=tables,
+        threshold=rng.random() < 0.15,
+        caching=rng.random() < 0.8,
+        sharing=0.7,
+        stops=rng.random() < 0.2,
+        longest=rng.choice((80, 150, 300)),
+        most_output=rng.choice((20, 80)),
+        room=rng.choice(("some", "little", "least", "least")),
+    )
+
+
 MODES: dict[str, Callable[[Random], Workload]] = {
     "synchronous": _synchronous,
     "asynchronous": _asynchronous,
@@ -192,6 +238,10 @@ MODES: dict[str, Callable[[Random], Workload]] = {
     "samples": _samples,
     "stops": _stops,
     "first_chunks": _first_chunks,
+    "windows": _windows,
+    "chunks": _chunks,
+    "three_kinds": _three_kinds,
+    "states": _states,
 }
 
 
@@ -213,6 +263,7 @@ def _workload(
     room: str = "ample",
     longest: int = 150,
     most_output: int = 40,
+    tables: tuple[Table, ...] = (),
 ) -> Workload:
     """`sharing`: the share of requests whose prompt begins as another's. None: drawn."""
     block_size = rng.choice((4, 8, 16, 16, 16, 32))
@@ -237,14 +288,15 @@ def _workload(
         policy=policy,
         async_scheduling=rng.random() < 0.5 if async_scheduling is None else async_scheduling,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(max_num_seqs, rng.choice(budgets)),
+        max_num_batched_tokens=(budget := max(max_num_seqs, rng.choice(budgets))),
         long_prefill_token_threshold=rng.choice((1, 5, 16, 24, 40, 64)) if threshold else 0,
         max_model_len=rng.choice((longest_tokens, 4096)),
         block_size=block_size,
-        num_gpu_blocks=1 + _blocks(rng, requests, block_size, room),
+        num_gpu_blocks=1 + _blocks(rng, requests, block_size, room, tables, 2 * budget),
         enable_prefix_caching=rng.random() < 0.7 if caching is None else caching,
         durations=durations,
         requests=tuple(requests),
+        tables=tables,
     )
 
 
@@ -295,9 +347,27 @@ def _prompt(
     return ((rng.randrange(3), shared), tail)
 
 
-def _blocks(rng: Random, requests: Sequence[Request], block_size: int, room: str) -> int:
+def _blocks(
+    rng: Random,
+    requests: Sequence[Request],
+    block_size: int,
+    room: str,
+    tables: Sequence[Table],
+    in_flight_tokens: int,
+) -> int:
     """Usable blocks: never fewer than the request that needs most of them."""
-    needs = [-(-one.final_tokens // block_size) for one in requests]
+    needs = [
+        sum(
+            number
+            * min(
+                -(-one.final_tokens // block_size),
+                -(-(window + in_flight_tokens) // block_size) + 1 if window else 1 << 30,
+                1 if kind == "state" else 1 << 30,
+            )
+            for kind, window, number in tables or (("full", 0, 1),)
+        )
+        for one in requests
+    ]
     most, total = (
         max(needs),
         sum(need * one.samples for need, one in zip(needs, requests, strict=True)),

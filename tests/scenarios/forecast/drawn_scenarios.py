@@ -77,7 +77,7 @@ def drawn_scenarios(draw: Draw) -> Section:
     workload = _workload(draw, fixed)
     content: Section = {
         "name": "drawn",
-        "model": "mixtral-8x7b" if mixture else "llama-3.1-8b",
+        "model": _model(draw, hardware, mixture=mixture),
         "hardware": hardware,
         "engine": _engine(draw, workload),
         "latency": _latency(draw, fixed),
@@ -93,6 +93,15 @@ def drawn_scenarios(draw: Draw) -> Section:
     content["cluster"] = _cluster(draw)
     content["frontend"] = draw(st.sampled_from(FRONT_ENDS))
     return content
+
+
+def _model(draw: Draw, hardware: Section, *, mixture: bool) -> str:
+    """Some have windows or states; ranks that share out contexts want all of them whole."""
+    if mixture:
+        return "mixtral-8x7b"
+    if "decode_context_parallel" in hardware or not _one_in(draw, 4):
+        return "llama-3.1-8b"
+    return draw(st.sampled_from(["gemma-3-12b", "mistral-7b-v0.1", "granite-4-h-small"]))
 
 
 def _latency(draw: Draw, fixed: bool) -> Section:

@@ -1,0 +1,66 @@
+"""Which tokens the tables of one kind of layers keep, block by block.
+
+A sequence has a block table for every group of layers, and all tables take their blocks out of one
+pool (vLLM's hybrid KV cache manager). What differs is which blocks a table gives back as its
+sequence goes on, and what of a cached prefix it needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NULL = -1  # in a table's place: a block that was given back, or never needed
+
+
+@dataclass(frozen=True, slots=True)
+class TableRule:
+    """``tables`` block tables that are alike: each for as many layers as every other table.
+
+    ``window`` is how many tokens a sliding window looks at, the token itself among them, or how
+    long a chunk is. A state has ``state_blocks`` blocks, whatever the sequence's length.
+    """
+
+    kind: str  # full, sliding, chunked or state
+    window: int = 0
+    tables: int = 1
+    state_blocks: int = 1
+
+    @property
+    def grows(self) -> bool:
+        """Whether every token is written to these tables."""
+        return self.kind != "state"
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether blocks come free before the sequence ends."""
+        return self.kind in ("sliding", "chunked")
+
+    def skipped_blocks(self, computed_tokens: int, block_size: int) -> int:
+        """Blocks at the beginning that nobody looks at once so many tokens are computed."""
+        if self.kind == "sliding":
+            return max(computed_tokens - self.window + 1, 0) // block_size
+        if self.kind == "chunked":
+            return computed_tokens // self.window * self.window // block_size
+        return 0
+
+    def first_skipping(self) -> int:
+        """With how many tokens computed the first comes free; then once every block, or chunk."""
+        return self.window - 1 if self.kind == "sliding" else 0
+
+    def blocks_for(self, tokens: int, block_size: int) -> int:
+        """Length of a table of so many tokens, blocks that were given back included."""
+        return -(-tokens // block_size) if self.grows else self.state_blocks
+
+    def most_blocks(self, tokens: int, block_size: int, in_flight_tokens: int) -> int:
+        """Blocks that a table holds at most while its sequence grows to `tokens`.
+
+        A window needs what it looks back on and what is computed before that is known to be behind
+        it, and may begin inside a block (vLLM's ``max_admission_blocks_per_request``).
+        """
+        if self.kind == "sliding":
+            held = min(self.window - 1 + in_flight_tokens, tokens)
+            return min(-(-held // block_size) + 1, self.blocks_for(tokens, block_size))
+        if self.kind == "chunked":
+            held = min(self.window + in_flight_tokens, tokens)
+            return -(-held // block_size)
+        return self.blocks_for(tokens, block_size)

@@ -1,0 +1,247 @@
+"""What a cache of several groups of layers adds to `chunked`: windows give blocks back on the way.
+
+As in vLLM V1 (`KVCacheManager.allocate_slots`) a request that is served gives back what no window
+of its layers looks at any more, then takes what its new tokens need, and the next one is served
+after it. What counts as computed is what is known to be: tokens in flight may still be read. So a
+decode gives a block back whenever its length passes a number modulo the block size, and nobody is
+visited but who does, who needs a block, and who has just begun to decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from sim.batch import Batch
+from sim.kv.cache import BlockAllocator
+from sim.kv.groups import GroupedAllocator
+from sim.request import Request
+from sim.request_pool import RequestPool
+from sim.schedulers.chunked import ChunkedScheduler
+from sim.schedulers.engine_config import EngineConfig
+
+
+@cache
+def grouped(policy: type) -> type:
+    """`policy` with a `GroupedAllocator`. Raises ValueError where its tables cannot have groups."""
+    if not issubclass(policy, ChunkedScheduler):
+        raise ValueError(
+            "groups of layers with tables of their own need scheduler chunked: others keep every "
+            "token in every layer"
+        )
+    return type(f"Grouped{policy.__name__}", (GroupedScheduler, policy), {})
+
+
+class GroupedScheduler(ChunkedScheduler):
+    """What groups add to a policy; mixed in by `grouped`."""
+
+    allocator: GroupedAllocator
+
+    def __init__(self, pool: RequestPool, allocator: BlockAllocator, config: EngineConfig) -> None:
+        super().__init__(pool, allocator, config)
+        if allocator.drops_last_match and any(one.kind == "chunked" for one in allocator.rules):
+            raise ValueError(
+                "a draft head drops the last block of a cached prefix, and chunks may not have "
+                "the one before (nor has vLLM a hybrid cache then)"
+            )
+        # Of a decode's tokens, those that are in flight whenever it is served.
+        self._lag = int(config.async_scheduling and not self._is_pipeline)
+        self._size = config.block_size
+        self._chunk_tokens_in_flight: dict[Request, int] = {}
+        # Decodes that have just joined, and how often they have been served since.
+        self._settling: dict[Request, int] = {}
+        self._wanted: int | None = None  # blocks that the head of the queue waits for
+        self._rules = [rule for rule in self.allocator.rules if rule.gives_back]
+
+    # -- what is known to be computed ---------------------------------------------------------
+
+    def advance(self, batch: Batch, iterations: int = 1) -> None:
+        in_flight = self._chunk_tokens_in_flight
+        for chunk in batch.prefills:
+            in_flight[chunk.request] = in_flight.get(chunk.request, 0) + chunk.new_tokens
+        super().advance(batch, iterations)
+        for chunk in batch.prefills:
+            if chunk.request.joined_step >= 0:
+                self._settling[chunk.request] = 0
+
+    def collect(self, batch: Batch, now_s: float) -> list[Request]:
+        in_flight = self._chunk_tokens_in_flight
+        for chunk in batch.prefills:
+            left = in_flight[chunk.request] - chunk.new_tokens
+            if left:
+                in_flight[chunk.request] = left
+            else:
+                del in_flight[chunk.request]
+        return super().collect(batch, now_s)
+
+    def _processed_tokens(self, request: Request) -> int:
+        in_flight = self._chunk_tokens_in_flight.get(request, 0)
+        if request.joined_step < 0:
+            return request.num_computed_tokens - in_flight
+        decodes = self.pool.decodes
+        if self._settling.get(request) == 0:  # what it has computed, no decode had a part in
+            return decodes.stored_of(request) - in_flight
+        return decodes.stored_before(request, self._lag)
+
+    # -- deciding -----------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> Batch | None:
+        self._wanted = None
+        batch = super().schedule(now_s)
+        decodes = self.pool.decodes
+        for request, served in [*self._settling.items()]:
+            if request.joined_step < 0 or (served == self._lag and request in decodes):
+                del self._settling[request]
+            elif request in decodes:
+                self._settling[request] = served + 1
+        return batch
+
+    def _schedule_running(self, batch: Batch, now_s: float) -> int:
+        decodes = self.pool.decodes
+        budget = self.config.max_num_batched_tokens - decodes.query_tokens
+        if budget < 0:
+            return self._schedule_in_order(batch, now_s)
+        crossing = decodes.needing_block()
+        chunks = {request: self._chunk_tokens(request, budget) for request in self.prefilling}
+        blocks = len(crossing) * self.allocator.growing_tables + sum(
+            self._blocks_to_add(request, tokens) for request, tokens in chunks.items()
+        )
+        alone = len(chunks) == 1 and next(reversed(self.pool.running)) in chunks
+        if blocks > self.allocator.num_free or (
+            chunks and not alone and sum(chunks.values()) > budget
+        ):
+            return self._schedule_in_order(batch, now_s)
+        if chunks and self.answers:
+            self.publish_answers(scheduled=1)
+        served = dict.fromkeys((*crossing, *self._giving_back(0), *chunks))
+        served.update(dict.fromkeys(one for one in self._settling if one in decodes))
+        for request in sorted(served, key=_admission):
+            self._give_back(request)
+            if request in chunks:
+                self._prefill(batch, request, chunks[request])
+                budget -= chunks[request]
+            else:
+                self._lengthen(
+                    request, decodes.needs_block(request) * self.allocator.growing_tables
+                )
+        return budget
+
+    def _giving_back(self, ahead: int) -> Iterator[Request]:
+        """Decodes that may give blocks back so many iterations from now."""
+        decodes = self.pool.decodes
+        for rule in self._rules:
+            yield from decodes.members_at(rule.first_skipping() + self._lag, ahead)
+
+    def _give_back(self, request: Request) -> None:
+        self.allocator.give_back(request, self._processed_tokens(request))
+
+    def _lengthen(self, request: Request, blocks: int) -> None:
+        if blocks:
+            table = request.block_table
+            tokens = (len(table) + blocks // self.allocator.growing_tables) * self._size
+            self.allocator.grow(table, tokens)
+
+    def _let_go_on(self) -> None:
+        self._settling.update(dict.fromkeys(self._held_back, 0))
+        super()._let_go_on()
+
+    def _blocks_to_admit(self, request: Request, hits: list[int], budget: int) -> int:
+        blocks = super()._blocks_to_admit(request, hits, budget)
+        if self.config.scheduler_reserve_full_isl:  # its first chunk has to fit, too
+            known = request.num_computed_tokens or len(hits) * self._size
+            end = known + min(request.num_tokens - known, budget, self._longest_chunk or budget)
+            first = self.allocator.blocks_to_begin(hits, known, end, bounded=False)
+            blocks = max(blocks, first)
+        # What it finds may change while it waits; what it needs without does not.
+        self._wanted = 0 if hits else blocks
+        return blocks
+
+    def _has_seats(self, request: Request) -> bool:
+        self._wanted = None
+        return super()._has_seats(request)
+
+    # -- leaping ------------------------------------------------------------------------------
+
+    def horizon(self, batch: Batch) -> int:
+        iterations = super().horizon(batch)
+        if iterations > 1 and self._settling:
+            return 1
+        if iterations > 1 and self.allocator.shared_blocks and self._rules:
+            iterations = self._steps_to_last_share(iterations)
+        if iterations > 1 and self._blocked and self._wanted is not None:
+            iterations = self._steps_to_room(iterations, self._wanted)
+        return iterations
+
+    def _steps_to_last_share(self, limit: int) -> int:
+        """Iterations until a block is given back that others hold: it does not come free."""
+        allocator, decodes = self.allocator, self.pool.decodes
+        for ahead in range(1, limit):
+            for request in self._giving_back(ahead):
+                known = decodes.stored_of(request) + ahead - self._lag
+                if allocator.gives_back_shared(request, known):
+                    return ahead
+        return limit
+
+    def _free_for_decoding(self) -> int:
+        free, tables = super()._free_for_decoding(), self.allocator.growing_tables
+        return free // tables if tables else free + self.pool.decodes.num_seqs << 40
+
+    def _steps_to_room(self, limit: int, wanted: int) -> int:
+        """Iterations until as many blocks as that are free, since windows give some back."""
+        free = self.allocator.num_free
+        for ahead in range(1, limit):
+            taken, given = self._change(ahead)
+            free += given - taken
+            if free >= wanted:
+                return ahead
+        return limit
+
+    def _change(self, ahead: int) -> tuple[int, int]:
+        """Blocks that decodes take and give back so many iterations from now."""
+        decodes, size = self.pool.decodes, self._size
+        taken = len(decodes.members_at(0, ahead)) * self.allocator.growing_tables
+        given = 0
+        for rule in self._rules:
+            for request in decodes.members_at(rule.first_skipping() + self._lag, ahead):
+                known = decodes.stored_of(request) + ahead - self._lag
+                before = rule.skipped_blocks(known - 1, size)
+                given += (rule.skipped_blocks(known, size) - before) * rule.tables
+        return taken, given
+
+    def extend(self, iterations: int) -> list[tuple[int, int, int]]:
+        allocator, decodes = self.allocator, self.pool.decodes
+        growth: list[tuple[int, int, int]] = []
+        for ahead in range(1, iterations):
+            crossing = decodes.members_at(0, ahead)
+            served = dict.fromkeys((*crossing, *self._giving_back(ahead)))
+            given = 0
+            for request in sorted(served, key=_admission):
+                known = decodes.stored_of(request) + ahead - self._lag
+                given += allocator.give_back(request, known)
+                if request in crossing:
+                    self._lengthen(request, allocator.growing_tables)
+            if crossing and allocator.growing_tables:
+                growth.append((ahead, len(crossing) * allocator.growing_tables, 1))
+            if given:
+                growth.append((ahead, -given, 1))
+        return growth
+
+    def growth(self, iterations: int) -> int:
+        changes = (self._change(ahead) for ahead in range(1, iterations))
+        return sum(taken - given for taken, given in changes)
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    def _hits(self, request: Request) -> list[int]:
+        return self.allocator.cached_prefix(request)
+
+    def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
+        lost = super().evict(now_s, in_flight)
+        self._settling.clear()
+        self._chunk_tokens_in_flight.clear()
+        self._wanted = None
+        return lost
+
+
+def _admission(request: Request) -> int:
+    return request.admission
