@@ -30,10 +30,11 @@ def own_keys(keys: Keys, layers: int) -> list[dict[str, Any]]:
 def _block(keys: Keys, block: Any) -> dict[str, Any]:
     """A block of a searched architecture (Bercovich et al., "Puzzle", 2024; Llama-Nemotron)."""
     parts = [block.get(part) for part in ("attention", "ffn")] if isinstance(block, Mapping) else []
-    if len(parts) != 2 or not all(isinstance(part, Mapping) for part in parts):
+    told = [part for part in parts if isinstance(part, Mapping)]
+    if len(told) != 2:
         raise ValueError(f"{keys.name}: block_configs must each have attention and ffn")
-    attention, ffn = parts
-    for part in parts:
+    attention, ffn = told
+    for part in told:
         for unknown in ("replace_with_linear", "sparsify", "window_length", "num_sink_tokens"):
             if part.get(unknown):
                 raise ValueError(f"{keys.name}: block_configs with {unknown} are not modelled")
