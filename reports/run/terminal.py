@@ -110,6 +110,7 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             continue
         style = "yellow" if value and key == "rejected" else ""
         lines.append((_line(label, MISSING if value is None else f"{value:.0f}"), style))
+    lines += _conservation(summary)
     lines += _classes(summary)
     lines += _speculation(summary)
     lines += _energy(summary)
@@ -133,6 +134,18 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if front_end:
         lines.append((f"Front end: {_printable(front_end)}", ""))
     return lines
+
+
+def _conservation(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """That nothing was lost: requests in and out, and tokens."""
+    laws = summary.get("conservation")
+    if not isinstance(laws, Mapping):
+        return []
+    asked, answered, rejected = (
+        f"{figure_of(laws, key) or 0:.0f}" for key in ("requests", "answered", "rejected")
+    )
+    said = f"{asked} = {answered} + {rejected}"
+    return [(_line("Requests in = answered + rejected:", said), "")]
 
 
 def _classes(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from scenarios.forecast.saturation import saturation_warning
 from scenarios.forecast.verdict import provenance_warning, verdict
 from scenarios.schema.scenario import Scenario
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
+from sim.conservation import conserved
 from sim.engine.block_history import BlockRecorder
 from sim.engine.simulation import simulate
 from sim.kv.layout import CacheLayout
@@ -82,7 +83,8 @@ def forecast(
     if workload.labels is not None:
         classes = np.array([name.encode("utf-8", "replace").decode() for name in workload.labels])
         records.requests["request_class"] = classes[records.requests["request"]]
-    summary = summarize(records, deployment.slo)
+    laws = conserved(records)
+    summary = summarize(records, deployment.slo) | {"conservation": laws}
     if workload.labels is not None:
         summary["classes"] = by_class(records.requests)
     wall_s = time.perf_counter() - started_s

@@ -28,7 +28,7 @@ from typing import Protocol
 from sim.batch import Batch
 from sim.client_log import ClientLog
 from sim.engine.front_end import ApiServers, Arrivals
-from sim.engine.run_log import EMITTED, Counts, check_iteration, counts_of, cut, note
+from sim.engine.run_log import EMITTED, Checks, Counts, counts_of, cut, note
 from sim.records import IterationLog
 from sim.request import Request
 from sim.schedulers.scheduler import Scheduler
@@ -92,7 +92,7 @@ class Engine:
         self._depth = scheduler.config.batches_in_flight
         self._is_pipeline = scheduler.config.pipeline_stages > 1
         self._leap = leap and not self._is_pipeline
-        self._check = check
+        self._checks = Checks() if check else None
         self._flights: deque[Flight] = deque()  # the schedule has moved on over these …
         self._plan: Flight | None = None  # … and not over the latest, which can be cut short
 
@@ -228,8 +228,8 @@ class Engine:
         self._note(flight, ends_s, flight.counts)
         finished = scheduler.collect(batch, end_s)
         self.log.finished(len(finished))
-        if self._check:
-            check_iteration(scheduler, batch)
+        if self._checks is not None:
+            self._checks.after(scheduler, batch)
         return finished
 
     def _note(self, flight: Flight, ends_s: list[float], counts: Counts) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sim.batch import Batch
 from sim.client_log import ClientLog, as_clients_saw
+from sim.conservation import hold
 from sim.engine.front_end import ApiServers
 from sim.kv.groups import GroupedAllocator
 from sim.records import Columns, IterationLog, Rare, Records
@@ -117,23 +118,43 @@ def note(
     log.append(start_s, ends_s, steady, row, added, rare)
 
 
-def check_iteration(scheduler: Scheduler, batch: Batch) -> None:
-    """The conservation laws and an engine's limits; AssertionError where one is broken."""
-    running, config = scheduler.pool.running, scheduler.config
-    scheduler.allocator.check(scheduler.pool.tables())
-    assert batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs"
-    assert len(running) <= config.max_num_seqs, "more sequences than max_num_seqs"
-    if scheduler.has_token_budget:
-        assert batch.num_tokens <= max(config.max_num_batched_tokens, batch.num_decodes), (
-            "more tokens than max_num_batched_tokens"
-        )
+class Checks:
+    """The conservation laws and an engine's limits, verified as it runs.
+
+    Limits at every iteration; all blocks are counted after as much work as that is itself, so that
+    a run that is checked takes a few times as long, however large its cache is.
+    """
+
+    WORTH = 100  # blocks counted in about the time that an iteration takes to be decided
+
+    def __init__(self) -> None:
+        self._earned = 0
+
+    def after(self, scheduler: Scheduler, batch: Batch) -> None:
+        """Raise ConservationError where a law is broken."""
+        running, config = scheduler.pool.running, scheduler.config
+        free, blocks = scheduler.allocator.num_free, scheduler.allocator.num_blocks
+        hold(0 <= free <= blocks, "free + used blocks != all blocks")
+        hold(batch.num_seqs <= config.max_num_seqs, "more sequences than max_num_seqs")
+        hold(len(running) <= config.max_num_seqs, "more sequences than max_num_seqs")
+        if scheduler.has_token_budget:
+            most = max(config.max_num_batched_tokens, batch.num_decodes)
+            hold(batch.num_tokens <= most, "more tokens than max_num_batched_tokens")
+        self._earned += self.WORTH
+        if self._earned >= blocks:
+            self._earned = 0
+            self.blocks(scheduler)
+
+    def blocks(self, scheduler: Scheduler) -> None:
+        """Count every block."""
+        scheduler.allocator.check(scheduler.pool.tables())
 
 
 def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -> Records:
     """The records of engines that have nothing left to do.
 
     `replicas` says to which replica each belongs, where a replica has several (the virtual engines
-    of a pipeline); by default each is one. Raises AssertionError when a request or a block was
+    of a pipeline); by default each is one. Raises ConservationError when a request or a block was
     left behind.
     """
     requests, iterations, preemptions, gaps, weights = [], [], [], [], []
@@ -145,8 +166,8 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         endings.append("stranded")
     for number, engine in zip(replicas or range(len(engines)), engines, strict=True):
         pool, allocator = engine.scheduler.pool, engine.scheduler.allocator
-        assert not pool.num_unfinished, "a request was left behind"
-        assert allocator.num_free == allocator.num_blocks, "a block was left behind"
+        hold(not pool.num_unfinished, "a request was left behind")
+        hold(allocator.num_free == allocator.num_blocks, "a block was left behind")
         served = pool.log.requests()
         ran, gaps_s, gap_weights = engine.log.columns(
             num_blocks=allocator.num_blocks,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from sim.conservation import hold
 from sim.kv.tables import TableRule
 from sim.request import Request
 
@@ -333,7 +334,7 @@ class BlockAllocator:
     # -- conservation -----------------------------------------------------------------------
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Count all blocks; raises AssertionError when one is lost, doubled or miscounted.
+        """Count all blocks; raises ConservationError when one is lost, doubled or miscounted.
 
         `tables` are all tables in use.
         """
@@ -345,14 +346,14 @@ class BlockAllocator:
                 dead[block] -= 1
             else:
                 free.append(block)
-        assert not any(dead.values()), "dead queue entries miscounted"
-        assert len(free) == len(set(free)) == self.num_free, "a block is free twice or lost"
-        assert not held.keys() & set(free), "a block is both free and used"
-        assert len(held) + len(free) == self.num_blocks, "free + used blocks != all blocks"
+        hold(not any(dead.values()), "dead queue entries miscounted")
+        hold(len(free) == len(set(free)) == self.num_free, "a block is free twice or lost")
+        hold(not held.keys() & set(free), "a block is both free and used")
+        hold(len(held) + len(free) == self.num_blocks, "free + used blocks != all blocks")
         shared = {block: count for block, count in held.items() if count > 1}
-        assert shared == self._references, "reference counts differ from the tables"
-        assert sum(shared.values()) - len(shared) == self.shared_blocks
-        assert self._idle == self._hash_of.keys() & set(free), "idle cached blocks miscounted"
+        hold(shared == self._references, "reference counts differ from the tables")
+        hold(sum(shared.values()) - len(shared) == self.shared_blocks)
+        hold(self._idle == self._hash_of.keys() & set(free), "idle cached blocks miscounted")
         listed = Counter(self._block_of.values())
         listed.update(block for twins in self._twins.values() for block in twins)
-        assert listed == Counter(self._hash_of.keys()), "prefix cache and hashes disagree"
+        hold(listed == Counter(self._hash_of.keys()), "prefix cache and hashes disagree")

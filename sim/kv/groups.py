@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from sim.conservation import hold
 from sim.kv.cache import BlockAllocator, Key
 from sim.kv.tables import NULL, TableRule
 from sim.request import Request
@@ -344,12 +345,12 @@ class GroupedAllocator(BlockAllocator):
         every = [table for table in tables if isinstance(table, Tables)]
         super().check([list(table.held()) for table in every])
         skipped = sum(row.count(NULL) for table in every for row in table.rows())
-        assert skipped == self.skipped, "blocks that were given back miscounted"
+        hold(skipped == self.skipped, "blocks that were given back miscounted")
         for table in every:
             for start, rule, rows in zip(table.starts, self.rules, self._rows, strict=True):
                 for row in rows:
                     kept = list(table.rows())[row]
-                    assert kept[:start].count(NULL) == kept.count(NULL) == start, rule
+                    hold(kept[:start].count(NULL) == kept.count(NULL) == start, rule)
         states = sum(
             len(list(table.rows())[row])
             for table in every
@@ -357,8 +358,8 @@ class GroupedAllocator(BlockAllocator):
             for row in rows
             if not rule.grows
         )
-        assert states == self._states, "a state is lost"
-        assert sum(self._held) == sum(len(list(table.held())) for table in every)
+        hold(states == self._states, "a state is lost")
+        hold(sum(self._held) == sum(len(list(table.held())) for table in every))
 
 
 def _key(block_hash: int, row: int) -> Key:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from sim.conservation import hold
 from sim.kv.cache import BlockAllocator
 
 
@@ -68,12 +69,12 @@ class HostBlockCache:
         return copies
 
     def check(self) -> None:
-        """Every host block is free or holds one content; raises AssertionError otherwise."""
+        """Every host block is free or holds one content; raises ConservationError otherwise."""
         held = set(self._slots.values())
-        assert len(held) == len(self._slots), "a host block holds two contents"
-        assert not held & set(self._free), "a host block is both free and used"
-        assert len(held) + len(self._free) == self.num_blocks, "a host block is lost"
-        assert self._hash_in == {slot: key for key, slot in self._slots.items()}
+        hold(len(held) == len(self._slots), "a host block holds two contents")
+        hold(not held & set(self._free), "a host block is both free and used")
+        hold(len(held) + len(self._free) == self.num_blocks, "a host block is lost")
+        hold(self._hash_in == {slot: key for key, slot in self._slots.items()})
 
 
 class TieredAllocator(BlockAllocator):

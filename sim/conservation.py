@@ -1,0 +1,48 @@
+"""Laws that hold whatever happens: nothing is lost, nothing is counted twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sim.records import Records
+
+
+class ConservationError(AssertionError):
+    """A law was broken: a fault of the simulator's, never of what it was asked."""
+
+
+def hold(law: bool, words: object = "a conservation law is broken") -> None:
+    """Raise ConservationError unless `law` holds, under ``python -O`` too."""
+    if not law:
+        raise ConservationError(str(words))
+
+
+def conserved(records: Records) -> dict[str, Any]:
+    """The laws that a whole run's records show; raises ConservationError where one is broken.
+
+    Every request ended once, with an answer or rejected; no fewer tokens were emitted than were
+    returned; the KV slots of each replica are as many at every iteration, whatever kind they are.
+    """
+    requests, iterations = records.requests, records.iterations
+    ended = np.isfinite(requests["finished_s"])
+    rejected = np.asarray(requests["rejected"], dtype=bool)
+    hold(bool((ended ^ rejected).all()), "a request neither ended nor was rejected, or both")
+    hold(len(np.unique(requests["request"])) == len(ended), "a request ended twice")
+    emitted = int(iterations["emitted"].sum())
+    returned = int(requests["output_tokens"][ended].sum())
+    hold(emitted >= returned, f"{returned} tokens were returned, {emitted} emitted")
+    kinds = ("used", "reserved", "fragmentation", "free")
+    slots = sum(iterations[f"kv_{kind}_tokens"] for kind in kinds)
+    replica = iterations["replica"]
+    for number in np.unique(replica).tolist():
+        own = np.asarray(slots)[replica == number]
+        hold(bool((own == own[0]).all()), "KV slots of all kinds do not add up to the cache")
+    return {
+        "requests": len(ended),
+        "answered": int(ended.sum()),
+        "rejected": int(rejected.sum()),
+        "tokens_returned": returned,
+        "tokens_emitted": emitted,
+    }
