@@ -247,7 +247,7 @@ def test_measured_tables_time_target_and_draft(tmp_path: Path) -> None:
 def test_assumed_host_time_is_said() -> None:
     warnings = summary_of("speculation", "speculation.host_per_step_us=null")["warnings"]
     assert any("50 µs of host time per drafting step is an assumption" in text for text in warnings)
-    assert summary_of("speculation")["warnings"] == []
+    assert not any("drafting step" in text for text in summary_of("speculation")["warnings"])
 
 
 # -- what is refused ------------------------------------------------------------------------------
