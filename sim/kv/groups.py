@@ -7,46 +7,11 @@ looks at, a chunk those since it began. What one group has less of, the others a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from sim.kv.cache import BlockAllocator, Key
-from sim.kv.tables import NULL, TableRule
+from sim.kv.tables import NULL, Hits, TableRule, Tables
 from sim.request import Request
-
-
-class Tables(list[int]):
-    """The first of a sequence's block tables, with the others at hand.
-
-    Where a block was given back there is `NULL`; ``starts`` are each rule's blocks so far.
-    """
-
-    __slots__ = ("further", "has_states", "starts")
-
-    def __init__(self, num_tables: int, num_rules: int) -> None:
-        super().__init__()
-        self.further: list[list[int]] = [[] for _ in range(num_tables - 1)]
-        self.starts = [0] * num_rules
-        self.has_states = False
-
-    def rows(self) -> Iterator[list[int]]:
-        """All tables."""
-        yield self
-        yield from self.further
-
-    def held(self) -> Iterator[int]:
-        """Every block in any of them."""
-        for row in self.rows():
-            yield from (block for block in row if block != NULL)
-
-
-class Hits(list[int]):
-    """A cached prefix: the first table's blocks, `NULL` where none is needed, and the others'."""
-
-    __slots__ = ("rows",)
-
-    def __init__(self, rows: Sequence[list[int]]) -> None:
-        super().__init__(rows[0])
-        self.rows = rows
 
 
 class GroupedAllocator(BlockAllocator):

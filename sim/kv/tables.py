@@ -7,6 +7,7 @@ sequence goes on, and what of a cached prefix it needs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 NULL = -1  # in a table's place: a block that was given back, or never needed
@@ -78,3 +79,38 @@ class TableRule:
         if self.kind == "checkpoint":
             return min(self.blocks_for(tokens, block_size), self.state_blocks)
         return self.blocks_for(tokens, block_size)
+
+
+class Tables(list[int]):
+    """The first of a sequence's block tables, with the others at hand.
+
+    Where a block was given back there is `NULL`; ``starts`` are each rule's blocks so far.
+    """
+
+    __slots__ = ("further", "has_states", "starts")
+
+    def __init__(self, num_tables: int, num_rules: int) -> None:
+        super().__init__()
+        self.further: list[list[int]] = [[] for _ in range(num_tables - 1)]
+        self.starts = [0] * num_rules
+        self.has_states = False
+
+    def rows(self) -> Iterator[list[int]]:
+        """All tables."""
+        yield self
+        yield from self.further
+
+    def held(self) -> Iterator[int]:
+        """Every block in any of them."""
+        for row in self.rows():
+            yield from (block for block in row if block != NULL)
+
+
+class Hits(list[int]):
+    """A cached prefix: the first table's blocks, `NULL` where none is needed, and the others'."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: Sequence[list[int]]) -> None:
+        super().__init__(rows[0])
+        self.rows = rows

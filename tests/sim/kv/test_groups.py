@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from sim.kv.groups import GroupedAllocator, Hits, Tables
-from sim.kv.tables import NULL, TableRule
+from sim.kv.groups import GroupedAllocator
+from sim.kv.tables import NULL, Hits, TableRule, Tables
 from sim.request import Request
 
 FULL, WINDOW = TableRule("full"), TableRule("sliding", 9, 2)
