@@ -53,11 +53,13 @@ class ChunkedScheduler(IterationScheduler):
                 self._grow(crossing)
             return budget
 
-        chunks = {request: self._chunk_tokens(request, budget) for request in self.prefilling}
+        alone = len(self.prefilling) == 1 and next(reversed(self.pool.running)) in self.prefilling
+        # Whoever decodes behind a prompt may find its tokens gone.
+        most = budget if alone else self.config.max_num_batched_tokens
+        chunks = {request: self._chunk_tokens(request, most) for request in self.prefilling}
         blocks = len(crossing) + sum(
             self._blocks_to_add(request, tokens) for request, tokens in chunks.items()
         )
-        alone = len(chunks) == 1 and next(reversed(self.pool.running)) in chunks
         if blocks > self.allocator.num_free or (not alone and sum(chunks.values()) > budget):
             return self._schedule_in_order(batch, now_s)
         self._grow(crossing)

@@ -107,15 +107,17 @@ class GroupedScheduler(ChunkedScheduler):
         if budget < 0:
             return self._schedule_in_order(batch, now_s)
         crossing = decodes.needing_block()
+        prefilling = self.prefilling
+        alone = len(prefilling) == 1 and next(reversed(self.pool.running)) in prefilling
+        most = budget if alone else self.config.max_num_batched_tokens
         chunks = {
             request: tokens
-            for request in self.prefilling
-            if (tokens := self._chunk_tokens(request, budget))
+            for request in prefilling
+            if (tokens := self._chunk_tokens(request, most))
         }
         blocks = len(crossing) * self.allocator.lengthening_tables + sum(
             self._blocks_to_add(request, tokens) for request, tokens in chunks.items()
         )
-        alone = len(chunks) == 1 and next(reversed(self.pool.running)) in chunks
         if blocks > self.allocator.num_free or (
             chunks and not alone and sum(chunks.values()) > budget
         ):
