@@ -216,8 +216,8 @@ class IterationLog:
     ) -> tuple[Columns, np.ndarray, np.ndarray]:
         """A row per iteration (`Records.iterations`), and the inter-token gaps with weights.
 
-        A token is in `tables` of a sequence's block tables, and blocks that are added may be fewer
-        than none: windows gave some back.
+        A token is in `tables` of a sequence's block tables, and growth of fewer than no times is
+        what windows gave back.
 
         ``ended`` besides: requests that had been served to their end when it was decided. `seen`
         tells of iterations' ends and tokens when clients see those, where a front end lies between.
@@ -313,10 +313,11 @@ class IterationLog:
         if not self._growth:
             return none, none
         growth = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4)
-        taken = growth[:, 2] > 0
+        taken = growth[:, 3] > 0
 
         def added(some: np.ndarray) -> np.ndarray:
             run, ahead, blocks, times = some.T
+            times = np.abs(times)
             again = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
             where = np.repeat(first[run] + ahead, times) + again * block_size
             changes = none.copy()

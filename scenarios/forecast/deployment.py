@@ -16,7 +16,7 @@ from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.front_end import fitted_front_end, front_end
 from scenarios.forecast.latency_source import Composer, latency_model, parallelism_of
 from scenarios.forecast.links import assumed_links
-from scenarios.forecast.model_notes import model_notes
+from scenarios.forecast.model_notes import caches_states, model_notes
 from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
 from scenarios.forecast.sharing import host_blocks, with_block_moves
@@ -180,7 +180,7 @@ def _engine(
         if scenario.engine.scheduler not in SCHEDULERS:
             installed_policy(scenario.engine.scheduler)  # says what is wrong with it
     with _at(source, "engine"):
-        config = _engine_config(scenario.engine, model, memory)
+        config = _engine_config(scenario, model, memory)
     if speculating is not None:
         held = speculating.technique.shape.query_tokens  # states of a sequence, one for each
         rules = [
@@ -403,16 +403,20 @@ def profiling_run(engine: Engine) -> ProfilingRun:
     )
 
 
-def _engine_config(engine: Engine, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
+def _engine_config(scenario: Scenario, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
+    engine = scenario.engine
     swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
     rules = () if memory.layout is None else memory.layout.rules
+    if caches_states(scenario, memory):
+        rules = tuple(rule if rule.grows else replace(rule, kind="checkpoint") for rule in rules)
     return EngineConfig(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         block_size=memory.block_size,
         table_rules=rules,
         max_model_len=engine.max_model_len or model.max_position_embeddings,
-        enable_prefix_caching=engine.enable_prefix_caching and all(rule.grows for rule in rules),
+        enable_prefix_caching=engine.enable_prefix_caching
+        and all(rule.lengthens for rule in rules),
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         preemption=engine.preemption,

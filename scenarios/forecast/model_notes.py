@@ -51,8 +51,18 @@ def _cache_notes(model: ModelSpec, scenario: Scenario, memory: MemoryBudget) -> 
             f"{model.name}: KV blocks of {memory.block_size:,} tokens, so that a layer's keys and "
             f"values are as large as a layer's state (engine.block_size {engine.block_size})"
         )
-    if state and engine.enable_prefix_caching:
+    if state and engine.enable_prefix_caching and not caches_states(scenario, memory):
         yield (
-            f"{model.name}: states are not cached, so no prefix is found again; vLLM can keep them "
-            "at the ends of blocks"
+            f"{model.name}: states are not cached here, so no prefix is found again (they are "
+            "beside layers with keys and values, where nobody speculates)"
         )
+
+
+def caches_states(scenario: Scenario, memory: MemoryBudget) -> bool:
+    """Whether states are kept at the ends of blocks, so that prefixes are found again.
+
+    vLLM's mode ``align``; with speculation it is not modelled.
+    """
+    rules = () if memory.layout is None else memory.layout.rules
+    states = any(not rule.grows for rule in rules) and any(rule.grows for rule in rules)
+    return states and scenario.engine.enable_prefix_caching and scenario.speculation is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.kv.cache import BlockAllocator
 from sim.kv.groups import GroupedAllocator
 from sim.kv.offload import TieredAllocator
@@ -54,7 +56,12 @@ def block_allocator(config: EngineConfig, num_blocks: int) -> BlockAllocator:
         return GroupedAllocator(
             num_blocks,
             config.block_size,
-            config.table_rules,
+            [
+                replace(rule, state_blocks=1 + config.batches_in_flight)
+                if rule.kind == "checkpoint"
+                else rule
+                for rule in config.table_rules
+            ],
             prefix_caching=config.enable_prefix_caching,
             in_flight_tokens=config.max_num_batched_tokens * config.batches_in_flight,
             max_model_len=config.max_model_len,

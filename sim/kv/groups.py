@@ -7,46 +7,12 @@ looks at, a chunk those since it began. What one group has less of, the others a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from sim.conservation import hold
 from sim.kv.cache import BlockAllocator, Key
-from sim.kv.tables import NULL, TableRule
+from sim.kv.tables import NULL, Hits, TableRule, Tables
 from sim.request import Request
-
-
-class Tables(list[int]):
-    """The first of a sequence's block tables, with the others at hand.
-
-    Where a block was given back there is `NULL`; ``starts`` are each rule's blocks so far.
-    """
-
-    __slots__ = ("further", "starts")
-
-    def __init__(self, num_tables: int, num_rules: int) -> None:
-        super().__init__()
-        self.further: list[list[int]] = [[] for _ in range(num_tables - 1)]
-        self.starts = [0] * num_rules
-
-    def rows(self) -> Iterator[list[int]]:
-        """All tables."""
-        yield self
-        yield from self.further
-
-    def held(self) -> Iterator[int]:
-        """Every block in any of them."""
-        for row in self.rows():
-            yield from (block for block in row if block != NULL)
-
-
-class Hits(list[int]):
-    """A cached prefix: the first table's blocks, `NULL` where none is needed, and the others'."""
-
-    __slots__ = ("rows",)
-
-    def __init__(self, rows: Sequence[list[int]]) -> None:
-        super().__init__(rows[0])
-        self.rows = rows
 
 
 class GroupedAllocator(BlockAllocator):
@@ -65,22 +31,33 @@ class GroupedAllocator(BlockAllocator):
         """`in_flight_tokens`: that may be computed before windows give blocks back.
 
         Raises ValueError where a chunk is no whole number of blocks, where a state's table comes
-        before one that grows, and for a prefix cache beside states.
+        before a longer one, and for a prefix cache beside states that are not kept for it.
         """
         super().__init__(num_blocks, block_size, prefix_caching=prefix_caching)
         self.rules = tuple(rules)
-        if not rules[0].grows and any(rule.grows for rule in rules):
+        if not rules[0].lengthens and any(rule.lengthens for rule in rules):
             raise ValueError("the first table has to be one that grows, where any does")
         for rule in rules:
             if rule.kind == "chunked" and rule.window % block_size:
                 raise ValueError(
                     f"chunks of {rule.window} tokens are no whole number of blocks of {block_size}"
                 )
-        if prefix_caching and not all(rule.grows for rule in rules):
+        if prefix_caching and not all(rule.lengthens for rule in rules):
             raise ValueError("a state is not cached: no prefix is found again beside one")
         self.growing_tables = sum(rule.tables for rule in rules if rule.grows)
-        self.skipped = 0  # entries of all tables that are `NULL`
-        self._states = 0  # blocks that hold states
+        # Those that take a block when a sequence begins one.
+        self.lengthening_tables = sum(rule.tables for rule in rules if rule.lengthens)
+        self.skipped = 0  # entries that are `NULL`, of tables that grow
+        self._state_tables = [
+            rule.tables * (1 if rule.lengthens else rule.state_blocks)
+            for rule in rules
+            if not rule.grows
+        ]
+        self._states = 0  # blocks of sequences' latest states
+        self.longest_found = 0  # blocks that one group at least has of what was looked for last
+        # What states were kept of in this step: others find them in the next.
+        self._fresh: set[Key] = set()
+        self.is_fresh = True  # whether what is published now was computed in this step
         # Blocks in the tables of each rule, once for each table: now, and when there were most.
         self._held = [0] * len(rules)
         self.most_held = [0] * len(rules)
@@ -111,21 +88,39 @@ class GroupedAllocator(BlockAllocator):
         `bounded`: no more than windows ever hold, since they give back as the sequence is computed.
         """
         size, blocks = self.block_size, 0
+        if hits and self._fresh and self._ends_in_fresh_state(hits):
+            return self.num_blocks + 1
         for rule, rows in zip(self.rules, self._rows, strict=True):
             needed = rule.blocks_for(num_tokens, size)
-            if bounded and rule.gives_back:
+            if bounded and rule.gives_back and rule.grows:
                 most = rule.most_blocks(self._max_model_len, size, self._in_flight_tokens)
                 needed = min(needed, most)
             skipped = rule.skipped_blocks(known_tokens, size)
-            there = max(skipped, len(hits) if rule.grows else 0)
-            blocks += max(needed - there, 0) * rule.tables
+            new = max(needed - max(skipped, len(hits) if rule.lengthens else 0), 0)
+            blocks += (min(new, 1) if rule.kind == "checkpoint" else new) * rule.tables
             if hits:
                 assert isinstance(hits, Hits)
                 blocks += sum(self.num_idle(hits.rows[row][skipped:]) for row in rows)
         return blocks
 
     def blocks_to_grow(self, table: list[int], num_tokens: int) -> int:
-        return (self.blocks_for(num_tokens) - len(table)) * self.growing_tables
+        blocks = self.blocks_for(num_tokens) - len(table)
+        if blocks <= 0:
+            return 0
+        return blocks * self.growing_tables + self.lengthening_tables - self.growing_tables
+
+    def begin_step(self) -> None:
+        """What was computed in the step before can be found."""
+        self._fresh.clear()
+
+    def _ends_in_fresh_state(self, hits: Sequence[int]) -> bool:
+        assert isinstance(hits, Hits)
+        for rule, rows in zip(self.rules, self._rows, strict=True):
+            if rule.kind == "checkpoint":
+                for row in rows:
+                    if self._hash_of.get(hits.rows[row][-1]) in self._fresh:
+                        return True
+        return False
 
     # -- taking and giving back ---------------------------------------------------------------
 
@@ -136,7 +131,10 @@ class GroupedAllocator(BlockAllocator):
         for number, (rule, rows) in enumerate(zip(self.rules, self._rows, strict=True)):
             skipped = rule.skipped_blocks(known_tokens, self.block_size)
             tables.starts[number] = skipped
-            self.skipped += skipped * rule.tables
+            if rule.grows:
+                self.skipped += skipped * rule.tables
+            elif hits:
+                self._keep_state(tables)
             for row in rows:
                 every[row] += [NULL] * skipped
                 if hits:
@@ -144,6 +142,11 @@ class GroupedAllocator(BlockAllocator):
                     found = hits.rows[row][skipped:]
                     self.reuse(every[row], found)
                     self._hold(number, len(found))
+
+    def _keep_state(self, tables: Tables) -> None:
+        if not tables.has_states:
+            tables.has_states = True
+            self._states += sum(self._state_tables)
 
     def _hold(self, number: int, blocks: int) -> None:
         """So many more in the tables of a rule."""
@@ -156,18 +159,22 @@ class GroupedAllocator(BlockAllocator):
         every, size = list(table.rows()), self.block_size
         for number, (rule, rows) in enumerate(zip(self.rules, self._rows, strict=True)):
             length = rule.blocks_for(num_tokens, size)
+            if not rule.grows:
+                self._keep_state(table)
             for row in rows:
                 blocks = length - len(every[row])
+                if blocks > 1 and rule.kind == "checkpoint":  # only where the step ends
+                    every[row] += [NULL] * (blocks - 1)
+                    blocks = 1
                 if blocks > 0:
                     every[row] += self.take(blocks)
                     self._hold(number, blocks)
-                if not rule.grows:
-                    self._states += blocks
 
     def give_back(self, request: Request, computed_tokens: int) -> int:
         """Blocks behind the windows of a sequence with so many tokens come free; returns how many.
 
-        They can be found again until they are handed out for something else.
+        They can be found again until they are handed out for something else. States that are not
+        read any more come free with them, and are not counted.
         """
         tables = request.block_table
         assert isinstance(tables, Tables)
@@ -183,11 +190,12 @@ class GroupedAllocator(BlockAllocator):
             every = list(tables.rows())
             for row in rows:
                 self._cache_row(request, row, every[row], start, end)
-                super().free(every[row][start:end])
+                given = [block for block in every[row][start:end] if block != NULL]
+                self._held[number] -= len(given)
+                super().free(given)
                 every[row][start:end] = [NULL] * (end - start)
-            given = (end - start) * rule.tables
-            self._held[number] -= given
-            blocks += given
+            if rule.grows:
+                blocks += (end - start) * rule.tables
         self.skipped += blocks
         return blocks
 
@@ -209,17 +217,23 @@ class GroupedAllocator(BlockAllocator):
             return
         every, size = list(table.rows()), self.block_size
         for number, (rule, rows) in enumerate(zip(self.rules, self._rows, strict=True)):
-            start, found = table.starts[number], None
+            start, full = table.starts[number], None
             if num_tokens is not None:
-                found = max(num_tokens - start * size, 0) if rule.grows else 0
+                full = num_tokens // size if rule.lengthens else 0
             for row in rows:
-                self._held[number] -= len(every[row]) - start
-                if not rule.grows:
-                    self._states -= len(every[row])
-                super().free(every[row][start:], found)
+                held = [block for block in every[row][start:] if block != NULL]
+                found = full
+                if full is not None:
+                    found = sum(block != NULL for block in every[row][start:full]) * size
+                self._held[number] -= len(held)
+                super().free(held, found)
                 every[row].clear()
-            self.skipped -= start * rule.tables
+            if rule.grows:
+                self.skipped -= start * rule.tables
         table.starts = [0] * len(self.rules)
+        if table.has_states:
+            table.has_states = False
+            self._states -= sum(self._state_tables)
 
     # -- prefix cache -------------------------------------------------------------------------
 
@@ -231,9 +245,23 @@ class GroupedAllocator(BlockAllocator):
                 if table[position] != NULL:
                     self.cache(table[position], _key(request.block_hash(position), row))
 
+    def note_fresh(self, request: Request, position: int) -> None:
+        """The state after this block counts as computed in this step, if there is one."""
+        tables = request.block_table
+        assert isinstance(tables, Tables)
+        every = list(tables.rows())
+        for rule, rows in zip(self.rules, self._rows, strict=True):
+            if rule.kind == "checkpoint":
+                for row in rows:
+                    key = self._hash_of.get(every[row][position])
+                    if key is not None:
+                        self._fresh.add(key)
+
     def cache_prompt(self, request: Request, first_token: int, last_token: int) -> None:
         stop = min(last_token // self.block_size, len(request.block_hashes))
         self._cache_rows(request, first_token // self.block_size, stop)
+        if self.is_fresh and 0 < stop == last_token / self.block_size:
+            self.note_fresh(request, stop - 1)
 
     def cache_all(self, request: Request, num_tokens: int) -> None:
         self._cache_rows(request, 0, num_tokens // self.block_size)
@@ -266,7 +294,7 @@ class GroupedAllocator(BlockAllocator):
         lengths: dict[int, int] = {}
         dropped: set[int] = set()  # who has been asked for a block more than that at this length
         alone = len(self.rules) == 1
-        length = limit
+        length, longest = limit, 0
         while True:
             current = length
             for number in self._order:
@@ -274,17 +302,20 @@ class GroupedAllocator(BlockAllocator):
                     current = min(current, lengths[number])
                     continue
                 drops = self.drops_last_match and number not in dropped
-                most = current if alone or not drops else min(current + 1, len(hashes))
-                rows, blocks = self._match(number, hashes, most, drops=drops)
+                keeps = not drops or self.rules[number].kind == "checkpoint"
+                most = current if alone or keeps else min(current + 1, len(hashes))
+                rows, blocks = self._match(number, hashes, most, drops=not keeps)
                 if drops:
                     dropped.add(number)
                 elif blocks < current:
                     dropped.clear()
                 found[number], lengths[number] = rows, blocks
                 current = blocks
+                longest = max(longest, current)
             if current >= length:
                 break
             length = current
+        self.longest_found = longest
         if not length or not hashes:
             return []
         return Hits([row[:length] for number in range(len(self.rules)) for row in found[number]])
@@ -294,7 +325,7 @@ class GroupedAllocator(BlockAllocator):
     ) -> tuple[list[list[int]], int]:
         """Blocks of each table of a rule for the longest prefix that it has, and its length."""
         rule = self.rules[number]
-        if rule.kind == "sliding":
+        if rule.kind in ("sliding", "checkpoint"):
             return self._match_window(number, hashes, most, drops=drops)
         start = rule.skipped_blocks(most * self.block_size, self.block_size)
         rows = [[NULL] * start for _ in self._rows[number]]
@@ -310,8 +341,12 @@ class GroupedAllocator(BlockAllocator):
     def _match_window(
         self, number: int, hashes: Sequence[int], most: int, *, drops: bool
     ) -> tuple[list[list[int]], int]:
-        """From the right: as many blocks in a row as the window looks at, or all from the first."""
-        needed = -(-(self.rules[number].window - 1) // self.block_size) + drops
+        """From the right: as many blocks in a row as the window looks at, or all from the first.
+
+        Of a state it is the last.
+        """
+        window = self.rules[number].window if self.rules[number].grows else 2
+        needed = -(-(window - 1) // self.block_size) + drops
         rows = [[NULL] * most for _ in self._rows[number]]
         count, length = 0, -1
         for position in range(most - 1, -1, -1):
@@ -344,20 +379,19 @@ class GroupedAllocator(BlockAllocator):
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         every = [table for table in tables if isinstance(table, Tables)]
         super().check([list(table.held()) for table in every])
-        skipped = sum(row.count(NULL) for table in every for row in table.rows())
-        hold(skipped == self.skipped, "blocks that were given back miscounted")
+        skipped = states = 0
         for table in every:
+            rows_of = list(table.rows())
             for start, rule, rows in zip(table.starts, self.rules, self._rows, strict=True):
                 for row in rows:
-                    kept = list(table.rows())[row]
-                    hold(kept[:start].count(NULL) == kept.count(NULL) == start, rule)
-        states = sum(
-            len(list(table.rows())[row])
-            for table in every
-            for rule, rows in zip(self.rules, self._rows, strict=True)
-            for row in rows
-            if not rule.grows
-        )
+                    kept = rows_of[row]
+                    nulls = kept[:start].count(NULL)
+                    hold(nulls == start, rule)
+                    if rule.grows:
+                        hold(kept.count(NULL) == start, rule)
+                        skipped += nulls
+            states += sum(self._state_tables) * table.has_states
+        hold(skipped == self.skipped, "blocks that were given back miscounted")
         hold(states == self._states, "a state is lost")
         hold(sum(self._held) == sum(len(list(table.held())) for table in every))
 

@@ -53,11 +53,13 @@ class ChunkedScheduler(IterationScheduler):
                 self._grow(crossing)
             return budget
 
-        chunks = {request: self._chunk_tokens(request, budget) for request in self.prefilling}
+        alone = len(self.prefilling) == 1 and next(reversed(self.pool.running)) in self.prefilling
+        # Whoever decodes behind a prompt may find its tokens gone.
+        most = budget if alone else self.config.max_num_batched_tokens
+        chunks = {request: self._chunk_tokens(request, most) for request in self.prefilling}
         blocks = len(crossing) + sum(
             self._blocks_to_add(request, tokens) for request, tokens in chunks.items()
         )
-        alone = len(chunks) == 1 and next(reversed(self.pool.running)) in chunks
         if blocks > self.allocator.num_free or (not alone and sum(chunks.values()) > budget):
             return self._schedule_in_order(batch, now_s)
         self._grow(crossing)
@@ -87,12 +89,15 @@ class ChunkedScheduler(IterationScheduler):
                 elif decoding:
                     self._hold_back(request)
                 continue
-            self._give_back(request)
             if decoding:
+                self._give_back(request)
                 tokens = decodes.limit(request, budget)
-                blocks = decodes.needs_block(request) * self.allocator.growing_tables
+                blocks = decodes.needs_block(request) * self.allocator.lengthening_tables
             else:
                 tokens = self._chunk_tokens(request, budget)
+                if not tokens:
+                    continue
+                self._give_back(request)
                 blocks = self._blocks_to_add(request, tokens)
             while blocks > self.allocator.num_free and request in pool.running:
                 budget += self._give_way(self._victim(), given, batch, now_s)
@@ -143,6 +148,8 @@ class ChunkedScheduler(IterationScheduler):
                 skipped.append(pool.waiting.popleft())
                 continue
             hits = self._hits(request)
+            if not self._first_tokens(request, hits, budget):
+                break
             blocks = self._blocks_to_admit(request, hits, budget)
             if blocks > allocator.num_free:
                 self._blocked = True
@@ -160,8 +167,13 @@ class ChunkedScheduler(IterationScheduler):
         known = request.num_computed_tokens or len(hits) * allocator.block_size
         if self.config.scheduler_reserve_full_isl:
             return allocator.blocks_to_begin(hits, known, request.num_tokens)
-        tokens = min(request.num_tokens - known, budget, self._longest_chunk or budget)
+        tokens = self._first_tokens(request, hits, budget)
         return allocator.blocks_to_begin(hits, known, known + tokens, bounded=False)
+
+    def _first_tokens(self, request: Request, hits: list[int], budget: int) -> int:
+        """What the first chunk of a request that begins with these would have."""
+        known = request.num_computed_tokens or len(hits) * self.allocator.block_size
+        return min(request.num_tokens - known, budget, self._longest_chunk or budget)
 
     def _chunk_tokens(self, request: Request, budget: int) -> int:
         tokens = request.num_tokens - request.num_computed_tokens

@@ -51,6 +51,9 @@ class GroupedScheduler(ChunkedScheduler):
         # Decodes that have just joined, and how often they have been served since.
         self._settling: dict[Request, int] = {}
         self._wanted: int | None = None  # blocks that the head of the queue waits for
+        # Of requests, where others' prompts part from theirs: a state is kept there.
+        self._junctions: dict[Request, int] = {}
+        self._checkpoints = any(one.kind == "checkpoint" for one in self.allocator.rules)
         self._rules = [rule for rule in self.allocator.rules if rule.gives_back]
 
     # -- what is known to be computed ---------------------------------------------------------
@@ -62,6 +65,7 @@ class GroupedScheduler(ChunkedScheduler):
         super().advance(batch, iterations)
         for chunk in batch.prefills:
             if chunk.request.joined_step >= 0:
+                self._junctions.pop(chunk.request, None)
                 self._settling[chunk.request] = 0
 
     def collect(self, batch: Batch, now_s: float) -> list[Request]:
@@ -87,6 +91,7 @@ class GroupedScheduler(ChunkedScheduler):
 
     def schedule(self, now_s: float) -> Batch | None:
         self._wanted = None
+        self.allocator.begin_step()
         batch = super().schedule(now_s)
         decodes = self.pool.decodes
         for request, served in [*self._settling.items()]:
@@ -102,11 +107,17 @@ class GroupedScheduler(ChunkedScheduler):
         if budget < 0:
             return self._schedule_in_order(batch, now_s)
         crossing = decodes.needing_block()
-        chunks = {request: self._chunk_tokens(request, budget) for request in self.prefilling}
-        blocks = len(crossing) * self.allocator.growing_tables + sum(
+        prefilling = self.prefilling
+        alone = len(prefilling) == 1 and next(reversed(self.pool.running)) in prefilling
+        most = budget if alone else self.config.max_num_batched_tokens
+        chunks = {
+            request: tokens
+            for request in prefilling
+            if (tokens := self._chunk_tokens(request, most))
+        }
+        blocks = len(crossing) * self.allocator.lengthening_tables + sum(
             self._blocks_to_add(request, tokens) for request, tokens in chunks.items()
         )
-        alone = len(chunks) == 1 and next(reversed(self.pool.running)) in chunks
         if blocks > self.allocator.num_free or (
             chunks and not alone and sum(chunks.values()) > budget
         ):
@@ -122,7 +133,7 @@ class GroupedScheduler(ChunkedScheduler):
                 budget -= chunks[request]
             else:
                 self._lengthen(
-                    request, decodes.needs_block(request) * self.allocator.growing_tables
+                    request, decodes.needs_block(request) * self.allocator.lengthening_tables
                 )
         return budget
 
@@ -136,9 +147,11 @@ class GroupedScheduler(ChunkedScheduler):
         self.allocator.give_back(request, self._processed_tokens(request))
 
     def _lengthen(self, request: Request, blocks: int) -> None:
+        if request in self._settling:
+            self._note_last_state(request, self.pool.decodes.stored_of(request) + 1 - self._lag)
         if blocks:
             table = request.block_table
-            tokens = (len(table) + blocks // self.allocator.growing_tables) * self._size
+            tokens = (len(table) + blocks // self.allocator.lengthening_tables) * self._size
             self.allocator.grow(table, tokens)
 
     def _let_go_on(self) -> None:
@@ -149,12 +162,69 @@ class GroupedScheduler(ChunkedScheduler):
         blocks = super()._blocks_to_admit(request, hits, budget)
         if self.config.scheduler_reserve_full_isl:  # its first chunk has to fit, too
             known = request.num_computed_tokens or len(hits) * self._size
-            end = known + min(request.num_tokens - known, budget, self._longest_chunk or budget)
+            end = known + self._first_tokens(request, hits, budget)
             first = self.allocator.blocks_to_begin(hits, known, end, bounded=False)
             blocks = max(blocks, first)
         # What it finds may change while it waits; what it needs without does not.
         self._wanted = 0 if hits else blocks
         return blocks
+
+    # -- chunks that end where a state is kept ------------------------------------------------
+
+    def publish_answers(self, scheduled: int = 0) -> None:
+        self.allocator.is_fresh = scheduled > 0
+        super().publish_answers(scheduled)
+        self.allocator.is_fresh = True
+
+    def _chunk_tokens(self, request: Request, budget: int) -> int:
+        tokens = super()._chunk_tokens(request, budget)
+        return self._to_checkpoint(request, request.num_computed_tokens, tokens)
+
+    def _first_tokens(self, request: Request, hits: list[int], budget: int) -> int:
+        tokens = super()._first_tokens(request, hits, budget)
+        known = request.num_computed_tokens or len(hits) * self._size
+        return self._to_checkpoint(request, known, tokens)
+
+    def _prefill(self, batch: Batch, request: Request, new_tokens: int) -> None:
+        super()._prefill(batch, request, new_tokens)
+        self._note_last_state(request, request.num_computed_tokens + new_tokens)
+
+    def _note_last_state(self, request: Request, known_tokens: int) -> None:
+        """vLLM takes a prompt's last state for new whenever its request is served.
+
+        That is for as long as the request has not come to the end of another block.
+        """
+        last = (request.prompt_tokens - 1) // self._size
+        if self._checkpoints and 0 < last == known_tokens // self._size:
+            self.allocator.note_fresh(request, last - 1)
+
+    def _to_checkpoint(self, request: Request, start: int, tokens: int) -> int:
+        """So many of a chunk's tokens that it ends where a state can be kept; 0: it waits.
+
+        vLLM's ``_mamba_block_aligned_split``: chunks end at the ends of blocks, the last but one at
+        the last of them, and one where prompts that begin alike part.
+        """
+        prefill_end = max(request.prompt_tokens, request.num_tokens - 1)
+        if not self._checkpoints or start >= prefill_end:
+            return tokens
+        size, end = self._size, start + tokens
+        if end < prefill_end:
+            config = self.config
+            longest = min(
+                config.max_num_batched_tokens,
+                config.long_prefill_token_threshold or config.max_num_batched_tokens,
+            )
+            aligned = end // size * size
+            if aligned > start or size <= longest:
+                end = aligned
+        junction = self._junctions.get(request, 0)
+        stops = (
+            (start // size + 1) * size if start % size else 0,
+            (request.num_tokens - 1) // size * size,
+            start + (junction - start) // size * size if start < junction < end else 0,
+        )
+        end = min((stop for stop in stops if start < stop < end), default=end)
+        return max(end - start, 0)
 
     def _has_seats(self, request: Request) -> bool:
         self._wanted = None
@@ -183,7 +253,7 @@ class GroupedScheduler(ChunkedScheduler):
         return limit
 
     def _free_for_decoding(self) -> int:
-        free, tables = super()._free_for_decoding(), self.allocator.growing_tables
+        free, tables = super()._free_for_decoding(), self.allocator.lengthening_tables
         return free // tables if tables else free + self.pool.decodes.num_seqs << 40
 
     def _steps_to_room(self, limit: int, wanted: int) -> int:
@@ -199,7 +269,7 @@ class GroupedScheduler(ChunkedScheduler):
     def _change(self, ahead: int) -> tuple[int, int]:
         """Blocks that decodes take and give back so many iterations from now."""
         decodes, size = self.pool.decodes, self._size
-        taken = len(decodes.members_at(0, ahead)) * self.allocator.growing_tables
+        taken = len(decodes.members_at(0, ahead)) * self.allocator.lengthening_tables
         given = 0
         for rule in self._rules:
             for request in decodes.members_at(rule.first_skipping() + self._lag, ahead):
@@ -214,16 +284,16 @@ class GroupedScheduler(ChunkedScheduler):
         for ahead in range(1, iterations):
             crossing = decodes.members_at(0, ahead)
             served = dict.fromkeys((*crossing, *self._giving_back(ahead)))
-            given = 0
+            given, free = 0, allocator.num_free
             for request in sorted(served, key=_admission):
                 known = decodes.stored_of(request) + ahead - self._lag
                 given += allocator.give_back(request, known)
                 if request in crossing:
-                    self._lengthen(request, allocator.growing_tables)
-            if crossing and allocator.growing_tables:
-                growth.append((ahead, len(crossing) * allocator.growing_tables, 1))
+                    self._lengthen(request, allocator.lengthening_tables)
+            if taken := free - allocator.num_free + given:
+                growth.append((ahead, taken, 1))
             if given:
-                growth.append((ahead, -given, 1))
+                growth.append((ahead, -given, -1))
         return growth
 
     def growth(self, iterations: int) -> int:
@@ -233,12 +303,18 @@ class GroupedScheduler(ChunkedScheduler):
     # -- ends ---------------------------------------------------------------------------------
 
     def _hits(self, request: Request) -> list[int]:
-        return self.allocator.cached_prefix(request)
+        self.allocator.longest_found = 0
+        hits = self.allocator.cached_prefix(request)
+        if self._checkpoints and not request.num_computed_tokens:
+            longest = self.allocator.longest_found
+            self._junctions[request] = longest * self._size if longest > len(hits) else 0
+        return hits
 
     def evict(self, now_s: float, in_flight: Sequence[Batch] = ()) -> list[Request]:
         lost = super().evict(now_s, in_flight)
         self._settling.clear()
         self._chunk_tokens_in_flight.clear()
+        self._junctions.clear()
         self._wanted = None
         return lost
 

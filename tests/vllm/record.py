@@ -224,6 +224,8 @@ class Recorder:
         for name in ("block_size", "num_gpu_blocks", "enable_prefix_caching"):
             setattr(cache, name, workload[name])
         size = workload["block_size"]
+        checkpoints = any(kind == "checkpoint" for kind, *_ in workload["tables"])
+        cache.mamba_cache_mode = "align" if checkpoints else "none"
         tables = workload["tables"] or [["full", 0, 1]]
         blocks = KVCacheConfig(
             num_blocks=workload["num_gpu_blocks"],
@@ -298,6 +300,13 @@ class Recorder:
 def _spec(kind: str, window: int, block_size: int) -> KVCacheSpec:
     """What a group of layers keeps."""
     shape = {"block_size": block_size, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    if kind == "checkpoint":  # states at the ends of blocks, where prefixes are cached
+        return MambaSpec(
+            block_size=block_size,
+            shapes=((1,),),
+            dtypes=(torch.float32,),
+            mamba_cache_mode="align",
+        )
     if kind == "state":  # as where prefixes are not cached: one block, however long the sequence
         return MambaSpec(block_size=STATE_BLOCK, shapes=((1,),), dtypes=(torch.float32,))
     if kind == "sliding":

@@ -214,6 +214,13 @@ def _states(rng: Random) -> Workload:
     return replace(_hybrid(rng, tables), enable_prefix_caching=False)
 
 
+def _checkpoints(rng: Random) -> Workload:
+    """Layers with states that are kept at the ends of blocks, beside full ones."""
+    states = ("checkpoint", 0, rng.choice((1, 1, 3)))
+    tables = (states, ("full", 0, 1)) if rng.random() < 0.7 else (("full", 0, 1), states)
+    return replace(_hybrid(rng, tables), enable_prefix_caching=True)
+
+
 def _hybrid(rng: Random, tables: tuple[Table, ...]) -> Workload:
     return _workload(
         rng,
@@ -242,6 +249,7 @@ MODES: dict[str, Callable[[Random], Workload]] = {
     "chunks": _chunks,
     "three_kinds": _three_kinds,
     "states": _states,
+    "checkpoints": _checkpoints,
 }
 
 
@@ -362,7 +370,7 @@ def _blocks(
             * min(
                 -(-one.final_tokens // block_size),
                 -(-(window + in_flight_tokens) // block_size) + 1 if window else 1 << 30,
-                1 if kind == "state" else 1 << 30,
+                {"state": 1, "checkpoint": 3}.get(kind, 1 << 30),
             )
             for kind, window, number in tables or (("full", 0, 1),)
         )

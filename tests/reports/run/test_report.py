@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from reports.page.page import json_block
+from reports.run.model_rows import table_rows
 from reports.run.report import run_report
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
@@ -255,3 +256,12 @@ def test_building_a_page_imports_neither_pandas_nor_plotly():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_model_with_groups_has_a_row_for_the_blocks_of_each() -> None:
+    groups = [
+        {"kind": "sliding 128", "layers": 12, "tables": 1, "window": 128, "most_blocks": 1838}
+    ]
+    rows = table_rows({"kv_cache": {"tables": groups}})
+    assert rows == [["sliding 128", "12", "1", "1,838"]]
+    assert table_rows({"kv_cache": {}}) == []

@@ -107,7 +107,23 @@ def test_what_an_engine_makes_of_a_hybrid_model_is_said() -> None:
     states = {**SMALL, "model": "qwen3.5-35b-a3b"}
     warnings = simulate("quickstart", states).summary["warnings"]
     assert any("KV blocks of 1,056 tokens" in warning for warning in warnings)
+    assert not any("no prefix is found again" in warning for warning in warnings)
+    drafts = {"method": "ngram", "num_draft_tokens": 2, "acceptance": {"rate": 0.5}}
+    warnings = simulate("quickstart", {**states, "speculation": drafts}).summary["warnings"]
     assert any("no prefix is found again" in warning for warning in warnings)
+
+
+def test_prefixes_are_found_again_beside_states() -> None:
+    prefixes = {"num_prefixes": 2, "tokens": 3000}
+    settings = {
+        **SMALL,
+        "model": "qwen3.5-35b-a3b",
+        "workload.shared_prefixes": prefixes,
+        "workload.lengths.prompt": {"distribution": "fixed", "tokens": 3500},
+    }
+    cached = simulate("quickstart", settings).records.requests["cached_tokens"]
+    assert set(cached) == {0, 2112}, "two whole blocks of 1,056 tokens"
+    assert (cached > 0).mean() > 0.8
 
 
 def test_a_context_longer_than_the_model_knows_is_warned_of() -> None:

@@ -34,8 +34,9 @@ def hybrid_engines(draw: st.DrawFn, *, states: bool = True) -> tuple[EngineConfi
         limit = {"full": st.just(0), "sliding": window, "chunked": chunk}[kind]
         rules.append(TableRule(kind, draw(limit), draw(st.integers(1, 3))))
     if states and draw(st.booleans()):
-        rules.append(TableRule("state", tables=draw(st.integers(1, 3))))
-        config = replace(config, enable_prefix_caching=False)
+        # Where prefixes are cached states are kept at the ends of blocks.
+        kind = "checkpoint" if config.enable_prefix_caching else "state"
+        rules.append(TableRule(kind, tables=draw(st.integers(1, 3))))
     config = replace(
         config,
         table_rules=tuple(rules),
