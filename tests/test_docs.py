@@ -62,7 +62,7 @@ def commands(page: Path) -> Iterator[list[str]]:
         if inline:
             words = inline.split()[1:]
             # In a sentence, a command's name or what stands for an argument is no command yet.
-            if len(words) > 1 and words[-1] != "run" and not re.search(r"\b[A-Z]+\b", inline):
+            if len(words) > 1 and words[-1] != "run" and not re.search(r"\b[A-Z]+\b|…", inline):
                 yield words
         if language not in ("", "sh", "bash", "console"):
             continue
@@ -93,6 +93,8 @@ def small(words: list[str]) -> list[str]:
         settings["workload.num_requests"] = "3"
     if any(word.startswith(("model=", "serving=")) for word in words) and words[0] == "size":
         settings = {}
+    if any(word.startswith("workload.trace=") for word in words):  # which has its own number
+        settings.pop("workload.num_requests", None)
     if "llama-3.1-70b" in words:  # which one GPU does not hold
         settings["plan.candidates.layouts"] = "[{tensor_parallel: 4}]"
     if {"--users", "--rate", "--trace"} & set(words):  # the load is said
