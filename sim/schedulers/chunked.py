@@ -148,8 +148,8 @@ class ChunkedScheduler(IterationScheduler):
                 skipped.append(pool.waiting.popleft())
                 continue
             hits = self._hits(request)
-            if not self._first_tokens(request, hits, budget):
-                break
+            if allocator.rules and not self._first_tokens(request, hits, budget):
+                break  # no chunk would end where its state can be kept
             blocks = self._blocks_to_admit(request, hits, budget)
             if blocks > allocator.num_free:
                 self._blocked = True
