@@ -80,7 +80,7 @@ def _cards(answer: Answer) -> Iterator[Card]:
     if joules is not None:
         yield Card(
             "Energy, estimated",
-            f"{plain(joules)} J a token",
+            f"{plain(joules)} J/token",
             f"of output; {count(watts)} W at the mean load",
             f"{money(chosen['electricity_usd_per_hour'])} of electricity an hour",
         )

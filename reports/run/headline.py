@@ -154,7 +154,7 @@ def _energy(figures: Mapping[str, Any]) -> Iterator[Card]:
     price = figure_of(figures, "usd_per_million_output_tokens")
     yield Card(
         "Energy, estimated",
-        f"{plain(joules)} J a token",
+        f"{plain(joules)} J/token",
         f"of output; {count(watts)} W in the mean",
         "" if price is None else f"${plain(price)} of electricity per million",
     )

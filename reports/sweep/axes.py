@@ -11,6 +11,8 @@ from reports.sweep.words import axis_title, level_label
 from scenarios.quantity import plain
 from scenarios.sweep.table import SweepTable, better
 
+LEAST_APART = 0.12  # of an axis, between two labels
+
 
 def ticks(table: SweepTable, axis: int, levels: list[tuple[Any, ...]]) -> dict[str, Any]:
     """An axis with a place for each level."""
@@ -40,14 +42,31 @@ def positions_along(
         spare = 0.04 * (high - low)
         line: dict[str, Any] = {"type": "log", "range": [low - spare, high + spare]}
         if few:
-            line |= {"tickvals": numbers, "ticktext": [level_label((n,)) for n in numbers]}
+            shown = _apart(numbers, [math.log10(n) for n in numbers])
+            line |= {"tickvals": shown, "ticktext": [level_label((n,)) for n in shown]}
         else:
             line |= {"dtick": 1 if high - low > 2 else "D2", "tickformat": "~s"}
         return numbers, title | line
     spare = 0.04 * (max(numbers) - min(numbers))
     line = {"range": [min(numbers) - spare, max(numbers) + spare]}
     evenly = few and len(levels) <= 8
-    return numbers, title | line | ({"tickvals": numbers} if evenly else {"nticks": 8})
+    shown = _apart(numbers, numbers)
+    return numbers, title | line | ({"tickvals": shown} if evenly else {"nticks": 8})
+
+
+def _apart(numbers: list[float], places: list[float]) -> list[float]:
+    """Those whose labels do not touch on a narrow page, the first and the last among them."""
+    least = LEAST_APART * (max(places) - min(places))
+    shown: list[tuple[float, float]] = []
+    for place, number in sorted(zip(places, numbers, strict=True)):
+        if not shown or place - shown[-1][0] >= least:
+            shown.append((place, number))
+    last = max(zip(places, numbers, strict=True))
+    if shown[-1] != last:
+        if len(shown) > 1 and last[0] - shown[-1][0] < least:
+            shown.pop()
+        shown.append(last)
+    return [number for _, number in shown]
 
 
 def spans_decades(metric: str, values: Sequence[float]) -> bool:

@@ -109,4 +109,5 @@ def _basis(summary: Summary) -> Iterator[str]:
     latency = latency if isinstance(latency, Mapping) else {}
     said = BASIS.get(str(latency.get("basis")))
     if said is not None:
-        yield f"{said} ({latency.get('label')})."
+        label = str(latency.get("label")).removeprefix("measured kernels: ")
+        yield f"{said} ({label})."
