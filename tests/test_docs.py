@@ -97,6 +97,8 @@ def small(words: list[str]) -> list[str]:
         settings.pop("workload.num_requests", None)
     if "llama-3.1-70b" in words:  # which one GPU does not hold
         settings["plan.candidates.layouts"] = "[{tensor_parallel: 4}]"
+    if any(word.startswith("workload.trace=") for word in words):  # which has its own requests
+        settings.pop("workload.num_requests", None)
     if {"--users", "--rate", "--trace"} & set(words):  # the load is said
         settings.pop("plan.load.request_rate", None)
     added = [
