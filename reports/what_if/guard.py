@@ -42,6 +42,8 @@ def guard(app: "Dash") -> None:
             abort(403)
         if not _PATHS.fullmatch(request.path):
             abort(404)
+        if (request.method == "POST") != (request.path == "/_dash-update-component"):
+            abort(405)
         if (request.content_length or 0) > MOST_BODY_BYTES:
             abort(413)
 

@@ -74,6 +74,10 @@ class _Handler(WSGIRequestHandler):
     timeout = WAIT_S
     server: PageServer
 
+    def handle_expect_100(self) -> bool:
+        """Not before the size of what is announced is known."""
+        return True
+
     def run_wsgi(self) -> None:
         """Read the body, within bounds, before the application sees the request."""
         length = self.headers.get("Content-Length", "0")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +17,14 @@ pytest.importorskip("dash", reason=needs.DASH)
 from typer.testing import CliRunner
 
 from orcast.cli import app as command_line
-from orcast.ui_cli import question, what_if
+from orcast.ui_cli import nearby, question, what_if
 from reports.what_if.page import HOST
-from reports.what_if.page import values_at as positions_to_values
 from scenarios.errors import InputError
+from scenarios.forecast.deployment import deploy
+from scenarios.schema.load import load_scenario
 from tests.orcast.command_line import refusal
 from tests.reports.browser import Browser
+from tests.reports.what_if.page_server import served
 
 SCENARIO = """
 name: "<script>document.title = 'taken'</script><b>bold</b>"
@@ -50,13 +51,8 @@ def scenario(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(scenario: Path) -> Iterator[str]:
-    from werkzeug.serving import make_server
-
-    server = make_server(HOST, 0, what_if(str(scenario), [])[0].server, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://{HOST}:{server.server_port}/"
-    server.shutdown()
+    with served(what_if(str(scenario), [])[0].server) as address:
+        yield address
 
 
 def cells(browser: Browser) -> dict[str, list[str]]:
@@ -134,7 +130,7 @@ def test_the_page_says_exactly_what_the_command_line_says(scenario: Path, tmp_pa
 
 
 def test_only_what_the_knobs_offer_can_be_asked_for(scenario: Path) -> None:
-    _, known, ask = question(str(scenario), [])
+    _, _, ask = question(str(scenario), [])
     for turned in (
         {"model": "/etc/passwd"},
         {"hardware.gpu": "h200-sxm\nlatency: {table: /etc}"},
@@ -143,8 +139,6 @@ def test_only_what_the_knobs_offer_can_be_asked_for(scenario: Path) -> None:
     ):
         with pytest.raises(ValueError, match="not one of its choices"):
             ask(turned)
-    with pytest.raises(ValueError, match="no such choice"):
-        positions_to_values(known, [{"path": knob.path} for knob in known], [99] * len(known))
 
 
 def test_every_knob_has_the_scenarios_value_among_its_choices(scenario: Path) -> None:
@@ -186,8 +180,34 @@ def test_experts_have_ranks_and_dense_layers_have_stages() -> None:
         assert ask({path: 2}).summary["cost"]["gpus"] in (2, 4)
 
 
-def test_another_host_name_is_refused(scenario: Path) -> None:
-    client = what_if(str(scenario), [])[0].server.test_client()
-    assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 403
-    assert client.get("/", headers={"Host": "127.0.0.1:8050"}).status_code == 200
-    assert client.get("/assets/../../../../etc/passwd").status_code == 404
+def test_precision_times_and_speculation_can_be_turned() -> None:
+    settings = ["workload.num_requests=20", "latency.source=auto"]
+    _, known, ask = question("speculation-eagle", settings)
+    choices = {knob.path: knob.choices for knob in known}
+    assert choices["latency.source"] == ("auto", "roofline")
+    assert choices["speculation"] == ("eagle", None)
+    assert "fp8" in choices["engine.weight_dtype"]
+    assert "fp8" in choices["engine.kv_cache_dtype"]
+    assert "speculation" in ask({}).summary
+    off = ask({"speculation": None, "latency.source": "roofline", "engine.weight_dtype": "fp8"})
+    assert "speculation" not in off.summary
+    assert off.summary["latency"]["basis"] == "analytic"
+    assert "speculation=null" in off.command
+
+
+def test_sources_that_the_scenario_rules_out_are_no_choice() -> None:
+    _, known, _ = question("quickstart", ["latency.gemm_efficiency=0.5"])
+    assert "latency.source" not in {knob.path for knob in known}
+
+
+def test_what_would_fit_is_found_and_fits(scenario: Path) -> None:
+    _, known, _ = question(str(scenario), [])
+    values = {knob.path: knob.value for knob in known} | {"model": "llama-3.1-405b"}
+    found = nearby(str(scenario), [], known)(values, lambda: None)
+    turned = [{path: each[path] for path in each if each[path] != values[path]} for each in found]
+    assert {"hardware.tensor_parallel": 8} in turned
+    for each in turned:
+        (only,) = each.items()  # one knob more, and no other
+        settings = ["model=llama-3.1-405b", f"{only[0]}={only[1]}"]
+        loaded, origin = load_scenario(str(scenario), settings)
+        deploy(loaded, origin=origin)
