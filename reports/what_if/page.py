@@ -96,28 +96,20 @@ def what_if_app(
         except ValueError:
             return {}
 
-    def respond(wanted: "_Wanted", turn: Turn) -> tuple[Any, ...]:
+    def respond(wanted: _Wanted, turn: Turn) -> tuple[Any, ...]:
         pins = {pin: known(pin, turn) for pin in wanted.pins}
+        before = None if wanted.before is None else (wanted.before, known(wanted.before, turn))
         try:
             shown = answer(wanted.setting, turn)
         except ValueError as error:
             near = remedies(values_of(knobs, wanted.setting), lambda: answers.check(turn))
             words = refusal(knobs, wanted.setting, str(error), near, wanted.pins)
-            empty = figures({"figures": {}, "curves": {}}, None, dark=wanted.dark)
-            columns = table(knobs, (wanted.setting, {}), None, pins)
-            blank = [empty[chart] for chart in CHARTS]
-            last = (no_update, no_update)
-            return (words, columns, *blank, "", "", *last, bar_word(None))
-        before = known(wanted.before, turn) if wanted.before is not None else None
-        charts = figures(shown, before, dark=wanted.dark)
+            columns = table(knobs, (wanted.setting, {}), before, pins) if before or pins else ""
+            return (words, columns, *[no_update] * (len(CHARTS) + 4), bar_word(None))
+        charts = figures(shown, before and before[1], dark=wanted.dark)
         return (
             verdict(shown),
-            table(
-                knobs,
-                (wanted.setting, shown),
-                None if before is None else (wanted.before or "", before),
-                pins,
-            ),
+            table(knobs, (wanted.setting, shown), before, pins),
             *(charts[chart] for chart in CHARTS),
             shown["command"],
             shown["scenario"],

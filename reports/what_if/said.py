@@ -72,19 +72,18 @@ def table(
 ) -> Any:
     from dash import html
 
-    columns = [now[0], None if before is None else before[0], None, *pins]
-    heads = [
-        "",
-        "Now",
-        "Before",
-        "Change",
-        *(_pin_head(i, pin, pins) for i, pin in enumerate(pins)),
+    compared = () if before is None else (before[0], None)
+    heads = ["", "Now", *(("Before", "Change") if compared else ())]
+    heads += [_pin_head(number, pin, pins) for number, pin in enumerate(pins, 1)]
+    turned = [
+        html.Td(_turned(knobs, each), className="setting-words")
+        for each in (now[0], *compared, *pins)
     ]
-    settings = [html.Td(_turned(knobs, each), className="setting-words") for each in columns]
-    body = [html.Tr([html.Th("Setting", scope="row"), *settings])]
+    body = [html.Tr([html.Th("Setting", scope="row"), *turned])]
     for row in rows(now[1], None if before is None else before[1], list(pins.values())):
-        cells = [html.Td(cell.text, className=cell.tone) for cell in row.cells]
-        body.append(html.Tr([html.Th(row.label, scope="row"), *cells]))
+        cells = [row.cells[0], *(row.cells[1:3] if compared else ()), *row.cells[3:]]
+        shown = [html.Td(cell.text, className=cell.tone) for cell in cells]
+        body.append(html.Tr([html.Th(row.label, scope="row"), *shown]))
     head = html.Thead(html.Tr([html.Th(text) for text in heads]))
     return html.Div(html.Table([head, html.Tbody(body)]), className="panel")
 
@@ -100,7 +99,7 @@ def _turned(knobs: Sequence[Knob], setting: str | None) -> Any:
 def _pin_head(number: int, setting: str, pins: Mapping[str, Snapshot]) -> Any:
     from dash import html
 
-    name = f"Pin {number + 1}"
+    name = f"Pin {number}"
     query = address(setting, list(pins))
     return [
         html.A(name, href=query, title="Go to this setting", **{"data-query": query}),

@@ -10,14 +10,6 @@ from scenarios.quantity import GAP, MISSING, count, figure_of, milliseconds, per
 Snapshot = Mapping[str, Any]
 
 
-def _dollars(value: float | None) -> str:
-    return MISSING if value is None else f"${plain(value)}"
-
-
-def _joules(value: float | None) -> str:
-    return MISSING if value is None else f"{plain(value)}{GAP}J"
-
-
 # Label, place in the summary, how it is written, and whether more of it is better.
 ROWS: tuple[tuple[str, str, Callable[[float | None], str], bool | None], ...] = (
     ("TTFT, median", "median_ttft_ms", milliseconds, False),
@@ -27,10 +19,10 @@ ROWS: tuple[tuple[str, str, Callable[[float | None], str], bool | None], ...] = 
     ("E2E, p99", "p99_e2el_ms", milliseconds, False),
     ("Output tokens/s", "output_throughput", plain, True),
     ("Requests/s within SLO", "request_goodput", plain, True),
-    ("Cost per million output tokens", "cost.usd_per_million_output_tokens", _dollars, False),
-    ("Cost an hour", "cost.usd_per_hour", _dollars, False),
+    ("$ per million output tokens", "cost.usd_per_million_output_tokens", plain, False),
+    ("$ an hour", "cost.usd_per_hour", plain, False),
     ("GPUs", "cost.gpus", count, None),
-    ("Energy per output token, estimated", "energy.joules_per_output_token", _joules, False),
+    ("J per output token, estimated", "energy.joules_per_output_token", plain, False),
     ("Mean batch", "mean_running", plain, None),
     ("KV memory used", "kv_utilization", percent, None),
     ("Preemptions", "preemptions", count, False),
@@ -65,29 +57,32 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
 def limits_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The service levels' limits and what became of each, by the name of their row."""
     judged = summary.get("verdict") or {}
-    return {
-        f"{NAMES[one['metric']]}, p{judged['percentile']:g}, of its limit": one
-        for one in judged.get("limits") or ()
-    }
+    return {_at(judged["percentile"], one["metric"]): one for one in judged.get("limits") or ()}
+
+
+def _at(percentile: float, metric: str) -> str:
+    return f"{NAMES[metric]}, p{percentile:g}"
 
 
 def rows(now: Snapshot, before: Snapshot | None, pins: Sequence[Snapshot] = ()) -> list[Row]:
     """What the table shows; ``now`` may be empty, where that setting has no forecast."""
     shown = [now, before or {}, *pins]
-    return [*_limit_rows(shown), *_figure_rows(shown)]
+    limits = list(_limit_rows(shown))
+    said = {row.label for row in limits}
+    return [*limits, *(row for row in _figure_rows(shown) if row.label not in said)]
 
 
 def _limit_rows(shown: Sequence[Snapshot]) -> Iterator[Row]:
     labels = dict.fromkeys(label for each in shown for label in each.get("limits", ()))
     for label in labels:
-        now, before, *pins = (_limit(each.get("limits", {}).get(label)) for each in shown)
-        yield Row(label, (now, before, Cell(""), *pins))
+        ones = [each.get("limits", {}).get(label) for each in shown]
+        now, before, *pins = (Cell(MISSING) if one is None else _limit(one) for one in ones)
+        values = [None if one is None else one["value_ms"] for one in ones[:2]]
+        yield Row(label, (now, before, _change(*values, milliseconds, False), *pins))
 
 
-def _limit(one: Mapping[str, Any] | None) -> Cell:
-    if one is None:
-        return Cell(MISSING)
-    text = f"{milliseconds(one['value_ms'])} of {milliseconds(one['limit_ms'])}"
+def _limit(one: Mapping[str, Any]) -> Cell:
+    text = f"{milliseconds(one['value_ms'])}, limit {milliseconds(one['limit_ms'])}"
     return Cell(text, "good" if one["met"] else "bad")
 
 

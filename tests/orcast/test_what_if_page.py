@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import socket
 from collections.abc import Iterator
@@ -83,11 +84,11 @@ def test_a_turned_knob_changes_the_forecast(url: str, tmp_path: Path) -> None:
         second = cells(browser)
         assert "not measured" in browser.run("document.querySelector('.warnings').textContent")
         headline = browser.run("document.querySelector('.verdict').textContent")
-        assert headline.replace("\xa0", " ").startswith("1 GPU, $3.80 an hour. This setting ")
+        assert "1 GPU, $3.80 an hour" in headline.replace("\xa0", " ")
         assert "1 GPUs" not in browser.run("document.body.textContent")
         assert second["Output tokens/s"][0] != first["Output tokens/s"][0]
         assert second["Output tokens/s"][1] != "–"
-        assert browser.run("document.title") != "taken"
+        assert browser.run("document.title").startswith("<script>document.title = 'taken'</script>")
         assert "<b>bold</b>" in browser.run("document.querySelector('.what').textContent")
         for width in (1280, 390):
             browser.resize(width, 1600)
@@ -107,6 +108,81 @@ def test_a_turned_knob_changes_the_forecast(url: str, tmp_path: Path) -> None:
         ]
         assert elsewhere == []
         assert browser.problems == []
+
+
+@needs.browser
+def test_the_address_holds_the_setting_and_what_is_pinned(url: str, tmp_path: Path) -> None:
+    answered = "document.querySelector('#figures tbody') !== null"
+    with Browser(width=390, height=2400) as browser:
+        browser.open(f"{url}?engine.max_num_seqs=8&nonsense=<b>1</b>&pin=")
+        browser.wait_for(answered)
+        text = "document.getElementById('ignored').textContent"
+        assert "nonsense is no knob" in browser.run(text)
+        assert browser.run("location.search") == "?engine.max_num_seqs=8&pin="
+        assert cells(browser)["Setting"] == ["Batch limit: 8 sequences", "the scenario's own"]
+        browser.run("document.getElementById('pin').click()")
+        browser.wait_for("document.querySelectorAll('[data-unpin]').length === 2")
+        pinned = "?engine.max_num_seqs=8&pin=&pin=engine.max_num_seqs%3D8"
+        assert browser.run("location.search") == pinned
+        browser.run("document.querySelector('[data-unpin]').click()")
+        browser.wait_for("document.querySelectorAll('[data-unpin]').length === 1")
+        shown = cells(browser)
+        assert shown["Setting"] == ["Batch limit: 8 sequences"] * 2
+        browser.call("Page.reload")
+        browser.wait_for(f"document.readyState === 'complete' && {answered}")
+        assert cells(browser) == shown
+        assert browser.run(text) == "", "the address says what is shown, and no nonsense"
+        # The answer comes first on a phone; nothing is wider than it.
+        top = "document.querySelector('{}').getBoundingClientRect().{}"
+        bottom = browser.run(top.format("#figures", "bottom"))
+        assert browser.run(top.format(".knobs", "top")) >= bottom > 0
+        assert browser.run("document.documentElement.scrollWidth") == 390
+        browser.screenshot(tmp_path / "pinned.png")
+        # Sliders say what they stand for.
+        browser.wait_for("document.querySelectorAll('[role=slider][aria-valuetext]').length > 8")
+        named = "[...document.querySelectorAll('[role=slider]')].map(at => at.ariaLabel + ': ' + "
+        said = browser.run(named + "at.getAttribute('aria-valuetext'))")
+        assert {"Batch limit: 8 sequences", "Request rate: 20 requests/s"} <= set(said)
+        assert browser.problems == []
+
+
+@needs.browser
+def test_a_setting_that_does_not_fit_leads_to_one_that_does(url: str) -> None:
+    with Browser() as browser:
+        browser.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark"}],
+        )
+        browser.open(f"{url}?model=llama-3.1-405b")
+        way = "document.querySelector('#verdict a[href*=\"tensor_parallel=8\"]')"
+        browser.wait_for(f"{way} !== null")
+        words = browser.run("document.getElementById('verdict').textContent")
+        assert words.startswith("No forecast: hardware: llama-3.1-405b does not fit on 1 x h200")
+        browser.wait_for("document.querySelector('.dash-slider-track') !== null")
+        colours = "getComputedStyle(document.querySelector('{}')).backgroundColor"
+        track = browser.run(colours.format(".dash-slider-track"))
+        assert contrast(track, browser.run(colours.format("fieldset.panel"))) >= 3
+        browser.run(f"{way}.click()")
+        browser.wait_for("document.querySelector('#figures tbody') !== null")
+        assert browser.run("location.search").endswith("hardware.tensor_parallel=8")
+        assert cells(browser)["GPUs"][0] == "8"
+        # No script that came with the page's content would run: not even one put there now.
+        browser.run(
+            "{const it = document.createElement('script'); it.textContent = 'window.ran = 1';"
+            " document.body.append(it)}"
+        )
+        assert browser.run("window.ran") is None
+        assert [text for text in browser.problems if "Content Security Policy" not in text] == []
+
+
+def contrast(*colours: str) -> float:
+    """WCAG 2's ratio of two colours as computed styles have them."""
+    lights = []
+    for colour in colours:
+        parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
 
 
 def test_the_page_says_exactly_what_the_command_line_says(scenario: Path, tmp_path: Path) -> None:

@@ -161,8 +161,8 @@ def test_figures_of_pinned_settings_stand_beside_the_present_ones(page: Page) ->
     found = page.ask("engine.max_num_seqs=64", pins=pins).json["response"]
     text = json.dumps(found["figures"])
     for said in ("Pin 1", "Pin 2", "Batch limit: 2 sequences", "the scenario's own",
-                 "Cost per million output tokens", "Energy per output token, estimated",
-                 "of its limit"):  # fmt: skip
+                 "$ per million output tokens", "J per output token, estimated",
+                 "limit 200\\u00a0ms"):  # fmt: skip
         assert said in text
     assert found["now"]["data"] == "engine.max_num_seqs=64"
 
