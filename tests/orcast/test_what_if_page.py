@@ -241,7 +241,7 @@ def test_a_port_in_use_is_refused_before_any_address_is_shown(scenario: Path) ->
 
 def test_the_terminal_says_that_times_are_unmeasured(scenario: Path) -> None:
     _, warnings = what_if(str(scenario), [])
-    assert "analytic roofline, not measured" in warnings[0]
+    assert "analytic, not measured" in warnings[0]
 
 
 def test_experts_have_ranks_and_dense_layers_have_stages() -> None:
