@@ -20,7 +20,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 MOST_BODY_BYTES = 2 * 2**20
 MOST_CONNECTIONS = 256
 WAIT_S = 10.0
-_LINGER_S = 0.5
+_LINGER_S, _LINGER_BYTES = 0.5, 4 * 2**20
 
 
 class PageServer(ThreadedWSGIServer):
@@ -110,12 +110,10 @@ class _Handler(WSGIRequestHandler):
         )
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(_LINGER_S)
-        end_s = time.monotonic() + _LINGER_S
-        try:
-            while time.monotonic() < end_s and self.connection.recv(1 << 16):
-                pass
-        except OSError:
-            pass
+        end_s, left = time.monotonic() + _LINGER_S, _LINGER_BYTES
+        with contextlib.suppress(OSError):
+            while left > 0 and time.monotonic() < end_s:
+                left -= len(self.connection.recv(1 << 16)) or left
 
     def log(self, type: str, message: str, *args: Any) -> None:
         """Say nothing of what clients do."""

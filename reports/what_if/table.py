@@ -9,6 +9,8 @@ from scenarios.quantity import GAP, MISSING, count, figure_of, milliseconds, per
 
 Snapshot = Mapping[str, Any]
 
+_FOLD = 10  # from here on a change is a factor: nobody reads +3,707.6 %
+
 
 # Label, place in the summary, how it is written, and whether more of it is better.
 ROWS: tuple[tuple[str, str, Callable[[float | None], str], bool | None], ...] = (
@@ -103,6 +105,11 @@ def _change(
 ) -> Cell:
     if value is None or old is None or value == old:
         return Cell("")
-    text = f"{(value / old - 1) * 100:+.1f}{GAP}%" if old else f"{show(value - old)} more"
+    if not old:
+        text = f"{show(value - old)} more"
+    elif value / old >= _FOLD:
+        text = f"{plain(value / old)}{GAP}times"
+    else:
+        text = f"{(value / old - 1) * 100:+.1f}{GAP}%"
     tone = "" if more_is_better is None else "good" if (value > old) == more_is_better else "bad"
     return Cell(text.replace("-", "−"), tone)

@@ -88,6 +88,16 @@ def test_a_body_out_of_bounds_is_refused_unread(headers: bytes, code: bytes) -> 
         assert said.startswith(b"HTTP/1.1 " + code)
 
 
+def test_most_of_a_large_body_is_never_taken() -> None:
+    with served(echo) as url, connect(url) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 400000000\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 400_000_000:
+                sent += client.send(b"0" * 2**20)
+    assert sent < 100_000_000
+
+
 def test_no_request_makes_the_server_say_anything(capfd: pytest.CaptureFixture[str]) -> None:
     with served(echo) as url:
         for sent in (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9\r\n\r\n",
