@@ -42,18 +42,18 @@ def ui(
     from reports.what_if.page import HOST
     from reports.what_if.server import PageServer
 
-    listening = _listen(HOST, port)
-    app, warnings = what_if(scenario, set_ or [])
-    server = PageServer(listening, app.server)
-    for warning in warnings:
-        print(f"orcast: warning: {warning}", file=sys.stderr)
-    url = f"http://{HOST}:{listening.getsockname()[1]}/"
-    print(f"What-if page: {url} (Ctrl-C ends it)", flush=True)
-    if open_:
-        import webbrowser
+    with _listen(HOST, port) as listening:
+        app, warnings = what_if(scenario, set_ or [])
+        server = PageServer(listening, app.server)
+        for warning in warnings:
+            print(f"orcast: warning: {warning}", file=sys.stderr)
+        url = f"http://{HOST}:{listening.getsockname()[1]}/"
+        print(f"What-if page: {url} (Ctrl-C ends it)", flush=True)
+        if open_:
+            import webbrowser
 
-        webbrowser.open(url)
-    server.serve_forever()
+            webbrowser.open(url)
+        server.serve_forever()
 
 
 def what_if(name: str, overrides: list[str]) -> tuple[Dash, list[str]]:
@@ -64,10 +64,19 @@ def what_if(name: str, overrides: list[str]) -> tuple[Dash, list[str]]:
     _needs_dash()
     from reports.run.headline import report_warnings
     from reports.what_if.page import what_if_app
+    from scenarios.library import scenario_path
 
     base, known, ask = question(name, overrides)
     first = ask({})  # what is wrong with the scenario is said before the page opens
-    page = what_if_app(base.name, known, ask, nearby(name, overrides, known))
+    file = scenario_path(name)
+
+    def on_page(values: Mapping[str, Any], alive: Alive | None = None) -> Answer:
+        try:
+            return ask(values, alive)
+        except InputError as error:  # the page is of this one file
+            raise InputError(str(error).removeprefix(f"{file}: ")) from None
+
+    page = what_if_app(base.name, known, on_page, nearby(name, overrides, known))
     return page, report_warnings(first.summary)
 
 
@@ -85,12 +94,9 @@ def question(name: str, overrides: list[str]) -> tuple[Scenario, list[Knob], Ask
 
     def ask(values: Mapping[str, Any], alive: Alive | None = None) -> Answer:
         settings = [*overrides, *as_overrides(known, values)]
-        scenario, origin = load_scenario(name, settings)
         told = None if alive is None else lambda ended, total: alive()
-        try:
-            result = forecast(scenario, origin=origin, compose=compose, progress=told)
-        except InputError as error:
-            raise InputError(str(error).removeprefix(f"{origin}: ")) from None
+        scenario, origin = load_scenario(name, settings)
+        result = forecast(scenario, origin=origin, compose=compose, progress=told)
         return Answer(
             result.records,
             result.summary,

@@ -276,6 +276,11 @@ def test_sources_that_the_scenario_rules_out_are_no_choice() -> None:
     assert "latency.source" not in {knob.path for knob in known}
 
 
+def test_a_scenario_without_a_forecast_opens_no_page_and_names_its_file(scenario: Path) -> None:
+    words = refusal("ui", scenario, "--set", "model=llama-3.1-405b", "--port", "0")
+    assert words.startswith(f"{scenario}: hardware: llama-3.1-405b does not fit")
+
+
 def test_what_would_fit_is_found_and_fits(scenario: Path) -> None:
     _, known, _ = question(str(scenario), [])
     values = {knob.path: knob.value for knob in known} | {"model": "llama-3.1-405b"}

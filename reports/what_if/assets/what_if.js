@@ -18,7 +18,10 @@
     }
   }
 
+  const canPin = () => asked.pins.length < MOST_PINS && !asked.pins.includes(asked.setting);
+
   function remember() {
+    document.getElementById("pin").disabled = !canPin();
     const pins = asked.pins.map((pin) => "pin=" + encodeURIComponent(pin));
     const query = [asked.setting, ...pins].filter(Boolean).join("&");
     history.replaceState(history.state, "", location.pathname + (query ? "?" + query : ""));
@@ -28,9 +31,7 @@
     const at = event.target.closest("#pin, [data-unpin], a[data-query]");
     if (!at || !asked) return;
     if (at.id === "pin") {
-      if (asked.pins.length < MOST_PINS && !asked.pins.includes(asked.setting)) {
-        set("pins", [...asked.pins, asked.setting]);
-      }
+      if (canPin()) set("pins", [...asked.pins, asked.setting]);
     } else if (at.dataset.unpin !== undefined) {
       set("pins", asked.pins.filter((pin) => pin !== at.dataset.unpin));
     } else if (!(event.ctrlKey || event.metaKey || event.shiftKey)) {
