@@ -62,6 +62,8 @@ def what_if(name: str, overrides: list[str]) -> tuple[Dash, list[str]]:
     Raises InputError for a scenario that cannot be simulated.
     """
     _needs_dash()
+    if name == "-":
+        raise InputError("orcast ui reads its scenario at every question: give it a file")
     from reports.run.headline import report_warnings
     from reports.what_if.page import what_if_app
     from scenarios.library import scenario_path

@@ -281,6 +281,10 @@ def test_a_scenario_without_a_forecast_opens_no_page_and_names_its_file(scenario
     assert words.startswith(f"{scenario}: hardware: llama-3.1-405b does not fit")
 
 
+def test_what_can_be_read_only_once_is_no_scenario_of_a_page() -> None:
+    assert "give it a file" in refusal("ui", "-", "--port", "0")
+
+
 def test_what_would_fit_is_found_and_fits(scenario: Path) -> None:
     _, known, _ = question(str(scenario), [])
     values = {knob.path: knob.value for knob in known} | {"model": "llama-3.1-405b"}
