@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dash import Dash
 
 HOST = "127.0.0.1"
+_PAGE_ID = 64  # characters: they are remembered
 
 Remedies = Callable[[Mapping[str, Any], Alive], Sequence[Mapping[str, Any]]]
 """Values without a forecast -> values near them that have one; each turns one more knob."""
@@ -79,7 +80,7 @@ def what_if_app(
     def follow(asked: Any, page: Any, now: Any, before: Any, hold: Any) -> tuple[Any, ...]:
         with own_code():
             wanted = _Wanted.of(knobs, asked, now=now, before=before, hold=hold)
-            turn = Turn(_text(page), wanted.number, has_left(_connection()))
+            turn = Turn(_text(page, most=_PAGE_ID), wanted.number, has_left(_connection()))
             try:
                 answers.begin(turn)
                 return respond(wanted, turn)
@@ -159,19 +160,19 @@ class _Wanted:
 
     @staticmethod
     def of(knobs: Sequence[Knob], asked: Any, *, now: Any, before: Any, hold: Any) -> "_Wanted":
-        from flask import abort
+        from werkzeug.exceptions import BadRequest
 
         if not isinstance(asked, dict) or not isinstance(asked.get("pins"), list):
-            abort(400)
+            raise BadRequest
         number, pins = asked.get("turn"), asked["pins"]
         if type(number) is not int or len(pins) > MOST_PINS:
-            abort(400)
+            raise BadRequest
 
         def canonical(text: Any) -> str:
             try:
                 return written(knobs, values_of(knobs, _text(text)))
             except ValueError:
-                abort(400)
+                raise BadRequest from None
 
         setting = canonical(asked.get("setting"))
         last = None if now is None else canonical(now)
@@ -187,13 +188,13 @@ class _Wanted:
         )
 
 
-def _text(given: Any) -> str:
-    from flask import abort
+def _text(given: Any, *, most: int | None = None) -> str:
+    from werkzeug.exceptions import BadRequest
 
     if given is None:
         return ""
-    if not isinstance(given, str):
-        abort(400)
+    if not isinstance(given, str) or (most is not None and len(given) > most):
+        raise BadRequest
     return given
 
 

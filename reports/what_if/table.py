@@ -79,8 +79,8 @@ def _limit_rows(shown: Sequence[Snapshot]) -> Iterator[Row]:
     for label in labels:
         ones = [each.get("limits", {}).get(label) for each in shown]
         now, before, *pins = (Cell(MISSING) if one is None else _limit(one) for one in ones)
-        values = [None if one is None else one["value_ms"] for one in ones[:2]]
-        yield Row(label, (now, before, _change(*values, milliseconds, False), *pins))
+        value, old = (None if one is None else one["value_ms"] for one in ones[:2])
+        yield Row(label, (now, before, _change(value, old, milliseconds, False), *pins))
 
 
 def _limit(one: Mapping[str, Any]) -> Cell:

@@ -97,7 +97,19 @@ def test_malformed_callbacks_are_answered_without_a_traceback(
     client: Any, page: Page, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     good = page.body({"setting": "", "pins": [], "theme": "dark", "turn": 1})
-    values = (None, True, 7, -1.5, "x", "\ud800", [], {}, [[1]], {"id": "asked"}, 10**400)
+    values: tuple[Any, ...] = (
+        None,
+        True,
+        7,
+        -1.5,
+        "x",
+        "\ud800",
+        [],
+        {},
+        [[1]],
+        {"id": "asked"},
+        10**400,
+    )
     bodies = [b"", b"{", b"[]", b"null", b'"x"', b"[" * 100_000, b"\xff", b"NaN"]
     draw = random.Random(1)
     for _ in range(300):
@@ -121,6 +133,11 @@ def test_malformed_callbacks_are_answered_without_a_traceback(
     assert 400 in codes
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err + caplog.text
+
+
+def test_a_page_cannot_make_the_server_remember_a_long_name(page: Page) -> None:
+    body = page.body({"setting": "", "pins": [], "turn": 1}, page="x" * 10_000)
+    assert page.post(body).status_code == 400
 
 
 def test_a_fault_of_the_page_is_not_put_on_the_request(
