@@ -14,33 +14,11 @@ from reports.page.style import colour, dark_of_light, template
 from reports.page.timeline import Timeline, even_edges, run_end_s
 from reports.run.headline import report_warnings
 from reports.run.latency_figures import METRICS, _span, cdf_points
-from scenarios.quantity import (
-    MISSING,
-    compact,
-    count,
-    figure_of,
-    milliseconds,
-    percent,
-    plain,
-)
+from reports.what_if.table import figures_of, limits_of
+from scenarios.quantity import compact
 
 BINS = 160
 Snapshot = dict[str, Any]
-
-# Label, key of the summary, how it is written, and whether more of it is better.
-ROWS: tuple[tuple[str, str, Any, bool | None], ...] = (
-    ("TTFT, median", "median_ttft_ms", milliseconds, False),
-    ("TTFT, p99", "p99_ttft_ms", milliseconds, False),
-    ("TPOT, median", "median_tpot_ms", milliseconds, False),
-    ("TPOT, p99", "p99_tpot_ms", milliseconds, False),
-    ("E2E, p99", "p99_e2el_ms", milliseconds, False),
-    ("Output tokens/s", "output_throughput", plain, True),
-    ("Requests/s within SLO", "request_goodput", plain, True),
-    ("Mean batch", "mean_running", plain, None),
-    ("KV memory used", "kv_utilization", percent, None),
-    ("Preemptions", "preemptions", count, False),
-    ("Rejected", "rejected", count, False),
-)
 
 
 def snapshot(records: RunRecords, summary: Mapping[str, Any]) -> Snapshot:
@@ -53,7 +31,8 @@ def snapshot(records: RunRecords, summary: Mapping[str, Any]) -> Snapshot:
             values, share = cdf_points(values_s)
             curves[metric] = [compact(values * 1e3, 4), compact(share, 4)]
     found: Snapshot = {
-        "figures": {key: figure_of(summary, key) for _, key, _, _ in ROWS},
+        "figures": figures_of(summary),
+        "limits": limits_of(summary),
         "warnings": report_warnings(summary),
         "verdict": list((summary.get("verdict") or {}).get("words") or ()),
         "curves": curves,
@@ -71,26 +50,6 @@ def snapshot(records: RunRecords, summary: Mapping[str, Any]) -> Snapshot:
             "kv": compact(taken, 4),
         }
     return found
-
-
-def comparison_rows(now: Snapshot, before: Snapshot | None) -> list[tuple[str, str, str, str, str]]:
-    """Label, value now, value before, change, and whether that is "good", "bad" or neither."""
-    rows = []
-    for label, key, show, more_is_better in ROWS:
-        value = now["figures"].get(key)
-        old = before["figures"].get(key) if before else None
-        if value is None and old is None:
-            continue
-        change, tone = "", ""
-        if before and value is not None and old is not None and value != old:
-            change = (
-                f"{(value / old - 1) * 100:+.1f}\u00a0%" if old else f"{show(value - old)} more"
-            )
-            change = change.replace("-", "−")
-            if more_is_better is not None:
-                tone = "good" if (value > old) == more_is_better else "bad"
-        rows.append((label, show(value), show(old) if before else MISSING, change, tone))
-    return rows
 
 
 def figures(now: Snapshot, before: Snapshot | None, *, dark: bool) -> dict[str, dict[str, Any]]:

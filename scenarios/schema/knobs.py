@@ -6,7 +6,7 @@ values can ever be asked for from outside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from typing import Any, get_args
 from scenarios import library
 from scenarios.schema.engine import Engine
 from scenarios.schema.hardware import Hardware
+from scenarios.schema.latency import Latency
 from scenarios.schema.scenario import Scenario
 
 LOAD, ENGINE, HARDWARE, SLO = "Load", "Engine", "Model and hardware", "Service levels"
@@ -39,6 +40,12 @@ class Knob:
     ordered: bool  # numbers along a line, as opposed to names
     unit: str = ""
 
+    def text(self, value: Any) -> str:
+        """A value as ``--set`` takes it."""
+        if value is None:
+            return "null"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
 
 def knobs(scenario: Scenario, *, beside: Path | None = None) -> list[Knob]:
     """The knobs of `scenario`; each has the scenario's own value among its choices.
@@ -61,9 +68,29 @@ def as_overrides(known: Iterable[Knob], values: Mapping[str, Any]) -> list[str]:
         if not any(value == choice and type(value) is type(choice) for choice in knob.choices):
             raise ValueError(f"{knob.path}: {value!r:.40} is not one of its choices")
         if value != knob.value:
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            overrides.append(f"{knob.path}={text}")
+            overrides.append(f"{knob.path}={knob.text(value)}")
     return overrides
+
+
+def nearest(
+    known: Iterable[Knob], values: Mapping[str, Any], works: Callable[[Mapping[str, Any]], bool]
+) -> Iterator[dict[str, Any]]:
+    """What one more knob of hardware or engine, turned as little as it takes, makes `values` work.
+
+    Never the model: it is what somebody wants to serve.
+    """
+    for knob in known:
+        if knob.group not in (HARDWARE, ENGINE) or knob.path == "model":
+            continue
+        at = knob.choices.index(values[knob.path])
+        others = [choice for place, choice in enumerate(knob.choices) if place != at]
+        if knob.ordered:
+            others.sort(key=lambda choice: abs(knob.choices.index(choice) - at))
+        for choice in others:
+            turned = {**values, knob.path: choice}
+            if works(turned):
+                yield turned
+                break
 
 
 def _ordered(
@@ -132,6 +159,33 @@ def _hardware(scenario: Scenario, *, experts: bool) -> Iterable[Knob]:
         yield _ordered(
             "cluster.replicas", "Replicas", HARDWARE, scenario.cluster.replicas, replicas
         )
+    yield from _precision(scenario)
+    yield from _latency(scenario)
+
+
+def _precision(scenario: Scenario) -> Iterable[Knob]:
+    """The types of weights and cache, where times follow them: not those of a table as it is."""
+    if scenario.latency.source not in ("auto", "roofline", "aiconfigurator"):
+        return
+    for key, label in (("weight_dtype", "Weights in"), ("kv_cache_dtype", "KV cache in")):
+        types = get_args(Engine.model_fields[key].annotation)
+        yield _named(f"engine.{key}", label, HARDWARE, getattr(scenario.engine, key), types)
+
+
+def _latency(scenario: Scenario) -> Iterable[Knob]:
+    """Measured or analytic times, where what else the section says leaves the choice."""
+    sources, own = ("auto", "roofline"), scenario.latency
+    said = own.model_dump(exclude_unset=True, exclude_none=True)
+    if own.source in sources and all(_is_valid({**said, "source": each}) for each in sources):
+        yield _named("latency.source", "Iteration times", HARDWARE, own.source, sources)
+
+
+def _is_valid(latency: Mapping[str, Any]) -> bool:
+    try:
+        Latency.model_validate(latency)
+    except ValueError:
+        return False
+    return True
 
 
 def _engine(scenario: Scenario) -> Iterable[Knob]:
@@ -150,6 +204,9 @@ def _engine(scenario: Scenario) -> Iterable[Knob]:
         "engine.enable_prefix_caching", "Prefix cache", ENGINE, engine.enable_prefix_caching,
         (True, False),
     )  # fmt: skip
+    if scenario.speculation is not None:
+        method = scenario.speculation.method
+        yield _named("speculation", "Speculation", ENGINE, method, (method, None))
 
 
 def _slo(scenario: Scenario) -> Iterable[Knob]:

@@ -11,7 +11,8 @@ import statistics
 import time
 
 from orcast.ui_cli import question
-from reports.what_if.figures import comparison_rows, figures, snapshot
+from reports.what_if.figures import figures, snapshot
+from reports.what_if.table import rows
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         answer = ask(values)
         answered_s = time.perf_counter()
         now = snapshot(answer.records, answer.summary)
-        comparison_rows(now, before)
+        rows(now, before)
         figures(now, before, dark=False)
         drawn_s = time.perf_counter()
         before = now

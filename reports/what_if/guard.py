@@ -1,0 +1,90 @@
+"""What the what-if page's server refuses, and what it tells browsers to refuse.
+
+A page from elsewhere can send requests here, may have its name point to this machine, and may show
+this page in a frame: hence Host, Origin and the headers. A local program can send anything.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from reports.what_if.server import MOST_BODY_BYTES
+
+if TYPE_CHECKING:
+    from dash import Dash
+
+_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
+_PATHS = re.compile(
+    r"/(_dash-(layout|dependencies|update-component|component-suites/.+)|assets/.+)?"
+)
+
+
+def guard(app: "Dash") -> None:
+    """Check every request to `app`, whose callbacks are all declared, and head every response."""
+    from flask import abort, g, request
+    from werkzeug.exceptions import HTTPException
+
+    server = app.server
+    server.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
+    headers = {
+        "Content-Security-Policy": _policy(app.csp_hashes()),
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }
+
+    def check() -> None:
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        if not _HOST.fullmatch(host) or origin not in (None, f"http://{host}"):
+            abort(403)
+        if not _PATHS.fullmatch(request.path):
+            abort(404)
+        if (request.method == "POST") != (request.path == "/_dash-update-component"):
+            abort(405)
+        if (request.content_length or 0) > MOST_BODY_BYTES:
+            abort(413)
+
+    def head(response: Any) -> Any:
+        response.headers.update(headers)
+        return response
+
+    def failed(error: Exception) -> Any:
+        """What fails outside the page's own code fails for what was sent."""
+        if isinstance(error, HTTPException):
+            return error
+        if not g.get("in_own_code", False):
+            return "malformed request", 400
+        raise error
+
+    server.before_request_funcs.setdefault(None, []).insert(0, check)  # before Dash's own
+    server.after_request(head)
+    server.register_error_handler(Exception, failed)
+
+
+@contextmanager
+def own_code() -> Iterator[None]:
+    """An exception that leaves this is a fault of the page, not of the request."""
+    from flask import g
+
+    g.in_own_code = True
+    yield
+    g.in_own_code = False
+
+
+def _policy(script_hashes: Any) -> str:
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "connect-src 'self'",
+            " ".join(("script-src 'self'", *script_hashes)),
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data: blob:",
+            "font-src 'self' data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
