@@ -26,7 +26,7 @@ VLLM_INSTALL := $(subst $(VENV),$(VLLM),$(INSTALL))
 COUNT ?= 1000
 SEED ?= 1
 
-.PHONY: demo test test-vllm serve-vllm check-vllm coverage lint bench browser lock clean always
+.PHONY: demo test attack test-vllm serve-vllm check-vllm coverage lint bench browser lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -48,6 +48,13 @@ serve-vllm: $(VENV)/.core $(VLLM)/.vllm
 # runs/check-vllm/README.md. A quarter of an hour; nothing else should run meanwhile.
 check-vllm: $(VENV)/.core $(VLLM)/.vllm
 	$(RUN)/python -m tests.vllm.whole_loop --python $(VLLM)/bin/python
+
+# Hostile inputs of every kind for as long as is told, an hour unless `make attack SECONDS=600`;
+# `SEED=7`: other ones. tests/attack/ has a few of each that `make test` tries.
+SECONDS ?= 3600
+
+attack: $(VENV)/.dev
+	$(RUN)/python -m tests.attack --seconds $(SECONDS) --seed $(SEED)
 
 # Lines and branches of all packages but kernels, whose bodies Triton compiles.
 coverage: $(TESTED) browser

@@ -25,7 +25,7 @@ from orcast.size_cli import size
 from orcast.sweep_cli import sweep, with_ray_address
 from orcast.ui_cli import ui
 from orcast.validate_cli import validate
-from scenarios.errors import InputError
+from scenarios.errors import InputError, one_line, reading
 
 app = typer.Typer(
     name="orcast",
@@ -133,10 +133,8 @@ def report(
     """Rebuild report.html of a folder from its records."""
     from reports.export.result_folder import write_report
 
-    try:
+    with reading(directory):
         path = write_report(directory)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     print(f"Report: {path}")
     if open_:
         import webbrowser
@@ -176,7 +174,7 @@ def compare(
     from reports.compare.report import is_run_folder, page_target, write_compare_report
     from reports.run.folder import load_run
 
-    try:
+    with reading(a, b):
         target = page_target(out, a)
         sides, scenarios = [], []
         summaries: list[dict[str, Any] | None] = []
@@ -193,10 +191,8 @@ def compare(
         settings = (scenarios[0], scenarios[1]) if len(scenarios) == 2 else None
         known = (summaries[0], summaries[1])
         compared = compare_runs(*sides, settings=settings, summaries=known)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if target is not None:
-        write_compare_report(target, compared)
+        if target is not None:
+            write_compare_report(target, compared)
     if as_json:
         for note in compared.notes:
             print(f"orcast: note: {note}", file=sys.stderr)
@@ -265,13 +261,15 @@ def main() -> None:
         app(args=with_ray_address(sys.argv[1:]))
     except (InputError, OSError) as error:
         sys.exit(_refuse(str(error)))
+    except MemoryError:
+        what = " ".join(sys.argv[1:3])
+        sys.exit(_refuse(f"{what}: not enough memory on this machine; nothing was written"))
     except KeyboardInterrupt:
         sys.exit(_refuse("interrupted; nothing was written", status=130))
 
 
 def _refuse(message: str, *, status: int = 2) -> int:
-    line = " ".join(message.split())
-    print(f"orcast: {line}", file=sys.stderr)
+    print(f"orcast: {one_line(message)}", file=sys.stderr)
     return status
 
 

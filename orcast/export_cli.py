@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scenarios.errors import InputError, did_you_mean
+from scenarios.errors import InputError, did_you_mean, reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def export(
     if window is not None and format_ != "trace":
         raise InputError("--window belongs to the format trace")
     start_s, end_s = _window(window)
-    try:
+    with reading(source):
         if format_ == "trace":
             said = _trace(source, out, start_s, end_s)
         elif format_ == "bench":
@@ -59,8 +59,6 @@ def export(
             said = _csv(source, out)
         else:
             said = _pictures(source, out, format_)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(str(error)) from None
     print(said)
 
 
@@ -81,13 +79,14 @@ def _bench(folder: Path, out: Path | None) -> str:
     from reports.export.bench import bench_result
     from reports.export.target import check_file
     from reports.run.folder import load_run
+    from scenarios.whole import write_whole
 
     _check_run(folder, "bench")
     records, scenario, summary = load_run(folder)
     target = out or folder / "bench.json"
     check_file(target, "bench")
     result = bench_result(records, scenario=scenario, summary=summary)
-    target.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_whole(target, json.dumps(result) + "\n")
     return f"Written: {target}"
 
 
@@ -106,6 +105,7 @@ def _check_run(folder: Path, format_: str) -> None:
 def _csv(folder: Path, out: Path | None) -> str:
     from reports.export.result_folder import tables_of
     from reports.export.target import check_file, check_folder
+    from scenarios.whole import whole_file
 
     paths = tables_of(folder)
     target = out or folder / "csv"
@@ -115,13 +115,8 @@ def _csv(folder: Path, out: Path | None) -> str:
         check_file(target / f"{name}.csv", "csv", columns=",".join(table.columns[:2]))
     target.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        path = target / f"{name}.csv"
-        partial = path.with_name(f".{path.name}.partial")
-        try:
+        with whole_file(target / f"{name}.csv") as partial:
             _harmless(table).to_csv(partial, index=False)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     return f"Written: {target}"
 
 
@@ -166,7 +161,10 @@ def _pictures(source: Path, out: Path | None, format_: str) -> str:
     for path in picture_paths(target, figures, format_):
         check_file(path, format_)
     target.mkdir(parents=True, exist_ok=True)
-    paths = write_images(target, figures, format_)
+    try:
+        paths = write_images(target, figures, format_)
+    except RuntimeError as error:
+        raise InputError(str(error)) from None
     return f"{len(paths)} pictures: {target}"
 
 

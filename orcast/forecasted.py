@@ -58,10 +58,11 @@ class Forecasted(Forecast):
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns where it is."""
         from reports.run.report import run_report
+        from scenarios.whole import write_whole
 
         page = run_report(self.records, scenario=self.scenario, summary=self.summary)
         target = Path(path)
-        target.write_text(page, encoding="utf-8")
+        write_whole(target, page)
         return target
 
     def __repr__(self) -> str:

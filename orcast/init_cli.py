@@ -47,6 +47,7 @@ def init(
     from scenarios import library
     from scenarios.errors import InputError
     from scenarios.schema.load import load_scenario
+    from scenarios.whole import write_whole
 
     if file.exists():
         raise InputError(f"{file}: there already; name another file")
@@ -60,7 +61,7 @@ def init(
         file=file, name=json.dumps(file.stem), model=json.dumps(model), gpu=json.dumps(gpu),
         rate=rate, degree=degree, requests=max(500, min(20_000, round(rate * 300))),
     )  # fmt: skip
-    file.write_text(text, encoding="utf-8")
+    write_whole(file, text)
     load_scenario(str(file))
     print(f"Written: {file}. Next: orcast run {file}")
 

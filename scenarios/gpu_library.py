@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scenarios.errors import InputError, did_you_mean
+from scenarios.errors import InputError, did_you_mean, reading
 from scenarios.yaml_file import find_file, read_yaml
 from sim.model.hardware import Gpu
 
@@ -101,8 +101,10 @@ def gpu(given: str | Mapping[str, Any], *, beside: Path | None = None) -> Gpu:
     """
     if isinstance(given, Mapping):
         return _described(given, beside=beside)
-    name, figures = _figures_of(given, beside=beside)
-    return _checked(figures, name)
+    path = find_file(given, beside=beside) if given.endswith((".yaml", ".yml")) else None
+    with reading(given if path is None else path):
+        name, figures = _figures_of(given, beside=beside)
+        return _checked(figures, name)
 
 
 def _figures_of(given: str, *, beside: Path | None) -> tuple[str, dict[str, Any]]:

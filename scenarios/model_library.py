@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from scenarios.errors import InputError, did_you_mean
+from scenarios.errors import InputError, did_you_mean, reading
 from scenarios.yaml_file import find_file, read_yaml
 from sim.model.config import read_config
 from sim.model.spec import ModelSpec, Sampling
@@ -57,10 +57,8 @@ def _read(
     """The model that a file of this text describes, with ModelOpt's file beside it."""
     config = _parsed(path, text)
     parsed = None if beside_it is None or quantised is None else _parsed(beside_it, quantised)
-    try:
+    with reading(path):
         return read_config(config, name=model_name(path), quantised=parsed)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def _sampling(path: Path) -> Sampling:

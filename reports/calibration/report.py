@@ -13,6 +13,7 @@ from reports.page.page import Card, Figure, Row, Section, cards, escape, facts, 
 from reports.page.page import warning_box as warnings
 from reports.run.report import FOOTER
 from scenarios.quantity import MISSING, count, percent, plain, seconds
+from scenarios.whole import write_whole
 from sim.latency.table_data import PART_COLUMNS, LatencyTable
 from sim.latency.table_folder import TableError, read_table
 
@@ -27,12 +28,7 @@ def write_calibration_report(folder: Path) -> Path:
     """
     text = calibration_report(folder)
     target = folder / "report.html"
-    partial = folder / ".report.html.partial"
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, text)
     return target
 
 

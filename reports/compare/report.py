@@ -36,6 +36,7 @@ from reports.page.records import Floats
 from reports.run.folder import FILES
 from reports.run.report import FOOTER
 from scenarios.quantity import GAP, MISSING, count, plain
+from scenarios.whole import write_whole
 
 
 class Compared(Protocol):
@@ -77,13 +78,7 @@ def page_target(out: Path | None, a: Path) -> Path | None:
 
 def write_compare_report(path: Path, compared: Compared) -> None:
     """Write the page, whole or not at all. Raises OSError where `path` cannot be written."""
-    text = compare_report(compared)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, compare_report(compared))
 
 
 def compare_report(compared: Compared) -> str:

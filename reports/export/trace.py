@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from reports.page.records import Columns, Floats, RunRecords
+from scenarios.whole import whole_file
 
 Event = dict[str, Any]
 
@@ -38,7 +39,7 @@ def write_trace(
     """
     opened = gzip.open if path.suffix == ".gz" else open
     written = 0
-    with opened(path, "wt", encoding="utf-8") as file:
+    with whole_file(path) as partial, opened(partial, "wt", encoding="utf-8") as file:
         file.write('{"displayTimeUnit":"ms","traceEvents":[\n')
         for event in _events(records, start_s, end_s):
             file.write((",\n" if written else "") + json.dumps(event, separators=(",", ":")))

@@ -7,6 +7,7 @@ from typing import Any
 
 from reports.plan.report import plan_report
 from reports.plan.table import candidate_columns
+from scenarios.whole import write_whole
 
 MARKER = "plan.json"  # what makes a folder a plan's
 FILES = frozenset({MARKER, "scenario.yaml", "candidates.parquet", "report.html"})
@@ -61,10 +62,5 @@ def write_plan_report(directory: Path | str) -> Path:
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{Path(directory) / MARKER}: damaged ({error!r})") from None
     target = Path(directory) / "report.html"
-    partial = target.with_name(".report.html.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, page)
     return target

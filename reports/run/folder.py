@@ -12,6 +12,7 @@ import numpy.typing as npt
 from reports.page.records import Columns
 from reports.run.details import load_details
 from reports.run.report import run_report
+from scenarios.whole import write_whole
 
 FILES = ("requests.parquet", "iterations.parquet", "summary.json", "scenario.yaml")
 REQUEST_COLUMNS = (
@@ -82,13 +83,7 @@ def write_run_report(directory: Path | str) -> Path:
     records, scenario, summary = load_run(directory)
     details = load_details(directory)
     target = Path(directory) / "report.html"
-    partial = target.with_name(".report.html.partial")
-    try:
-        page = run_report(records, scenario=scenario, summary=summary, details=details)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, run_report(records, scenario=scenario, summary=summary, details=details))
     return target
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scenarios.errors import InputError
+from scenarios.whole import exchange, leavings, only_writer, partial_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +34,7 @@ KINDS = {
 FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions")}
 FILES |= {MARKER, "scenario.yaml", "details.json", "report.html", "compare.html"}
 PICTURES = {f"{page}{kind}" for page in ("", "compare-") for kind in ("png", "svg")}
+OF_THE_SYSTEM = {".DS_Store"}  # what file managers leave in any folder
 FILES |= {"trace.json.gz", "bench.json", "csv"} | PICTURES  # exports
 
 
@@ -48,40 +50,57 @@ def fresh_folder(
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     An older folder of results (it has the file `marker`, and none but `files`) is replaced;
-    anything else that lies there is left alone. Raises
-    InputError before anything is computed when `target` cannot be written.
+    anything else that lies there is left alone. Raises InputError before anything is computed when
+    `target` cannot be written or another command is writing it, OSError that names `target`.
     """
+    final = target.resolve()  # a link stays a link
+    made = [folder for folder in final.parents if not folder.exists()]
+    with ExitStack() as stack:
+        stack.callback(_take_away, made)
+        try:
+            _check_target(target, marker, files)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_writer(final, given=f"--out {target}"))
+            partial = partial_of(final)
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
+            partial.mkdir()
+        except OSError as error:
+            raise InputError(f"--out {target}: cannot be written: {error.strerror}") from None
+        with _named(target, partial):
+            yield partial
+            exchange(partial, final)
+
+
+def _take_away(made: Iterable[Path]) -> None:
+    """Folders made for nothing; those that now hold a run stay."""
+    with suppress(OSError):
+        for folder in made:
+            folder.rmdir()
+
+
+@contextmanager
+def _named(target: Path, partial: Path) -> Iterator[None]:
+    """An OSError of a file in `partial`, or of none, tells it by where it was to be."""
     try:
-        _check_target(target, marker, files)
-        final = target.resolve()  # a link stays a link
-        hidden = f".{final.name}.{secrets.token_hex(4)}"  # unlike process ids, never seen before
-        partial, old = final.parent / f"{hidden}.partial", final.parent / f"{hidden}.old"
-        made = [folder for folder in final.parents if not folder.exists()]
-        partial.mkdir(parents=True)
+        yield
     except OSError as error:
-        raise InputError(f"--out {target}: cannot be written: {error.strerror}") from None
-    try:
-        yield partial
-        if final.is_dir():
-            final.rename(old)
-            partial.rename(final)
-            shutil.rmtree(old)
-        else:
-            partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # folders made for nothing; those that now hold a run stay
-            for folder in made:
-                folder.rmdir()
+        where = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if where is not None and not where.is_relative_to(partial):
+            raise
+        told = target if where is None else target / where.relative_to(partial)
+        raise InputError(f"--out {told}: cannot be written: {error.strerror or error}") from error
 
 
 def _check_target(target: Path, marker: str, files: Collection[str]) -> None:
     """InputError where `target` is something that must not be replaced."""
+    if Path.cwd().is_relative_to(target.resolve()):
+        raise InputError(f"--out {target}: the current folder, or one around it; name another one")
     if target.exists() and not target.is_dir():
         raise InputError(f"--out {target}: a file is in the way; name a folder")
     if not target.is_dir():
         return
-    found = {entry.name for entry in target.iterdir() if not entry.name.startswith(".")}
+    found = {entry.name for entry in target.iterdir()} - OF_THE_SYSTEM
+    found -= {path.name for name in files for path in leavings(target / name)}
     if found and marker not in found:
         what = KINDS.get(marker, "one of Orcast's")
         raise InputError(f"--out {target}: not empty and not {what}; name another one")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from reports.run.writer import fresh_folder
 from reports.size.report import size_report
+from scenarios.whole import write_whole
 
 FIGURES = "sizing.json"  # what makes a folder one of ours
 TABLE = "candidates.parquet"
@@ -80,10 +81,5 @@ def write_size_report(directory: Path) -> Path:
         page = size_report(figures)
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{source}: not a sizing's figures ({error!r})") from None
-    partial = target.with_name(".report.html.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, page)
     return target

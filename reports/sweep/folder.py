@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from reports.sweep.summary import sweep_summary
 from scenarios.errors import InputError
 from scenarios.sweep.point_store import FOLDER, is_answers
 from scenarios.sweep.table import SweepTable
+from scenarios.whole import whole_file, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,12 +76,13 @@ def write_sweep(folder: Path, result: SweepResult) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text = yaml.dump(description, Dumper=dumper, sort_keys=False, allow_unicode=True)
-    _replace(folder / SWEEP, lambda path: path.write_text(text, encoding="utf-8"))
-    _replace(folder / TABLE, lambda path: _write_table(path, table))
+    write_whole(folder / SWEEP, text)
+    with whole_file(folder / TABLE) as partial:
+        _write_table(partial, table)
     summary_text = json.dumps(summary, indent=2) + "\n"
-    _replace(folder / SUMMARY, lambda path: path.write_text(summary_text, encoding="utf-8"))
+    write_whole(folder / SUMMARY, summary_text)
     page = sweep_report(table, scenario=description, warnings=result.warnings)
-    _replace(folder / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
+    write_whole(folder / REPORT, page)
     return summary
 
 
@@ -125,18 +125,8 @@ def write_sweep_report(folder: Path) -> Path:
     table, description, warnings = read_sweep(folder)
     page = sweep_report(table, scenario=description, warnings=warnings)
     target = folder / REPORT
-    _replace(target, lambda path: path.write_text(page, encoding="utf-8"))
+    write_whole(target, page)
     return target
-
-
-def _replace(target: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file that takes the place of `target` when it is whole."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        write(partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_table(path: Path, table: SweepTable) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from scenarios import library
 from scenarios.errors import InputError
+from scenarios.forecast.bounds import check_drawn, check_groups, check_run
 from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.front_end import fitted_front_end, front_end
 from scenarios.forecast.latency_source import Composer, latency_model, parallelism_of
@@ -102,6 +103,7 @@ def deploy(
     beside = None if origin is None else origin.parent
     engine = _engine(scenario, source, beside=beside, compose=compose)
     with _at(source, "workload"):
+        check_drawn(scenario.workload, engine.memory.block_size)
         workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
     with _at(source, "engine"):
         rules = queue_rules(scenario.engine, scenario.workload, workload.labels)
@@ -120,6 +122,10 @@ def deploy(
     ):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
         _refuse_unlike_groups(groups, workload, source)
+        with _at(source, "cluster"):
+            check_groups(workload, groups)
+    with _at(source, "workload"):
+        check_run(workload, engine.config, engine.memory.num_gpu_blocks, cluster.replicas)
     return Deployment(
         scenario=scenario,
         model=engine.model,

@@ -1,0 +1,56 @@
+"""``python -m tests.attack --seconds 3600 --seed 7``: hostile inputs until the time is over.
+
+``--count 200 --kind model`` takes so many of one kind; ``--only model:7:12`` repeats one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.attack.judged import all_kinds, attacked
+
+MEMORY_BYTES = 8 << 30
+
+
+def main() -> int:
+    """Exit status 1 where any input was met badly."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--count", type=int, default=10**9, help="of each kind, at most")
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--kind", action="append", help="scenario, overrides, model, …")
+    parser.add_argument("--only", help="KIND:SEED:NUMBER of one input")
+    asked = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    until = time.monotonic() + asked.seconds
+    tried: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    with TemporaryDirectory(prefix="attack-results-") as results:
+        kinds = all_kinds(Path(results))
+        if asked.only:
+            found = attacked(kinds[asked.only.split(":")[0]], asked.only)
+            print(found or "kept the rule")
+            return found is not None
+        for number in range(asked.count):
+            for kind in asked.kind or kinds:
+                if time.monotonic() > until:
+                    break
+                name = f"{kind}:{asked.seed}:{number}"
+                tried[kind] += 1
+                if found := attacked(kinds[kind], name):
+                    faults[kind] += 1
+                    print(f"{name}  {found}", flush=True)
+    print(f"{tried.total():,} inputs, {faults.total():,} met badly")
+    for kind, count in tried.items():
+        print(f"  {kind}: {count:,}, {faults[kind]:,} met badly")
+    return int(faults.total() > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

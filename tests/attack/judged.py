@@ -1,0 +1,89 @@
+"""The rule that every input is held to, and the attack itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+from tests.attack.kinds import KINDS, Attack, Results
+from tests.orcast.command_line import orcast
+
+LONGEST_S = 20
+LONGEST_TEXT = 300  # of a refusal, beyond the paths in it
+
+
+class HangError(Exception):
+    """It did not end."""
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """A command that takes longer than `LONGEST_S` is interrupted."""
+
+    def late(*_: object) -> None:
+        raise HangError(f"over {LONGEST_S} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def fault(attack: Attack, folder: Path) -> str | None:
+    """What is wrong with how an input was met; None where it kept the rule."""
+    try:
+        with ending():
+            met = orcast(*attack.arguments)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [one for one in reversed(frames) if "/tests/" not in one.filename][:6]
+        told = " < ".join(f"{Path(one.filename).name}:{one.lineno}" for one in ours)
+        return f"{type(error).__name__}: {str(error)[:150]} at {told}"
+    left = [path for path in folder.rglob(".*") if path.name.endswith((".partial", ".old"))]
+    if left:
+        return f"left over: {left[0].name}"
+    if met.status == 0:
+        return None
+    if met.status != 2:
+        return f"exit {met.status}: {met.stderr[:200]}"
+    if (folder / attack.out).exists():
+        return f"refused, yet written: {met.stderr[:200]}"
+    if met.stderr.count("\n") != 1 or not met.stderr.startswith("orcast: "):
+        return f"not one line: {met.stderr[:300]!r}"
+    text = met.stderr.replace(str(folder), "").replace(str(folder.parent), "")
+    if len(text) > LONGEST_TEXT:
+        return f"{len(text)} characters: {text[:400]}"
+    if re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text.rstrip("\n")):
+        return f"control characters: {text!r}"
+    if not any(name in text or name in met.stderr for name in attack.names):
+        return f"names nothing: {text}"
+    return None
+
+
+def attacked(kind: Callable[[Path, Random], Attack], seed: str) -> str | None:
+    """The fault of one input, drawn with `seed`; None where there is none."""
+    before = Path.cwd()
+    with TemporaryDirectory(prefix="attack-") as name:
+        folder = Path(name).resolve()
+        os.chdir(folder)
+        try:
+            return fault(kind(folder, Random(seed)), folder)
+        finally:
+            os.chdir(before)
+
+
+def all_kinds(results: Path) -> dict[str, Callable[[Path, Random], Attack]]:
+    """The kinds, and the folders of results, sound ones of which are made in `results`."""
+    return {**KINDS, "results": Results(results)}
