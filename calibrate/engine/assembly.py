@@ -10,8 +10,7 @@ from calibrate.engine.token_ids import TokenIds
 from calibrate.engine.transformer_executor import TransformerExecutor
 from calibrate.engine.wall_clock import Clock
 from kernels.transformer import Transformer
-from sim.engine.policy import scheduler_class
-from sim.kv.cache import BlockAllocator
+from sim.engine.policy import block_allocator, scheduler_class
 from sim.request_pool import RequestPool
 from sim.schedulers import Scheduler
 from sim.schedulers.engine_config import EngineConfig
@@ -41,9 +40,7 @@ def engine(
     what only the simulator can do.
     """
     pool = RequestPool(config.block_size)
-    allocator = BlockAllocator(
-        num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
-    )
+    allocator = block_allocator(config, num_blocks)
     samples = workload.samples
     if config.speculation is not None or config.offload_blocks:
         raise ValueError("the engine neither speculates nor offloads: turn that off to validate")

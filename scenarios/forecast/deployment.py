@@ -430,6 +430,7 @@ def _engine_config(scenario: Scenario, model: ModelSpec, memory: MemoryBudget) -
         offload_blocks=offload_blocks,
         watermark=engine.watermark,
         reservation=engine.reservation,
+        placement=engine.placement if engine.scheduler == "orca" else "anywhere",
         preferred_batch_sizes=tuple(engine.preferred_batch_sizes),
         max_queue_delay_s=engine.max_queue_delay_ms / 1e3,
         async_scheduling=engine.async_scheduling,

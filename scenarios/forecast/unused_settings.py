@@ -23,6 +23,7 @@ _KNOBS = {  # knob -> the schedulers it means something to
     "swap_space_gib": {"paged"},
     "watermark": {"paged"},
     "reservation": {"static", "dynamic", "orca"},
+    "placement": {"orca"},
     "preferred_batch_sizes": {"dynamic"},
     "max_queue_delay_ms": {"dynamic"},
 }

@@ -87,6 +87,9 @@ class Engine(Section):
     kv_offloading_size_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
+    # where a reservation of `orca` lies: in one piece (buddy allocator, or the first hole that is
+    # large enough), or in blocks wherever they are free; by default buddy under generation `orca`
+    placement: Literal["anywhere", "buddy", "first_fit"] = BY_GENERATION
     preferred_batch_sizes: list[Count] = Field(default_factory=list)
     # batches are padded up to these ([]: to none); by default those of the latency table, or else
     # vLLM's up to max_cudagraph_capture_size

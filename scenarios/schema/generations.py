@@ -16,6 +16,7 @@ LATEST: Generation = "vllm"
 BY_GENERATION: Any = None  # the default of a knob that `filled` gives a value
 
 _BEFORE_V1: dict[str, Any] = {
+    "placement": "anywhere",
     "async_scheduling": False,
     "null_block": False,
     "memory_profile": "vllm-v0",
@@ -27,6 +28,7 @@ GENERATIONS: Mapping[Generation, Mapping[str, Any]] = {
         "async_scheduling": True,
         "null_block": True,
         "memory_profile": "vllm-0.21",
+        "placement": "anywhere",
     },
     # the same before, or with --no-async-scheduling
     "vllm-sync": {
@@ -34,9 +36,10 @@ GENERATIONS: Mapping[Generation, Mapping[str, Any]] = {
         "async_scheduling": False,
         "null_block": True,
         "memory_profile": "vllm-v1",
+        "placement": "anywhere",
     },
     "vllm-v0": _BEFORE_V1 | {"scheduler": "paged"},
-    "orca": _BEFORE_V1 | {"scheduler": "orca"},
+    "orca": _BEFORE_V1 | {"scheduler": "orca", "placement": "buddy"},
     # FasterTransformer and whatever else batches by request
     "static": _BEFORE_V1 | {"scheduler": "static"},
 }

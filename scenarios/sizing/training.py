@@ -94,7 +94,7 @@ def training_memory(
 
 def training_activation_bytes(model: ModelSpec, settings: ActivationSettings) -> int:
     """Peak activation memory of one GPU; the formula is in the module's docstring."""
-    dense, sparse = _layer_bytes_per_token(model, settings)
+    dense, sparse = layer_bytes_per_token(model, settings)
     num_sparse = 0 if model.moe is None else model.moe.num_layers
     num_dense = model.num_layers - num_sparse
     head = 2 * HALF * model.hidden_size + SINGLE * model.vocab_size
@@ -108,7 +108,7 @@ def training_activation_bytes(model: ModelSpec, settings: ActivationSettings) ->
     return per_token * settings.tokens
 
 
-def _layer_bytes_per_token(model: ModelSpec, settings: ActivationSettings) -> tuple[int, int]:
+def layer_bytes_per_token(model: ModelSpec, settings: ActivationSettings) -> tuple[int, int]:
     """Of a layer with a dense MLP, and of one with experts."""
     hidden, heads = model.hidden_size, model.num_attention_heads
     if model.mla is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sim.kv.cache import BlockAllocator
+from sim.kv.contiguous import PLACEMENTS
 from sim.kv.groups import GroupedAllocator
 from sim.kv.offload import TieredAllocator
 from sim.schedulers import SCHEDULERS
@@ -22,6 +23,11 @@ def scheduler_class(name: str, config: EngineConfig, *, samples: Samples | None 
     policy = SCHEDULERS.get(name) or installed_policy(name)
     if policy is None:
         raise ValueError(f"scheduler {name!r} is not known; allowed: {', '.join(SCHEDULERS)}")
+    if config.placement != "anywhere" and not getattr(policy, "reserves", False):
+        raise ValueError(
+            f"placement {config.placement} needs a scheduler that sets a request's blocks aside at "
+            f"admission: {name} takes them one by one"
+        )
     # Only those who need these load them.
     if config.speculation is not None:
         from sim.schedulers.speculating import speculating
@@ -51,7 +57,7 @@ def shares_of(policy: type, config: EngineConfig) -> int:
 
 
 def block_allocator(config: EngineConfig, num_blocks: int) -> BlockAllocator:
-    """The allocator of an engine: with groups of layers, or a second tier, where it has such."""
+    """The allocator of an engine: groups of layers, a second tier, or pieces, where it has such."""
     if config.table_rules:
         return GroupedAllocator(
             num_blocks,
@@ -68,6 +74,8 @@ def block_allocator(config: EngineConfig, num_blocks: int) -> BlockAllocator:
         )
     if config.offload_blocks:
         return TieredAllocator(num_blocks, config.block_size, host_blocks=config.offload_blocks)
+    if config.placement != "anywhere":
+        return PLACEMENTS[config.placement](num_blocks, config.block_size)
     return BlockAllocator(
         num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
     )

@@ -72,6 +72,14 @@ class BlockAllocator:
     def num_used(self) -> int:
         return self.num_blocks - self.num_free
 
+    def fits(self, count: int) -> bool:
+        """Whether so many blocks can be handed out at once."""
+        return count <= self.num_free
+
+    def could_fit(self, count: int) -> bool:
+        """Whether `fits` would say yes if nothing were in use."""
+        return count <= self.num_blocks
+
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)

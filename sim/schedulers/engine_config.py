@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sim.kv.contiguous import PLACEMENTS
 from sim.kv.tables import TableRule
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class EngineConfig:
     offload_blocks: int = 0  # blocks of host memory behind the prefix cache
     watermark: float = 0.01  # share of blocks `paged` keeps free when it admits
     reservation: str = "max_tokens"  # what `orca`, `static` and `dynamic` reserve per request
+    placement: str = "anywhere"  # or in one piece: where `orca` puts what it reserves
     pads_attention: bool = True  # whether `static` and `dynamic` attend to padding, as they compute
     preferred_batch_sizes: tuple[int, ...] = ()  # scheduler `dynamic`
     max_queue_delay_s: float = 0.0  # scheduler `dynamic`
@@ -45,6 +47,8 @@ class EngineConfig:
             raise ValueError(
                 f"reservation {self.reservation!r}; allowed: {', '.join(RESERVATIONS)}"
             )
+        if self.placement not in PLACEMENTS:
+            raise ValueError(f"placement {self.placement!r}; allowed: {', '.join(PLACEMENTS)}")
         if self.offload_blocks and not self.enable_prefix_caching:
             raise ValueError("offload_blocks need enable_prefix_caching: nothing is found again")
         if self.offload_blocks and self.table_rules:

@@ -4,6 +4,9 @@ Algorithm 1 of the paper: requests enter in order of arrival while the batch is 
 ``max_num_seqs`` and the slots reserved so far plus the request's own ``max_tokens`` do not exceed
 the slots there are. Since every admitted request owns all the memory it can ever need, none can
 be stuck half-way. A whole prompt is one iteration's work, and there is no token budget.
+
+Attention kernels of the time want a request's keys and values in one piece: where that lies is
+``EngineConfig.placement`` (Kwon et al., SOSP 2023, section 6.1, assume buddies).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ class OrcaScheduler(IterationScheduler):
     reserves = True
 
     def servable(self, request: Request) -> bool:
-        return super().servable(request) and self._blocks(request) <= self.allocator.num_blocks
+        return super().servable(request) and self.allocator.could_fit(self._blocks(request))
 
     def schedule(self, now_s: float) -> Batch | None:
         pool, allocator = self.pool, self.allocator
@@ -28,7 +31,7 @@ class OrcaScheduler(IterationScheduler):
         self._blocked = False
         while pool.waiting:
             blocks = self._blocks(pool.waiting[0])
-            if len(pool.running) >= self.config.max_num_seqs or blocks > allocator.num_free:
+            if len(pool.running) >= self.config.max_num_seqs or not allocator.fits(blocks):
                 self._blocked = True
                 break
             request = pool.waiting[0]

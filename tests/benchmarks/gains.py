@@ -23,10 +23,11 @@ from tests.benchmarks.sharing import axes, chart, line
 
 SIGMAS = (0, 0.5, 1.0, 1.5)
 POLICIES = {"static": ("engine.scheduler=static",), "continuous": ()}
+RESERVED = ("engine.scheduler=orca", "engine.placement=anywhere")
 MEMORY = {
-    "reserved: longest sequence": ("engine.scheduler=orca", "engine.reservation=max_model_len"),
-    "reserved: next power of two": ("engine.scheduler=orca", "engine.reservation=pow2"),
-    "reserved: true length": ("engine.scheduler=orca", "engine.reservation=oracle"),
+    "reserved: longest sequence": (*RESERVED, "engine.reservation=max_model_len"),
+    "reserved: next power of two": (*RESERVED, "engine.reservation=pow2"),
+    "reserved: true length": (*RESERVED, "engine.reservation=oracle"),
     "paged": (),
 }
 FOLDER = Path(__file__).parents[2] / "scenarios" / "validation"
