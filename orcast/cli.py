@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,15 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from orcast.calibrate_cli import app as calibrate_app
-from orcast.composed import compose
 from orcast.export_cli import export
 from orcast.init_cli import init
 from orcast.list_cli import app as list_app
 from orcast.plan_cli import plan
 from orcast.refine_cli import refine
+from orcast.replay_cli import replay
 from orcast.show_cli import app as show_app
 from orcast.size_cli import size
 from orcast.sweep_cli import sweep, with_ray_address
+from orcast.trace_cli import trace
 from orcast.ui_cli import ui
 from orcast.validate_cli import validate
 from scenarios.errors import InputError, one_line, reading
@@ -85,42 +84,11 @@ def run(
     ] = False,
 ) -> None:
     """Simulate a scenario; print the result and write a run folder with its report."""
-    from reports.run.writer import folder_name, fresh_folder, write_run
-    from scenarios.forecast.forecast import forecast
-    from scenarios.forecast.run_details import run_details
+    from orcast.running import run_loaded
     from scenarios.schema.load import load_scenario
 
     loaded, origin = load_scenario(scenario, set_ or [])
-    folder = out or Path("runs") / folder_name(loaded.name)
-    with fresh_folder(folder) as partial, _Progress() as progress:
-        result = forecast(
-            loaded,
-            origin=origin,
-            compose=compose,
-            leap=not step,
-            check=check,
-            progress=None if quiet else progress.show,
-        )
-        write_run(
-            partial,
-            result.records,
-            scenario=result.scenario,
-            summary=result.summary,
-            details=run_details(result, origin=origin),
-        )
-    if as_json:
-        for warning in result.summary["warnings"]:
-            print(f"orcast: warning: {warning}", file=sys.stderr)
-        print(json.dumps(result.summary | {"run_folder": str(folder)}))
-        return
-    if quiet:
-        return
-    from rich.console import Console
-
-    from reports.run.terminal import summary_table
-
-    Console(highlight=False).print(summary_table(result.summary))
-    print(f"Report: {folder / 'report.html'}")
+    run_loaded(loaded, origin, out=out, as_json=as_json, quiet=quiet, leap=not step, check=check)
 
 
 @app.command()
@@ -209,48 +177,12 @@ def compare(
 
 
 # In the order in which one meets them.
-for command in (sweep, plan, size, ui, export, init, validate):
+for command in (replay, trace, sweep, plan, size, ui, export, init, validate):
     app.command()(command)
 app.add_typer(list_app, name="list")
 app.add_typer(show_app, name="show")
 app.add_typer(calibrate_app, name="calibrate")
 calibrate_app.command()(refine)
-
-
-class _Progress:
-    """A progress bar on the terminal, for runs that take longer than a second."""
-
-    def __init__(self) -> None:
-        self._started_s = time.perf_counter()
-        self._bar: object | None = None
-        self._update: Callable[[int, int], None] | None = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()  # type: ignore[attr-defined]
-
-    def show(self, ended: int, total: int) -> None:
-        """`ended` of `total` requests are done."""
-        if self._update is not None:
-            self._update(ended, total)
-        elif sys.stderr.isatty() and time.perf_counter() - self._started_s > 1.0:
-            self._start(total)
-
-    def _start(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        bar = Progress(
-            "simulating requests", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=Console(stderr=True), transient=True,
-        )  # fmt: skip
-        task = bar.add_task("requests", total=total)
-        bar.start()
-        self._bar = bar
-        self._update = lambda ended, _: bar.update(task, completed=ended)
 
 
 def main() -> None:

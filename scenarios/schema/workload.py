@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from math import inf
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,12 +12,25 @@ from scenarios.schema.section import Count, Milliseconds, Positive, Section, Tok
 from scenarios.schema.sharing import BeamSearch, ParallelSampling, Sessions
 
 
+def _rate(value: object) -> object:
+    """`inf`, which YAML reads as text, as a number."""
+    return inf if isinstance(value, str) and value.lower() in ("inf", "+inf") else value
+
+
 class Arrivals(Section):
     """When requests arrive; ``request_rate`` is in requests per second."""
 
     process: Literal["poisson", "gamma", "constant", "all_at_once"] = "poisson"
-    request_rate: Positive | None = None
+    request_rate: Positive | None = None  # inf: all at once, as vLLM's client has it
     burstiness: Positive | None = None  # gamma's shape: 1 is Poisson, below 1 burstier
+
+    @model_validator(mode="before")
+    @classmethod
+    def _infinite_rate_is_all_at_once(cls, given: Any) -> Any:
+        if isinstance(given, dict) and _rate(given.get("request_rate")) == inf:
+            kept = {key: given[key] for key in given if key not in ("request_rate", "burstiness")}
+            return {**kept, "process": "all_at_once"}
+        return given
 
     @model_validator(mode="after")
     def _has_its_rate(self) -> Self:
@@ -91,11 +105,26 @@ class SharedPrefixes(Section):
     tokens: Tokens
 
 
+class TraceColumns(Section):
+    """Where a trace's table keeps what; what is not named is told from the columns' names.
+
+    `unit` is that of the arrival times. Requests of one session go on with what was said in it.
+    """
+
+    arrival: str | None = None
+    prompt: str | None = None
+    output: str | None = None
+    session: str | None = None
+    unit: Literal["s", "ms", "us", "ns", "date"] | None = None
+
+
 class Workload(Section):
     """Requests: replayed from a trace, or drawn from arrivals and lengths."""
 
     trace: str | None = None
     format: TraceFormat = "auto"
+    columns: TraceColumns | None = None  # of a trace that is a table of no known format
+    tokenizer: str | None = None  # tokenizer.json that counts a trace's text; default: estimated
     time_scale: Positive = 1.0  # 0.5: twice the load
     start: Annotated[int, Field(ge=0)] = 0  # first request of the trace to take
     stop: Count | None = None  # and the one to stop before
@@ -138,7 +167,7 @@ class Workload(Section):
                 raise ValueError(f"{named} need arrivals, e.g. {example}")
             if self.num_requests is None:
                 raise ValueError(f"{named} need num_requests")
-            for name in ("start", "stop", "format", "class_column"):
+            for name in ("start", "stop", "format", "class_column", "columns", "tokenizer"):
                 # Its default may be written out: a resolved scenario is a scenario again.
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no meaning without a trace")

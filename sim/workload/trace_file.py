@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class TraceFile:
 def read_bytes(path: str | os.PathLike[str]) -> tuple[Path, bytes]:
     """A file's bytes, or those of standard input for `-`, and what to call it."""
     if str(path) == STDIN:
-        return Path("standard-input"), sys.stdin.buffer.read()
+        return Path("standard-input"), _standard_input()
     path = Path(path)
     try:
         return path, path.read_bytes()
@@ -97,6 +98,12 @@ def read_bytes(path: str | os.PathLike[str]) -> tuple[Path, bytes]:
         raise TraceError(f"{path}: no such file, expected a trace") from None
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=1)
+def _standard_input() -> bytes:
+    """What came there; it comes once."""
+    return sys.stdin.buffer.read()
 
 
 def _unpacked(path: Path, data: bytes) -> bytes:
