@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -25,6 +25,13 @@ from orcast.trace_cli import trace
 from orcast.ui_cli import ui
 from orcast.validate_cli import validate
 from scenarios.errors import InputError, one_line, reading
+
+
+class _Compared(Protocol):
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    def as_dict(self) -> dict[str, Any]: ...
+
 
 app = typer.Typer(
     name="orcast",
@@ -122,8 +129,9 @@ def compare(
         Path,
         typer.Argument(
             metavar="B",
-            help="The measurement: a recording's folder or requests.jsonl, a vLLM bench serve "
-            "--save-detailed JSON. Or the run folder of another forecast, to tell changes from.",
+            help="The measurement: a recording's folder or requests.jsonl, a result of vLLM's or "
+            "SGLang's client, AIPerf, GuideLLM or inference-perf; of aggregates alone, only they "
+            "are compared. Or the run folder of another forecast, to tell changes from.",
         ),
     ],
     as_json: JsonOption = False,
@@ -136,6 +144,8 @@ def compare(
 
     Request by request, both of the same requests.
     """
+    from calibrate.recordings.aggregate_comparison import compare_aggregates
+    from calibrate.recordings.client_records import aggregates_in
     from calibrate.recordings.comparison import compare as compare_runs
     from calibrate.recordings.measurement import read_measurement, simulated
     from reports.compare.figures import side_names
@@ -153,6 +163,10 @@ def compare(
                 sides.append(replace(side, recorded=summary.get("mode") == "engine"))
                 scenarios.append(scenario)
                 summaries.append(summary)
+            elif path == b and sides and (whole := aggregates_in(b)) is not None:
+                beside = compare_aggregates(sides[0], whole, summary=summaries[0])
+                _show_comparison(beside, ("Forecast", "Measured"), as_json=as_json)
+                return
             else:
                 sides.append(read_measurement(path))
                 summaries.append(None)
@@ -161,6 +175,12 @@ def compare(
         compared = compare_runs(*sides, settings=settings, summaries=known)
         if target is not None:
             write_compare_report(target, compared)
+    _show_comparison(compared, side_names(compared.a, compared.b), as_json=as_json)
+    if target is not None and not as_json:
+        print(f"Page: {target}")
+
+
+def _show_comparison(compared: _Compared, names: tuple[str, str], *, as_json: bool) -> None:
     if as_json:
         for note in compared.notes:
             print(f"orcast: note: {note}", file=sys.stderr)
@@ -170,10 +190,7 @@ def compare(
 
     from reports.compare.table import comparison_table
 
-    names = side_names(compared.a, compared.b)
     Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes, names))
-    if target is not None:
-        print(f"Page: {target}")
 
 
 # In the order in which one meets them.

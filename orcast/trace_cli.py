@@ -41,7 +41,7 @@ def trace(
 
     if out is not None:
         try:
-            check_file(out, "html")
+            check_file(out, "page")
         except ValueError as error:
             raise InputError(str(error)) from None
     settings = trace_settings(
