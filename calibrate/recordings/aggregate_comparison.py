@@ -26,7 +26,7 @@ class AggregateComparison:
         span_s = None
         if self.a.has_arrivals:
             span_s = float(self.a.finished_s[done].max() - self.a.arrival_s[done].min())
-        rates = (None, None)
+        rates: tuple[float | None, float | None] = (None, None)
         if span_s:
             rates = (int(done.sum()) / span_s, int(self.a.output_tokens[done].sum()) / span_s)
         return {

@@ -146,7 +146,7 @@ def _bench(entry: Entry, label: str) -> Aggregates:
     names = {"ttft": ("ttft",), "tpot": ("tpot",), "e2e": ("e2el", "e2e_latency")}
     metrics = {}
     for metric, known in names.items():
-        found = {}
+        found: dict[str, float] = {}
         for statistic in STATISTICS:
             words = ("median", "p50") if statistic == "p50" else (statistic,)
             keys = [f"{word}_{name}_ms" for word in words for name in known]
@@ -171,7 +171,7 @@ def _profile(entry: Entry, label: str) -> Aggregates:
         unit = str(entry.get(f"{name}.unit") or "ms")
         if unit not in PER_S:
             raise MeasurementError(f"{entry.file.path}:1: {name}.unit is {unit!r:.40}, expected ms")
-        found = {}
+        found: dict[str, float] = {}
         for statistic in STATISTICS:
             key = f"{name}.{'avg' if statistic == 'mean' else statistic}"
             found |= _value(entry, statistic, [key], 1e3 / PER_S[unit])
@@ -193,7 +193,7 @@ def _perf(entry: Entry, label: str) -> Aggregates:
              "e2e": "request_latency"}  # fmt: skip
     metrics = {}
     for metric, name in names.items():
-        found = {}
+        found: dict[str, float] = {}
         for statistic in STATISTICS:
             words = ("median", "p50") if statistic == "p50" else (statistic,)
             keys = [f"successes.latency.{name}.{word}" for word in words]
