@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sim.workload.sessions import topics
 from sim.workload.trace_entries import Entry, entries, unit_by_size
 from sim.workload.trace_file import TraceFile, TraceRows, shown
-from sim.workload.trace_formats import PER_S, Time, TraceFormat
+from sim.workload.trace_formats import PER_S, Keys, Time, TraceFormat
 from sim.workload.workload import Workload
 
 BLOCKS = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096)  # that traces are hashed in, commonly
@@ -44,9 +44,14 @@ def read_requests(
         raise file.error(1, f"none of the {len(found)} requests counts ({notes[0]})")
     turns = _Turns(format)
     arrival = [turns.arrival(entry) for entry in counted]
-    prompt = np.array([entry.tokens(format.prompt) for entry in counted], np.int64)
-    output = np.array([entry.tokens(format.output) for entry in counted], np.int64)
     failed = np.array([any(entry.get(key) for key in format.failed) for entry in counted], bool)
+    prompt, output = (
+        np.array(
+            [_tokens(one, keys, bad) for one, bad in zip(counted, failed.tolist(), strict=True)],
+            np.int64,
+        )
+        for keys in (format.prompt, format.output)
+    )
     if format.whole_units and not turns.sessions:
         _check_whole(counted, arrival, format.arrival)
     rows = TraceRows(
@@ -62,6 +67,13 @@ def read_requests(
     if content or output_content:
         rows = _with_content(rows, counted, format, output_content=output_content)
     return rows.workload(file)
+
+
+def _tokens(entry: Entry, keys: Keys, failed: bool) -> int:
+    """A length, which a request that failed may not have."""
+    if failed and entry.get(entry.first(keys)) is None:
+        return 0
+    return entry.tokens(keys)
 
 
 def _does_not_count(entry: Entry, format: TraceFormat) -> bool:

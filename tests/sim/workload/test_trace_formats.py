@@ -183,12 +183,14 @@ def test_warm_up_and_failed_requests_of_aiperf_are_left_out_and_counted(write):
         aiperf(1, 40, 5),
         aiperf(2, 9, 9, error={"code": 500}),
         aiperf(3, 50, 6),
+        aiperf(4, 50, 6, error={"code": 499}, metrics={}),
     ]
     workload = read_trace(write(jsonl(*rows)))
     assert workload.request_ids == ["r1", "r3"]
     assert workload.notes == (
-        "trace: 1 of 3 requests left out: failed",
-        "trace: 1 of 4 requests left out: metadata.benchmark_phase warmup",
+        "trace: 2 of 4 requests left out: 1 failed; 1 no prompt or no output token "
+        "(failed requests)",
+        "trace: 1 of 5 requests left out: metadata.benchmark_phase warmup",
     )
 
 
