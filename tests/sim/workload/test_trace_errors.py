@@ -255,7 +255,33 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
         read_column(path, "TIMESTAMP")
 
 
-SOURCES = [AZURE * 2, BURSTGPT, jsonl(MOONCAKE, MOONCAKE), jsonl(SHAREGPT), jsonl(REQUEST)]
+CHAT = {"conversations": [{"from": "human", "value": "a b"}, {"from": "gpt", "value": "c"}]}
+GUIDELLM = {
+    "benchmarks": [
+        {
+            "requests": {
+                "successful": [
+                    {"info": {"timings": {"request_start": 5.5}}, "prompt_tokens": 3,
+                     "output_tokens": 4}
+                ]
+            }
+        }
+    ]
+}  # fmt: skip
+SUMMARY = {"completed": 3, "total_input_tokens": 9, "total_output_tokens": 9, "request_rate": 2,
+           "request_throughput": 1.0}  # fmt: skip
+SOURCES = [
+    AZURE * 2,
+    BURSTGPT,
+    jsonl(MOONCAKE, MOONCAKE),
+    jsonl(SHAREGPT),
+    jsonl(REQUEST),
+    json.dumps([CHAT, CHAT], indent=1),
+    json.dumps(GUIDELLM),
+    json.dumps(SUMMARY),
+    json.dumps(BENCH),
+    "time_ms;prompt_tokens;output_tokens;session\n1;2;3;a\n2;9;3;a\n",
+]
 
 
 @settings(max_examples=150, deadline=None)
