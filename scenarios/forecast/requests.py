@@ -111,6 +111,14 @@ def draw_workload(
 
 
 def _arrivals(given: Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:
+    found = _steady_arrivals(given, count, rng)
+    if given.profile is None:
+        return found
+    times_s, multiples = zip(*given.profile, strict=True)
+    return arrivals.along(found, times_s, multiples, repeat=given.repeat)
+
+
+def _steady_arrivals(given: Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:
     if given.process == "all_at_once":
         return arrivals.all_at_once(count)
     assert given.request_rate is not None

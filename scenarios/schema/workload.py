@@ -5,16 +5,28 @@ from __future__ import annotations
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from scenarios.schema.names import TraceFormat
-from scenarios.schema.section import Count, Milliseconds, Positive, Section, Tokens
+from scenarios.schema.section import (
+    Count,
+    Milliseconds,
+    NotNegative,
+    Positive,
+    Section,
+    Tokens,
+)
 from scenarios.schema.sharing import BeamSearch, ParallelSampling, Sessions
+from sim.workload.arrivals import along
 
 
 def _rate(value: object) -> object:
     """`inf`, which YAML reads as text, as a number."""
     return inf if isinstance(value, str) and value.lower() in ("inf", "+inf") else value
+
+
+Point = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
 
 
 class Arrivals(Section):
@@ -23,6 +35,9 @@ class Arrivals(Section):
     process: Literal["poisson", "gamma", "constant", "all_at_once"] = "poisson"
     request_rate: Positive | None = None  # inf: all at once, as vLLM's client has it
     burstiness: Positive | None = None  # gamma's shape: 1 is Poisson, below 1 burstier
+    # [seconds, multiple of request_rate] points, linear between: ramps, steps, days
+    profile: Annotated[list[Point], Field(min_length=2, max_length=10_000)] | None = None
+    repeat: bool = False  # the profile, from its end on; else its last multiple stays
 
     @model_validator(mode="before")
     @classmethod
@@ -42,6 +57,14 @@ class Arrivals(Section):
             )
         if (self.process == "gamma") != (self.burstiness is not None):
             raise ValueError("burstiness belongs to process gamma, which needs it")
+        if self.profile is None:
+            if self.repeat:
+                raise ValueError("repeat has no meaning without a profile")
+            return self
+        if self.process == "all_at_once":
+            raise ValueError("a profile has no meaning when all requests arrive at once")
+        times, multiples = zip(*self.profile, strict=True)
+        along(np.zeros(1), times, multiples, repeat=self.repeat)  # refuses what is no profile
         return self
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -90,3 +91,20 @@ def test_an_infinite_rate_is_all_at_once(rate: object) -> None:
     scenario = parse_scenario(SCENARIO | {"workload": said}, origin="t")
     workload = draw_workload(scenario.workload, scenario.engine)
     assert workload.arrival_s.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_arrivals_follow_a_profile() -> None:
+    length = {"distribution": "fixed", "tokens": 9}
+    arrivals = {"process": "constant", "request_rate": 2.0, "profile": [[0, 1], [5, 1], [5, 2]]}
+    said = {
+        "arrivals": arrivals,
+        "lengths": {"prompt": length, "output": length},
+        "num_requests": 15,
+    }
+    scenario = parse_scenario(SCENARIO | {"workload": said}, origin="t")
+    drawn = draw_workload(scenario.workload, scenario.engine)
+    assert drawn.arrival_s.tolist() == pytest.approx([*np.arange(10) / 2, 5, 5.25, 5.5, 5.75, 6])
+    for wrong in ({"profile": [[0, 1]]}, {"profile": [[0, 1], [1, 0]]}, {"repeat": True}):
+        changed = said | {"arrivals": {"request_rate": 2.0} | wrong}
+        with pytest.raises(InputError, match="profile"):
+            parse_scenario(SCENARIO | {"workload": changed}, origin="t")
