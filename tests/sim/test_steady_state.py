@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,12 @@ LOAD = [
 ]  # fmt: skip
 
 
-def summary(tmp_path: Path, *settings: str) -> dict:
+def summary(tmp_path: Path, *settings: str) -> dict[str, Any]:
     words = [part for one in settings for part in ("--set", one)]
     outcome = orcast("run", "quickstart", *LOAD, *words, "--json", "--out", tmp_path / "run")
     assert outcome.status == 0, outcome
-    return json.loads(outcome.stdout)
+    found: dict[str, Any] = json.loads(outcome.stdout)
+    return found
 
 
 def test_a_steady_state_has_the_requests_between_warm_up_and_cool_down(tmp_path: Path) -> None:
