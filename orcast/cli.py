@@ -5,27 +5,33 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from orcast.calibrate_cli import app as calibrate_app
-from orcast.composed import compose
 from orcast.export_cli import export
 from orcast.init_cli import init
 from orcast.list_cli import app as list_app
 from orcast.plan_cli import plan
 from orcast.refine_cli import refine
+from orcast.replay_cli import replay
 from orcast.show_cli import app as show_app
 from orcast.size_cli import size
 from orcast.sweep_cli import sweep, with_ray_address
+from orcast.trace_cli import trace
 from orcast.ui_cli import ui
 from orcast.validate_cli import validate
 from scenarios.errors import InputError, one_line, reading
+
+
+class _Compared(Protocol):
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    def as_dict(self) -> dict[str, Any]: ...
+
 
 app = typer.Typer(
     name="orcast",
@@ -85,42 +91,11 @@ def run(
     ] = False,
 ) -> None:
     """Simulate a scenario; print the result and write a run folder with its report."""
-    from reports.run.writer import folder_name, fresh_folder, write_run
-    from scenarios.forecast.forecast import forecast
-    from scenarios.forecast.run_details import run_details
+    from orcast.running import run_loaded
     from scenarios.schema.load import load_scenario
 
     loaded, origin = load_scenario(scenario, set_ or [])
-    folder = out or Path("runs") / folder_name(loaded.name)
-    with fresh_folder(folder) as partial, _Progress() as progress:
-        result = forecast(
-            loaded,
-            origin=origin,
-            compose=compose,
-            leap=not step,
-            check=check,
-            progress=None if quiet else progress.show,
-        )
-        write_run(
-            partial,
-            result.records,
-            scenario=result.scenario,
-            summary=result.summary,
-            details=run_details(result, origin=origin),
-        )
-    if as_json:
-        for warning in result.summary["warnings"]:
-            print(f"orcast: warning: {warning}", file=sys.stderr)
-        print(json.dumps(result.summary | {"run_folder": str(folder)}))
-        return
-    if quiet:
-        return
-    from rich.console import Console
-
-    from reports.run.terminal import summary_table
-
-    Console(highlight=False).print(summary_table(result.summary))
-    print(f"Report: {folder / 'report.html'}")
+    run_loaded(loaded, origin, out=out, as_json=as_json, quiet=quiet, leap=not step, check=check)
 
 
 @app.command()
@@ -154,8 +129,9 @@ def compare(
         Path,
         typer.Argument(
             metavar="B",
-            help="The measurement: a recording's folder or requests.jsonl, a vLLM bench serve "
-            "--save-detailed JSON. Or the run folder of another forecast, to tell changes from.",
+            help="The measurement: a recording's folder or requests.jsonl, a result of vLLM's or "
+            "SGLang's client, AIPerf, GuideLLM or inference-perf; of aggregates alone, only they "
+            "are compared. Or the run folder of another forecast, to tell changes from.",
         ),
     ],
     as_json: JsonOption = False,
@@ -168,6 +144,8 @@ def compare(
 
     Request by request, both of the same requests.
     """
+    from calibrate.recordings.aggregate_comparison import compare_aggregates
+    from calibrate.recordings.client_records import aggregates_in
     from calibrate.recordings.comparison import compare as compare_runs
     from calibrate.recordings.measurement import read_measurement, simulated
     from reports.compare.figures import side_names
@@ -185,6 +163,10 @@ def compare(
                 sides.append(replace(side, recorded=summary.get("mode") == "engine"))
                 scenarios.append(scenario)
                 summaries.append(summary)
+            elif path == b and sides and (whole := aggregates_in(b)) is not None:
+                beside = compare_aggregates(sides[0], whole, summary=summaries[0])
+                _show_comparison(beside, ("Forecast", "Measured"), as_json=as_json)
+                return
             else:
                 sides.append(read_measurement(path))
                 summaries.append(None)
@@ -193,6 +175,12 @@ def compare(
         compared = compare_runs(*sides, settings=settings, summaries=known)
         if target is not None:
             write_compare_report(target, compared)
+    _show_comparison(compared, side_names(compared.a, compared.b), as_json=as_json)
+    if target is not None and not as_json:
+        print(f"Page: {target}")
+
+
+def _show_comparison(compared: _Compared, names: tuple[str, str], *, as_json: bool) -> None:
     if as_json:
         for note in compared.notes:
             print(f"orcast: note: {note}", file=sys.stderr)
@@ -202,55 +190,16 @@ def compare(
 
     from reports.compare.table import comparison_table
 
-    names = side_names(compared.a, compared.b)
     Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes, names))
-    if target is not None:
-        print(f"Page: {target}")
 
 
 # In the order in which one meets them.
-for command in (sweep, plan, size, ui, export, init, validate):
+for command in (replay, trace, sweep, plan, size, ui, export, init, validate):
     app.command()(command)
 app.add_typer(list_app, name="list")
 app.add_typer(show_app, name="show")
 app.add_typer(calibrate_app, name="calibrate")
 calibrate_app.command()(refine)
-
-
-class _Progress:
-    """A progress bar on the terminal, for runs that take longer than a second."""
-
-    def __init__(self) -> None:
-        self._started_s = time.perf_counter()
-        self._bar: object | None = None
-        self._update: Callable[[int, int], None] | None = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()  # type: ignore[attr-defined]
-
-    def show(self, ended: int, total: int) -> None:
-        """`ended` of `total` requests are done."""
-        if self._update is not None:
-            self._update(ended, total)
-        elif sys.stderr.isatty() and time.perf_counter() - self._started_s > 1.0:
-            self._start(total)
-
-    def _start(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        bar = Progress(
-            "simulating requests", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=Console(stderr=True), transient=True,
-        )  # fmt: skip
-        task = bar.add_task("requests", total=total)
-        bar.start()
-        self._bar = bar
-        self._update = lambda ended, _: bar.update(task, completed=ended)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula begins
-FORMATS = ("trace", "bench", "csv", "png", "svg")
+FORMATS = ("trace", "bench", "aiperf", "guidellm", "csv", "png", "svg")
 
 
 def export(
@@ -31,7 +31,8 @@ def export(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="trace: Chrome/Perfetto trace of a run; bench: vLLM bench serve JSON of a run; "
+            help="trace: Chrome/Perfetto trace of a run; bench, aiperf, guidellm: a run "
+            "as vLLM bench serve, AIPerf or GuideLLM write it; "
             "csv: the tables; png, svg: every chart of the page.",
         ),
     ],
@@ -55,6 +56,8 @@ def export(
             said = _trace(source, out, start_s, end_s)
         elif format_ == "bench":
             said = _bench(source, out)
+        elif format_ in ("aiperf", "guidellm"):
+            said = _records(source, out, format_)
         elif format_ == "csv":
             said = _csv(source, out)
         else:
@@ -87,6 +90,24 @@ def _bench(folder: Path, out: Path | None) -> str:
     check_file(target, "bench")
     result = bench_result(records, scenario=scenario, summary=summary)
     write_whole(target, json.dumps(result) + "\n")
+    return f"Written: {target}"
+
+
+def _records(folder: Path, out: Path | None, format_: str) -> str:
+    from reports.export.records import aiperf_records, guidellm_result
+    from reports.export.target import check_file
+    from reports.run.folder import load_run
+
+    _check_run(folder, format_)
+    records, scenario, _ = load_run(folder)
+    name = "profile_export.jsonl" if format_ == "aiperf" else "benchmarks.json"
+    target = out or folder / name
+    check_file(target, format_)
+    if format_ == "aiperf":
+        text = aiperf_records(records)
+    else:
+        text = json.dumps(guidellm_result(records, scenario=scenario)) + "\n"
+    target.write_text(text, encoding="utf-8")
     return f"Written: {target}"
 
 

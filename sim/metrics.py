@@ -94,9 +94,9 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
         "request_goodput": None,
     }
     for name, values_s in times.items():
-        summary |= _statistics(name, values_s)
+        summary |= statistics_ms(name, values_s)
     # `request_itl` is over requests, each with its mean gap; vLLM's `itl` pools all gaps.
-    summary |= _statistics("itl", records.gaps_s, records.gap_weights)
+    summary |= statistics_ms("itl", records.gaps_s, records.gap_weights)
     gaps_s = records.gaps_s
     summary["max_itl_ms"] = float(gaps_s.max()) * 1e3 if len(gaps_s) else None
     if slo is not None and slo.limits:
@@ -110,7 +110,7 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
     return summary
 
 
-def _statistics(
+def statistics_ms(
     name: str, values_s: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, float | None]:
     if weights is None:

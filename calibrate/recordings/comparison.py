@@ -147,8 +147,10 @@ def compare(
     MeasurementError, naming the first request that differs, where the runs are not of the same
     requests.
     """
+    a, b, left_out = _without_failed(a, b)
     rows_a, rows_b, notes = _match(a, b)
-    notes[:0] = _unmeasured(summaries)
+    notes += left_out
+    notes[:0] = unmeasured(summaries)
     _check_lengths(a, b, rows_a, rows_b)
     both = a.completed[rows_a] & b.completed[rows_b]
     for side, rows, name in ((a, rows_a, "A"), (b, rows_b, "B")):
@@ -169,7 +171,7 @@ def compare(
     return Comparison(a, b, rows_a[both], rows_b[both], tuple(notes), changes, found)
 
 
-def _unmeasured(summaries: tuple[Summary | None, Summary | None]) -> list[str]:
+def unmeasured(summaries: tuple[Summary | None, Summary | None]) -> list[str]:
     """That iteration times were not measured, for the runs whose summaries say so."""
     kinds: dict[str, list[str]] = {}
     for name, summary in zip("AB", summaries, strict=True):
@@ -215,6 +217,26 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _without_failed(a: Measurement, b: Measurement) -> tuple[Measurement, Measurement, list[str]]:
+    """Both runs; of a run that has as many requests more as failed in it, those that did not.
+
+    A trace that is made of a recording leaves out what failed there.
+    """
+    if len(a) < len(b) and int(b.completed.sum()) == len(a):
+        return a, b.only(b.completed), [_failed_note("B", b)]
+    if len(b) < len(a) and int(a.completed.sum()) == len(b):
+        return a.only(a.completed), b, [_failed_note("A", a)]
+    return a, b, []
+
+
+def _failed_note(name: str, side: Measurement) -> str:
+    failed = int((~side.completed).sum())
+    return (
+        f"{failed} of {len(side)} requests failed in {name} ({side.label}) and are not in the "
+        "other run"
+    )
 
 
 def _match(a: Measurement, b: Measurement) -> tuple[Rows, Rows, list[str]]:

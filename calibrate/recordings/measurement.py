@@ -1,12 +1,14 @@
 """What happened to every request of a run: recorded by an engine or its client, or forecast.
 
-Three sources, one form:
+Four sources, one form:
 
     requests.jsonl   an engine's own timestamps, a request a line: input_toks, output_toks,
                      queued_ts, first_token_ts, last_token_ts (s), optionally request_id and
                      scheduled_ts; beside it, where recorded, timeseries.csv
-    bench result     vLLM's `bench serve --save-result --save-detailed`: ttfts, itls, input_lens,
-                     output_lens (s, tokens), start_times where the version writes them
+    bench result     vLLM's `bench serve --save-result --save-detailed`, or SGLang's client with
+                     --output-details: ttfts, itls, input_lens, output_lens (s, tokens),
+                     start_times where the version writes them
+    client records   of AIPerf, GuideLLM and inference-perf, request by request
     columns          the requests of a simulated run
 
 TTFT and E2E count from the arrival at the engine (`queued_ts`; the client's `arrival_time` is on
@@ -19,86 +21,25 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from calibrate.recordings.client_records import read_records
+from calibrate.recordings.measurement_types import Floats as Floats
+from calibrate.recordings.measurement_types import Measurement as Measurement
+from calibrate.recordings.measurement_types import MeasurementError as MeasurementError
+from sim.workload.trace_file import GZIP, TraceError, TraceFile
+from sim.workload.trace_formats import TraceFormat
+from sim.workload.trace_results import bench_object
+from sim.workload.traces import trace_format
+
 Row = dict[str, Any]
 
 SAMPLE_COLUMNS = ("t", "running", "waiting")
-
-
-class MeasurementError(ValueError):
-    """A recording that cannot be used; one line that names file, line and remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """The requests of one run in order of arrival; times in s, NaN where not known.
-
-    The requests' columns are equally long. One that is not `completed` has no latencies. Clock
-    times count from the first arrival; they are NaN throughout where the source has no arrivals.
-    """
-
-    label: str
-    recorded: bool  # by a real engine, as opposed to simulated
-    arrival_s: Floats
-    scheduled_s: Floats
-    first_token_s: Floats
-    finished_s: Floats
-    ttft_s: Floats
-    e2e_s: Floats
-    prompt_tokens: NDArray[np.int64]
-    output_tokens: NDArray[np.int64]
-    completed: NDArray[np.bool_]
-    request_id: NDArray[np.object_] | None = None
-    duration_s: float | None = None  # of the whole run, as recorded where arrivals are not
-    # When requests lost their place in the batch, and had one again: [preemptions].
-    preempted_s: Floats = field(default_factory=lambda: np.zeros(0))
-    resumed_s: Floats = field(default_factory=lambda: np.zeros(0))
-    by_client: bool = False  # times are what a client saw, the way to the engine included
-    samples: Mapping[str, Floats] | None = None  # t, running, waiting, … as the engine counted
-
-    def __len__(self) -> int:
-        return len(self.e2e_s)
-
-    @property
-    def tpot_s(self) -> Floats:
-        """(E2E - TTFT) / (output tokens - 1); NaN for an answer of one token."""
-        gaps = self.output_tokens - 1.0
-        tpot_s = np.full(len(self), np.nan)
-        np.divide(self.e2e_s - self.ttft_s, gaps, out=tpot_s, where=gaps > 0)
-        return tpot_s
-
-    @property
-    def has_arrivals(self) -> bool:
-        return bool(np.isfinite(self.arrival_s).any())
-
-    def in_order_of_arrival(self) -> Measurement:
-        """The same requests sorted, their clock set to zero at the first arrival."""
-        if not self.has_arrivals:
-            return self
-        order = np.argsort(self.arrival_s, kind="stable")
-        zero_s = self.arrival_s[order[0]]
-        return replace(
-            self,
-            arrival_s=self.arrival_s[order] - zero_s,
-            scheduled_s=self.scheduled_s[order] - zero_s,
-            first_token_s=self.first_token_s[order] - zero_s,
-            finished_s=self.finished_s[order] - zero_s,
-            ttft_s=self.ttft_s[order],
-            e2e_s=self.e2e_s[order],
-            prompt_tokens=self.prompt_tokens[order],
-            output_tokens=self.output_tokens[order],
-            completed=self.completed[order],
-            request_id=None if self.request_id is None else self.request_id[order],
-            preempted_s=self.preempted_s - zero_s,
-            resumed_s=self.resumed_s - zero_s,
-        )
 
 
 def simulated(
@@ -136,19 +77,52 @@ def read_measurement(path: Path, label: str | None = None) -> Measurement:
     file = path / "requests.jsonl" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise MeasurementError(f"{path}: neither a run folder nor one with a requests.jsonl")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise MeasurementError(f"{file}: not text, expected JSON or a JSON object a line") from None
-    except OSError as error:
-        raise MeasurementError(f"{file}: cannot be read: {error.strerror}") from None
+    text = _text_of(file)
     label = label or str(path)
+    known = _known_format(TraceFile(file, text))
+    if known is not None:
+        return read_records(TraceFile(file, text), known, label)
     result = _bench_result(file, text)
     if result is not None:
         return _read_bench(file, result, label)
     found = _read_lines(file, text, label)
     sampled = file.with_name("timeseries.csv")
     return replace(found, samples=_read_samples(sampled)) if sampled.is_file() else found
+
+
+def _text_of(file: Path) -> str:
+    try:
+        data = file.read_bytes()
+        if data[:2] == GZIP:
+            return TraceFile.of_bytes(file, data).text
+        return data.decode("utf-8")
+    except TraceError as error:
+        raise MeasurementError(str(error)) from None
+    except UnicodeDecodeError:
+        raise MeasurementError(f"{file}: not text, expected JSON or a JSON object a line") from None
+    except OSError as error:
+        raise MeasurementError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _known_format(file: TraceFile) -> TraceFormat | None:
+    """The format of a client's records; None for those that are read here, or none at all.
+
+    MeasurementError for a trace that has no latencies.
+    """
+    try:
+        format, _ = trace_format(file)
+    except TraceError:
+        return None
+    if format.latencies is not None:
+        return format
+    if format.name == "aggregates":
+        raise MeasurementError(f"{file.path}: aggregates alone, expected records of each request")
+    if format.name in ("vllm-requests", "vllm-bench", "table"):
+        return None
+    raise MeasurementError(
+        f"{file.path}: a trace ({format.name}), which says what was asked and not how long it "
+        "took; expected a measurement"
+    )
 
 
 def _read_lines(file: Path, text: str, label: str) -> Measurement:
@@ -194,10 +168,10 @@ def _read_lines(file: Path, text: str, label: str) -> Measurement:
 def _bench_result(file: Path, text: str) -> Row | None:
     """The file as one bench result, or None where it is something else."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = bench_object(TraceFile(file, text)).row
+    except TraceError:
         return None
-    if not isinstance(value, dict) or "queued_ts" in value:
+    if "queued_ts" in value:
         return None
     if lacking := [
         key for key in ("ttfts", "itls", "input_lens", "output_lens") if key not in value

@@ -13,7 +13,11 @@ from reports.sweep import folder as sweep_folder
 # What makes a folder one of Orcast's: a run, sweep, plan, sizing, table or validation.
 MARKERS = (*writer.KINDS, "requests.parquet", "sweep.yaml", "sweep.parquet", "validation.json")
 # Made at any time after the folder, and again.
-EXPORTS = frozenset({"compare.html", "trace.json.gz", "bench.json"} | writer.PICTURES | {"csv"})
+EXPORTS = frozenset(
+    {"compare.html", "trace.json.gz", "bench.json", "profile_export.jsonl", "benchmarks.json"}
+    | writer.PICTURES
+    | {"csv"}
+)
 PARTS = writer.FILES | plan_folder.FILES | size_folder.FILES | set(sweep_folder.FILES)
 PARTS = (PARTS | set(MARKERS)) - EXPORTS
 HEAD_BYTES = 4096
@@ -22,6 +26,8 @@ _MARKS = {
     "page": MARK.encode(),
     "trace": b'{"displayTimeUnit":"ms","traceEvents":[',
     "bench": b'{"backend": "orcast"',
+    "aiperf": b'"worker_id": "orcast"',
+    "guidellm": b'"guidellm_version": "orcast"',
     "png": b"\x89PNG",
     "svg": b'<svg class="main-svg"',
 }
@@ -29,6 +35,8 @@ _WORDS = {
     "page": "a page of Orcast's",
     "trace": "a trace of Orcast's",
     "bench": "a bench JSON of Orcast's",
+    "aiperf": "an AIPerf export of Orcast's",
+    "guidellm": "a GuideLLM export of Orcast's",
     "png": "a PNG picture",
     "svg": "a chart of Orcast's",
     "csv": "this table as CSV",
@@ -38,7 +46,8 @@ _WORDS = {
 def check_file(path: Path, kind: str, *, columns: str = "") -> None:
     """ValueError where an export at `path` would take the place of something that is not one.
 
-    `kind` is page, trace, bench, csv, png or svg; `columns` is how a CSV file's first line begins.
+    `kind` is page, trace, bench, aiperf, guidellm, csv, png or svg; `columns` is how a CSV file's
+    first line begins.
     """
     if path.is_dir():
         raise ValueError(f"--out {path}: a folder; name a file")

@@ -110,6 +110,7 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             continue
         style = "yellow" if value and key == "rejected" else ""
         lines.append((_line(label, MISSING if value is None else f"{value:.0f}"), style))
+    lines += _steady_state(summary)
     lines += _conservation(summary)
     lines += _classes(summary)
     lines += _speculation(summary)
@@ -133,6 +134,31 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     front_end = summary.get("front_end")
     if front_end:
         lines.append((f"Front end: {_printable(front_end)}", ""))
+    return lines
+
+
+def _steady_state(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is left of a run without its warm-up and cool-down."""
+    steady = summary.get("steady_state")
+    if not isinstance(steady, Mapping):
+        return []
+    begin, end = figure_of(steady, "from_s"), figure_of(steady, "until_s")
+    requests = figure_of(steady, "requests")
+    if begin is None or end is None or not requests:
+        return [("Steady state: no request in it", "yellow")]
+    lines = [(f"Steady state, {begin:g} to {end:g} s of the run:", "")]
+    for label, key in (
+        ("  requests that came:", "requests"),
+        ("  output tokens/s:", "output_throughput"),
+        ("  median TTFT (ms):", "median_ttft_ms"),
+        ("  P99 TTFT (ms):", "p99_ttft_ms"),
+        ("  median TPOT (ms):", "median_tpot_ms"),
+        ("  P99 TPOT (ms):", "p99_tpot_ms"),
+    ):
+        value = figure_of(steady, key)
+        if value is not None:
+            form = ".0f" if key == "requests" else ".2f"
+            lines.append((_line(label, format(value, form)), ""))
     return lines
 
 

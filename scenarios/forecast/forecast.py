@@ -31,6 +31,7 @@ from sim.metrics import UNANSWERED, summarize
 from sim.model.expert_routing import ExpertRouting
 from sim.records import Columns, Records
 from sim.speculation.summary import speculation_figures
+from sim.steady_state import steady_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def forecast(
         records.requests["request_class"] = classes[records.requests["request"]]
     laws = conserved(records)
     summary = summarize(records, deployment.slo) | {"conservation": laws}
+    summary |= steady_state(records, deployment.slo, **scenario.metrics.model_dump())
     if workload.labels is not None:
         summary["classes"] = by_class(records.requests)
     wall_s = time.perf_counter() - started_s
@@ -127,7 +129,7 @@ def forecast(
     waited = saturation_warning(
         records.requests,
         records.preemptions,
-        closed_loop=scenario.workload.max_concurrency is not None,
+        closed_loop=workload.max_concurrency is not None,
     )
     summary["saturated"] = waited is not None
     unmeasured = provenance_warning(summary["latency"])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from scenarios import library
 from scenarios.forecast.sharing import answers_awaited, draw_conversations, draw_samples
+from scenarios.forecast.trace_opening import read_scenario_trace
 from scenarios.schema.engine import Engine
 from scenarios.schema.workload import Arrivals, LengthPair, Lengths, RequestClass
 from scenarios.schema.workload import Workload as WorkloadSection
-from sim.workload import Workload, arrivals, lengths, read_trace
+from sim.workload import Workload, arrivals, lengths
 from sim.workload.labels import drawn_labels
 from sim.workload.sessions import shared_prefixes
 
@@ -33,10 +33,12 @@ def draw_workload(
     )
     labels = None
     if workload.trace is not None:
-        found = library.find_file(workload.trace, beside=beside)
-        drawn = read_trace(
-            workload.trace if found is None else found,
+        drawn = read_scenario_trace(
+            workload.trace,
+            beside=beside,
             format=workload.format,
+            columns=workload.columns,
+            tokenizer=workload.tokenizer,
             content=engine.enable_prefix_caching,
             label=workload.class_column,
         )
@@ -96,7 +98,8 @@ def draw_workload(
         output_tokens=outputs,
         max_tokens=limits,
         content=content,
-        max_concurrency=workload.max_concurrency,
+        max_concurrency=workload.max_concurrency
+        or (drawn.max_concurrency if drawn is not None and workload.arrivals is None else None),
         request_ids=None if drawn is None else drawn.request_ids,
         labels=labels,
         name="synthetic" if drawn is None else drawn.name,
@@ -108,6 +111,14 @@ def draw_workload(
 
 
 def _arrivals(given: Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:
+    found = _steady_arrivals(given, count, rng)
+    if given.profile is None:
+        return found
+    times_s, multiples = zip(*given.profile, strict=True)
+    return arrivals.along(found, times_s, multiples, repeat=given.repeat)
+
+
+def _steady_arrivals(given: Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:
     if given.process == "all_at_once":
         return arrivals.all_at_once(count)
     assert given.request_rate is not None

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scenarios import library
 from scenarios.errors import InputError
+from scenarios.forecast.trace_opening import read_scenario_trace
 from scenarios.schema.plan import Load, Plan
-from sim.workload import read_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,9 @@ def target_of(load: Load, *, origin: Path | None = None) -> Target:
         assert load.request_rate is not None
         return Target(load.request_rate)
     where = f"{origin or 'scenario'}: plan.load"
-    found = library.find_file(load.trace, beside=None if origin is None else origin.parent)
+    beside = None if origin is None else origin.parent
     try:
-        trace = read_trace(load.trace if found is None else found, format=load.format)
+        trace = read_scenario_trace(load.trace, beside=beside, format=load.format)
     except ValueError as error:
         raise InputError(f"{where}.trace: {error}") from None
     span_s = float(trace.arrival_s[-1])

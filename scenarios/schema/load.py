@@ -22,7 +22,7 @@ from scenarios.schema.sweep import Sweep
 
 STDIN, MAPPING = "standard input", "scenario"
 _DRAWN = {"arrivals", "lengths", "classes", "num_requests", "shared_prefixes", "sessions"}
-_RECORDED = {"trace", "format", "start", "stop", "class_column"}
+_RECORDED = {"trace", "format", "start", "stop", "class_column", "columns", "tokenizer"}
 # Keys of a workload that say where requests come from, and those that they put an end to.
 REPLACES = {
     "trace": _DRAWN,

@@ -15,7 +15,7 @@ from scenarios.schema.generations import filled_whole
 from scenarios.schema.hardware import Experts, Hardware
 from scenarios.schema.latency import Latency
 from scenarios.schema.plan import Plan
-from scenarios.schema.section import Percentile, Positive, Section
+from scenarios.schema.section import NotNegative, Percentile, Positive, Section
 from scenarios.schema.speculation import Speculation
 from scenarios.schema.sweep import Sweep
 from scenarios.schema.workload import Workload
@@ -28,6 +28,14 @@ class Slo(Section):
     tpot_ms: Positive | None = None
     e2el_ms: Positive | None = None
     percentile: Percentile = 99.0
+
+
+class Metrics(Section):
+    """Seconds after the first arrival, and before the last, whose requests the summary's
+    `steady_state` leaves out; its other figures are of the whole run."""
+
+    warmup_s: NotNegative = 0.0
+    cooldown_s: NotNegative = 0.0
 
 
 class Scenario(Section):
@@ -44,6 +52,7 @@ class Scenario(Section):
     workload: Workload
     cluster: Cluster = Cluster()
     slo: Slo = Slo()
+    metrics: Metrics = Metrics()
     electricity: Electricity = Electricity()
     speculation: Speculation | None = None
     sweep: Sweep | None = Field(default=None, exclude=True)  # many runs; a single one ignores it

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from math import inf
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from scenarios.schema.names import TraceFormat
-from scenarios.schema.section import Count, Milliseconds, Positive, Section, Tokens
+from scenarios.schema.section import (
+    Count,
+    Milliseconds,
+    NotNegative,
+    Positive,
+    Section,
+    Tokens,
+)
 from scenarios.schema.sharing import BeamSearch, ParallelSampling, Sessions
+from sim.workload.arrivals import along
+
+
+def _rate(value: object) -> object:
+    """`inf`, which YAML reads as text, as a number."""
+    return inf if isinstance(value, str) and value.lower() in ("inf", "+inf") else value
+
+
+Point = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
 
 
 class Arrivals(Section):
     """When requests arrive; ``request_rate`` is in requests per second."""
 
     process: Literal["poisson", "gamma", "constant", "all_at_once"] = "poisson"
-    request_rate: Positive | None = None
+    request_rate: Positive | None = None  # inf: all at once, as vLLM's client has it
     burstiness: Positive | None = None  # gamma's shape: 1 is Poisson, below 1 burstier
+    # [seconds, multiple of request_rate] points, linear between: ramps, steps, days
+    profile: Annotated[list[Point], Field(min_length=2, max_length=10_000)] | None = None
+    repeat: bool = False  # the profile, from its end on; else its last multiple stays
+
+    @model_validator(mode="before")
+    @classmethod
+    def _infinite_rate_is_all_at_once(cls, given: Any) -> Any:
+        if isinstance(given, dict) and _rate(given.get("request_rate")) == inf:
+            kept = {key: given[key] for key in given if key not in ("request_rate", "burstiness")}
+            return {**kept, "process": "all_at_once"}
+        return given
 
     @model_validator(mode="after")
     def _has_its_rate(self) -> Self:
@@ -28,6 +57,14 @@ class Arrivals(Section):
             )
         if (self.process == "gamma") != (self.burstiness is not None):
             raise ValueError("burstiness belongs to process gamma, which needs it")
+        if self.profile is None:
+            if self.repeat:
+                raise ValueError("repeat has no meaning without a profile")
+            return self
+        if self.process == "all_at_once":
+            raise ValueError("a profile has no meaning when all requests arrive at once")
+        times, multiples = zip(*self.profile, strict=True)
+        along(np.zeros(1), times, multiples, repeat=self.repeat)  # refuses what is no profile
         return self
 
 
@@ -91,11 +128,26 @@ class SharedPrefixes(Section):
     tokens: Tokens
 
 
+class TraceColumns(Section):
+    """Where a trace's table keeps what; what is not named is told from the columns' names.
+
+    `unit` is that of the arrival times. Requests of one session go on with what was said in it.
+    """
+
+    arrival: str | None = None
+    prompt: str | None = None
+    output: str | None = None
+    session: str | None = None
+    unit: Literal["s", "ms", "us", "ns", "date"] | None = None
+
+
 class Workload(Section):
     """Requests: replayed from a trace, or drawn from arrivals and lengths."""
 
     trace: str | None = None
     format: TraceFormat = "auto"
+    columns: TraceColumns | None = None  # of a trace that is a table of no known format
+    tokenizer: str | None = None  # tokenizer.json that counts a trace's text; default: estimated
     time_scale: Positive = 1.0  # 0.5: twice the load
     start: Annotated[int, Field(ge=0)] = 0  # first request of the trace to take
     stop: Count | None = None  # and the one to stop before
@@ -138,7 +190,7 @@ class Workload(Section):
                 raise ValueError(f"{named} need arrivals, e.g. {example}")
             if self.num_requests is None:
                 raise ValueError(f"{named} need num_requests")
-            for name in ("start", "stop", "format", "class_column"):
+            for name in ("start", "stop", "format", "class_column", "columns", "tokenizer"):
                 # Its default may be written out: a resolved scenario is a scenario again.
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no meaning without a trace")

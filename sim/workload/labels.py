@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 
 import numpy as np
 
+from sim.workload.trace_entries import Entry, csv_header, entries, separator_of, split_cells
 from sim.workload.trace_file import TraceFile, shown
+from sim.workload.trace_formats import TraceFormat
 
 
-def trace_labels(file: TraceFile, name: str) -> list[str]:
+def trace_labels(file: TraceFile, format: TraceFormat, name: str) -> list[str]:
     """The text in column or key `name` of every row of a trace, in the order of the file.
 
     Raises TraceError where the trace has no such column, or a row lacks it.
     """
     number, first = file.first_line()
-    if first.lstrip().startswith("{"):
-        return _json_labels(file, name)
-    header = [cell.strip() for cell in next(csv.reader([first]), [])]
+    if file.table is not None or format.rows is not None or first.lstrip()[:1] in "{[":
+        return [_label(entry, name) for entry in entries(file, format.rows)]
+    header, separator = csv_header(first), separator_of(first)
     if name not in header:
         raise file.error(number, f"no column {name!r} in {shown(','.join(header))}")
     at = header.index(name)
@@ -27,26 +27,18 @@ def trace_labels(file: TraceFile, name: str) -> list[str]:
     for line, text in enumerate(file.lines()[number:], start=number + 1):
         if not text.strip():
             continue
-        cells = next(csv.reader([text]), [])
+        cells = split_cells(text, separator)
         if len(cells) <= at:
             raise file.error(line, f"{len(cells)} columns in {shown(text)}, no {name}")
         labels.append(cells[at].strip())
     return labels
 
 
-def _json_labels(file: TraceFile, name: str) -> list[str]:
-    labels = []
-    for line, text in enumerate(file.lines(), start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            raise file.error(line, f"{shown(text)}, expected one JSON object a line") from None
-        if not isinstance(row, dict) or name not in row:
-            raise file.error(line, f"no key {name!r}, which names a request's class")
-        labels.append(str(row[name]))
-    return labels
+def _label(entry: Entry, name: str) -> str:
+    value = entry.get(name)
+    if value is None:
+        raise entry.error(f"no key {name!r}, which names a request's class")
+    return str(value)
 
 
 def drawn_labels(

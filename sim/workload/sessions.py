@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,3 +136,28 @@ def _content(
     ids = np.repeat(topic + int(prefix.max()) + 1, counts)
     ids[offsets[:-1]] = prefix
     return PromptContent(ids, offsets, known_tokens, prefix_tokens)
+
+
+def topics(
+    sessions: Sequence[object],
+    prompt_tokens: NDArray[np.int64],
+    output_tokens: NDArray[np.int64],
+    order: NDArray[np.intp],
+) -> list[int]:
+    """A number for the conversation that each request goes on with, or begins.
+
+    Taken in `order`, a request goes on with its session's last one if its prompt can hold that
+    one's prompt and answer; a session of None is nobody's.
+    """
+    found = [0] * len(sessions)
+    last: dict[object, tuple[int, int]] = {}  # of each session: its topic, and tokens said in it
+    begun = 0
+    for row in order.tolist():
+        name, prompt = sessions[row], int(prompt_tokens[row])
+        topic, said = last.get(name, (-1, 0)) if name is not None else (-1, 0)
+        if topic < 0 or prompt < said:
+            topic, begun = begun, begun + 1
+        found[row] = topic
+        if name is not None:
+            last[name] = topic, prompt + int(output_tokens[row])
+    return found

@@ -1,4 +1,4 @@
-"""Traces in CSV: Azure LLM inference and BurstGPT.
+"""Traces in CSV whose columns are numbers: fast, for those of millions of rows.
 
 numpy parses a whole file in one call. Only when that fails, or gives a number out of range, is the
 file gone through line by line, to name the line that is wrong.
@@ -6,7 +6,6 @@ file gone through line by line, to name the line that is wrong.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
@@ -17,21 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.workload.trace_entries import csv_header, separator_of, split_cells
 from sim.workload.trace_file import TraceFile, TraceRows, shown
+from sim.workload.trace_formats import PER_S, TraceFormat
 from sim.workload.workload import Workload
 
 Kind = Literal["date", "seconds", "tokens"]
-
-AZURE_COLUMNS: dict[str, Kind] = {
-    "TIMESTAMP": "date",
-    "ContextTokens": "tokens",
-    "GeneratedTokens": "tokens",
-}
-BURSTGPT_COLUMNS: dict[str, Kind] = {
-    "Timestamp": "seconds",
-    "Request tokens": "tokens",
-    "Response tokens": "tokens",
-}
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?")
 _DATE_CHARACTERS = 29  # the most that the pattern matches
@@ -44,19 +34,22 @@ _EXPECTED = {
 _MOST_TOKENS = 2**31 - 1
 
 
-def read_azure(file: TraceFile) -> Workload:
-    """Azure LLM inference traces (Patel et al., Splitwise, ISCA'24; and its 2024 successors).
+def read_table(file: TraceFile, format: TraceFormat) -> Workload:
+    """A CSV trace whose times are numbers, or dates as Azure's traces write them.
 
-    Up to nine digits of a second; the +00:00 that the 2024 traces write, or a Z, is skipped.
+    Those have up to nine digits of a second; the +00:00 of the 2024 ones, or a Z, is skipped.
     """
-    file = replace(file, text=re.sub(r"(?<=\d)(\+00:00|Z),", ",", file.text))
-    arrival_s, prompt_tokens, output_tokens = _columns(file, AZURE_COLUMNS)
-    return TraceRows(arrival_s, prompt_tokens, output_tokens).workload(file)
-
-
-def read_burstgpt(file: TraceFile) -> Workload:
-    """BurstGPT (Wang et al., KDD'25): seconds; failed requests have 0 response tokens."""
-    arrival_s, prompt_tokens, output_tokens = _columns(file, BURSTGPT_COLUMNS)
+    assert format.arrival is not None
+    unit = format.arrival.unit
+    if unit == "date":
+        file = replace(file, text=re.sub(r"(?<=\d)(\+00:00|Z),", ",", file.text))
+    kinds: dict[str, Kind] = {
+        format.arrival.keys[0]: "date" if unit == "date" else "seconds",
+        format.prompt[0]: "tokens",
+        format.output[0]: "tokens",
+    }
+    arrival, prompt_tokens, output_tokens = _columns(file, kinds)
+    arrival_s = arrival if unit in ("date", "s") else (arrival - arrival[0]) / PER_S[unit]
     return TraceRows(arrival_s, prompt_tokens, output_tokens).workload(file)
 
 
@@ -72,7 +65,7 @@ def read_column(path: str | os.PathLike[str], column: str) -> NDArray[np.int64]:
 def _columns(file: TraceFile, kinds: dict[str, Kind]) -> list[NDArray[Any]]:
     """The named columns: dates and seconds as float64 seconds, tokens as int64."""
     header_line, text = file.first_line()
-    header = csv_header(text)
+    header, separator = csv_header(text), separator_of(text)
     for name in kinds:
         if name not in header:
             raise file.error(header_line, f"no column {name!r} in {shown(','.join(header))}")
@@ -81,15 +74,15 @@ def _columns(file: TraceFile, kinds: dict[str, Kind]) -> list[NDArray[Any]]:
         raise file.error(header_line, "the header is all there is, expected rows of requests")
     found: list[NDArray[Any]] | None = None
     if any('"' in row for row in rows):  # commas inside quotes separate nothing
-        commas = sum(len(_cells(row)) - 1 for row in rows)
+        commas = sum(len(split_cells(row, separator)) - 1 for row in rows)
     else:
-        commas = sum(row.count(",") for row in rows)
+        commas = sum(row.count(separator) for row in rows)
     if commas == len(rows) * (len(header) - 1):
         try:
             table = np.loadtxt(
                 rows,
                 dtype=[(f"column{at}", _DTYPES[kind]) for at, kind in enumerate(kinds.values())],
-                delimiter=",",
+                delimiter=separator,
                 quotechar='"',
                 comments=None,
                 usecols=[header.index(name) for name in kinds],
@@ -99,20 +92,8 @@ def _columns(file: TraceFile, kinds: dict[str, Kind]) -> list[NDArray[Any]]:
         except ValueError:
             found = None
     if found is None:
-        raise _first_error(file, header_line, header, kinds)
+        raise _first_error(file, header_line, header, separator, kinds)
     return found
-
-
-def csv_header(line: str) -> list[str]:
-    """The column names in a header line, without surrounding blanks."""
-    return [cell.strip() for cell in _cells(line)]
-
-
-def _cells(line: str) -> list[str]:
-    try:
-        return next(csv.reader([line]), [])
-    except csv.Error:  # a stray carriage return, an endless cell: not a row of any table
-        return [line]
 
 
 def _numbers(column: NDArray[Any], kind: Kind) -> NDArray[Any]:
@@ -142,16 +123,20 @@ def _numbers(column: NDArray[Any], kind: Kind) -> NDArray[Any]:
 
 
 def _first_error(
-    file: TraceFile, header_line: int, header: list[str], kinds: dict[str, Kind]
+    file: TraceFile,
+    header_line: int,
+    header: list[str],
+    separator: str,
+    kinds: dict[str, Kind],
 ) -> Exception:
     """What is wrong with the first bad row of a file that could not be parsed as a whole."""
     for number, line in enumerate(file.lines()[header_line:], start=header_line + 1):
         if not line.strip():
             continue
-        cells = _cells(line)
+        cells = split_cells(line, separator)
         if len(cells) != len(header):
             return file.error(
-                number, f"{len(cells)} columns in {shown(line)}, expected {','.join(header)}"
+                number, f"{len(cells)} columns in {shown(line)}, expected {','.join(header):.80}"
             )
         for name, kind in kinds.items():
             cell = cells[header.index(name)]

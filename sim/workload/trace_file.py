@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
-from collections.abc import Sequence
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.workload.content import PromptContent
 from sim.workload.workload import Workload
+
+STDIN = "-"
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+MOST_BYTES = 8 * 2**30  # of an unpacked trace: a few KiB can unpack to any size
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class TraceError(ValueError):
@@ -20,11 +31,15 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TraceFile:
-    """A trace's path and its text, read once."""
+    """A trace's path and its text, read once.
+
+    table: its requests, a mapping of columns each, where it came as no text (Parquet).
+    """
 
     path: Path
     text: str
     labels: Sequence[str] | None = None  # the class of each row, where one is asked for
+    table: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> TraceFile:
@@ -32,15 +47,20 @@ class TraceFile:
 
         Raises TraceError where there is no such file, or it is unreadable, not UTF-8, or empty.
         """
-        path = Path(path)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise TraceError(f"{path}: no such file, expected a trace") from None
-        except OSError as error:
-            raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
-        if data[:2] == b"\x1f\x8b":
-            raise TraceError(f"{path}: is compressed, expected a text file: unpack it with gunzip")
+        name, data = read_bytes(path)
+        return cls.of_bytes(name, data)
+
+    @classmethod
+    def of_bytes(cls, path: Path, data: bytes) -> TraceFile:
+        """The file `path`, whose bytes are known, unpacked if it is compressed."""
+        if data[:2] == GZIP:
+            data = _unpacked(path, data)
+        if data[:4] == ZSTD:
+            raise TraceError(f"{path}: is compressed with zstd: unpack it with zstd -d")
+        if data.startswith(_LFS):
+            raise TraceError(
+                f"{path}:1: a Git LFS pointer, not the data; `git lfs pull` fetches the file itself"
+            )
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -67,6 +87,36 @@ class TraceFile:
         return TraceError(f"{self.path}:{line}: {message}")
 
 
+def read_bytes(path: str | os.PathLike[str]) -> tuple[Path, bytes]:
+    """A file's bytes, or those of standard input for `-`, and what to call it."""
+    if str(path) == STDIN:
+        return Path("standard-input"), _standard_input()
+    path = Path(path)
+    try:
+        return path, path.read_bytes()
+    except FileNotFoundError:
+        raise TraceError(f"{path}: no such file, expected a trace") from None
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=1)
+def _standard_input() -> bytes:
+    """What came there; it comes once."""
+    return sys.stdin.buffer.read()
+
+
+def _unpacked(path: Path, data: bytes) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            text = packed.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TraceError(f"{path}: a damaged gzip file ({error})") from None
+    if len(text) > MOST_BYTES:
+        raise TraceError(f"{path}: unpacks to more than {MOST_BYTES / 2**30:g} GiB")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class TraceRows:
     """A trace's requests in the order of the file.
@@ -75,6 +125,8 @@ class TraceRows:
     request_ids: a name each. content_ids: a sequence of ids each, which stand for unit_tokens
     tokens apiece and together for known_tokens (by default for whole units).
     follows: the earlier row whose answer each waits for, and think_s longer; -1 for none.
+    failed: whether each is left out, though it has tokens, and `why`.
+    notes: what a reader of the workload should know.
     """
 
     arrival_s: NDArray[np.float64]
@@ -86,6 +138,10 @@ class TraceRows:
     known_tokens: Sequence[int] | None = None
     follows: Sequence[int] = ()
     think_s: Sequence[float] = ()
+    failed: NDArray[np.bool_] | None = None
+    why: str = "failed"
+    notes: tuple[str, ...] = ()
+    max_concurrency: int | None = None
 
     def workload(self, file: TraceFile) -> Workload:
         """The rows as a workload: stably sorted by arrival, the first request at time 0.
@@ -93,18 +149,27 @@ class TraceRows:
         Rows without a prompt or without an output token (requests that failed) are left out and
         counted in the workload's notes. Raises TraceError when no row is left.
         """
-        kept = np.flatnonzero((self.prompt_tokens > 0) & (self.output_tokens > 0))
+        whole = (self.prompt_tokens > 0) & (self.output_tokens > 0)
+        ended = whole if self.failed is None else whole & ~self.failed
+        kept = np.flatnonzero(ended)
         if not len(kept):
             raise file.error(
                 1,
                 f"none of the {len(self.arrival_s)} requests has both prompt and output tokens, "
                 "expected at least one",
             )
+        reasons = {
+            self.why: int((whole & ~ended).sum()),
+            "no prompt or no output token (failed requests)": int((~whole).sum()),
+        }
         dropped = len(self.arrival_s) - len(kept)
+        told = [why for why, count in reasons.items() if count]
+        if len(told) > 1:
+            told = [f"{reasons[why]} {why}" for why in told]
         notes = (
             (
                 f"{file.path.name}: {dropped} of {len(self.arrival_s)} requests left out: "
-                "no prompt or no output token (failed requests)",
+                + "; ".join(told),
             )
             if dropped
             else ()
@@ -128,7 +193,8 @@ class TraceRows:
             request_ids=None if names is None else [names[row] for row in order],
             labels=None if file.labels is None else [file.labels[row] for row in order],
             name=file.path.stem,
-            notes=notes,
+            notes=(*notes, *(f"{file.path.name}: {note}" for note in self.notes)),
+            max_concurrency=self.max_concurrency,
             follows=self._followed(order) if waits else None,
             think_s=np.array(self.think_s)[order] if waits else None,  # type: ignore[arg-type]
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sim.workload import Workload
-from sim.workload.arrivals import all_at_once, constant_rate, gamma, poisson
+from sim.workload.arrivals import all_at_once, along, constant_rate, gamma, poisson
 
 N = 200_000
 
@@ -98,3 +98,45 @@ def test_the_number_of_requests_must_be_whole_and_positive(count):
     ):
         with pytest.raises(ValueError, match=rf"num_requests is {count}, expected a whole number"):
             make()
+
+
+def test_a_profile_changes_the_rate_over_time():
+    steady = constant_rate(1000, rate_per_s=10.0)
+    ramp = along(steady, [0, 20], [0.5, 1.5])  # 20 seconds' worth of 20
+    assert ((ramp >= 0) & (ramp < 10)).sum() == pytest.approx(75, abs=1)
+    assert ((ramp >= 10) & (ramp < 20)).sum() == pytest.approx(125, abs=1)
+    assert ((ramp >= 20) & (ramp < 30)).sum() == pytest.approx(150, abs=1)
+    assert (np.diff(ramp) > 0).all()
+
+
+def test_a_step_is_two_points_at_one_time_and_nobody_comes_at_nought():
+    steady = constant_rate(400, rate_per_s=10.0)
+    stepped = along(steady, [0, 10, 10, 20, 20, 30], [1, 1, 0, 0, 2, 2])
+    counts, _ = np.histogram(stepped, [0, 10 - 1e-6, 20 - 1e-6, 30 - 1e-6])
+    assert counts.tolist() == pytest.approx([100, 0, 200], abs=1)
+
+
+def test_a_repeated_profile_is_the_same_every_day():
+    steady = poisson(rng(), N, rate_per_s=10.0)
+    days = along(steady, [0, 50, 100], [0.2, 1.8, 0.2], repeat=True)
+    phase, _ = np.histogram(days % 100, [0, 25, 50, 75, 100])
+    assert phase / phase.sum() == pytest.approx([0.15, 0.35, 0.35, 0.15], abs=0.005)
+    assert days[-1] == pytest.approx(steady[-1], rel=0.01)
+
+
+def test_a_flat_profile_changes_nothing():
+    steady = poisson(rng(), 500, rate_per_s=3.0)
+    assert along(steady, [0, 40], [1, 1]) == pytest.approx(steady)
+    assert along(steady, [0, 40], [1, 1], repeat=True) == pytest.approx(steady)
+
+
+@pytest.mark.parametrize(
+    ("times", "multiples", "repeat"),
+    [
+        ([0], [1], False), ([1, 2], [1, 1], False), ([0, 2, 1], [1, 1, 1], False),
+        ([0, 1], [1, 0], False), ([0, 1], [0, 0], True), ([0, 1], [1, -1], False),
+    ],
+)  # fmt: skip
+def test_a_profile_that_is_none_is_refused(times, multiples, repeat):
+    with pytest.raises(ValueError, match="profile"):
+        along(np.zeros(1), times, multiples, repeat=repeat)

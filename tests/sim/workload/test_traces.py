@@ -9,7 +9,7 @@ from sim.workload import read_trace
 from sim.workload.lengths import empirical
 from sim.workload.source import RequestSource
 from sim.workload.trace_file import TraceError
-from sim.workload.traces import FORMATS, read_column
+from sim.workload.traces import read_column
 from tests import needs
 
 DATA = needs.SHARED
@@ -216,7 +216,14 @@ def test_vllm_bench_results_arrive_when_they_were_sent(write, indent):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    list(zip(FORMATS, [AZURE, BURSTGPT, MOONCAKE, SHAREGPT, REQUESTS, BENCH], strict=True)),
+    [
+        ("azure", AZURE),
+        ("burstgpt", BURSTGPT),
+        ("mooncake", MOONCAKE),
+        ("sharegpt", SHAREGPT),
+        ("vllm-requests", REQUESTS),
+        ("vllm-bench", BENCH),
+    ],
 )
 def test_the_format_detected_is_the_format_named(write, name, content):
     path = write(content)

@@ -1,0 +1,97 @@
+"""Traces as they lie on disk: packed with zstd, as Parquet, or as the simulator reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from scenarios import library
+from scenarios.schema.workload import TraceColumns
+from sim.workload import TraceError, Workload, read_trace
+from sim.workload.trace_file import STDIN, ZSTD, TraceFile, read_bytes
+from sim.workload.traces import Columns
+
+PARQUET = b"PAR1"
+MOST_BYTES = 8 * 2**30  # of an unpacked trace
+
+
+def open_trace(path: str | os.PathLike[str]) -> TraceFile:
+    """A trace of any packing. Raises TraceError, one line that names the file."""
+    name, data = read_bytes(path)
+    if data[:4] == ZSTD:
+        data = _unpacked(name, data)
+    if data[:4] == PARQUET:
+        return _parquet(name, data)
+    return TraceFile.of_bytes(name, data)
+
+
+def read_scenario_trace(
+    trace: str | TraceFile,
+    *,
+    beside: Path | None = None,
+    format: str = "auto",
+    columns: TraceColumns | None = None,
+    tokenizer: str | None = None,
+    content: bool = False,
+    label: str | None = None,
+) -> Workload:
+    """The trace that a scenario names: relative to the current folder, or beside the scenario."""
+    if isinstance(trace, str):
+        found = None if trace == STDIN else library.find_file(trace, beside=beside)
+        trace = open_trace(trace if found is None else found)
+    return read_trace(
+        trace,
+        format=format,
+        content=content,
+        label=label,
+        columns=None if columns is None else Columns(**columns.model_dump()),
+        count_tokens=None if tokenizer is None else token_counter(tokenizer, beside=beside),
+    )
+
+
+def token_counter(name: str, *, beside: Path | None = None) -> Callable[[str], int]:
+    """A function that counts a text's tokens, by a tokenizer.json or a folder that has one."""
+    path = library.find_file(name, beside=beside) or Path(name)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise TraceError(f"{file}: no such file, expected a tokenizer.json")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise TraceError(
+            f"{file}: needs the package tokenizers (pip install tokenizers); without "
+            "workload.tokenizer lengths are estimated"
+        ) from None
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises bare ones
+        raise TraceError(f"{file}: no tokenizer of Hugging Face's: {error!s:.120}") from None
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _unpacked(path: Path, data: bytes) -> bytes:
+    import pyarrow as pa
+
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as packed:
+            text: bytes = packed.read(MOST_BYTES + 1)
+    except (pa.ArrowException, OSError) as error:
+        raise TraceError(f"{path}: a damaged zstd file ({error!s:.120})") from None
+    if len(text) > MOST_BYTES:
+        raise TraceError(f"{path}: unpacks to more than {MOST_BYTES / 2**30:g} GiB")
+    return text
+
+
+def _parquet(path: Path, data: bytes) -> TraceFile:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(pa.BufferReader(data), memory_map=False)
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise TraceError(f"{path}: a damaged Parquet file ({error!s:.120})") from None
+    if not rows:
+        raise TraceError(f"{path}: a Parquet file without rows, expected requests")
+    return TraceFile(path, "", table=rows)
