@@ -64,8 +64,8 @@ def check_groups(workload: Workload, groups: tuple[ReplicaGroup, ...]) -> None:
 def fewest_iterations(workload: Workload, config: EngineConfig) -> float:
     """Iterations without which these requests cannot be answered, however they are batched.
 
-    Every sequence that fits in the context takes one for each of its tokens, and no iteration has
-    more sequences than `max_num_seqs`, each with the few tokens that speculation may add.
+    The longest answer that fits in the context takes one for each of its tokens, or for as many
+    as speculation may add at once.
     """
     fits = workload.prompt_tokens + workload.output_tokens <= config.max_model_len
     outputs = np.where(fits, workload.output_tokens, 0)
