@@ -19,7 +19,6 @@ MOST_ITERATIONS = 1e10  # a day and more, by the million iterations a second of 
 _A_REQUEST = 400  # its columns as they are drawn and recorded
 _A_BLOCK = 36  # its number as an object, shared by all replicas
 _A_FREE_BLOCK = 8  # in the queue of each replica
-_A_HOST_BLOCK = 8
 _A_HASH = 8  # of a block of a prompt that may be found again
 _AN_ITERATION = 120  # a row of its columns
 
@@ -44,8 +43,6 @@ def check_run(workload: Workload, config: EngineConfig, num_blocks: int, replica
     """ValueError where a simulation would take more memory or time than anybody has."""
     free = num_blocks * (_A_BLOCK + _A_FREE_BLOCK * replicas)
     _refuse_bytes(free, f"{num_blocks:,} KV blocks in each of {replicas:,} replicas")
-    host = (config.swap_blocks + config.offload_blocks) * replicas
-    _refuse_bytes(host * _A_HOST_BLOCK, f"{host:,} KV blocks in the hosts' memory")
     iterations = fewest_iterations(workload, config)
     if iterations > MOST_ITERATIONS:
         raise ValueError(
