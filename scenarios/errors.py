@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-LONGEST = 250  # characters of a refusal, beyond the paths of files in it
+LONGEST = 230  # characters of a refusal, beyond the paths of files in it
 LONGEST_WORD = 80
 
 
@@ -46,7 +46,8 @@ def one_line(message: str) -> str:
     """A message as one line that a terminal can show: nothing that steers it, the middle of what
     is too long left out; paths of files stay whole."""
     words = [_shown(word) for word in message.split()]
-    free = [_is_path(word) for word in words]
+    # The paths of the files that were read: in full, however long, and so is the first word.
+    free = [n == 0 or (word[:1] == os.sep and _is_path(word)) for n, word in enumerate(words)]
     if sum(len(word) + 1 for word, path in zip(words, free, strict=True) if not path) <= LONGEST:
         return " ".join(words)
     kept: tuple[list[str], list[str]] = ([], [])

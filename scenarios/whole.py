@@ -194,4 +194,5 @@ def _swapped(one: Path, other: Path) -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     names = (os.fsencode(one), os.fsencode(other))
-    return rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+    done: int = rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    return done == 0

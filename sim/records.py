@@ -84,7 +84,8 @@ class RequestLog:
     def __init__(self, **further: str) -> None:
         """`further`: columns beside those that every log of requests has."""
         self._ended = _Table(
-            request="i8", arrival_s="f8", scheduled_s="f8", first_token_s="f8", last_token_s="f8",
+            request="i8", arrival_s="f8", scheduled_s="f8",
+            first_token_s="f8", last_token_s="f8",  # noqa: S106 - of text, none of them secret
             finished_s="f8", prompt_tokens="i8", output_tokens="i8", cached_tokens="i8",
             preemptions="i4", rejected="?", **further,
         )  # fmt: skip

@@ -19,7 +19,6 @@ MOST_ITERATIONS = 1e10  # a day and more, by the million iterations a second of 
 _A_REQUEST = 400  # its columns as they are drawn and recorded
 _A_BLOCK = 36  # its number as an object, shared by all replicas
 _A_FREE_BLOCK = 8  # in the queue of each replica
-_A_HOST_BLOCK = 8
 _A_HASH = 8  # of a block of a prompt that may be found again
 _AN_ITERATION = 120  # a row of its columns
 
@@ -44,8 +43,6 @@ def check_run(workload: Workload, config: EngineConfig, num_blocks: int, replica
     """ValueError where a simulation would take more memory or time than anybody has."""
     free = num_blocks * (_A_BLOCK + _A_FREE_BLOCK * replicas)
     _refuse_bytes(free, f"{num_blocks:,} KV blocks in each of {replicas:,} replicas")
-    host = (config.swap_blocks + config.offload_blocks) * replicas
-    _refuse_bytes(host * _A_HOST_BLOCK, f"{host:,} KV blocks in the hosts' memory")
     iterations = fewest_iterations(workload, config)
     if iterations > MOST_ITERATIONS:
         raise ValueError(
@@ -64,8 +61,8 @@ def check_groups(workload: Workload, groups: tuple[ReplicaGroup, ...]) -> None:
 def fewest_iterations(workload: Workload, config: EngineConfig) -> float:
     """Iterations without which these requests cannot be answered, however they are batched.
 
-    Every sequence that fits in the context takes one for each of its tokens, and no iteration has
-    more sequences than `max_num_seqs`, each with the few tokens that speculation may add.
+    The longest answer that fits in the context takes one for each of its tokens, or for as many
+    as speculation may add at once.
     """
     fits = workload.prompt_tokens + workload.output_tokens <= config.max_model_len
     outputs = np.where(fits, workload.output_tokens, 0)

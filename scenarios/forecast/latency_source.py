@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios import library
+from scenarios.errors import reading
 from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.links import interconnect
 from scenarios.schema.engine import Engine
@@ -111,23 +112,25 @@ def latency_model(
     skew = latency.skew
     of_ranks = parallelism.data_parallel > 1
     kind = partial(LockstepTable, parallelism=parallelism) if of_ranks else TableLatency
-    return kind(
-        table,
-        model,
-        tensor_parallel=hardware.tensor_parallel,
-        ranks_per_node=parallelism.tensor_per_node,
-        routing=None if routing is None or routing.is_uniform else routing,
-        interconnect=interconnect(hardware, gpu),
-        link_measured=hardware.link is not None,
-        host=_host_overhead(host, table, engine),
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_seqs=engine.max_num_seqs,
-        swapped_block_s=memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY),
-        block_size=engine.block_size,
-        capture_sizes=_capture_sizes(engine, table, scenario.speculation),
-        launch_s=_launch_s(latency, table),
-        skew=table.corrects_skew if skew is None else skew,
-    )
+    block_s = memory.bytes_per_block / (gpu.host_link_bytes_per_s * HOST_LINK_EFFICIENCY)
+    with reading(latency.table or table.label):
+        return kind(
+            table,
+            model,
+            tensor_parallel=hardware.tensor_parallel,
+            ranks_per_node=parallelism.tensor_per_node,
+            routing=None if routing is None or routing.is_uniform else routing,
+            interconnect=interconnect(hardware, gpu),
+            link_measured=hardware.link is not None,
+            host=_host_overhead(host, table, engine),
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            swapped_block_s=block_s,
+            block_size=engine.block_size,
+            capture_sizes=_capture_sizes(engine, table, scenario.speculation),
+            launch_s=_launch_s(latency, table),
+            skew=table.corrects_skew if skew is None else skew,
+        )
 
 
 def _table(

@@ -24,7 +24,7 @@ class HostBlockCache:
         self.num_blocks = num_blocks
         self._slots: OrderedDict[int, int] = OrderedDict()
         self._hash_in: dict[int, int] = {}
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self._unused = 0  # the first that has never been used, and so have none after it
         self._kept: set[int] = set()  # hashes that the current decision loads: not to be dropped
         self.stored: list[tuple[int, int]] = []  # (device block, host block), since `drain`
         self.loaded: list[tuple[int, int]] = []  # (host block, device block)
@@ -41,8 +41,9 @@ class HostBlockCache:
         if block_hash in self._slots:
             self._slots.move_to_end(block_hash)
             return
-        if self._free:
-            slot = self._free.pop()
+        if self._unused < self.num_blocks:
+            slot = self._unused
+            self._unused += 1
         else:
             oldest = next(iter(self._slots), None)
             if oldest is None or oldest in self._kept:
@@ -72,8 +73,7 @@ class HostBlockCache:
         """Every host block is free or holds one content; raises ConservationError otherwise."""
         held = set(self._slots.values())
         hold(len(held) == len(self._slots), "a host block holds two contents")
-        hold(not held & set(self._free), "a host block is both free and used")
-        hold(len(held) + len(self._free) == self.num_blocks, "a host block is lost")
+        hold(held == set(range(self._unused)), "a host block is lost, or used before its turn")
         hold(self._hash_in == {slot: key for key, slot in self._slots.items()})
 
 

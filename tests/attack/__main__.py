@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.attack.judged import all_kinds, attacked
+from tests.attack.judged import ENDED, all_kinds, attacked
 
 MEMORY_BYTES = 8 << 30
 
@@ -30,6 +30,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     until = time.monotonic() + asked.seconds
     tried: Counter[str] = Counter()
+    answered: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     with TemporaryDirectory(prefix="attack-results-") as results:
         kinds = all_kinds(Path(results))
@@ -43,12 +44,15 @@ def main() -> int:
                     break
                 name = f"{kind}:{asked.seed}:{number}"
                 tried[kind] += 1
-                if found := attacked(kinds[kind], name):
+                ENDED.clear()
+                found = attacked(kinds[kind], name)
+                answered[kind] += ENDED[0]
+                if found:
                     faults[kind] += 1
                     print(f"{name}  {found}", flush=True)
     print(f"{tried.total():,} inputs, {faults.total():,} met badly")
     for kind, count in tried.items():
-        print(f"  {kind}: {count:,}, {faults[kind]:,} met badly")
+        print(f"  {kind}: {count:,}, {answered[kind]:,} answered, {faults[kind]:,} met badly")
     return int(faults.total() > 0)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.attack.kinds import KINDS, Attack, Results
 from tests.orcast.command_line import orcast
 
 LONGEST_S = 20
+ENDED: Counter[int] = Counter()  # inputs by exit status
 LONGEST_TEXT = 300  # of a refusal, beyond the paths in it
 
 
@@ -54,6 +56,7 @@ def fault(attack: Attack, folder: Path) -> str | None:
     left = [path for path in folder.rglob(".*") if path.name.endswith((".partial", ".old"))]
     if left:
         return f"left over: {left[0].name}"
+    ENDED[met.status] += 1
     if met.status == 0:
         return None
     if met.status != 2:

@@ -204,7 +204,8 @@ class Results:
                 content = mutated(content, rng)
             file.write_text(json.dumps(content), "utf-8")
         elif file.suffix == ".yaml" and how < 0.8:
-            _yaml(file, mutated(yaml.safe_load(file.read_text("utf-8")), rng))
+            documents = list(yaml.safe_load_all(file.read_text("utf-8")))
+            _yaml(file, mutated(documents[0], rng))
         elif file.suffix == ".parquet" and how < 0.8:
             _other_column(file, rng)
         else:
