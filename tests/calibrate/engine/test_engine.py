@@ -42,6 +42,8 @@ CASES = {
     "static, padding attended to": ("static", 90, {}),
     "dynamic": ("dynamic", 90, {"preferred_batch_sizes": (2, 4), "max_queue_delay_s": 0.002}),
     "orca": ("orca", 60, {}),
+    "orca, buddies": ("orca", 60, {"placement": "buddy", "reservation": "pow2"}),
+    "orca, first fit": ("orca", 60, {"placement": "first_fit"}),
     "paged": ("paged", 24, {}),
     "paged, no prefix cache": ("paged", 24, {"enable_prefix_caching": False}),
     "paged, swap": ("paged", 24, {"preemption": "swap", "swap_blocks": 40}),
