@@ -190,8 +190,8 @@ def training(
         ("Sent by a device", _sizes(figures["sent_bytes"])),
     ]
     for key, head in (("layer_weights", "A layer's weights"), ("layer_activations", "It keeps")):
-        rows = [
-            (one["name"], f"{one['bytes'] / gib:,.4f}", one["shape"])
+        rows: list[tuple[str, ...]] = [
+            (str(one["name"]), f"{one['bytes'] / gib:,.4f}", str(one["shape"]))
             for one in figures.get(key, ())
         ]
         heads.append((head, rows))
