@@ -25,6 +25,7 @@ from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.conservation import conserved
 from sim.engine.block_history import BlockRecorder
 from sim.engine.simulation import simulate
+from sim.kv.contiguous import largest_piece
 from sim.kv.layout import CacheLayout
 from sim.latency.protocol import LatencyModel
 from sim.metrics import UNANSWERED, summarize
@@ -370,10 +371,14 @@ def _cost(
 
 
 def _slots(deployment: Deployment) -> int:
-    """Tokens of KV cache that one request can have: a pipeline's is shared out beforehand."""
+    """Tokens of KV cache that one request can have: a pipeline's is shared out beforehand.
+
+    Of a buddy allocator's the largest piece.
+    """
     memory, stages = deployment.memory, deployment.parallelism.pipeline_parallel
     shared = deployment.scenario.engine.scheduler == "chunked"  # whatever the stages
-    return memory.usable_blocks // (1 if shared else stages) * memory.block_size
+    blocks = memory.usable_blocks // (1 if shared else stages)
+    return largest_piece(deployment.config.placement, blocks) * memory.block_size
 
 
 def _whose_slots(deployment: Deployment) -> str:

@@ -145,6 +145,11 @@ class FirstFitAllocator(ContiguousAllocator):
         return list(self._free)
 
 
+def largest_piece(placement: str, num_blocks: int) -> int:
+    """Blocks that one request can have of an empty cache."""
+    return 1 << (num_blocks.bit_length() - 1) if placement == "buddy" else num_blocks
+
+
 PLACEMENTS: dict[str, type[BlockAllocator]] = {
     "anywhere": BlockAllocator,
     "buddy": BuddyAllocator,

@@ -135,6 +135,7 @@ def _engine(draw: Draw, workload: Section) -> Section:
         engine["watermark"] = draw(st.sampled_from([0.0, 0.01, 0.1]))
     if engine["scheduler"] in ("static", "dynamic", "orca"):
         engine["reservation"] = draw(st.sampled_from(["max_tokens", "pow2", "oracle"]))
+        _maybe(draw, engine, 2, "placement", st.sampled_from(["anywhere", "buddy", "first_fit"]))
     if engine["scheduler"] == "dynamic":
         sizes = draw(st.sampled_from([[], [1], [1, engine["max_num_seqs"]]]))
         engine |= {"preferred_batch_sizes": sizes, "max_queue_delay_ms": draw(st.integers(0, 40))}

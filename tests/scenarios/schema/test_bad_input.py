@@ -324,7 +324,9 @@ def test_a_cache_of_the_null_block_alone_is_refused() -> None:
 
 def test_what_a_policy_reserves_is_named_when_nothing_fits() -> None:
     line = with_settings("engine.num_gpu_blocks_override=5", scenario="kv-waste")
-    assert "the smallest has 2048 tokens reserved, the KV cache holds 80" in line
+    assert "the smallest has 2048 tokens reserved, the KV cache holds 64" in line, "in one piece"
+    anywhere = ("engine.num_gpu_blocks_override=5", "engine.placement=anywhere")
+    assert "the KV cache holds 80" in with_settings(*anywhere, scenario="kv-waste")
 
 
 @pytest.mark.parametrize("policy", ["static", "dynamic", "orca", "paged", "chunked"])

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from sim.conservation import ConservationError
 from sim.engine.policy import scheduler_class
 from sim.engine.simulation import simulate
-from sim.kv.contiguous import BuddyAllocator, ContiguousAllocator, FirstFitAllocator
+from sim.kv.contiguous import (
+    BuddyAllocator,
+    ContiguousAllocator,
+    FirstFitAllocator,
+    largest_piece,
+)
 from sim.latency.protocol import FixedLatency
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
@@ -32,7 +37,7 @@ def test_pieces_cover_the_cache_whatever_comes_and_goes(kind: str, data: st.Data
     holes = allocator._holes()
     tables: list[list[int]] = []
     for _ in range(data.draw(st.integers(1, 40))):
-        if tables and data.draw(st.booleans()):
+        if len(tables) and data.draw(st.booleans()):
             allocator.free(tables.pop(data.draw(st.integers(0, len(tables) - 1))))
         else:
             count = data.draw(st.integers(1, num_blocks))
@@ -56,6 +61,7 @@ def test_a_buddy_is_a_power_of_two_at_a_multiple_of_its_size() -> None:
     assert allocator.fits(4)
     assert not allocator.fits(5), "six blocks are free, and five of them are no piece"
     assert not allocator.could_fit(9)
+    assert allocator.could_fit(largest_piece("buddy", 13))
 
 
 def test_first_fit_takes_the_lowest_hole_that_is_large_enough() -> None:
