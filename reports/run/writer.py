@@ -54,12 +54,13 @@ def fresh_folder(
     `target` cannot be written or another command is writing it, OSError that names `target`.
     """
     final = target.resolve()  # a link stays a link
-    made = [folder for folder in final.parents if not folder.exists()]
+    made = [folder for folder in final.parents if not folder.exists()]  # innermost first
     with ExitStack() as stack:
         stack.callback(_take_away, made)
         try:
             _check_target(target, marker, files)
-            final.parent.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(made):
+                folder.mkdir(exist_ok=True)
             stack.enter_context(only_writer(final, given=f"--out {target}"))
             partial = partial_of(final)
             stack.callback(shutil.rmtree, partial, ignore_errors=True)

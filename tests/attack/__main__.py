@@ -10,12 +10,19 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.attack.judged import ENDED, all_kinds, attacked
 
 MEMORY_BYTES = 8 << 30
+
+
+def _each(count: int, kinds: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    for number in range(count):
+        for kind in kinds:
+            yield number, kind
 
 
 def main() -> int:
@@ -37,19 +44,18 @@ def main() -> int:
         if asked.only:
             found = attacked(kinds[asked.only.split(":")[0]], asked.only)
             print(found or "kept the rule")
-            return found is not None
-        for number in range(asked.count):
-            for kind in asked.kind or kinds:
-                if time.monotonic() > until:
-                    break
-                name = f"{kind}:{asked.seed}:{number}"
-                tried[kind] += 1
-                ENDED.clear()
-                found = attacked(kinds[kind], name)
-                answered[kind] += ENDED[0]
-                if found:
-                    faults[kind] += 1
-                    print(f"{name}  {found}", flush=True)
+            return int(found is not None)
+        for number, kind in _each(asked.count, tuple(asked.kind or kinds)):
+            if time.monotonic() > until:
+                break
+            name = f"{kind}:{asked.seed}:{number}"
+            tried[kind] += 1
+            ENDED.clear()
+            found = attacked(kinds[kind], name)
+            answered[kind] += ENDED[0]
+            if found:
+                faults[kind] += 1
+                print(f"{name}  {found}", flush=True)
     print(f"{tried.total():,} inputs, {faults.total():,} met badly")
     for kind, count in tried.items():
         print(f"  {kind}: {count:,}, {answered[kind]:,} answered, {faults[kind]:,} met badly")
