@@ -21,6 +21,8 @@ _BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt"
 _FAR = 1e5  # bounds beyond this only catch slips
 
 
+EMPTY = "not empty"
+
 def scenario_reference() -> str:
     """The page: a section for every part of a scenario, a row for every key."""
     lines = [
@@ -122,7 +124,10 @@ def _type(annotation: Any) -> str:
             if type(item) in _BOUNDS and abs(getattr(item, _BOUNDS[type(item)][1])) <= _FAR
         ]
         lengths = [item for item in items if isinstance(item, MinLen)]
-        return " ".join([inside, ", ".join(bounds), "not empty" if lengths else ""]).strip()
+        told = [part for part in (inside, ", ".join(bounds)) if part]
+        if lengths and not inside.endswith(EMPTY):
+            told.append(EMPTY)
+        return " ".join(told)
     parts = [_type(part) for part in arguments if part is not NoneType]
     return " or ".join(dict.fromkeys(parts)) if parts else str(annotation)
 
