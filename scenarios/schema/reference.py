@@ -23,6 +23,7 @@ _FAR = 1e5  # bounds beyond this only catch slips
 
 EMPTY = "not empty"
 
+
 def scenario_reference() -> str:
     """The page: a section for every part of a scenario, a row for every key."""
     lines = [
