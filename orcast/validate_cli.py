@@ -138,7 +138,7 @@ def question_of(
         ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
         ("speculation", scenario.speculation is not None, "one token at a time"),
         ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
-        ("engine.kv_offloading_size_gib", scenario.engine.kv_offloading_size_gib, "one KV cache"),
+        (f"engine.{scenario.engine.says_tiers}", bool(scenario.engine.tiers), "one KV cache"),
         (
             "engine.weight_dtype",
             scenario.engine.weight_dtype != "auto",

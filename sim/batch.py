@@ -56,10 +56,10 @@ class Batch:
     fullest_tokens: int = 0
     all_tokens: int = 0
     padded_tokens: int = 0
-    # The prefix cache's second tier. As with swapping, all that goes out goes before all that
-    # comes in.
-    offloaded: Sequence[tuple[int, int]] = ()  # (device block, host block)
-    loaded: Sequence[tuple[int, int]] = ()  # (host block, device block)
+    # The prefix cache's tiers. As with swapping, all that goes out goes before all that comes in.
+    offloaded: Sequence[tuple[int, int]] = ()  # (device block, or ~block of a tier, tier's block)
+    loaded: Sequence[tuple[int, int]] = ()  # (tier's block, device block)
+    tier_s: float = 0.0  # reading from tiers, before the host link
     copies: Sequence[tuple[int, int]] = ()  # (source, target) device blocks, after all of these
     preempted: int = 0
     decided_ahead: bool = False  # while the batch before was computed: the host's time is hidden

@@ -18,10 +18,10 @@ from sim.request import NEVER, Request
 
 Columns = dict[str, np.ndarray]
 
-Rare = tuple[int, int, int, bool, int, int]
+Rare = tuple[int, int, int, bool, int, int, float]
 _RARE = {
     "shared_blocks": "i4", "swap_blocks": "i4", "preempted": "i4", "extrapolated": "?",
-    "copied_blocks": "i4", "loaded_blocks": "i4",
+    "copied_blocks": "i4", "loaded_blocks": "i4", "tier_s": "f8",
 }  # fmt: skip
 _PACKED = {"f8": "d", "i8": "q", "i4": "i", "?": "?"}  # as `struct` calls these types
 
@@ -42,7 +42,8 @@ class Records:
     by kind (used, reserved, fragmentation, free: they add up to all), kv_shared_tokens (slots in
     blocks that several tables hold, times the tables beyond the first: what there would be more of
     without sharing), copied_blocks, swap_blocks (over the host link, both ways), loaded_blocks (of
-    those, what the prefix cache had in host memory), preempted, finished, extrapolated, replica;
+    those, what the prefix cache had in a tier), preempted, finished, extrapolated, replica; where
+    it has tiers tier_s (reading from them, before the host link);
     behind a front end seen_s, when clients saw its tokens; of ranks in lockstep fullest_tokens (of
     the rank with most in that step) and all_tokens (of all its ranks).
     ``preemptions``: request, preempted_s, resumed_s.
@@ -51,6 +52,9 @@ class Records:
     (any batch in flight).
     ``tables``, where a sequence has others than one block table that keeps all: replica, ``rule``
     (which of the engine's, from 0) and ``most_blocks`` that its tables had at once.
+    ``tiers``, where the prefix cache goes on beyond the device: replica, ``tier`` (0: the device)
+    and blocks: asked (full ones of prompts admitted), found, passed_over (found, and sooner
+    computed again), stored, held in the end.
     """
 
     requests: Columns
@@ -60,6 +64,7 @@ class Records:
     gap_weights: np.ndarray
     stages: Columns | None = None
     tables: Columns | None = None
+    tiers: Columns | None = None
 
 
 class _Table:
@@ -212,6 +217,7 @@ class IterationLog:
         num_blocks: int,
         block_size: int,
         tables: int = 1,
+        tiers: bool = False,
         gaps: Sequence[tuple[float, int]],
         seen: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ) -> tuple[Columns, np.ndarray, np.ndarray]:
@@ -219,6 +225,8 @@ class IterationLog:
 
         A token is in `tables` of a sequence's block tables, and growth of fewer than no times is
         what windows gave back.
+
+        `tiers`: whether it has a prefix cache beyond the device.
 
         ``ended`` besides: requests that had been served to their end when it was decided. `seen`
         tells of iterations' ends and tokens when clients see those, where a front end lies between.
@@ -281,6 +289,7 @@ class IterationLog:
             "copied_blocks": at_first("copied_blocks"),
             "swap_blocks": at_first("swap_blocks"),
             "loaded_blocks": at_first("loaded_blocks"),
+            **({"tier_s": at_first("tier_s")} if tiers else {}),
             "preempted": at_first("preempted"),
             "finished": finished,
             "extrapolated": spread("extrapolated"),

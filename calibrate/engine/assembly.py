@@ -42,7 +42,7 @@ def engine(
     pool = RequestPool(config.block_size)
     allocator = block_allocator(config, num_blocks)
     samples = workload.samples
-    if config.speculation is not None or config.offload_blocks:
+    if config.speculation is not None or config.kv_tiers:
         raise ValueError("the engine neither speculates nor offloads: turn that off to validate")
     if samples is not None and samples.beam is not None:
         raise ValueError("the engine samples, it does not search: workload.beam_search cannot run")

@@ -20,7 +20,7 @@ from scenarios.forecast.links import assumed_links
 from scenarios.forecast.model_notes import caches_states, model_notes
 from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
-from scenarios.forecast.sharing import host_blocks, with_block_moves
+from scenarios.forecast.sharing import kv_tiers, swap_blocks, with_block_moves
 from scenarios.forecast.speculation import speculator
 from scenarios.forecast.unused_settings import (
     blind_router,
@@ -40,6 +40,7 @@ from sim.kv.profiling_run import ProfilingRun
 from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
+from sim.latency.refetch import TimedRefetch
 from sim.metrics import Slo
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Gpu
@@ -119,6 +120,7 @@ def deploy(
         not cluster.is_plain
         or scenario.hardware.data_parallel > 1
         or (cluster.replicas > 1 and workload.awaits_answers)
+        or (cluster.replicas > 1 and any(tier.kind == "shared" for tier in engine.config.kv_tiers))
     ):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
         _refuse_unlike_groups(groups, workload, source)
@@ -211,6 +213,8 @@ def _engine(
         with _at(source, "speculation"):
             latency = speculating.latency(latency, wide, model, gpu, latency_of)
     latency = with_block_moves(latency, scenario, memory, gpu)
+    if scenario.engine.kv_tiers and scenario.engine.kv_tier_reads == "faster":
+        config = replace(config, refetch=TimedRefetch(latency))
     if scenario.engine.async_scheduling and scenario.hardware.pipeline_parallel == 1:
         latency = OverlappedLatency(latency)  # stages overlap already
     notes = (
@@ -385,7 +389,7 @@ def keeps_by_groups(scenario: Scenario, model: ModelSpec) -> bool:
     return (
         engine.scheduler == "chunked"
         and not engine.disable_hybrid_kv_cache_manager
-        and not engine.kv_offloading_size_gib
+        and not engine.tiers
         and not (chunks and head)
     )
 
@@ -411,7 +415,6 @@ def profiling_run(engine: Engine) -> ProfilingRun:
 
 def _engine_config(scenario: Scenario, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:
     engine = scenario.engine
-    swap_blocks, offload_blocks = host_blocks(engine, memory.bytes_per_block)
     rules = () if memory.layout is None else memory.layout.rules
     if caches_states(scenario, memory):
         rules = tuple(rule if rule.grows else replace(rule, kind="checkpoint") for rule in rules)
@@ -426,8 +429,11 @@ def _engine_config(scenario: Scenario, model: ModelSpec, memory: MemoryBudget) -
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         preemption=engine.preemption,
-        swap_blocks=swap_blocks,
-        offload_blocks=offload_blocks,
+        swap_blocks=swap_blocks(engine, memory.bytes_per_block),
+        kv_tiers=kv_tiers(
+            engine, memory.bytes_per_block, gpus=parallelism_of(scenario.hardware).num_gpus
+        ),
+        kv_tier_writes=engine.kv_tier_writes,
         watermark=engine.watermark,
         reservation=engine.reservation,
         placement=engine.placement if engine.scheduler == "orca" else "anywhere",

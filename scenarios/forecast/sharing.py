@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from scenarios.schema.scenario import Scenario
 from scenarios.schema.sharing import Sessions
 from scenarios.schema.workload import Workload
 from sim.kv.memory import MemoryBudget
+from sim.kv.tiers import TierSpec
 from sim.latency.block_moves import BlockMoves
 from sim.latency.protocol import LatencyModel
 from sim.model.hardware import Gpu
@@ -115,19 +117,48 @@ def answers_awaited(
     return turns.follows, think_s
 
 
-def host_blocks(engine: Engine, bytes_per_block: int) -> tuple[int, int]:
-    """Blocks of host memory for swapping and for offloading. ValueError where not one fits."""
-    blocks = {}
-    for name in ("swap_space_gib", "kv_offloading_size_gib"):
-        space = getattr(engine, name)
-        blocks[name] = int(space * GIB) // bytes_per_block
-        swaps = engine.scheduler == "paged" and engine.preemption == "swap"
-        wanted = swaps if name == "swap_space_gib" else space > 0
-        if wanted and not blocks[name]:
-            raise ValueError(
-                f"{name} {space:g} does not hold even one block of {bytes_per_block / GIB:.3g} GiB"
+def swap_blocks(engine: Engine, bytes_per_block: int) -> int:
+    """Blocks of host memory for swapping. ValueError where not one fits."""
+    blocks = _blocks(engine.swap_space_gib, bytes_per_block)
+    if engine.scheduler == "paged" and engine.preemption == "swap":
+        _refuse_none("swap_space_gib", engine.swap_space_gib, blocks, bytes_per_block)
+    return blocks
+
+
+def kv_tiers(engine: Engine, bytes_per_block: int, *, gpus: int) -> tuple[TierSpec, ...]:
+    """The engine's tiers of memory; all its GPUs read and write their parts of a block at once.
+
+    ValueError where one does not hold a block.
+    """
+    specs = []
+    for tier in engine.tiers:
+        each_bytes = bytes_per_block * (gpus if tier.kind == "shared" else 1)
+        blocks = _blocks(tier.size_gib, each_bytes)
+        name = engine.says_tiers if engine.kv_offloading_size_gib else f"kv_tiers {tier.kind}"
+        _refuse_none(name, tier.size_gib, blocks, each_bytes)
+        read, write = tier.read_rate, tier.write_rate
+        specs.append(
+            TierSpec(
+                tier.kind,
+                blocks,
+                read_s=0.0 if read is None else bytes_per_block / (read * 1e9),
+                write_s=0.0 if write is None else bytes_per_block / (write * 1e9),
+                latency_s=tier.latency_s,
+                ttl_s=tier.ttl_s or inf,
             )
-    return blocks["swap_space_gib"], blocks["kv_offloading_size_gib"]
+        )
+    return tuple(specs)
+
+
+def _blocks(space_gib: float, bytes_each: int) -> int:
+    return int(space_gib * GIB) // bytes_each
+
+
+def _refuse_none(name: str, space_gib: float, blocks: int, bytes_each: int) -> None:
+    if not blocks:
+        raise ValueError(
+            f"{name} {space_gib:g} does not hold even one block of {bytes_each / GIB:.3g} GiB"
+        )
 
 
 def with_block_moves(
@@ -140,7 +171,7 @@ def with_block_moves(
     shares = scenario.engine.scheduler == "paged" and (
         workload.samples is not None or workload.beam_search is not None
     )
-    if given.source == "fixed" or not (shares or swapped_us):
+    if given.source == "fixed" or not (shares or swapped_us or scenario.engine.kv_tiers):
         return latency
     copied_bytes = 2 * memory.bytes_per_block  # read and written
     return BlockMoves(

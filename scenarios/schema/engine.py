@@ -16,6 +16,7 @@ from pydantic import (
 from scenarios.schema.generations import BY_GENERATION, Generation, filled
 from scenarios.schema.names import PolicyName
 from scenarios.schema.section import Count, Fraction, NotNegative, Positive, Section, Tokens
+from scenarios.schema.tiers import KvTier, tiers_refused
 
 
 def _or_installed(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -85,6 +86,12 @@ class Engine(Section):
     swap_space_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 4.0
     # host memory for blocks that the prefix cache gives up, in GiB for each GPU
     kv_offloading_size_gib: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    # memory behind the prefix cache, tier by tier, in place of kv_offloading_size_gib
+    kv_tiers: list[KvTier] = Field(default_factory=list)
+    # what is computed goes to every tier at once, or on to the next when one gives it up
+    kv_tier_writes: Literal["back", "through"] = "back"
+    # whether a prompt's blocks are fetched only where that is faster than computing them again
+    kv_tier_reads: Literal["faster", "always"] = "faster"
     watermark: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     reservation: Literal["max_tokens", "max_model_len", "pow2", "oracle"] = "max_tokens"
     # where a reservation of `orca` lies: in one piece (buddy allocator, or the first hole that is
@@ -97,6 +104,37 @@ class Engine(Section):
     # under generation `vllm` by the GPU; none: no batch is padded where no sizes are given
     max_cudagraph_capture_size: Annotated[int, Field(ge=1, le=2**17)] | None = None
     max_queue_delay_ms: NotNegative = 0.0
+
+    @property
+    def tiers(self) -> list[KvTier]:
+        """Of memory behind the prefix cache, however they are said."""
+        if self.kv_offloading_size_gib:
+            return [KvTier(kind="host", size_gib=self.kv_offloading_size_gib)]
+        return self.kv_tiers
+
+    @property
+    def says_tiers(self) -> str:
+        """The knob that says them."""
+        return "kv_offloading_size_gib" if self.kv_offloading_size_gib else "kv_tiers"
+
+    def _check_tiers(self) -> None:
+        if self.kv_offloading_size_gib and self.kv_tiers:
+            raise ValueError(
+                "kv_offloading_size_gib and kv_tiers both say what lies behind the prefix cache; "
+                "keep one"
+            )
+        if self.tiers and not self.enable_prefix_caching:
+            raise ValueError(
+                f"{self.says_tiers} needs enable_prefix_caching: what is offloaded could not be "
+                "found again"
+            )
+        if self.tiers and self.scheduler not in ("paged", "chunked"):
+            raise ValueError(
+                f"{self.says_tiers} needs scheduler paged or chunked: {self.scheduler} reserves "
+                "slots and has no prefix cache"
+            )
+        if (refused := tiers_refused(self.kv_tiers)) is not None:
+            raise ValueError(refused)
 
     @property
     def kv_cache_bytes(self) -> int | None:
@@ -138,16 +176,7 @@ class Engine(Section):
             )
         if self.scheduler == "paged" and self.preemption == "swap" and not self.swap_space_gib:
             raise ValueError("preemption swap needs swap_space_gib above 0: there is nowhere to go")
-        if self.kv_offloading_size_gib and not self.enable_prefix_caching:
-            raise ValueError(
-                "kv_offloading_size_gib needs enable_prefix_caching: what is offloaded could not "
-                "be found again"
-            )
-        if self.kv_offloading_size_gib and self.scheduler not in ("paged", "chunked"):
-            raise ValueError(
-                f"kv_offloading_size_gib needs scheduler paged or chunked: {self.scheduler} "
-                "reserves slots and has no prefix cache"
-            )
+        self._check_tiers()
         too_large = [n for n in self.preferred_batch_sizes if n > self.max_num_seqs]
         if too_large:
             raise ValueError(

@@ -113,7 +113,7 @@ class Scenario(Section):
         asked = {
             "workload.samples": self.engine.scheduler == "paged" and self.workload.samples,
             "workload.beam_search": self.workload.beam_search,
-            "engine.kv_offloading_size_gib": self.engine.kv_offloading_size_gib,
+            f"engine.{self.engine.says_tiers}": self.engine.tiers,
             "latency.swapped_block_us": self.latency.swapped_block_us,
         }
         for name, value in asked.items():

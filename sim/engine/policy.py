@@ -8,6 +8,7 @@ from sim.kv.cache import BlockAllocator
 from sim.kv.contiguous import PLACEMENTS
 from sim.kv.groups import GroupedAllocator
 from sim.kv.offload import TieredAllocator
+from sim.kv.tiers import Tier
 from sim.schedulers import SCHEDULERS
 from sim.schedulers.chunked import ChunkedScheduler
 from sim.schedulers.engine_config import EngineConfig
@@ -37,7 +38,7 @@ def scheduler_class(name: str, config: EngineConfig, *, samples: Samples | None 
         from sim.sharing.schedulers import sampling
 
         policy = sampling(policy, beams=samples.beam is not None)
-    if config.offload_blocks:
+    if config.kv_tiers:
         from sim.schedulers.offloading import offloading
 
         policy = offloading(policy)
@@ -56,8 +57,13 @@ def shares_of(policy: type, config: EngineConfig) -> int:
     return 1 if issubclass(policy, ChunkedScheduler) else config.pipeline_stages
 
 
-def block_allocator(config: EngineConfig, num_blocks: int) -> BlockAllocator:
-    """The allocator of an engine: groups of layers, a second tier, or pieces, where it has such."""
+def block_allocator(
+    config: EngineConfig, num_blocks: int, *, shared: Tier | None = None
+) -> BlockAllocator:
+    """The allocator of an engine: groups of layers, tiers behind it, or pieces, where it has such.
+
+    `shared`: the store that its replicas have in common.
+    """
     if config.table_rules:
         return GroupedAllocator(
             num_blocks,
@@ -72,8 +78,14 @@ def block_allocator(config: EngineConfig, num_blocks: int) -> BlockAllocator:
             in_flight_tokens=config.max_num_batched_tokens * config.batches_in_flight,
             max_model_len=config.max_model_len,
         )
-    if config.offload_blocks:
-        return TieredAllocator(num_blocks, config.block_size, host_blocks=config.offload_blocks)
+    if config.kv_tiers:
+        return TieredAllocator(
+            num_blocks,
+            config.block_size,
+            tiers=config.kv_tiers,
+            writes=config.kv_tier_writes,
+            shared=shared,
+        )
     if config.placement != "anywhere":
         return PLACEMENTS[config.placement](num_blocks, config.block_size)
     return BlockAllocator(

@@ -12,6 +12,7 @@ from sim.client_log import ClientLog, as_clients_saw
 from sim.conservation import hold
 from sim.engine.front_end import ApiServers
 from sim.kv.groups import GroupedAllocator
+from sim.kv.offload import TieredAllocator
 from sim.records import Columns, IterationLog, Rare, Records
 from sim.schedulers.scheduler import Scheduler
 
@@ -69,7 +70,7 @@ def counts_of(scheduler: Scheduler, batch: Batch, iterations: int) -> Counts:
     if swapped or batch.preempted or batch.extrapolated or allocator.shared_blocks or batch.copies:
         rare = (
             allocator.shared_blocks, swapped, batch.preempted, batch.extrapolated,
-            len(batch.copies), len(batch.loaded),
+            len(batch.copies), len(batch.loaded), batch.tier_s,
         )  # fmt: skip
     row = (
         pool.num_running, pool.num_finished, len(batch.prefills),
@@ -159,6 +160,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
     """
     requests, iterations, preemptions, gaps, weights = [], [], [], [], []
     rules = [engine.scheduler.pool.rules for engine in engines]
+    tiered = any(_is_tiered(engine) for engine in engines)
     endings = []  # the ways to end without an answer that this run has
     if any(each is not None and each.limits for each in rules):
         endings += ["refused", "gave_up"]
@@ -173,6 +175,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
             num_blocks=allocator.num_blocks,
             block_size=allocator.block_size,
             tables=allocator.growing_tables,
+            tiers=tiered,
             gaps=engine.scheduler.gaps,
             seen=None if engine.servers is None else engine.servers.seen_s,
         )
@@ -202,6 +205,7 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         gaps_s=np.concatenate(gaps),
         gap_weights=np.concatenate(weights),
         tables=_tables(engines, replicas or range(len(engines))),
+        tiers=_tiers(engines, replicas or range(len(engines))) if tiered else None,
     )
 
 
@@ -217,6 +221,23 @@ def _tables(engines: Sequence[Serving], replicas: Sequence[int]) -> Columns | No
         return None
     columns = np.array(rows, dtype="i8").T
     return dict(zip(("replica", "rule", "most_blocks"), columns, strict=True))
+
+
+def _is_tiered(engine: Serving) -> bool:
+    return isinstance(engine.scheduler.allocator, TieredAllocator)
+
+
+def _tiers(engines: Sequence[Serving], replicas: Sequence[int]) -> Columns:
+    """What each tier of each replica was asked for and had."""
+    tables = []
+    for replica, engine in zip(replicas, engines, strict=True):
+        allocator = engine.scheduler.allocator
+        if isinstance(allocator, TieredAllocator):
+            rows = allocator.tiers.rows()
+            numbers = np.arange(len(rows))
+            tables.append(np.column_stack((np.full(len(rows), replica), numbers, rows)))
+    names = ("replica", "tier", "asked", "found", "passed_over", "stored", "held")
+    return dict(zip(names, np.concatenate(tables).T, strict=True))
 
 
 def waiting_at(requests: Columns, iterations: Columns, aborted_s: dict[int, float]) -> np.ndarray:

@@ -241,6 +241,9 @@ class BlockAllocator:
 
     # -- prefix cache -----------------------------------------------------------------------
 
+    def at(self, now_s: float) -> None:
+        """It is that late: what is found elsewhere than on the device may depend on it."""
+
     def cached(self, hashes: Iterable[int]) -> list[int]:
         """The blocks of the longest cached prefix of a chain of block hashes."""
         blocks = []

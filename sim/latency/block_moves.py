@@ -1,4 +1,4 @@
-"""What moving KV blocks adds to an iteration: copy-on-write, and a cost per swapped block."""
+"""What moving KV blocks adds to an iteration: copy-on-write, a cost per swapped block, tiers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class BlockMoves:
 
     `swapped_block_s` comes on top of the bytes of every block that crosses the host link: an engine
     that copies it layer by layer pays for as many launches (why swapping small blocks is slow in
-    Kwon et al., section 7.3). A run of alike iterations moves no blocks.
+    Kwon et al., section 7.3). So does what reading from tiers of memory takes (`Batch.tier_s`). A
+    run of alike iterations moves no blocks.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class BlockMoves:
             duration_s += len(batch.copies) * self._copied_block_s
         swapped = batch.swap_in_blocks + batch.swap_out_blocks
         if swapped:
-            duration_s += swapped * self._swapped_block_s
+            duration_s += swapped * self._swapped_block_s + batch.tier_s
         return duration_s
 
     def run_ends_s(
@@ -68,5 +69,7 @@ class BlockMoves:
         """Copying, swapping beyond the bytes, and the iterations without either."""
         copied_s = self._copied_block_s * iterations["copied_blocks"]
         swapped_s = self._swapped_block_s * iterations["swap_blocks"]
+        if "tier_s" in iterations:
+            swapped_s = swapped_s + iterations["tier_s"]
         rest_s = iterations["duration_s"] - copied_s - swapped_s
         return copied_s, swapped_s, {**iterations, "duration_s": rest_s}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sim.kv.contiguous import PLACEMENTS
 from sim.kv.tables import TableRule
+from sim.kv.tiers import Refetch, TierSpec
 
 if TYPE_CHECKING:
     from sim.queues import QueueRules
@@ -25,7 +26,9 @@ class EngineConfig:
     long_prefill_token_threshold: int = 0  # 0: a prompt may fill the whole budget
     preemption: str = "recompute"  # or "swap" (scheduler `paged`)
     swap_blocks: int = 0  # blocks of host memory that preempted sequences may be swapped to
-    offload_blocks: int = 0  # blocks of host memory behind the prefix cache
+    kv_tiers: tuple[TierSpec, ...] = ()  # of memory behind the prefix cache
+    kv_tier_writes: str = "back"  # or "through": what is computed goes to every tier at once
+    refetch: Refetch | None = None  # whether to fetch from tiers is weighed; None: always fetch
     watermark: float = 0.01  # share of blocks `paged` keeps free when it admits
     reservation: str = "max_tokens"  # what `orca`, `static` and `dynamic` reserve per request
     placement: str = "anywhere"  # or in one piece: where `orca` puts what it reserves
@@ -49,10 +52,10 @@ class EngineConfig:
             )
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement {self.placement!r}; allowed: {', '.join(PLACEMENTS)}")
-        if self.offload_blocks and not self.enable_prefix_caching:
-            raise ValueError("offload_blocks need enable_prefix_caching: nothing is found again")
-        if self.offload_blocks and self.table_rules:
-            raise ValueError("offload_blocks need layers that all keep every token")
+        if self.kv_tiers and not self.enable_prefix_caching:
+            raise ValueError("kv_tiers need enable_prefix_caching: nothing is found again")
+        if self.kv_tiers and self.table_rules:
+            raise ValueError("kv_tiers need layers that all keep every token")
         if max(self.preferred_batch_sizes, default=0) > self.max_num_seqs:
             raise ValueError(
                 f"preferred_batch_sizes {self.preferred_batch_sizes}: none may be above "

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.engine.policy import scheduler_class
-from sim.kv.offload import HostBlockCache, TieredAllocator
+from sim.kv.offload import TieredAllocator
+from sim.kv.tiers import TierSpec, TierStack
 from sim.request import Request
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import PromptContent, Workload
@@ -33,50 +34,50 @@ def admit(allocator: TieredAllocator, request: Request) -> int:
 
 
 def test_an_evicted_block_goes_to_the_host_and_comes_back_into_a_device_block() -> None:
-    allocator = TieredAllocator(4, 4, host_blocks=8)
+    allocator = TieredAllocator(4, 4, tiers=(TierSpec("host", 8),))
     first = a_request(0, [1, 2, 3])
     assert admit(allocator, first) == 0
     blocks = list(first.block_table)
     allocator.free(first.block_table)
     other = a_request(1, [7, 8, 9])
     admit(allocator, other)  # takes all four blocks
-    stored, loaded = allocator.host.drain()
+    stored, loaded, _ = allocator.tiers.drain()
     assert sorted(block for block, _ in stored) == sorted(blocks[:3]) and not loaded
     slot_of = dict(stored)
     allocator.free(other.block_table)
     again = a_request(2, [1, 2, 3])
     assert admit(allocator, again) == 3
-    _, loaded = allocator.host.drain()
+    _, loaded, _ = allocator.tiers.drain()
     assert [slot for slot, _ in loaded] == [slot_of[block] for block in blocks[:3]]
     assert [block for _, block in loaded] == again.block_table[:3]
     allocator.check([again.block_table])
 
 
 def test_what_the_host_has_already_is_not_copied_again() -> None:
-    allocator = TieredAllocator(4, 4, host_blocks=8)
+    allocator = TieredAllocator(4, 4, tiers=(TierSpec("host", 8),))
     for number, hashes in enumerate([[1, 2, 3], [7, 8, 9], [1, 2, 3], [7, 8, 9], [1, 2, 3]]):
         request = a_request(number, hashes)
         admit(allocator, request)
         allocator.free(request.block_table)
-        stored, loaded = allocator.host.drain()
+        stored, loaded, _ = allocator.tiers.drain()
         assert len(stored) == (3 if number in (1, 2) else 0)
         assert len(loaded) == (3 if number >= 2 else 0)
 
 
 def test_the_host_drops_its_least_recently_used_block_but_none_that_is_being_loaded() -> None:
-    host = HostBlockCache(2)
+    host = TierStack([TierSpec("host", 2)])
     host.store(11, 0)
     host.store(12, 1)
-    slot = host.slot(11)
-    assert slot is not None
-    assert host.keep([slot]) == [11]
+    block = host.find(11)
+    assert block is not None
+    assert host.load([block]) == [11]
     host.store(13, 2)  # in place of 12
-    assert host.slot(12) is None and host.slot(11) == slot
+    assert host.find(12) is None and host.find(11) == block
     host.store(14, 3)  # 11 is about to be read: 14 is let go
-    assert host.slot(14) is None and host.slot(11) == slot and len(host) == 2
+    assert host.find(14) is None and host.find(11) == block
     host.drain()
     host.store(14, 3)
-    assert host.slot(11) is None and host.slot(14) is not None
+    assert host.find(11) is None and host.find(14) is not None
     host.check()
 
 
@@ -88,7 +89,7 @@ def test_a_later_turn_costs_a_transfer_instead_of_a_prefill() -> None:
     workload = Workload(np.array([0.0, 10.0, 20.0]), [380, 780, 780], [20] * 3, content=content)
     config = EngineConfig(block_size=16, max_num_batched_tokens=1024)
     without = run(workload, config, scheduler="chunked", num_blocks=50)
-    offload = replace(config, offload_blocks=200)
+    offload = replace(config, kv_tiers=(TierSpec("host", 200),))
     with_host = run(workload, offload, scheduler="chunked", num_blocks=50)
     assert without.requests["cached_tokens"].tolist() == [0, 0, 0]
     assert with_host.requests["cached_tokens"].tolist() == [0, 0, 384]
@@ -106,7 +107,7 @@ def test_leap_equals_step_with_a_second_tier(
     scheduler: str, workload: Workload, engine: tuple[EngineConfig, int], host_blocks: int
 ) -> None:
     config, num_blocks = engine
-    config = replace(config, enable_prefix_caching=True, offload_blocks=host_blocks)
+    config = replace(config, enable_prefix_caching=True, kv_tiers=(TierSpec("host", host_blocks),))
     leapt = run(workload, config, scheduler=scheduler, num_blocks=num_blocks)
     stepped = run(workload, config, scheduler=scheduler, num_blocks=num_blocks, leap=False)
     assert_same_records(leapt, stepped)
@@ -115,6 +116,6 @@ def test_leap_equals_step_with_a_second_tier(
 def test_a_policy_without_a_prefix_cache_offloads_nothing() -> None:
     for name in ("static", "orca"):
         with pytest.raises(ValueError, match="prefix cache"):
-            scheduler_class(name, EngineConfig(offload_blocks=4))
+            scheduler_class(name, EngineConfig(kv_tiers=(TierSpec("host", 4),)))
     with pytest.raises(ValueError, match="enable_prefix_caching"):
-        EngineConfig(offload_blocks=4, enable_prefix_caching=False)
+        EngineConfig(kv_tiers=(TierSpec("host", 4),), enable_prefix_caching=False)

@@ -82,8 +82,8 @@ class DeviceMemory:
         device = self._device
         for request, blocks in batch.swapped_out:
             self._swapped[request] = [list(device[block]) for block in blocks]
-        for block, slot in batch.offloaded:
-            self._host[slot] = list(device[block])
+        for source, slot in batch.offloaded:
+            self._host[slot] = list(device[source] if source >= 0 else self._host[~source])
         for request in batch.swapped_in:
             held = self._swapped.pop(request)
             for block, tokens in zip(request.block_table, held, strict=False):
@@ -94,7 +94,7 @@ class DeviceMemory:
             device[target] = list(device[source])
         self.copied += batch.copies
         assert len(batch.swapped_in) == 0 or batch.swap_in_blocks
-        assert batch.swap_out_blocks >= len(batch.offloaded)
+        assert batch.swap_out_blocks >= sum(source >= 0 for source, _ in batch.offloaded)
 
     def _compute(self, batch: Batch) -> None:
         """Read each sequence's past, then write; several write in one iteration, each its own."""

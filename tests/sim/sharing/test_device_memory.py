@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.kv.tiers import TierSpec
 from sim.request import BeamSearch
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload import Workload
@@ -36,7 +37,7 @@ def test_what_was_offloaded_comes_back_to_where_it_is_looked_for(
     scheduler: str, workload: Workload, engine: tuple[EngineConfig, int], host_blocks: int
 ) -> None:
     config, num_blocks = engine
-    config = replace(config, enable_prefix_caching=True, offload_blocks=host_blocks)
+    config = replace(config, enable_prefix_caching=True, kv_tiers=(TierSpec("host", host_blocks),))
     DeviceMemory(workload, config, scheduler=scheduler, num_blocks=num_blocks).serve()
 
 
@@ -47,7 +48,8 @@ def test_a_later_turn_finds_the_answers_of_earlier_ones(
     scheduler: str, engine: tuple[EngineConfig, int], host_blocks: int, seed: int
 ) -> None:
     config, num_blocks = engine
-    config = replace(config, enable_prefix_caching=True, offload_blocks=host_blocks)
+    tiers = (TierSpec("host", host_blocks),) if host_blocks else ()
+    config = replace(config, enable_prefix_caching=True, kv_tiers=tiers)
     rng = np.random.default_rng(seed)
     turns = rng.integers(1, 5, size=5)
     total = int(turns.sum())
