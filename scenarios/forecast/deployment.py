@@ -33,7 +33,7 @@ from scenarios.schema.engine import Engine
 from scenarios.schema.generations import given_knobs
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload as WorkloadSection
-from sim.cluster.plan import ReplicaGroup
+from sim.cluster.plan import ReplicaGroup, shared_store
 from sim.engine.front_end import FrontEnd
 from sim.kv.memory import MemoryBudget, memory_budget
 from sim.kv.profiling_run import ProfilingRun
@@ -295,7 +295,9 @@ def _refuse_ranks(model: ModelSpec, scenario: Scenario, mine: Scenario, where: s
 def _refuse_unlike_groups(
     groups: tuple[ReplicaGroup, ...], workload: Workload, source: str
 ) -> None:
-    """Groups whose caches have to be alike: those that send them, those that compare prefixes."""
+    """Groups whose caches have to be alike: those that send them, share or compare prefixes."""
+    with _at(source, "cluster.groups"):
+        shared_store(groups)
     types = {group.kv_cache_dtype for group in groups if group.role != "both"}
     if len(types) > 1:
         raise InputError(

@@ -19,7 +19,14 @@ import numpy as np
 from sim.cluster.fleet import Fleet
 from sim.cluster.kv_transfers import DecodePool, KvTransfers, PrefillPool
 from sim.cluster.lockstep import Lockstep, Rank, tokens_by_step
-from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink, ReplicaGroup
+from sim.cluster.plan import (
+    Autoscaling,
+    ClusterFacts,
+    Failure,
+    KvLink,
+    ReplicaGroup,
+    shared_store,
+)
 from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.cluster.routers import ROUTERS, Routing
 from sim.engine.block_history import BlockRecorder, watched
@@ -81,6 +88,7 @@ class _Cluster(Fleet):
     ) -> None:
         super().__init__()
         self._lockstep: Lockstep | None = None  # that ranks are added to
+        self._store = shared_store(groups)
         self._steps_with: list[int] = []  # each replica's lockstep, or itself alone
         self._recorder = recorder
         self._awaits_answers = workload.awaits_answers
@@ -120,7 +128,7 @@ class _Cluster(Fleet):
     def _add_replica(self, group: ReplicaGroup, *, leap: bool, check: bool) -> None:
         config = group.config
         pool = self._pool(group)
-        allocator = block_allocator(config, group.num_blocks)
+        allocator = block_allocator(config, group.num_blocks, shared=self._store)
         policy = scheduler_class(group.scheduler, config, samples=self._samples)
         if self._recorder is not None:
             policy = watched(policy, self._recorder)

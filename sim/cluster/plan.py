@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
 from sim.engine.front_end import FrontEnd
+from sim.kv.tiers import Tier
 from sim.latency.protocol import LatencyModel
 from sim.schedulers.engine_config import EngineConfig
 
@@ -42,6 +43,27 @@ class ReplicaGroup:
         if self.kv_bytes is not None:
             return self.kv_bytes(tokens)
         return tokens * self.kv_bytes_per_token
+
+
+def shared_store(groups: Sequence[ReplicaGroup]) -> Tier | None:
+    """The store that all replicas share, empty; None where there is none.
+
+    ValueError where groups say different things of it, or have unlike blocks.
+    """
+    found = {
+        (spec.num_blocks, spec.ttl_s, group.config.block_size, group.kv_cache_dtype)
+        for group in groups
+        for spec in group.config.kv_tiers
+        if spec.kind == "shared"
+    }
+    if len(found) > 1:
+        raise ValueError(
+            "groups that share a store need blocks alike (block_size, kv_cache_dtype, GPUs of a "
+            "replica) and one size and ttl_s of it"
+        )
+    for num_blocks, ttl_s, _, _ in found:
+        return Tier(num_blocks, ttl_s)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

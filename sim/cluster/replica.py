@@ -157,6 +157,7 @@ class ClusterReplica(Engine):
     def num_cached(self, hashes: Sequence[int], now_s: float, more_than: int) -> int:
         """Blocks of a prompt that are found here; or 0, where no more than so many are."""
         answering, cached = self._answering, self.allocator.cached
+        self.allocator.at(now_s)
         goes_on = answering is not None and answering.answers.continued_by(hashes)
         if not goes_on and len(cached(hashes)) <= more_than:
             return 0
@@ -167,6 +168,7 @@ class ClusterReplica(Engine):
             plan = self._plan
             decoding = plan is not None and plan.batch.num_decodes > 0
             answering.publish_answers(scheduled=int(decoding))
+        self.allocator.at(now_s)
         return len(cached(hashes))
 
     def _past(self, rank: int, now_s: float) -> float:
