@@ -21,6 +21,7 @@ from reports.run.request_lanes import request_lanes
 from reports.run.roofline_figure import roofline
 from reports.run.scenario_section import scenario_section
 from reports.run.service_levels import ServiceLevels
+from reports.run.tier_section import tier_sections
 from scenarios.quantity import MISSING, alike, count, figure_of, percent, plain
 
 QUANTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99}
@@ -68,6 +69,7 @@ def run_sections(
     return [
         _latency_section(records, latencies, ServiceLevels.of(scenario), summary),
         *_time_sections(records, scenario, summary, details),
+        *tier_sections(summary),
         *_model_sections(details),
         _scenario_section(scenario),
         _provenance_section(summary, details),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from reports.run.tier_rows import TIER_NAMES, tiers_of
 from scenarios.quantity import MISSING, figure_of
 from sim.metrics import UNANSWERED
 
@@ -97,6 +98,7 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         share = figure_of(summary, key)
         if share:
             lines.append((_line(label, f"{100 * share:.2f}"), ""))
+    lines += _tiers(summary)
     for label, key in (
         ("Preemptions:", "preemptions"),
         ("Rejected requests:", "rejected"),
@@ -184,6 +186,15 @@ def _classes(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             value = figure_of(figures, key)
             text = MISSING if value is None else f"{value:.2f}"
             lines.append((_line(f"{label} TTFT of {shown} (ms):", text), ""))
+    return lines
+
+
+def _tiers(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    for row in tiers_of(summary):
+        share = figure_of(row, "hit_rate")
+        label = f"  blocks found, {TIER_NAMES[row['kind']]} (%):"
+        lines.append((_line(label, MISSING if share is None else f"{100 * share:.2f}"), ""))
     return lines
 
 

@@ -16,6 +16,7 @@ from scenarios.forecast.basis import basis
 from scenarios.forecast.deployment import Deployment, Drawer, deploy
 from scenarios.forecast.energy import energy
 from scenarios.forecast.front_end import described, fitted_front_end
+from scenarios.forecast.kv_tiers import kv_tier_figures
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
 from scenarios.forecast.saturation import saturation_warning
@@ -125,6 +126,8 @@ def forecast(
         summary["speculation"] = speculation_figures(records.iterations, speculation)
     if deployment.memory.layout is not None and records.tables is not None:
         summary["kv_groups"] = _kv_groups(deployment.memory.layout, records.tables)
+    if records.tiers is not None:
+        summary["kv_tiers"] = kv_tier_figures(deployment, records.tiers)
     if deployment.routing is not None:
         summary["experts"] = _experts(deployment, deployment.routing, records)
     waited = saturation_warning(

@@ -1,0 +1,48 @@
+"""The section of a run's page that shows the tiers of KV memory: a row each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from reports.page.page import Section, panel, table
+from reports.run.model_rows import size
+from reports.run.tier_rows import TIER_NAMES, tiers_of
+from scenarios.quantity import MISSING, count, percent
+
+_HEAD = ["Tier", "Room", "Held at the end", "Prompt blocks found", "Share of all", "Passed over",
+         "Read", "Written"]  # fmt: skip
+
+
+def tier_sections(summary: Mapping[str, Any]) -> Iterator[Section]:
+    """None where the prefix cache is the device's alone."""
+    rows = [
+        [
+            TIER_NAMES[row["kind"]],
+            _blocks(row, "blocks"),
+            _blocks(row, "held_blocks"),
+            _blocks(row, "found_blocks"),
+            percent(row.get("hit_rate")),
+            _blocks(row, "passed_over_blocks"),
+            _bytes(row, "read_bytes"),
+            _bytes(row, "written_bytes"),
+        ]
+        for row in tiers_of(summary)
+    ]
+    if rows:
+        yield Section(
+            "tiers",
+            "Tiers of KV memory",
+            [panel(table(_HEAD, rows))],
+            "Where prompts found their full blocks, in blocks and as a share of all that prompts "
+            "had. Passed over: there, but sooner computed again than fetched.",
+            link="KV tiers",
+        )
+
+
+def _blocks(row: Mapping[str, Any], name: str) -> str:
+    return count(row[name]) if name in row else MISSING
+
+
+def _bytes(row: Mapping[str, Any], name: str) -> str:
+    return size(row[name]) if name in row else MISSING
