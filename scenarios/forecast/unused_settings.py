@@ -48,6 +48,12 @@ def unused_knobs(scenario: Scenario) -> list[str]:
             f"engine.max_num_batched_tokens limits no batch under scheduler {engine.scheduler}; "
             "it only sizes the memory kept for activations"
         )
+    if not engine.kv_tiers:
+        notes += [
+            f"engine.{knob} has no effect without engine.kv_tiers"
+            for knob in ("kv_tier_writes", "kv_tier_reads")
+            if getattr(engine, knob) != getattr(defaults, knob)
+        ]
     return notes
 
 
@@ -64,6 +70,8 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
         )
     if scenario.engine.weight_dtype != "auto":
         notes.append("engine.weight_dtype has no effect on a fixed latency, only on memory")
+    if scenario.engine.kv_tiers:
+        notes.append("engine.kv_tiers: how fast they are has no effect on a fixed latency")
     if scenario.experts is not None:
         notes.append("experts has no effect on a fixed latency")
     if scenario.workload.sampling is not None:

@@ -99,6 +99,9 @@ def _vllm(scenario: Scenario) -> Iterator[str]:
         yield from ("--max-num-queued-reqs", str(engine.max_num_queued_reqs))
     if engine.kv_offloading_size_gib:
         yield from ("--kv-offloading-size", f"{engine.kv_offloading_size_gib:g}")
+    if engine.kv_tiers:  # how large they are is LMCache's own configuration
+        connector = '{"kv_connector":"LMCacheConnectorV1","kv_role":"kv_both"}'
+        yield from ("--kv-transfer-config", connector)
 
 
 def _sglang(scenario: Scenario) -> Iterator[str]:

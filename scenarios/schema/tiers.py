@@ -20,9 +20,8 @@ class KvTier(Section):
 
     # host memory, behind the GPU's host link; NVMe behind that; a store that all replicas share
     kind: Literal["host", "nvme", "shared"]
-    size_gib: Annotated[
-        float, Field(gt=0, le=1e9, allow_inf_nan=False)
-    ]  # for each GPU; shared: all
+    # for each GPU; of a shared store all of it
+    size_gib: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
     # for each GPU; by default 6.5 from NVMe and 21.75 from a shared store
     read_gb_per_s: Positive | None = None
     write_gb_per_s: Positive | None = None  # by default 3.5 to NVMe and 21.75 to a shared store

@@ -51,7 +51,7 @@ def shared_store(groups: Sequence[ReplicaGroup]) -> Tier | None:
     ValueError where groups say different things of it, or have unlike blocks.
     """
     found = {
-        (spec.num_blocks, spec.ttl_s, group.config.block_size, group.kv_cache_dtype)
+        (spec.num_blocks, spec.ttl_s, group.config.block_size, group.kv_cache_dtype, group.gpus)
         for group in groups
         for spec in group.config.kv_tiers
         if spec.kind == "shared"
@@ -61,7 +61,7 @@ def shared_store(groups: Sequence[ReplicaGroup]) -> Tier | None:
             "groups that share a store need blocks alike (block_size, kv_cache_dtype, GPUs of a "
             "replica) and one size and ttl_s of it"
         )
-    for num_blocks, ttl_s, _, _ in found:
+    for num_blocks, ttl_s, *_ in found:
         return Tier(num_blocks, ttl_s)
     return None
 

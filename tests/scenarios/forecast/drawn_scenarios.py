@@ -41,6 +41,15 @@ FRONT_ENDS: Sequence[Section] = (
     {"per_request_us": 3100.0, "per_output_token_us": 11000.0, "latency_us": 900.0},
 )  # fmt: skip
 
+_KV_TIERS = st.sampled_from(
+    [
+        [{"kind": "host", "size_gib": 0.05}, {"kind": "nvme", "size_gib": 1.0, "ttl_s": 2.0}],
+        [{"kind": "nvme", "size_gib": 0.05, "write_gb_per_s": 0.1}],
+        [{"kind": "host", "size_gib": 0.05}, {"kind": "shared", "size_gib": 1.0}],
+        [{"kind": "shared", "size_gib": 0.1, "latency_us": 5000.0}],
+    ]
+)
+
 
 def _one_in(draw: Draw, count: int) -> bool:
     """Simple scenarios first: what is drawn least complicated is what a failure is shown with."""
@@ -141,6 +150,10 @@ def _engine(draw: Draw, workload: Section) -> Section:
         engine |= {"preferred_batch_sizes": sizes, "max_queue_delay_ms": draw(st.integers(0, 40))}
     if engine["scheduler"] in ("paged", "chunked") and engine["enable_prefix_caching"]:
         _maybe(draw, engine, 5, "kv_offloading_size_gib", st.sampled_from([0.03, 1.0]))
+        _maybe(draw, engine, 4, "kv_tiers", _KV_TIERS)
+        if "kv_tiers" in engine:
+            _maybe(draw, engine, 2, "kv_tier_writes", st.just("through"))
+            _maybe(draw, engine, 2, "kv_tier_reads", st.just("always"))
     return engine
 
 
