@@ -16,7 +16,7 @@ from scenarios.forecast.basis import basis
 from scenarios.forecast.deployment import Deployment, Drawer, deploy
 from scenarios.forecast.energy import energy
 from scenarios.forecast.front_end import described, fitted_front_end
-from scenarios.forecast.kv_tiers import kv_tier_figures
+from scenarios.forecast.kv_figures import kv_group_figures, kv_tier_figures
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
 from scenarios.forecast.saturation import saturation_warning
@@ -27,11 +27,10 @@ from sim.conservation import conserved
 from sim.engine.block_history import BlockRecorder
 from sim.engine.simulation import simulate
 from sim.kv.contiguous import largest_piece
-from sim.kv.layout import CacheLayout
 from sim.latency.protocol import LatencyModel
 from sim.metrics import UNANSWERED, summarize
 from sim.model.expert_routing import ExpertRouting
-from sim.records import Columns, Records
+from sim.records import Records
 from sim.speculation.summary import speculation_figures
 from sim.steady_state import steady_state
 
@@ -125,7 +124,7 @@ def forecast(
     if speculation is not None:
         summary["speculation"] = speculation_figures(records.iterations, speculation)
     if deployment.memory.layout is not None and records.tables is not None:
-        summary["kv_groups"] = _kv_groups(deployment.memory.layout, records.tables)
+        summary["kv_groups"] = kv_group_figures(deployment.memory.layout, records.tables)
     if records.tiers is not None:
         summary["kv_tiers"] = kv_tier_figures(deployment, records.tiers)
     if deployment.routing is not None:
@@ -305,20 +304,6 @@ def _memory_bytes(deployment: Deployment) -> dict[str, int]:
         "reserve": memory.reserve_bytes,
         "kv_cache": memory.num_gpu_blocks * memory.bytes_per_block + memory.state_bytes,
     }
-
-
-def _kv_groups(layout: CacheLayout, tables: Columns) -> list[dict[str, Any]]:
-    """What each group of layers keeps, and the most blocks that a replica held of it at once."""
-    return [
-        {
-            "kind": group.label,
-            "layers": group.num_layers,
-            "tables": group.rule.tables,
-            "window": group.rule.window or None,
-            "most_blocks": int(tables["most_blocks"][tables["rule"] == rule].max()),
-        }
-        for rule, group in enumerate(layout.groups)
-    ]
 
 
 def _experts(

@@ -1,11 +1,26 @@
-"""What the tiers of KV memory were asked for and had: a row each in the summary."""
+"""What groups of layers and tiers of KV memory held and were asked for: rows of the summary."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from scenarios.forecast.deployment import Deployment
+from sim.kv.layout import CacheLayout
 from sim.records import Columns
+
+
+def kv_group_figures(layout: CacheLayout, tables: Columns) -> list[dict[str, Any]]:
+    """What each group of layers keeps, and the most blocks that a replica held of it at once."""
+    return [
+        {
+            "kind": group.label,
+            "layers": group.num_layers,
+            "tables": group.rule.tables,
+            "window": group.rule.window or None,
+            "most_blocks": int(tables["most_blocks"][tables["rule"] == rule].max()),
+        }
+        for rule, group in enumerate(layout.groups)
+    ]
 
 
 def kv_tier_figures(deployment: Deployment, tiers: Columns) -> list[dict[str, Any]]:
