@@ -18,4 +18,4 @@ def tiers_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     rows = summary.get("kv_tiers")
     if not isinstance(rows, list):
         return []
-    return [row for row in rows if isinstance(row, Mapping) and row.get("kind") in TIER_NAMES]
+    return [row for row in rows if isinstance(row, Mapping) and str(row.get("kind")) in TIER_NAMES]

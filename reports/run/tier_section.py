@@ -8,7 +8,7 @@ from typing import Any
 from reports.page.page import Section, panel, table
 from reports.run.model_rows import size
 from reports.run.tier_rows import TIER_NAMES, tiers_of
-from scenarios.quantity import MISSING, count, percent
+from scenarios.quantity import MISSING, count, figure_of, percent
 
 _HEAD = ["Tier", "Room", "Held at the end", "Prompt blocks found", "Share of all", "Passed over",
          "Read", "Written"]  # fmt: skip
@@ -22,7 +22,7 @@ def tier_sections(summary: Mapping[str, Any]) -> Iterator[Section]:
             _blocks(row, "blocks"),
             _blocks(row, "held_blocks"),
             _blocks(row, "found_blocks"),
-            percent(row.get("hit_rate")),
+            percent(figure_of(row, "hit_rate")),
             _blocks(row, "passed_over_blocks"),
             _bytes(row, "read_bytes"),
             _bytes(row, "written_bytes"),
@@ -41,8 +41,10 @@ def tier_sections(summary: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def _blocks(row: Mapping[str, Any], name: str) -> str:
-    return count(row[name]) if name in row else MISSING
+    blocks = figure_of(row, name)
+    return MISSING if blocks is None else count(blocks)
 
 
 def _bytes(row: Mapping[str, Any], name: str) -> str:
-    return size(row[name]) if name in row else MISSING
+    moved = figure_of(row, name)
+    return MISSING if moved is None else size(moved)

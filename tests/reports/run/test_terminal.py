@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 
 from reports.run.terminal import summary_table
+from reports.run.tier_section import tier_sections
 from scenarios.quantity import MISSING
 
 
@@ -77,3 +78,21 @@ def test_speculation_says_what_was_expected_and_what_came(make_batched_run):
     assert f"Acceptance length, achieved:{'2.76':>22}" in lines
     assert f"Draft acceptance rate (%):{'43.98':>24}" in lines
     assert f"Time spent drafting (%):{'18.00':>26}" in lines
+
+
+def test_tiers_have_a_line_and_a_row_each(make_batched_run):
+    summary = make_batched_run([6], rows=1).summary
+    assert "blocks found" not in rendered(summary) and not list(tier_sections(summary))
+    blocks = {"found_blocks": 6, "blocks": 1024, "held_blocks": 9, "passed_over_blocks": 3}
+    summary["kv_tiers"] = [
+        {"kind": "device", "hit_rate": 0.25, "found_blocks": 5},
+        {"kind": "shared", "hit_rate": 0.3, **blocks, "read_bytes": 2e9, "written_bytes": 0},
+        {"kind": "<b>", "hit_rate": 0.3},
+        {"kind": [], "hit_rate": 0.3},
+    ]
+    lines = [line for line in rendered(summary).splitlines() if "blocks found" in line]
+    assert [line.split(":")[1].strip() for line in lines] == ["25.00", "30.00"]
+    assert all(len(line) == 50 for line in lines)
+    (section,) = tier_sections(summary)
+    (table,) = section.parts
+    assert "store of all replicas" in table and "<b>" not in table

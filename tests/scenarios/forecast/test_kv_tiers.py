@@ -5,6 +5,7 @@ import pytest
 from scenarios.errors import InputError
 from scenarios.forecast.deployment import deploy
 from scenarios.forecast.forecast import forecast
+from scenarios.forecast.run_details import operator_seconds
 from scenarios.schema.load import load_scenario
 from sim.kv.tiers import TierSpec
 
@@ -58,6 +59,19 @@ def test_a_row_for_each_tier_and_the_time_of_reading() -> None:
         NONE, f"engine.kv_tiers=[{HOST}, {NVME}]", "engine.kv_tier_writes=through"
     ).summary["kv_tiers"]
     assert through[1]["stored_blocks"] > rows["host"]["stored_blocks"]
+
+
+@pytest.mark.parametrize("ahead", ["true", "false"])
+def test_the_parts_of_the_time_add_up_with_tiers(ahead: str) -> None:
+    ran = figures(
+        NONE, f"engine.kv_tiers=[{HOST}, {NVME}]", f"engine.async_scheduling={ahead}",
+        "engine.scheduler=chunked", "latency.swapped_block_us=2",
+    )  # fmt: skip
+    duration_s = ran.records.iterations["duration_s"]
+    assert sum(ran.summary["time_parts_s"].values()) == pytest.approx(duration_s.sum())
+    by_class = operator_seconds(ran.deployment, ran.records.iterations)
+    assert sum(by_class.values()) == pytest.approx(duration_s, rel=1e-5)
+    assert (by_class["swap"] >= 0.999 * ran.records.iterations["tier_s"]).all()
 
 
 def test_what_is_slower_to_fetch_than_to_compute_is_computed() -> None:
