@@ -35,6 +35,7 @@ WORDS = {
     "tables": "the package aiconfigurator-core (no wheels for this machine)",
     "ray": "Ray (extra cluster)",
     "dash": "Dash (extra ui)",
+    "tokenizers": "the package tokenizers",
     "kaleido": "kaleido (extra images)",
     "not-root": "a user who may not read and write everything, as root may",
     "linux": "Linux",
@@ -58,6 +59,7 @@ _MET: dict[str, Callable[[], bool]] = {
     "tables": lambda: find_spec("aiconfigurator_core") is not None,
     "ray": lambda: find_spec("ray") is not None,
     "dash": lambda: find_spec("dash") is not None,
+    "tokenizers": lambda: find_spec("tokenizers") is not None,
     "kaleido": lambda: find_spec("kaleido") is not None,
     "not-root": lambda: os.geteuid() != 0,
     "linux": lambda: sys.platform == "linux",
@@ -103,3 +105,4 @@ linux = pytest.mark.needs("linux")
 
 KERNELS = reason("kernels")
 DASH = reason("dash")
+TOKENIZERS = reason("tokenizers")

@@ -44,7 +44,8 @@ def plan_scenario(
         "description": description,
         "model": model,
         "hardware": {"gpu": serving.gpus[0], "tensor_parallel": degrees[0]},
-        "engine": serving.engine.model_dump(),
+        # What is left to the engine goes by the GPU.
+        "engine": serving.engine.model_dump(exclude_none=True),
         "latency": serving.latency.model_dump(),
         "workload": {
             "arrivals": {"process": "poisson", "request_rate": request_rate},

@@ -151,8 +151,10 @@ class ClusterReplica(Engine):
         queued = -(-self.pool.queued_tokens // self.allocator.block_size)
         blocks += queued * self.allocator.growing_tables
         blocks += self.growth(self._past(self._going_on_rank, now_s))
-        self.kv_floor = blocks / self.num_blocks
-        return self.kv_floor
+        share = blocks / self.num_blocks
+        # What sequences give back while they run is no reason to look anew.
+        self.kv_floor = 0.0 if self.allocator.gives_back_early else share
+        return share
 
     def num_cached(self, hashes: Sequence[int], now_s: float, more_than: int) -> int:
         """Blocks of a prompt that are found here; or 0, where no more than so many are."""

@@ -42,6 +42,7 @@ class BlockAllocator:
     rules: tuple[TableRule, ...] = ()  # of the tables of a sequence; none: one, and nothing special
     growing_tables = 1  # that every token of a sequence is written to
     lengthening_tables = 1  # that take a block when a sequence begins one
+    gives_back_early = False  # whether a sequence gives up blocks before it ends
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = False) -> None:
         if num_blocks < 1 or block_size < 1:

@@ -45,6 +45,7 @@ class GroupedAllocator(BlockAllocator):
         if prefix_caching and not all(rule.lengthens for rule in rules):
             raise ValueError("a state is not cached: no prefix is found again beside one")
         self.growing_tables = sum(rule.tables for rule in rules if rule.grows)
+        self.gives_back_early = any(rule.gives_back for rule in rules)
         # Those that take a block when a sequence begins one.
         self.lengthening_tables = sum(rule.tables for rule in rules if rule.lengthens)
         self.skipped = 0  # entries that are `NULL`, of tables that grow

@@ -13,6 +13,7 @@ from scenarios.forecast.requests import draw_workload
 from scenarios.forecast.trace_opening import open_trace, read_scenario_trace, token_counter
 from scenarios.schema.load import parse_scenario
 from sim.workload import TraceError, read_trace
+from tests import needs
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
 
@@ -52,7 +53,7 @@ def test_a_tokenizer_is_a_file_that_is_there(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_counts_a_traces_text(tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason=needs.TOKENIZERS)
     words = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?")
     )

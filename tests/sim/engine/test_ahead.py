@@ -171,7 +171,7 @@ def test_the_scenario_leaps_as_it_steps_and_gains() -> None:
         "latency.host_overhead.per_iteration_us=400",
     )
     ahead, plain = figures(*given), figures(*given, "engine.async_scheduling=false")
-    assert ahead["output_throughput"] > 1.1 * plain["output_throughput"]
+    assert ahead["output_throughput"] > 1.05 * plain["output_throughput"]
     assert ahead["time_parts_s"]["host"] < 0.05 * plain["time_parts_s"]["host"]
     for part in ("linear", "attention", "logits"):
         assert ahead["time_parts_s"][part] == pytest.approx(plain["time_parts_s"][part], rel=0.02)

@@ -130,6 +130,27 @@ def test_pools_leap_as_they_step(
     assert_everything_is_served(leapt, workload)
 
 
+def test_a_router_that_counts_blocks_sees_those_that_windows_give_back() -> None:
+    rules = (TableRule("full", 0, 1), TableRule("sliding", 2, 1))
+    config = EngineConfig(
+        max_num_seqs=1, max_num_batched_tokens=2, block_size=4, enable_prefix_caching=False,
+        async_scheduling=True, table_rules=rules,
+    )  # fmt: skip
+    workload = Workload(
+        arrival_s=np.zeros(11),
+        prompt_tokens=np.array([1] * 8 + [51, 53, 8]),
+        output_tokens=np.array([1] * 8 + [5, 2, 1]),
+        max_tokens=np.array([2] * 8 + [6, 3, 2]),
+    )
+    pools = [
+        group((config, 19), "chunked", 2, role="prefill", kv_bytes_per_token=1000.0),
+        group((config, 19), "chunked", 2, role="decode"),
+    ]
+    how = {"router": "least_kv", "kv_link": KvLink(2e5, 0.003)}
+    leapt, _ = serve(workload, pools, **how)
+    assert_same_records(leapt, serve(workload, pools, leap=False, **how)[0])
+
+
 @settings(max_examples=60, deadline=None)
 @given(workload=workloads(), engine=hybrid_engines(), stages=st.integers(2, 4))
 def test_a_pipeline_serves_all(
