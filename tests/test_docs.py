@@ -145,6 +145,9 @@ def test_what_is_not_run_says_why() -> None:
     assert len(run) > 0.7 * len(ALL)
 
 
+DONE: set[tuple[str, ...]] = set()  # commands that have been run
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if runs(page)]
 )
@@ -154,7 +157,11 @@ def test_the_commands_of_a_page_run_in_the_order_it_gives_them(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     for words in runs(page):
+        alone = words[0] in ("run", "sweep", "plan") and not {"--out", "-o"} & set(words)
+        if alone and words in DONE and not page.read_text(encoding="utf-8").count("runs/"):
+            continue  # another page's, and no command here reads what it left
         outcome = orcast(*small(list(words)))
+        DONE.add(words)
         assert outcome.status == 0, f"orcast {' '.join(words)}: {outcome.stderr}"
 
 

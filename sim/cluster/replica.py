@@ -251,6 +251,7 @@ class ClusterReplica(Engine):
         """These can never be served, got no place in the queue, or left it."""
         self.gone_s += [now_s] * len(requests)
         self.num_outstanding -= len(requests)
+        self.kv_floor = -1.0
         for request in requests:
             self.pool.queued_tokens -= request.prompt_tokens * self.pool.num_sequences(request)
         if requests:

@@ -95,7 +95,11 @@ def drawn_scenarios(draw: Draw) -> Section:
     if mixture and draw(st.booleans()):
         content["experts"] = {"routing": "zipf", "exponent": 1.1}
     if _one_in(draw, 7):
-        drafts = dict(draw(st.sampled_from(SPECULATION)))
+        # A draft speaks its target's language.
+        fitting = [
+            one for one in SPECULATION if "draft_model" not in one or "llama-3" in content["model"]
+        ]
+        drafts = dict(draw(st.sampled_from(fitting)))
         if fixed and drafts["method"] not in ("ngram", "jacobi", "lookahead"):
             drafts["draft_step_ms"] = 2.0
         content["speculation"] = drafts | {"acceptance": {"rate": draw(st.floats(0, 1))}}

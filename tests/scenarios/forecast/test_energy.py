@@ -91,7 +91,13 @@ def test_a_plan_tells_what_its_fleets_draw() -> None:
 
 def test_a_sizing_tells_what_training_and_serving_draw() -> None:
     summary = size(
-        "budget-1e22", {"serving.gpus": ["h100-sxm"], "serving.tensor_parallel": [1]}
+        "budget-1e22",
+        {
+            "serving.gpus": ["h100-sxm"],
+            "serving.tensor_parallel": [1],
+            "serving.engine": {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
+            "over_training.sizes": [0.5],
+        },
     ).summary
     found = summary["electricity"]
     hours = summary["training"]["cost"]["gpu_hours"]
