@@ -105,6 +105,7 @@ def _to_deploy(chosen: Outcome, asked: Plan, target: Target) -> dict[str, Any]:
     assert chosen.candidate.scenario is not None and chosen.replicas is not None
     return to_deploy(
         chosen.candidate.scenario,
+        gpus=chosen.candidate.gpus_per_replica,
         replicas=chosen.replicas,
         serving=max(1, chosen.replicas - asked.n_plus),
         rate_per_s=target.peak_per_s,

@@ -11,6 +11,7 @@ from typing import Any
 
 from scenarios import library
 from scenarios.model_library import IDS_FILE
+from scenarios.schema.hardware import Hardware
 from scenarios.schema.scenario import Scenario
 
 # What a cluster calls a device, by how its name begins.
@@ -26,12 +27,12 @@ PORT = 8000
 
 
 def to_deploy(
-    scenario: Scenario, *, replicas: int, serving: int, rate_per_s: float
+    scenario: Scenario, *, gpus: int, replicas: int, serving: int, rate_per_s: float
 ) -> dict[str, Any]:
     """``vllm``, ``sglang``: one replica's command line; ``kubernetes``: YAML of all of them.
 
-    None, with a line in ``notes``, where the engine has no such scheduler. ``scenario``: the
-    deployment without its spares under the whole load, to be forecast again.
+    gpus: of a replica. None, with a line in ``notes``, where the engine has no such scheduler.
+    ``scenario``: the deployment without its spares under the whole load, to be forecast again.
     """
     engine = scenario.engine
     found: dict[str, Any] = {"vllm": None, "sglang": None, "kubernetes": None, "notes": []}
@@ -44,7 +45,7 @@ def to_deploy(
     arguments = [*_vllm(scenario)]
     found["vllm"] = shlex.join(["vllm", "serve", *arguments])
     found["sglang"] = shlex.join(["python", "-m", "sglang.launch_server", *_sglang(scenario)])
-    found["kubernetes"] = _kubernetes(scenario, arguments, replicas)
+    found["kubernetes"] = _kubernetes(scenario, arguments, gpus, replicas)
     found["notes"] = list(_notes(scenario))
     return found
 
@@ -63,12 +64,12 @@ def _vllm(scenario: Scenario) -> Iterator[str]:
     for flag, degree in (
         ("--tensor-parallel-size", hardware.tensor_parallel),
         ("--pipeline-parallel-size", hardware.pipeline_parallel),
-        ("--data-parallel-size", hardware.data_parallel),
+        ("--data-parallel-size", _ranks(hardware)),
         ("--decode-context-parallel-size", hardware.decode_context_parallel),
     ):
         if degree > 1:
             yield from (flag, str(degree))
-    if hardware.expert_parallel > 1:
+    if hardware.expert_parallel > 1 or hardware.experts_over > 1:
         yield "--enable-expert-parallel"
     # What the forecast took is said even where it is the default today.
     yield from ("--max-num-seqs", str(engine.max_num_seqs))
@@ -107,14 +108,18 @@ def _vllm(scenario: Scenario) -> Iterator[str]:
 def _sglang(scenario: Scenario) -> Iterator[str]:
     engine, hardware = scenario.engine, scenario.hardware
     yield from ("--model-path", checkpoint(scenario.model))
+    ranks, shared = _ranks(hardware), hardware.expert_parallel > 1
     for flag, degree in (
-        ("--tp-size", hardware.tensor_parallel),
+        # Its data-parallel ranks of a mixture are among the tensor-parallel ones.
+        ("--tp-size", hardware.tensor_parallel * (ranks if shared else 1)),
         ("--pp-size", hardware.pipeline_parallel),
-        ("--dp-size", hardware.data_parallel),
-        ("--ep-size", hardware.expert_parallel),
+        ("--dp-size", ranks),
+        ("--ep-size", max(hardware.expert_parallel, hardware.experts_over)),
     ):
         if degree > 1:
             yield from (flag, str(degree))
+    if shared:
+        yield "--enable-dp-attention"
     yield from ("--max-running-requests", str(engine.max_num_seqs))
     yield from ("--chunked-prefill-size", str(engine.max_num_batched_tokens))
     yield from ("--mem-fraction-static", f"{engine.gpu_memory_utilization:g}")
@@ -128,6 +133,11 @@ def _sglang(scenario: Scenario) -> Iterator[str]:
         yield from ("--kv-cache-dtype", "fp8_e4m3")
     if not engine.enable_prefix_caching:
         yield "--disable-radix-cache"
+
+
+def _ranks(hardware: Hardware) -> int:
+    """Ranks with sequences of their own: engines apart, or those that share out experts."""
+    return hardware.data_parallel if hardware.data_parallel > 1 else hardware.expert_parallel
 
 
 def _again(scenario: Scenario, serving: int, rate_per_s: float) -> dict[str, Any]:
@@ -144,16 +154,19 @@ def _notes(scenario: Scenario) -> Iterator[str]:
         yield f"weights in {scenario.engine.weight_dtype} need a checkpoint that has them so"
     if scenario.engine.scheduling_policy not in ("fcfs", "priority"):
         yield f"no engine has a flag for scheduling_policy {scenario.engine.scheduling_policy}"
+    hardware = scenario.hardware
+    if min(hardware.tensor_parallel, hardware.expert_parallel) > 1 == hardware.data_parallel:
+        yield "vLLM keeps each expert whole on one GPU; the forecast splits it by tensor_parallel"
     if scenario.speculation is not None:
         yield "speculation is not in these commands: add the engine's own flags for it"
     yield "the commands were made from the forecast's settings and not run"
 
 
-def _kubernetes(scenario: Scenario, arguments: list[str], replicas: int) -> list[dict[str, Any]]:
+def _kubernetes(
+    scenario: Scenario, arguments: list[str], gpus: int, replicas: int
+) -> list[dict[str, Any]]:
     """A Deployment of all replicas, and the Service before them."""
-    hardware = scenario.hardware
     name = "".join(c if c.isalnum() else "-" for c in scenario.model.lower()).strip("-")[-50:]
-    count = hardware.tensor_parallel * hardware.pipeline_parallel * hardware.data_parallel
     labels = {"app": name}
     container = {
         "name": "engine",
@@ -161,7 +174,7 @@ def _kubernetes(scenario: Scenario, arguments: list[str], replicas: int) -> list
         "command": ["vllm", "serve"],
         "args": arguments,
         "ports": [{"containerPort": PORT}],
-        "resources": {"limits": {_resource(scenario): count}},
+        "resources": {"limits": {_resource(scenario): gpus}},
         "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108 - in the pod
     }

@@ -12,6 +12,7 @@ from scenarios.errors import InputError
 from scenarios.forecast.forecast import forecast
 from scenarios.plan.answer import front
 from scenarios.plan.candidates import candidates_of
+from scenarios.plan.deploying import to_deploy
 from scenarios.plan.exploration import deploy_engine
 from scenarios.plan.objectives import objectives_of
 from scenarios.plan.plan import plan
@@ -461,3 +462,28 @@ def test_what_was_chosen_comes_with_what_to_type() -> None:
     assert again.summary["slo_met"]
     other = only("engine.scheduler=paged")["answer"]["to_deploy"]
     assert other["vllm"] is None and "scheduler paged is not" in other["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "gpus", "vllm", "sglang"),
+    [
+        # Ranks that share out experts have sequences of their own: vLLM's are data-parallel ones.
+        ("{gpu: h200-sxm, expert_parallel: 4}", 4,
+         "--data-parallel-size 4 --enable-expert-parallel",
+         "--tp-size 4 --dp-size 4 --ep-size 4 --enable-dp-attention"),
+        ("{gpu: h200-sxm, tensor_parallel: 2, data_parallel: 2, expert_parallel: 4}", 4,
+         "--tensor-parallel-size 2 --data-parallel-size 2 --enable-expert-parallel",
+         "--tp-size 4 --dp-size 2 --ep-size 4 --enable-dp-attention"),
+        ("{gpu: h200-sxm, tensor_parallel: 4, experts_over: 4}", 4,
+         "--tensor-parallel-size 4 --enable-expert-parallel", "--tp-size 4 --ep-size 4"),
+    ],
+)  # fmt: skip
+def test_commands_start_as_many_gpus_as_were_forecast(
+    hardware: str, gpus: int, vllm: str, sglang: str
+) -> None:
+    scenario = small("model=mixtral-8x7b", f"hardware={hardware}", "plan.candidates={}")
+    (candidate,) = candidates_of(scenario)
+    assert candidate.scenario is not None and candidate.gpus_per_replica == gpus
+    deployed = to_deploy(candidate.scenario, gpus=gpus, replicas=1, serving=1, rate_per_s=1.0)
+    assert f" {vllm} --max-num-seqs" in deployed["vllm"]
+    assert f" {sglang} --max-running" in deployed["sglang"]
