@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import InputError, did_you_mean
+from scenarios.forecast.verdict import NAMES
 from scenarios.schema.scenario import Scenario
 from sim.metrics import request_times_s
-
-SHORT = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2E"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Objective:
     def name(self) -> str:
         """As people write it: ``TTFT p99``, ``TPOT p95 of chat``."""
         of = "" if self.request_class is None else f" of {self.request_class}"
-        return f"{SHORT[self.metric]} p{self.percentile:g}{of}"
+        return f"{NAMES[self.metric]} p{self.percentile:g}{of}"
 
     def concerned(self, labels: NDArray[np.str_] | None, count: int) -> NDArray[np.bool_]:
         """Which of `count` requests it is about."""
@@ -62,7 +61,7 @@ def objectives_of(scenario: Scenario, *, origin: str = "scenario") -> tuple[Obje
             _check_class(scenario, request_class, f"{origin}: plan.objectives[{index}]")
         found += [
             Objective(metric, limit_ms / 1e3, group.percentile, request_class)
-            for metric in SHORT
+            for metric in NAMES
             if (limit_ms := getattr(group, f"{metric}_ms")) is not None
         ]
     if not found:
