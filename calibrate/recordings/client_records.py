@@ -6,7 +6,7 @@ Where a format keeps latencies stands with the formats of traces (`sim/workload/
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from calibrate.recordings.measurement_types import Measurement, MeasurementError
 from sim.workload.trace_entries import Entry, entries, json_object
 from sim.workload.trace_file import TraceError, TraceFile
-from sim.workload.trace_formats import PER_S, TraceFormat
+from sim.workload.trace_formats import PER_S, Keys, TraceFormat
 from sim.workload.trace_results import bench_object
 from sim.workload.traces import trace_format
 
@@ -36,7 +36,7 @@ def read_records(file: TraceFile, format: TraceFormat, label: str) -> Measuremen
 
 def _read_records(file: TraceFile, format: TraceFormat, label: str) -> Measurement:
     assert format.arrival is not None and format.latencies is not None
-    kept = [entry for entry in entries(file, format.rows) if not _beside(entry, format)]
+    kept = [entry for entry in entries(file, format.rows) if entry.counts_in(format)]
     if not kept:
         raise MeasurementError(f"{file.path}: no request in it")
     times = [entry.time(format.arrival) for entry in kept]
@@ -71,10 +71,6 @@ def _read_records(file: TraceFile, format: TraceFormat, label: str) -> Measureme
         else None,
         by_client=True,
     ).in_order_of_arrival()
-
-
-def _beside(entry: Entry, format: TraceFormat) -> bool:
-    return format.left_out is not None and entry.get(format.left_out[0]) == format.left_out[1]
 
 
 def _spans_s(entry: Entry, format: TraceFormat) -> tuple[float, float]:
@@ -113,6 +109,60 @@ class Aggregates:
     metrics: Mapping[str, Mapping[str, float]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where a tool's summary has what; `{}` in a metric's keys stands for the statistic.
+
+    unit: of the latencies; None where each metric names its own, in place of a statistic.
+    """
+
+    metrics: Mapping[str, Keys]
+    unit: str | None
+    requests: str
+    duration: str
+    request_per_s: str
+    output_per_s: str
+
+
+_WORDS = {"mean": ("mean", "avg"), "p50": ("median", "p50")}  # where tools' words differ
+
+# `vllm bench serve` and `sglang.bench_serving`
+_BENCH = _Layout(
+    {"ttft": ("{}_ttft_ms",), "tpot": ("{}_tpot_ms",), "e2e": ("{}_e2el_ms", "{}_e2e_latency_ms")},
+    "ms",
+    requests="completed",
+    duration="duration",
+    request_per_s="request_throughput",
+    output_per_s="output_throughput",
+)
+# AIPerf's and genai-perf's export
+_PROFILE = _Layout(
+    {
+        "ttft": ("time_to_first_token.{}",),
+        "tpot": ("inter_token_latency.{}",),
+        "e2e": ("request_latency.{}",),
+    },
+    None,
+    requests="request_count.avg",
+    duration="benchmark_duration.avg",
+    request_per_s="request_throughput.avg",
+    output_per_s="output_token_throughput.avg",
+)
+# inference-perf's summary_lifecycle_metrics.json
+_PERF = _Layout(
+    {
+        "ttft": ("successes.latency.time_to_first_token.{}",),
+        "tpot": ("successes.latency.time_per_output_token.{}",),
+        "e2e": ("successes.latency.request_latency.{}",),
+    },
+    "s",
+    requests="successes.count",
+    duration="load_summary.send_duration",
+    request_per_s="successes.throughput.requests_per_sec",
+    output_per_s="successes.throughput.output_tokens_per_sec",
+)
+
+
 def aggregates_in(path: Path, label: str | None = None) -> Aggregates | None:
     """The aggregates of a file that has no requests; None where it has, or is something else.
 
@@ -128,12 +178,12 @@ def aggregates_in(path: Path, label: str | None = None) -> Aggregates | None:
     label = label or str(path)
     if format.name == "aggregates":
         entry = Entry(file, 1, json_object(file))
-        found = _perf(entry, label) if entry.get("successes") else _profile(entry, label)
+        found = _aggregates(entry, _PERF if entry.get("successes") else _PROFILE, label)
     elif format.name == "vllm-bench":
         entry = Entry(file, 1, bench_object(file).row)
         if "ttfts" in entry.row or "itls" in entry.row or "input_lens" in entry.row:
             return None
-        found = _bench(entry, label)
+        found = _aggregates(entry, _BENCH, label)
     else:
         return None
     if not any(found.metrics.values()):
@@ -141,82 +191,34 @@ def aggregates_in(path: Path, label: str | None = None) -> Aggregates | None:
     return found
 
 
-def _bench(entry: Entry, label: str) -> Aggregates:
-    """A summary of vLLM's or SGLang's client: mean_ttft_ms, p99_tpot_ms, and so on."""
-    names = {"ttft": ("ttft",), "tpot": ("tpot",), "e2e": ("e2el", "e2e_latency")}
-    metrics = {}
-    for metric, known in names.items():
-        found: dict[str, float] = {}
-        for statistic in STATISTICS:
-            words = ("median", "p50") if statistic == "p50" else (statistic,)
-            keys = [f"{word}_{name}_ms" for word in words for name in known]
-            found |= _value(entry, statistic, keys, 1.0)
-        metrics[metric] = found
-    completed = _number(entry, "completed")
+def _aggregates(entry: Entry, layout: _Layout, label: str) -> Aggregates:
+    requests = _number(entry, layout.requests)
     return Aggregates(
         label,
-        None if completed is None else round(completed),
-        _number(entry, "duration"),
-        _number(entry, "request_throughput"),
-        _number(entry, "output_throughput"),
-        metrics,
+        None if requests is None else round(requests),
+        _number(entry, layout.duration),
+        _number(entry, layout.request_per_s),
+        _number(entry, layout.output_per_s),
+        {
+            metric: dict(_statistics_ms(entry, keys, layout.unit))
+            for metric, keys in layout.metrics.items()
+        },
     )
 
 
-def _profile(entry: Entry, label: str) -> Aggregates:
-    """AIPerf's and genai-perf's export: a section for each metric, with its unit."""
-    names = {"ttft": "time_to_first_token", "tpot": "inter_token_latency", "e2e": "request_latency"}
-    metrics = {}
-    for metric, name in names.items():
-        unit = str(entry.get(f"{name}.unit") or "ms")
+def _statistics_ms(entry: Entry, keys: Keys, unit: str | None) -> Iterator[tuple[str, float]]:
+    """Each statistic that is there, under the first of its keys and words that is."""
+    if unit is None:
+        key = keys[0].format("unit")
+        unit = str(entry.get(key) or "ms")
         if unit not in PER_S:
-            raise MeasurementError(f"{entry.file.path}:1: {name}.unit is {unit!r:.40}, expected ms")
-        found: dict[str, float] = {}
-        for statistic in STATISTICS:
-            key = f"{name}.{'avg' if statistic == 'mean' else statistic}"
-            found |= _value(entry, statistic, [key], 1e3 / PER_S[unit])
-        metrics[metric] = found
-    requests, rate = _number(entry, "request_count.avg"), _number(entry, "request_throughput.avg")
-    return Aggregates(
-        label,
-        None if requests is None else round(requests),
-        _number(entry, "benchmark_duration.avg"),
-        rate,
-        _number(entry, "output_token_throughput.avg"),
-        metrics,
-    )
-
-
-def _perf(entry: Entry, label: str) -> Aggregates:
-    """inference-perf's summary_lifecycle_metrics.json, in s."""
-    names = {"ttft": "time_to_first_token", "tpot": "time_per_output_token",
-             "e2e": "request_latency"}  # fmt: skip
-    metrics = {}
-    for metric, name in names.items():
-        found: dict[str, float] = {}
-        for statistic in STATISTICS:
-            words = ("median", "p50") if statistic == "p50" else (statistic,)
-            keys = [f"successes.latency.{name}.{word}" for word in words]
-            found |= _value(entry, statistic, keys, 1e3)
-        metrics[metric] = found
-    requests = _number(entry, "successes.count")
-    return Aggregates(
-        label,
-        None if requests is None else round(requests),
-        _number(entry, "load_summary.send_duration"),
-        _number(entry, "successes.throughput.requests_per_sec"),
-        _number(entry, "successes.throughput.output_tokens_per_sec"),
-        metrics,
-    )
-
-
-def _value(entry: Entry, statistic: str, keys: list[str], scale: float) -> dict[str, float]:
-    """The first of the keys that is there, under the statistic's name."""
-    for key in keys:
-        found = _number(entry, key)
+            raise MeasurementError(f"{entry.file.path}:1: {key} is {unit!r:.40}, expected ms")
+    for statistic in STATISTICS:
+        names = (key.format(word) for word in _WORDS.get(statistic, (statistic,)) for key in keys)
+        values = (_number(entry, name) for name in names)
+        found = next((value for value in values if value is not None), None)
         if found is not None:
-            return {statistic: found * scale}
-    return {}
+            yield statistic, found * (1e3 / PER_S[unit])
 
 
 def _number(entry: Entry, key: str) -> float | None:

@@ -8,6 +8,7 @@ tenth or two, and says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,11 +77,7 @@ def read_conversations(
         follows=follows,
         think_s=[0.0] * len(prompt),
         notes=_notes(conversations, len(prompt), unanswered, timed > 0, count is not None),
-    ).workload(file if labels is None else _labelled(file, labels))
-
-
-def _labelled(file: TraceFile, labels: list[str]) -> TraceFile:
-    return TraceFile(file.path, file.text, labels, file.table)
+    ).workload(replace(file, labels=labels))
 
 
 def _notes(

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sim.workload.trace_file import TraceError, TraceFile, shown
-from sim.workload.trace_formats import PER_S, Keys, Time, Unit
+from sim.workload.trace_formats import PER_S, Keys, Time, TraceFormat, Unit
 
 MOST_TOKENS = 2**31 - 1
 LARGEST_ID = 2**63 - 1
@@ -44,6 +44,10 @@ class Entry:
     def first(self, keys: Keys) -> str:
         """The first of the keys that is there, else the first."""
         return next((key for key in keys if self.get(key) is not None), keys[0])
+
+    def counts_in(self, format: TraceFormat) -> bool:
+        """Whether it is not of those that the format leaves out: a warm-up's, say."""
+        return format.left_out is None or self.get(format.left_out[0]) != format.left_out[1]
 
     def given(self, key: str) -> str:
         """What is said about a key, for an error message."""

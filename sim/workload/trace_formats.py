@@ -31,13 +31,12 @@ class Time:
 class Latencies:
     """What a format says of each request's answer: its first token, and its end.
 
-    Either as spans from the sending (`ttft`, `e2e`) or as times on the arrival's clock (`first`,
-    `end`); `gaps`: the times between tokens, `token_times`: those of all of them.
+    Either as spans from the sending (`ttft`, `e2e`) or as times on the arrival's clock (`end`,
+    and `token_times`, of all tokens).
     """
 
     ttft: Time | None = None
     e2e: Time | None = None
-    first: Time | None = None
     end: Time | None = None
     token_times: Time | None = None
 

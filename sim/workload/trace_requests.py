@@ -29,7 +29,7 @@ def read_requests(
     found = list(entries(file, format.rows))
     if not found:
         raise file.error(1, "no request in it, expected at least one")
-    counted = [entry for entry in found if not _does_not_count(entry, format)]
+    counted = [entry for entry in found if entry.counts_in(format)]
     notes = []
     if len(counted) < len(found) and format.left_out is not None:
         key, value = format.left_out
@@ -74,10 +74,6 @@ def _tokens(entry: Entry, keys: Keys, failed: bool) -> int:
     if failed and entry.get(entry.first(keys)) is None:
         return 0
     return entry.tokens(keys)
-
-
-def _does_not_count(entry: Entry, format: TraceFormat) -> bool:
-    return format.left_out is not None and entry.get(format.left_out[0]) == format.left_out[1]
 
 
 def _names(found: Sequence[Entry], format: TraceFormat) -> list[str] | None:

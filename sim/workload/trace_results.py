@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,12 @@ def read_aggregates(file: TraceFile) -> Workload:
     ).workload(file)
 
 
+@dataclass(frozen=True, slots=True)
 class BenchObject:
     """One result, and what is to be known of it."""
 
-    def __init__(self, row: dict[str, Any], notes: tuple[str, ...] = ()) -> None:
-        self.row, self.notes = row, notes
+    row: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def bench_object(file: TraceFile) -> BenchObject:
