@@ -91,17 +91,16 @@ def fit(
     )
 
     # Over what answers as long usually take: over each one's own time, means would come out low.
-    usual_s = np.empty(len(rows))
-    place = {row: at for at, row in enumerate(rows.tolist())}
+    usual_s = np.empty(len(measured.e2e_s))
     for group in by_output:
-        usual_s[[place[row] for row in group.tolist()]] = measured.e2e_s[group].mean()
+        usual_s[group] = measured.e2e_s[group].mean()
 
     def errors(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Relative errors: of each request's E2E, and of mean TTFTs of requests of like prompts."""
         key = tuple(at.tolist())
         if key not in asked:
             found = forecast(dict(zip(names, key, strict=True)))
-            e2e = (found.e2e_s[rows] - measured.e2e_s[rows]) / usual_s
+            e2e = (found.e2e_s[rows] - measured.e2e_s[rows]) / usual_s[rows]
             ttft = np.array(
                 [
                     found.ttft_s[group].mean() / measured.ttft_s[group].mean() - 1.0

@@ -106,13 +106,7 @@ def _phase_events(iterations: Columns, row: int, replica: int, at_s: float) -> I
 
 
 def _request_events(records: RunRecords, start_s: float, end_s: float) -> Iterator[Event]:
-    requests, preemptions = records.requests, records.preemptions
-    pauses: dict[int, list[tuple[float, float]]] = {}
-    for request, at_s, back_s in zip(
-        *(preemptions[name].tolist() for name in ("request", "preempted_s", "resumed_s")),
-        strict=True,
-    ):
-        pauses.setdefault(request, []).append((at_s, back_s))
+    requests, pauses = records.requests, _pauses(records.preemptions)
     done = ~np.asarray(requests["rejected"], dtype=bool)
     done &= (requests["finished_s"] > start_s) & (requests["arrival_s"] < end_s)
     for row in np.flatnonzero(done).tolist():
@@ -140,6 +134,17 @@ def _request_events(records: RunRecords, start_s: float, end_s: float) -> Iterat
         yield {"ph": "e", "name": name, "ts": _us(finished_s), **head}
 
 
+def _pauses(preemptions: Columns) -> dict[int, list[tuple[float, float]]]:
+    """From when until when each request that was preempted was out, by its number."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for request, at_s, back_s in zip(
+        *(preemptions[name].tolist() for name in ("request", "preempted_s", "resumed_s")),
+        strict=True,
+    ):
+        found.setdefault(request, []).append((at_s, back_s))
+    return found
+
+
 def _us(seconds: float) -> float:
     return round(float(seconds) * 1e6, 3)
 
@@ -151,7 +156,7 @@ def token_times_s(records: RunRecords) -> list[Floats]:
     for the time it was preempted. Where that does not add up to its output (more than one token an
     iteration, iterations it sat out) its tokens are spread evenly.
     """
-    requests, iterations, preemptions = records.requests, records.iterations, records.preemptions
+    requests, iterations = records.requests, records.iterations
     decodes = iterations["decode_seqs"] > 0
     ended_s = iterations["start_s"] + iterations["duration_s"]
     # Behind a front end tokens are shown as the clients saw them; what is whose goes by the
@@ -162,17 +167,11 @@ def token_times_s(records: RunRecords) -> list[Floats]:
         rows = np.flatnonzero((iterations["replica"] == replica) & decodes)
         rows = rows[np.argsort(ended_s[rows], kind="stable")]
         ends[replica] = ended_s[rows], seen_s[rows]
+    shown_last = "last_token_s" if "last_token_s" in requests else "finished_s"
     first_name, last_name = "engine_first_token_s", "engine_last_token_s"
     if first_name not in requests:
-        first_name = "first_token_s"
-        last_name = "last_token_s" if "last_token_s" in requests else "finished_s"
-    shown_last = "last_token_s" if "last_token_s" in requests else "finished_s"
-    pauses: dict[int, list[tuple[float, float]]] = {}
-    for request, at_s, back_s in zip(
-        *(preemptions[name].tolist() for name in ("request", "preempted_s", "resumed_s")),
-        strict=True,
-    ):
-        pauses.setdefault(request, []).append((at_s, back_s))
+        first_name, last_name = "first_token_s", shown_last
+    pauses = _pauses(records.preemptions)
     found = []
     nothing = np.zeros(0), np.zeros(0)
     for row in np.flatnonzero(np.isfinite(requests["finished_s"])).tolist():
