@@ -19,11 +19,11 @@ def tier_sections(summary: Mapping[str, Any]) -> Iterator[Section]:
     rows = [
         [
             TIER_NAMES[row["kind"]],
-            _blocks(row, "blocks"),
-            _blocks(row, "held_blocks"),
-            _blocks(row, "found_blocks"),
+            count(figure_of(row, "blocks")),
+            count(figure_of(row, "held_blocks")),
+            count(figure_of(row, "found_blocks")),
             percent(figure_of(row, "hit_rate")),
-            _blocks(row, "passed_over_blocks"),
+            count(figure_of(row, "passed_over_blocks")),
             _bytes(row, "read_bytes"),
             _bytes(row, "written_bytes"),
         ]
@@ -38,11 +38,6 @@ def tier_sections(summary: Mapping[str, Any]) -> Iterator[Section]:
             "had. Passed over: there, but sooner computed again than fetched.",
             link="KV tiers",
         )
-
-
-def _blocks(row: Mapping[str, Any], name: str) -> str:
-    blocks = figure_of(row, name)
-    return MISSING if blocks is None else count(blocks)
 
 
 def _bytes(row: Mapping[str, Any], name: str) -> str:

@@ -128,7 +128,7 @@ class GroupedAllocator(BlockAllocator):
     def adopt(self, request: Request, hits: Sequence[int], known_tokens: int) -> None:
         tables = Tables(sum(rule.tables for rule in self.rules), len(self.rules))
         request.block_table = tables
-        every = list(tables.rows())
+        every = tables.rows()
         for number, (rule, rows) in enumerate(zip(self.rules, self._rows, strict=True)):
             skipped = rule.skipped_blocks(known_tokens, self.block_size)
             tables.starts[number] = skipped
@@ -157,7 +157,7 @@ class GroupedAllocator(BlockAllocator):
 
     def grow(self, table: list[int], num_tokens: int) -> None:
         assert isinstance(table, Tables)
-        every, size = list(table.rows()), self.block_size
+        every, size = table.rows(), self.block_size
         for number, (rule, rows) in enumerate(zip(self.rules, self._rows, strict=True)):
             length = rule.blocks_for(num_tokens, size)
             if not rule.grows:
@@ -188,7 +188,7 @@ class GroupedAllocator(BlockAllocator):
             if end <= start:
                 continue
             tables.starts[number] = end
-            every = list(tables.rows())
+            every = tables.rows()
             for row in rows:
                 self._cache_row(request, row, every[row], start, end)
                 given = [block for block in every[row][start:end] if block != NULL]
@@ -204,7 +204,7 @@ class GroupedAllocator(BlockAllocator):
         """Whether others hold a block that would be given back with so many tokens."""
         tables = request.block_table
         assert isinstance(tables, Tables)
-        every = list(tables.rows())
+        every = tables.rows()
         for start, rule, rows in zip(tables.starts, self.rules, self._rows, strict=True):
             end = rule.skipped_blocks(computed_tokens, self.block_size)
             for row in rows:
@@ -216,7 +216,7 @@ class GroupedAllocator(BlockAllocator):
         if not isinstance(table, Tables):
             assert not table, "a table that nobody made"
             return
-        every, size = list(table.rows()), self.block_size
+        every, size = table.rows(), self.block_size
         for number, (rule, rows) in enumerate(zip(self.rules, self._rows, strict=True)):
             start, full = table.starts[number], None
             if num_tokens is not None:
@@ -250,7 +250,7 @@ class GroupedAllocator(BlockAllocator):
         """The state after this block counts as computed in this step, if there is one."""
         tables = request.block_table
         assert isinstance(tables, Tables)
-        every = list(tables.rows())
+        every = tables.rows()
         for rule, rows in zip(self.rules, self._rows, strict=True):
             if rule.kind == "checkpoint":
                 for row in rows:
@@ -382,7 +382,7 @@ class GroupedAllocator(BlockAllocator):
         super().check([list(table.held()) for table in every])
         skipped = states = 0
         for table in every:
-            rows_of = list(table.rows())
+            rows_of = table.rows()
             for start, rule, rows in zip(table.starts, self.rules, self._rows, strict=True):
                 for row in rows:
                     kept = rows_of[row]

@@ -95,10 +95,9 @@ class Tables(list[int]):
         self.starts = [0] * num_rules
         self.has_states = False
 
-    def rows(self) -> Iterator[list[int]]:
+    def rows(self) -> list[list[int]]:
         """All tables."""
-        yield self
-        yield from self.further
+        return [self, *self.further]
 
     def held(self) -> Iterator[int]:
         """Every block in any of them."""
