@@ -41,19 +41,10 @@ class Forecasted(Forecast):
     @property
     def figures(self) -> dict[str, go.Figure]:
         """The report's charts by name: cdf-ttft, throughput, load, batches, kv-memory, …"""
-        import plotly.graph_objects as go
-
-        from reports.page.style import template
         from reports.run.report import run_sections
 
         sections = run_sections(self.records, scenario=self.scenario, summary=self.summary)
-        found = {}
-        for figure in (one for section in sections for one in section.figures):
-            title = {"title": {"text": figure.title}, "template": template(dark=False)}
-            margin = dict(figure.layout.get("margin", {})) | {"t": 50}
-            layout = figure.layout | title | {"margin": margin, "showlegend": bool(figure.keys)}
-            found[figure.name] = go.Figure(figure.data, layout, skip_invalid=True)
-        return found
+        return {one.name: one.as_plotly() for section in sections for one in section.figures}
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that opens offline; returns where it is."""

@@ -42,16 +42,13 @@ class Planned:
         """
         import plotly.graph_objects as go
 
-        from reports.page.style import template
         from reports.plan.figures import cost_front
         from reports.plan.words import verdict
 
         drawn = cost_front(self.answer)
         if drawn is None:
             return go.Figure(layout={"title": {"text": verdict(self.answer)}})
-        layout = drawn.layout | {"title": {"text": drawn.title}, "template": template(dark=False)}
-        layout["margin"] = drawn.layout["margin"] | {"t": 50}
-        return go.Figure(drawn.data, layout | {"showlegend": True})
+        return drawn.as_plotly(showlegend=True)
 
     def _repr_html_(self) -> str:
         """A notebook shows the answer in words above its table."""

@@ -4,16 +4,21 @@ Everything that goes into a page as text passes `escape`; everything that goes i
 text passes `plotly_text`, because Plotly reads tags in labels too.
 """
 
+from __future__ import annotations
+
 import html
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reports.page.script import SCRIPT
 from reports.page.style import dark_of_light, style_sheet, template
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as PlotlyFigure
 
 escape = html.escape
 MARK = '<meta name="generator" content="Orcast">'  # what tells that a page is one of ours
@@ -45,6 +50,18 @@ class Figure:
     keys: tuple[Key, ...] = ()
     group: str = ""  # figures of one group zoom together along x
     lanes: Mapping[str, Any] | None = None  # redrawn by the script for the window zoomed into
+
+    def as_plotly(self, **layout: Any) -> PlotlyFigure:
+        """The same for a notebook: its title inside, and a legend; with what `layout` says."""
+        from plotly.graph_objects import Figure as PlotlyFigure
+
+        own = {
+            "title": {"text": self.title},
+            "template": template(dark=False),
+            "margin": {**self.layout.get("margin", {}), "t": 50},
+            "showlegend": bool(self.keys),
+        }
+        return PlotlyFigure(self.data, self.layout | own | layout, skip_invalid=True)
 
     def html(self) -> str:
         keys = "".join(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reports.page.page import Figure
-from reports.page.style import template
 from reports.sweep.figures import heat_map, lines, points
 from scenarios.errors import did_you_mean
 from scenarios.sweep.table import SweepTable
@@ -65,24 +64,18 @@ def figure_of_frame(
     frame: DataFrame, metric: str | None, x: str | None, y: str | None
 ) -> PlotlyFigure:
     """A heat map over two axes, or lines along one. Raises ValueError for what is not there."""
-    from plotly.graph_objects import Figure as PlotlyFigure
-
     table = table_of(frame)
     if not table.num_runs:
         raise ValueError("the DataFrame has no rows")
     shown = _figure(table, metric or table.metrics[0], x, y)
-    layout = shown.layout | {
-        "template": template(dark=False),
-        "title": {"text": shown.title, "font": {"size": 15}},
-        "plot_bgcolor": "#ffffff",
-        "paper_bgcolor": "#ffffff",
-        "showlegend": bool(shown.keys),
-    }
-    layout["margin"] = layout["margin"] | {"t": 50}
     for trace in shown.data:
         if not trace.get("name"):
             trace["showlegend"] = False
-    return PlotlyFigure(data=shown.data, layout=layout)
+    return shown.as_plotly(
+        title={"text": shown.title, "font": {"size": 15}},
+        plot_bgcolor="#ffffff",
+        paper_bgcolor="#ffffff",
+    )
 
 
 def _figure(table: SweepTable, metric: str, x: str | None, y: str | None) -> Figure:
