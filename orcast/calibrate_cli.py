@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from orcast.needed import require_torch
+from orcast.options import JsonOption
 from scenarios.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _unlike_profile(meta: Mapping[str, Any], model: ModelSpec, gpu: str | None) 
 @app.command()
 def check(
     directory: Annotated[Path, typer.Argument(metavar="TABLE_DIR")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Coverage, leave-one-out error, monotonicity and gaps; exit status 1 for a broken table."""
     from calibrate.tables.check import check_table

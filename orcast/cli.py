@@ -15,6 +15,7 @@ from orcast.calibrate_cli import app as calibrate_app
 from orcast.export_cli import export
 from orcast.init_cli import init
 from orcast.list_cli import app as list_app
+from orcast.options import JsonOption, QuietOption, RunFolderOption, SetOption
 from orcast.plan_cli import plan
 from orcast.refine_cli import refine
 from orcast.replay_cli import replay
@@ -44,14 +45,6 @@ app = typer.Typer(
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, a library name, or - for stdin.")
 ]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder (default: runs/NAME).")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @app.callback()
@@ -82,13 +75,11 @@ def _version() -> str:
 def run(
     scenario: ScenarioArgument,
     set_: SetOption = None,
-    out: OutOption = None,
+    out: RunFolderOption = None,
     as_json: JsonOption = False,
     step: Annotated[bool, typer.Option("--step", help="One event an iteration; slow.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Verify invariants as it runs.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print nothing but what went wrong.")
-    ] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Simulate a scenario; print the result and write a run folder with its report."""
     from orcast.running import run_loaded

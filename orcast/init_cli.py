@@ -46,6 +46,7 @@ def init(
     """Write a commented scenario; asks for what no option says."""
     from scenarios import library
     from scenarios.errors import InputError
+    from scenarios.model_figures import degree_that_fits
     from scenarios.schema.load import load_scenario
     from scenarios.whole import write_whole
 
@@ -56,7 +57,7 @@ def init(
     model = _answer("Model", model, "llama-3.1-8b")
     gpu = _answer("GPU", gpu, "h100-sxm")
     rate = _answer("Requests a second", rate, 10.0)
-    degree = _degree_that_fits(library.model(model).weight_bytes(), library.gpu(gpu).memory_bytes)
+    degree = degree_that_fits(library.model(model), library.gpu(gpu))
     text = TEMPLATE.format(
         file=file, name=json.dumps(file.stem), model=json.dumps(model), gpu=json.dumps(gpu),
         rate=rate, degree=degree, requests=max(500, min(20_000, round(rate * 300))),
@@ -74,11 +75,3 @@ def _answer(question: str, given: Answer | None, otherwise: Answer) -> Answer:
         return otherwise
     said: Answer = typer.prompt(question, default=otherwise, type=type(otherwise))
     return said
-
-
-def _degree_that_fits(weight_bytes: float, memory_bytes: float) -> int:
-    """The least power of two of GPUs whose memory the weights fill to two thirds at most."""
-    degree = 1
-    while weight_bytes > degree * memory_bytes * 2 / 3 and degree < 1024:
-        degree *= 2
-    return degree

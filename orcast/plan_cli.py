@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from orcast.composed import compose
+from orcast.options import JobsOption, JsonOption, SetOption
 from orcast.overrides import as_settings
 from orcast.task_progress import TaskProgress
 
@@ -51,20 +52,15 @@ def plan(
     percentile: Annotated[
         float | None, typer.Option(metavar="P", help="Of requests that keep the limits, in %.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
-    ] = None,
+    set_: SetOption = None,
     prices: Annotated[
         Path | None, typer.Option("--prices", metavar="FILE", help="YAML {gpu: USD per hour}.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder (default: runs/NAME).")
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    jobs: JobsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Find the cheapest deployment for a load, what breaks it first, and why the others lost."""
     from reports.plan.folder import FILES, MARKER, write_plan

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orcast.options import SetOption
 from scenarios.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,10 +40,7 @@ def refine(
         Path | None,
         typer.Option(metavar="FILE", help="The engine's iteration log of the same requests."),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Fit what an engine costs beyond its kernels, and say how well the rest is forecast."""
     from reports.run.writer import fresh_folder

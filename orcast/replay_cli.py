@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orcast.options import JsonOption, QuietOption, RunFolderOption, SetOption
 from orcast.trace_options import (
     ClassOption,
     ColumnsOption,
@@ -64,17 +65,10 @@ def replay(
     unit: UnitOption = None,
     tokenizer: TokenizerOption = None,
     class_: ClassOption = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Run folder (default: runs/NAME).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print nothing but what went wrong.")
-    ] = False,
+    set_: SetOption = None,
+    out: RunFolderOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Replay a trace, or the requests of a benchmark's result: say what it is, then run it."""
     from orcast.running import run_loaded
@@ -112,9 +106,9 @@ def _loaded(
     settings: list[str],
 ) -> tuple[Any, Path]:
     """The scenario that serves the workload: the one named without its load, or a plain one."""
-    from orcast.init_cli import _degree_that_fits
     from orcast.overrides import as_settings
     from scenarios import library
+    from scenarios.model_figures import degree_that_fits
     from scenarios.schema.load import load_mapping, load_scenario
 
     model, gpu, gpus, replicas = served
@@ -130,7 +124,9 @@ def _loaded(
     content = {**DEFAULTS, "name": name or "replay", "workload": workload}
     content["slo"] = slo if slo.keys() - {"percentile"} else {**LIMITS, **slo}
     if gpus is None:
-        weights = library.model(model or DEFAULTS["model"]).weight_bytes()
-        memory = library.gpu(gpu or DEFAULTS["hardware"]["gpu"]).memory_bytes
-        flags += as_settings({"hardware.tensor_parallel": _degree_that_fits(weights, memory)})
+        degree = degree_that_fits(
+            library.model(model or DEFAULTS["model"]),
+            library.gpu(gpu or DEFAULTS["hardware"]["gpu"]),
+        )
+        flags += as_settings({"hardware.tensor_parallel": degree})
     return load_mapping(content, [*flags, *settings])

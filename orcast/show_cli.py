@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from orcast.options import JsonOption, SetOption
+
 app = typer.Typer(
     name="show",
     help="Show what a model, a GPU, a scenario or a latency table is taken to be.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("model")
@@ -101,10 +101,7 @@ def scenario(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="A scenario file, a library name, or - for stdin.")
     ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
-    ] = None,
+    set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """A scenario as it is resolved: every default written out, ready to be run again."""

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from orcast.composed import compose
+from orcast.options import JobsOption, JsonOption
 from orcast.plan_cli import available_cores
 from orcast.task_progress import TaskProgress
 from scenarios.errors import InputError
@@ -36,10 +37,8 @@ def size(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder for report, tables, model and plan."),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    jobs: JobsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Size a model and its cluster by scaling laws; say what training and serving cost."""
     from contextlib import nullcontext

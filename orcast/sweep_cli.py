@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orcast.composed import compose
+from orcast.options import JsonOption, SetOption
 
 if TYPE_CHECKING:
     from scenarios.sweep.sweep import SweepResult
@@ -37,10 +38,7 @@ def sweep(
         bool,
         typer.Option("--rate-curve", help="Vary the load, beyond what is served; find the knee."),
     ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
-    ] = None,
+    set_: SetOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder (default: sweeps/NAME).")
     ] = None,
@@ -56,9 +54,7 @@ def sweep(
             help="Run on the Ray cluster at this address; without one, on a local one.",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Simulate a scenario at every setting of its axes; what was simulated before is kept."""
     from reports.run.writer import folder_name

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from orcast.options import JsonOption
 from orcast.trace_options import (
     ClassOption,
     ColumnsOption,
@@ -30,7 +31,7 @@ def trace(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write an HTML page there.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Describe a trace: rate over time, lengths, sharing, sessions, burstiness."""
     from reports.export.target import check_file
@@ -38,6 +39,7 @@ def trace(
     from reports.trace.words import rows
     from scenarios.errors import InputError
     from scenarios.forecast.trace_description import describe
+    from scenarios.whole import write_whole
 
     if out is not None:
         try:
@@ -51,7 +53,7 @@ def trace(
     found = describe(workload, format=name)
     if out is not None:
         text = trace_report(found, workload.prompt_tokens, workload.output_tokens)
-        out.write_text(text, encoding="utf-8")
+        write_whole(out, text)
     if as_json:
         print(json.dumps(found | ({} if out is None else {"page": str(out)})))
         return
@@ -59,14 +61,14 @@ def trace(
     from rich.table import Table
     from rich.text import Text
 
-    from reports.run.terminal import _printable
+    from scenarios.quantity import printable
 
-    shown = Table(show_header=False, title=Text(_printable(workload.name)), title_justify="left")
+    shown = Table(show_header=False, title=Text(printable(workload.name)), title_justify="left")
     for label, value in rows(found):
-        shown.add_row(label, Text(_printable(value)))
+        shown.add_row(label, Text(printable(value)))
     console = Console(highlight=False)
     console.print(shown)
     for note in workload.notes:
-        console.print(Text(_printable(f"note: {note}"), style="yellow"))
+        console.print(Text(printable(f"note: {note}"), style="yellow"))
     if out is not None:
         print(f"Page: {out}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orcast.composed import compose
+from orcast.options import SetOption
 from scenarios.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ def ui(
     scenario: Annotated[
         str, typer.Argument(metavar="[SCENARIO]", help="A scenario file, or a library name.")
     ] = "quickstart",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
-    ] = None,
+    set_: SetOption = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8050,
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orcast.needed import require_torch
+from orcast.options import JsonOption, SetOption
 from scenarios.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def validate(
     scenario: Annotated[
         str, typer.Argument(metavar="SCENARIO", help="A scenario file, or a library name.")
     ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override one value; may be repeated."),
-    ] = None,
+    set_: SetOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Result folder (default: runs/NAME-validation)."),
@@ -71,7 +69,7 @@ def validate(
     eos: Annotated[
         bool, typer.Option("--eos", help="A checkpoint's end-of-sequence token ends an output.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the engine on a scenario's requests, simulate the same, and compare."""
     require_torch("the engine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sim.model.hardware import Gpu
 from sim.model.layers import Layer
 from sim.model.spec import ModelSpec
 
@@ -101,3 +102,11 @@ def _kind(model: ModelSpec, layer: Layer, count: int) -> dict[str, Any]:
         "weight_bytes_each": sum(op.weight_bytes for op in products) + 2 * beside,
         "heads": heads,
     }
+
+
+def degree_that_fits(model: ModelSpec, gpu: Gpu) -> int:
+    """The least power of two of GPUs whose memory the weights fill to two thirds at most."""
+    degree, weights = 1, model.weight_bytes()
+    while weights > degree * gpu.memory_bytes * 2 / 3 and degree < 1024:
+        degree *= 2
+    return degree

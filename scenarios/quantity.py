@@ -97,3 +97,8 @@ def compact_axis(values: npt.ArrayLike) -> list[float | int | None]:
     decimals = 6 - math.floor(math.log10(span)) if span > 0 else 6
     listed: list[Any] = np.round(numbers, max(decimals, 0)).tolist()
     return [int(value) if value.is_integer() else value for value in listed]
+
+
+def printable(text: object) -> str:
+    """A text whose control characters do nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))

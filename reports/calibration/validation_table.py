@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.compare.headline import share, signed
 from reports.compare.table import comparison_table
-from reports.run.terminal import _printable
-from scenarios.quantity import percent
+from scenarios.quantity import percent, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -44,7 +43,7 @@ def validation_table(figures: Mapping[str, Any], notes: tuple[str, ...]) -> "Gro
         lines += [f"  request {number}: {why}" for number, why in list(errors.items())[:5]]
     # What is compared is in the comparison; settings are the same in both.
     compared = {key: value for key, value in figures.items() if key != "scenario"}
-    return Group(comparison_table(compared, notes), *(Text(_printable(line)) for line in lines))
+    return Group(comparison_table(compared, notes), *(Text(printable(line)) for line in lines))
 
 
 def drift(figures: Mapping[str, Any]) -> list[str]:

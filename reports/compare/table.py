@@ -16,8 +16,7 @@ from reports.compare.headline import (
     shortened,
     signed,
 )
-from reports.run.terminal import _printable
-from scenarios.quantity import MISSING
+from scenarios.quantity import MISSING, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -33,7 +32,7 @@ def comparison_table(
 
     two = names == TWO
     order = "ba" if two else "ab"
-    labels = "\n".join(f"{side.upper()}: {_printable(figures[side])}" for side in "ab")
+    labels = "\n".join(f"{side.upper()}: {printable(figures[side])}" for side in "ab")
     table = Table(title=None if two else Text(labels), title_justify="left")
     table.add_column("Latency (ms)")
     for head in (*order.upper(), "Change" if two else "A against B"):
@@ -46,8 +45,8 @@ def comparison_table(
     above = [labels, *scenario] if two else []
     lines = [*_per_request(figures, two), *_whole_run(figures, order)]
     lines += [] if two else scenario
-    texts = [Text(_printable(line)) for line in lines]
-    texts += [Text(_printable(f"note: {note}"), style="yellow") for note in notes]
+    texts = [Text(printable(line)) for line in lines]
+    texts += [Text(printable(f"note: {note}"), style="yellow") for note in notes]
     return Group(*(Text(line) for line in above), table, *texts)
 
 
@@ -60,7 +59,7 @@ def _settings(figures: Mapping[str, Any], order: str) -> Iterator[str]:
     heads = between.join(order.upper())
     yield f"Scenario, {heads}:" if changes else "Scenario: not a single setting differs"
     for path, pair in changes.items():
-        yield _printable(f"  {path}: {between.join(shortened(pair[side]) for side in order)}")
+        yield printable(f"  {path}: {between.join(shortened(pair[side]) for side in order)}")
 
 
 def _per_request(figures: Mapping[str, Any], two: bool) -> Iterator[str]:

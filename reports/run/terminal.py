@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from reports.run.tier_rows import TIER_NAMES, tiers_of
-from scenarios.quantity import MISSING, figure_of
+from scenarios.quantity import MISSING, figure_of, printable
 from sim.metrics import UNANSWERED
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def summary_table(summary: Mapping[str, Any]) -> "Text":
     lines += _own(summary)
     lines.append((_rule("", "="), "bold"))
     lines += _verdict(summary)
-    lines += [(f"warning: {_printable(text)}", "yellow") for text in summary.get("warnings") or ()]
+    lines += [(f"warning: {printable(text)}", "yellow") for text in summary.get("warnings") or ()]
     return Text("\n").join(Text(text, style=style) for text, style in lines)
 
 
@@ -52,7 +52,7 @@ def _verdict(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     said = summary.get("verdict")
     said = said if isinstance(said, Mapping) else {}
     style = {"met": "bold green", "missed": "bold red"}.get(str(said.get("slo")), "bold")
-    return [(_printable(text), style) for text in said.get("words") or ()]
+    return [(printable(text), style) for text in said.get("words") or ()]
 
 
 def _counts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -126,16 +126,16 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         measured = bool(latency.get("measured"))
         if not measured and "measured" not in source:
             source += " (not measured)"
-        text = f"Latency source: {_printable(source)}"
+        text = f"Latency source: {printable(source)}"
         if len(text) <= WIDTH:
-            text = _line("Latency source:", _printable(source))
+            text = _line("Latency source:", printable(source))
         lines.append((text, "" if measured else "yellow"))
         host = latency.get("host_overhead")
         if host:
-            lines.append((f"Host: {_printable(host)}", ""))
+            lines.append((f"Host: {printable(host)}", ""))
     front_end = summary.get("front_end")
     if front_end:
-        lines.append((f"Front end: {_printable(front_end)}", ""))
+        lines.append((f"Front end: {printable(front_end)}", ""))
     return lines
 
 
@@ -181,7 +181,7 @@ def _classes(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
     classes = summary.get("classes")
     for name, figures in list(classes.items())[:10] if isinstance(classes, Mapping) else ():
-        shown = _printable(name)[:20]
+        shown = printable(name)[:20]
         for label, key in (("Mean", "mean_ttft_ms"), ("P95", "p95_ttft_ms")):
             value = figure_of(figures, key)
             text = MISSING if value is None else f"{value:.2f}"
@@ -237,7 +237,3 @@ def _line(label: str, value: str) -> str:
 
 def _rule(title: str, stroke: str) -> str:
     return title.center(WIDTH, stroke)
-
-
-def _printable(text: object) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))
