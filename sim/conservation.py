@@ -34,11 +34,12 @@ def conserved(records: Records) -> dict[str, Any]:
     returned = int(requests["output_tokens"][ended].sum())
     hold(emitted >= returned, f"{returned} tokens were returned, {emitted} emitted")
     kinds = ("used", "reserved", "fragmentation", "free")
-    slots = sum(iterations[f"kv_{kind}_tokens"] for kind in kinds)
+    slots = np.asarray(sum(iterations[f"kv_{kind}_tokens"] for kind in kinds))
     replica = iterations["replica"]
-    for number in np.unique(replica).tolist():
-        own = np.asarray(slots)[replica == number]
-        hold(bool((own == own[0]).all()), "KV slots of all kinds do not add up to the cache")
+    of_replica = np.zeros(int(replica.max(initial=-1)) + 1, slots.dtype)
+    of_replica[replica] = slots  # whichever iteration's: they are to be alike
+    alike = bool((slots == of_replica[replica]).all())
+    hold(alike, "KV slots of all kinds do not add up to the cache")
     return {
         "requests": len(ended),
         "answered": int(ended.sum()),
