@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -258,7 +259,7 @@ def ask_engine(
 ) -> tuple[Served, Validation, EngineRun, Forecast]:
     """Both runs of the scenario, and one held against the other."""
     from calibrate.device.environment import device_name
-    from calibrate.device.yardstick import yardstick_us
+    from calibrate.device.yardstick import measure_yardstick
     from calibrate.engine.engine import GAVE_UP, REFUSED
     from calibrate.engine.warm_up import warm_up
     from calibrate.recordings.comparison import compare
@@ -282,12 +283,13 @@ def ask_engine(
     except MemoryError as error:
         raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
     engine = _engine(question, model, measured, eos=eos)
-    yardsticks_us = [yardstick_us(question.device)]
+    yardsticks = [measure_yardstick(question.device)]
     with _stoppable(engine):
         served = engine.run()
-    yardsticks_us.append(yardstick_us(question.device))
+    yardsticks.append(measure_yardstick(question.device))
     then_us = measured.meta.get("yardstick_us")
-    slowdown = None if not then_us else sum(yardsticks_us) / 2 / float(then_us)
+    slowdown = None if not then_us else fmean(one.us for one in yardsticks) / float(then_us)
+    shared = [one.contention for one in yardsticks if one.contention is not None]
     workload = deployment.workload
     again = None
     foreseen = {*served.errors.values()} <= {REFUSED, GAVE_UP}  # the simulator does the same
@@ -317,7 +319,14 @@ def ask_engine(
     except ValueError as error:
         raise InputError(str(error)) from None
     validation = Validation(
-        comparison, again, served.records, predicted.records, served.errors, slowdown
+        comparison,
+        again,
+        served.records,
+        predicted.records,
+        served.errors,
+        slowdown,
+        contention=fmean(shared) if shared else None,
+        doubts=tuple(measured.doubts),
     )
     return served, validation, run, predicted
 

@@ -29,7 +29,7 @@ from calibrate.device.environment import (
     require_device,
 )
 from calibrate.device.timer import Timer, measure_ceilings
-from calibrate.device.yardstick import yardstick_us
+from calibrate.device.yardstick import measure_yardstick
 from calibrate.engine.decode_graphs import CAPTURE_SIZES
 from calibrate.measure.batches import Lengths
 from calibrate.measure.breakdown import by_block_size, flash_against_standard, operator_classes
@@ -221,7 +221,7 @@ class _Calibration:
         random = RandomWork(rig, measuring, self.given.seed, captured=self.captured)
 
         for turn in range(1, ROUNDS + 1):
-            self.journal.record("yardstick", {"us": yardstick_us(self.timer.device)})
+            self.journal.record("yardstick", dataclasses.asdict(measure_yardstick(self.timer.device)))
             for name in spent_s:
                 allowed_s = SHARES[name] / total * max(0.0, end_s - began_s) * turn / ROUNDS
                 from_s = time.monotonic()

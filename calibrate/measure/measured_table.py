@@ -240,8 +240,11 @@ class MeasuredTable:
         if launch:  # where the device takes longer than its host, an upper bound: just as true
             self.meta["eager_launch_us"] = round(launch[0]["eager_us"], 1)
         if "yardstick" in records:
-            yardsticks_us = [line["us"] for line in records["yardstick"]]
-            self.meta["yardstick_us"] = round(statistics.median(yardsticks_us), 1)
+            lines = records["yardstick"]
+            self.meta["yardstick_us"] = round(statistics.median(line["us"] for line in lines), 1)
+            shared = [one for line in lines if (one := line.get("contention")) is not None]
+            if shared:
+                self.meta["contention"] = round(statistics.median(shared), 3)
         if "operator_classes" in records:
             self.meta["operator_classes"] = records["operator_classes"][0]
         self.meta["flash_against_standard"] = records.get("flash", [])

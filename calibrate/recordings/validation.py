@@ -12,6 +12,7 @@ from calibrate.engine.engine import PHASES, Served
 from calibrate.recordings.comparison import Comparison
 from calibrate.recordings.measurement import Measurement, simulated
 from calibrate.recordings.replay import Replay
+from calibrate.recordings.verdict import verdict
 from sim.metrics import Slo, summarize
 from sim.records import Columns, Records
 
@@ -92,6 +93,8 @@ class Validation:
     errors: why a request got no whole answer, by number.
     slowdown: how long a fixed piece of work took the device around the run, over what it took when
         the table was measured; None where the table does not say.
+    contention: time by the clock over the processor's own for that work; None on a GPU.
+    doubts: what the latency table says against itself.
     """
 
     comparison: Comparison
@@ -100,6 +103,8 @@ class Validation:
     forecast: Records
     errors: Mapping[int, str]
     slowdown: float | None = None
+    contention: float | None = None
+    doubts: tuple[str, ...] = ()
 
     def iteration_errors_pct(self) -> np.ndarray:
         """Predicted less measured duration of each of the engine's iterations, in per cent."""
@@ -165,8 +170,9 @@ class Validation:
                 for worst in self.worst()
             ],
         }
-        found["slowdown"] = self.slowdown
+        found["slowdown"], found["contention"] = self.slowdown, self.contention
         found["request_errors"] = {str(request): why for request, why in self.errors.items()}
+        found["verdict"] = verdict(found, doubts=self.doubts).as_dict()
         return found
 
     def _bias_pct(self) -> float | None:

@@ -182,6 +182,7 @@ def check_table(table: LatencyTable) -> TableCheck:
         warnings += _shorter_operations(name, part, axes[0])
     if table.meta.get("host_overhead_us") is None and "host" not in table.parts:
         warnings.append("no host overhead measured: a scenario has to say latency.host_overhead")
+    warnings += table.doubts
     estimated = tuple(str(text) for text in table.meta.get("estimated") or ())
     return TableCheck(table.source, tuple(parts), tuple(warnings), tuple(errors), estimated)
 

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from reports.calibration.validation_figures import iteration_parity, state_figures
-from reports.calibration.validation_table import drift
 from reports.compare.headline import Figures, headline, share, signed, title
 from reports.compare.report import (
     Compared,
@@ -79,12 +78,13 @@ def _top(figures: Figures, name: str, setting: str, notes: tuple[str, ...]) -> s
     identity = figures["schedule_identity"]
     warnings = list(notes)
     warnings += [f"The schedules differ: {text}" for text in identity["differences"]]
-    warnings += drift(figures)
+    warnings += figures["verdict"]["reasons"]
     return (
         '<header class="top"><p class="kind">Forecast against the engine</p>'
         f"<h1>{escape(name)}: {escape(title(figures, NAMES).lower())}</h1>"
         f'<p class="setting">{escape(setting)}</p>'
-        f'<p class="verdict">{escape(headline(figures, NAMES))}</p></header>'
+        f'<p class="verdict">{escape(figures["verdict"]["words"])} '
+        f"{escape(headline(figures, NAMES))}</p></header>"
         + warning_box(warnings)
         + cards(_cards(figures))
     )

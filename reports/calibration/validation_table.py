@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 
-DRIFT = 0.05  # of a device's speed, which repeats differ by anyway
-
-
 def validation_table(figures: Mapping[str, Any], notes: tuple[str, ...]) -> "Group":
     """Lay out what `orcast validate --json` prints, for `rich.print`; text without markup."""
     from rich.console import Group
@@ -36,24 +33,13 @@ def validation_table(figures: Mapping[str, Any], notes: tuple[str, ...]) -> "Gro
         lines.append(
             "Schedule identity: fed the engine's durations, the simulator makes the same schedule"
         )
-    lines += drift(figures)
     errors = figures["request_errors"]
     if errors:
         lines.append(f"{len(errors)} requests got no whole answer:")
         lines += [f"  request {number}: {why}" for number, why in list(errors.items())[:5]]
+    judged = figures["verdict"]
+    lines += [f"{text}." for text in judged["reasons"]]
+    lines.append(f"Verdict: {judged['words']}")
     # What is compared is in the comparison; settings are the same in both.
     compared = {key: value for key, value in figures.items() if key != "scenario"}
     return Group(comparison_table(compared, notes), *(Text(printable(line)) for line in lines))
-
-
-def drift(figures: Mapping[str, Any]) -> list[str]:
-    """A sentence where the device is not what it was when the table was measured."""
-    slowdown = figures.get("slowdown")
-    if not isinstance(slowdown, float) or abs(slowdown - 1.0) < DRIFT:
-        return []
-    word = "slower" if slowdown > 1.0 else "faster"
-    return [
-        f"The device was {abs(slowdown - 1.0):.0%} {word} around the run than when the table was "
-        "measured (a fixed piece of work, timed at both times): that much of the difference is "
-        "not the forecast's"
-    ]

@@ -89,7 +89,8 @@ def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> 
             for knob in ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
             if getattr(scenario.engine, knob) and knob in scenario.engine.model_fields_set
         ]
-    notes, meta = [], latency.table.meta
+    meta = latency.table.meta
+    notes = [f"the latency table doubts itself: {doubt}" for doubt in latency.table.doubts]
     measured_on = str(meta["gpu"])
     ours, theirs = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (gpu.name, measured_on))
     if ours not in theirs and theirs not in ours:

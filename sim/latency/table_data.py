@@ -28,6 +28,12 @@ PART_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 REQUIRED_PARTS = ("linear", "logits", "prefill_attention", "decode_attention")
 BASES = ("measured", "estimated", "analytic")  # what a time may rest on, the best first
+# What a table that was measured here says of its own errors, and from where on that is a doubt about
+# every forecast it makes: held-out points or whole iterations off by more at the median, repeats of
+# one point further apart. Interpolation between good points errs by one or two per cent.
+HELD_OUT_DOUBT = 0.10
+SPREAD_DOUBT = 0.10
+CONTENTION_DOUBT = 1.1  # time by the clock over the processor's own, of a table of a processor
 # Further times of one measurement: the same batch with equal contexts.
 EXTRA_TIMES = {"decode_skew": ("time_at_mean_us", "time_at_longest_us")}
 
@@ -73,12 +79,10 @@ class LatencyTable:
     @property
     def origins(self) -> Mapping[str, str]:
         """Of parts that a composed table tells apart: measured, estimated or analytic."""
-        told = self.meta.get("parts")
-        facts = told if isinstance(told, Mapping) else {}
         return {
-            name: str(found["origin"])
-            for name, found in facts.items()
-            if isinstance(found, Mapping) and "origin" in found
+            name: str(told["origin"])
+            for name, told in _mapping(self.meta.get("parts")).items()
+            if "origin" in _mapping(told)
         }
 
     @property
@@ -99,6 +103,29 @@ class LatencyTable:
         return "; ".join([f"{whole}: {self.meta.get('kernels', self.source)}", *told])
 
     @property
+    def doubts(self) -> list[str]:
+        """What its own head says against it, a sentence each: errors held out, repeats apart."""
+        found = []
+        if (contention := _figure(self.meta, "contention")) > CONTENTION_DOUBT:
+            found.append(
+                f"the processor was shared while it was measured: work took {contention:.2f} times "
+                "as long by the clock"
+            )
+        whole = _mapping(_mapping(self.meta.get("whole_iterations")).get("held_out"))
+        if (error := _figure(whole, "median")) > HELD_OUT_DOUBT:
+            found.append(
+                f"whole iterations that it had not seen are off by {error:.0%} at the median"
+            )
+        for name, told in _mapping(self.meta.get("parts")).items():
+            facts, part = _mapping(told), str(name).replace("_", " ")
+            error = _figure(_mapping(facts.get("held_out")), "median")
+            if error > HELD_OUT_DOUBT:
+                found.append(f"{part}: points held out are off by {error:.0%} at the median")
+            if (spread := _figure(facts, "spread_median")) > SPREAD_DOUBT:
+                found.append(f"{part}: repeats of one point lie {spread:.0%} apart")
+        return found
+
+    @property
     def tensor_parallel(self) -> int:
         return int(self.meta["tensor_parallel"])
 
@@ -116,3 +143,13 @@ class LatencyTable:
         other: then neither is corrected.
         """
         return "decode_skew" in self.parts and self.meta.get("launch") != "eager"
+
+
+def _mapping(told: Any) -> Mapping[str, Any]:
+    """Of a head that people may have written: what is no mapping tells nothing."""
+    return told if isinstance(told, Mapping) else {}
+
+
+def _figure(told: Mapping[str, Any], name: str) -> float:
+    value = told.get(name)
+    return abs(float(value)) if isinstance(value, int | float) else 0.0

@@ -16,7 +16,6 @@ from tests import needs
 pytest.importorskip("torch", reason=needs.KERNELS)
 pytest.importorskip("triton", reason=needs.KERNELS)
 
-from reports.calibration.validation_table import drift
 from tests.orcast.command_line import Outcome, orcast
 from tests.reports.browser import Browser
 
@@ -39,6 +38,8 @@ def test_it_prints_an_error_table(first: Outcome) -> None:
     assert first.status == 0, first.stderr
     for words in ("Mean TTFT", "p99 E2E", "Iterations:", "Engine time: schedule"):
         assert words in first.stdout
+    verdict = " ".join(first.stdout.split()).partition("Verdict: ")[2]
+    assert verdict.startswith(("The forecast ", "Nothing can be said: "))
     assert "the simulator makes the same schedule" in " ".join(first.stdout.split())
 
 
@@ -47,7 +48,7 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
     running = subprocess.Popen(
         [*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
-    until_s = time.monotonic() + 60
+    until_s = time.monotonic() + 300
     while time.monotonic() < until_s and running.poll() is None:
         found = next(tmp_path.rglob("journal.jsonl"), None)
         if found is not None and '"part"' in found.read_text():
@@ -95,16 +96,6 @@ def test_a_second_validation_takes_the_table_of_the_first(first: Outcome, folder
     assert again.status == 0, again.stderr
     assert json.loads(again.stdout)["table"] == str(folder / "table")
     assert (folder / "table" / "meta.yaml").read_text() == before
-
-
-@pytest.mark.parametrize(
-    ("slowdown", "words"), [(1.3, "30% slower"), (0.8, "20% faster"), (1.02, None), (None, None)]
-)
-def test_a_device_that_is_not_what_it_was_is_told(
-    slowdown: float | None, words: str | None
-) -> None:
-    said = drift({"slowdown": slowdown})
-    assert [words in text for text in said] == [True] if words else said == []
 
 
 @needs.browser

@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason=needs.KERNELS)
 
 from calibrate.device.environment import CalibrationError  # noqa: E402
 from calibrate.device.timer import Timer  # noqa: E402
-from calibrate.device.yardstick import yardstick_us  # noqa: E402
+from calibrate.device.yardstick import measure_yardstick  # noqa: E402
 from calibrate.measure import setting  # noqa: E402
 from calibrate.measure.budget import budget_seconds  # noqa: E402
 from calibrate.measure.calibration import Progress, calibrate  # noqa: E402
@@ -321,4 +321,6 @@ def test_times_are_read_with_their_units() -> None:
 
 
 def test_a_table_says_how_fast_its_device_was(table: LatencyTable) -> None:
-    assert table.meta["yardstick_us"] == pytest.approx(yardstick_us("cpu"), rel=5.0)
+    now = measure_yardstick("cpu")
+    assert table.meta["yardstick_us"] == pytest.approx(now.us, rel=5.0)
+    assert table.meta["contention"] > 0.9 and now.contention is not None and now.contention > 0.9

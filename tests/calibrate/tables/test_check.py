@@ -139,6 +139,27 @@ def test_missing_host_time_and_estimates_are_told() -> None:
     assert "estimated, not measured: norms" in result.lines()
 
 
+def test_errors_held_out_and_repeats_apart_are_told() -> None:
+    parts = {
+        "linear": {"held_out": {"median": -0.38}, "spread_median": 0.02},
+        "logits": {"held_out": {"median": 0.03}, "spread_median": 0.21},
+        "host": "nobody's",
+    }
+    table = small_table(
+        whole_iterations={"held_out": {"median": 0.12}}, parts=parts, contention=1.6
+    )
+    warnings = check_table(table).warnings
+    for words in (
+        "1.60 times as long by the clock",
+        "whole iterations that it had not seen are off by 12% at the median",
+        "linear: points held out are off by 38% at the median",
+        "logits: repeats of one point lie 21% apart",
+    ):
+        assert sum(words in text for text in warnings) == 1, words
+    assert not any("logits: points" in text or "linear: repeats" in text for text in warnings)
+    assert not small_table(whole_iterations=None, parts=[]).doubts
+
+
 def test_the_result_is_json() -> None:
     found = json.loads(json.dumps(check_table(small_table()).as_dict()))
     assert found["ok"] is True
