@@ -52,8 +52,8 @@ class Deviation:
 def emulated_standard(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Causal attention of [tokens, head_dim] with scores and weights rounded to ``dtype``."""
-    scores = _rounded(q.float() @ k.float().T * q.shape[1] ** -0.5, dtype)
+    """Causal attention of [..., tokens, head_dim]; scores and weights are rounded to ``dtype``."""
+    scores = _rounded(q.float() @ k.float().mT * q.shape[-1] ** -0.5, dtype)
     hidden = torch.ones_like(scores, dtype=torch.bool).triu(1)
     weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
     return _rounded(_rounded(weights, dtype) @ v.float(), dtype)
@@ -68,28 +68,28 @@ def emulated_flash(
     block_tokens: int,
     round_statistics: bool = False,
 ) -> torch.Tensor:
-    """Causal attention of [tokens, head_dim] with the online softmax, block after block.
+    """Causal attention of [..., tokens, head_dim] with the online softmax, block after block.
 
     Args:
         block_tokens: keys a block.
         round_statistics: round scores, running maximum, sum and accumulator to ``dtype`` too.
     """
-    tokens, head_dim = q.shape
+    tokens, head_dim = q.shape[-2:]
     kept = dtype if round_statistics else torch.float32
     position = torch.arange(tokens, device=q.device)[:, None]
-    row_max = torch.full((tokens, 1), float("-inf"), device=q.device)
-    row_sum = torch.zeros((tokens, 1), device=q.device)
-    accumulator = torch.zeros((tokens, v.shape[1]), device=q.device)
+    row_max = torch.full((*q.shape[:-1], 1), float("-inf"), device=q.device)
+    row_sum = torch.zeros((*q.shape[:-1], 1), device=q.device)
+    accumulator = torch.zeros((*q.shape[:-1], v.shape[-1]), device=q.device)
     for first in range(0, tokens, block_tokens):
         keys = slice(first, min(first + block_tokens, tokens))
-        scores = _rounded(q.float() @ k[keys].float().T * head_dim**-0.5, kept)
+        scores = _rounded(q.float() @ k[..., keys, :].float().mT * head_dim**-0.5, kept)
         hidden = torch.arange(keys.start, keys.stop, device=q.device)[None, :] > position
         scores = scores.masked_fill(hidden, float("-inf"))
-        new_max = torch.maximum(row_max, scores.amax(dim=1, keepdim=True))
+        new_max = torch.maximum(row_max, scores.amax(dim=-1, keepdim=True))
         weights = _rounded(torch.exp(scores - new_max), kept)
         shrink = _rounded(torch.exp(row_max - new_max), kept)
-        row_sum = _rounded(row_sum * shrink + weights.sum(dim=1, keepdim=True), kept)
-        added = _rounded(weights, dtype) @ v[keys].float()
+        row_sum = _rounded(row_sum * shrink + weights.sum(dim=-1, keepdim=True), kept)
+        added = _rounded(weights, dtype) @ v[..., keys, :].float()
         accumulator = _rounded(accumulator * shrink + added, kept)
         row_max = new_max
     return _rounded(accumulator / row_sum, dtype)

@@ -15,6 +15,7 @@ from orcast.calibrate_cli import app as calibrate_app
 from orcast.export_cli import export
 from orcast.init_cli import init
 from orcast.list_cli import app as list_app
+from orcast.numerics_cli import numerics
 from orcast.options import JsonOption, QuietOption, RunFolderOption, SetOption
 from orcast.plan_cli import plan
 from orcast.refine_cli import refine
@@ -191,6 +192,7 @@ app.add_typer(list_app, name="list")
 app.add_typer(show_app, name="show")
 app.add_typer(calibrate_app, name="calibrate")
 calibrate_app.command()(refine)
+calibrate_app.command()(numerics)
 
 
 def main() -> None:

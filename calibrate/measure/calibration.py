@@ -221,7 +221,8 @@ class _Calibration:
         random = RandomWork(rig, measuring, self.given.seed, captured=self.captured)
 
         for turn in range(1, ROUNDS + 1):
-            self.journal.record("yardstick", dataclasses.asdict(measure_yardstick(self.timer.device)))
+            yardstick = measure_yardstick(self.timer.device)
+            self.journal.record("yardstick", dataclasses.asdict(yardstick))
             for name in spent_s:
                 allowed_s = SHARES[name] / total * max(0.0, end_s - began_s) * turn / ROUNDS
                 from_s = time.monotonic()

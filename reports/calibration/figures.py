@@ -41,6 +41,11 @@ PUBLISHED = {
     "share_of_time": {"contractions": 0.61, "normalisation": 0.255, "element-wise": 0.135},
 }
 MOST_CURVES = 6
+# On a page of a processor: its times by class, and its speed-up, are no miniature of a GPU's.
+NO_FUSION = (
+    "This teaches nothing about fusion: a processor's caches hold what a GPU would send to memory "
+    "and back, and no Triton kernel ran here. "
+)
 Columns = Mapping[str, Floats]
 
 
@@ -263,6 +268,7 @@ def operator_classes(found: Mapping[str, Any], *, on_gpu: bool) -> Figure:
         f"{found['unfused']['layer_us']:,.0f} µs, "
         f"{'in our kernels' if on_gpu else 'in our float32 reference for processors'} "
         f"{found['fused']['layer_us']:,.0f} µs; a fused kernel counts for what it mainly computes. "
+        f"{'' if on_gpu else NO_FUSION}"
         "Published: a BERT layer on a V100 (Ivanov et al., MLSys 2021)."
     )
     return Figure("classes", "Time by class of operation", caption, data, layout, keys)
@@ -291,7 +297,10 @@ def flash(rows: Sequence[Mapping[str, float]], on_gpu: bool) -> Figure:
         y={"title": {"text": "× faster"}},
     )
     what = "our kernels" if on_gpu else "torch's fused attention on this processor"
-    caption = f"One prompt: {what} against scores in memory. Published for GPUs: 2 to 4 ×."
+    caption = (
+        f"One prompt: {what} against scores in memory. {'' if on_gpu else NO_FUSION}"
+        "Published for GPUs: 2 to 4 ×."
+    )
     return Figure("flash", "Fused against standard attention", caption, data, layout)
 
 

@@ -28,9 +28,9 @@ PART_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 REQUIRED_PARTS = ("linear", "logits", "prefill_attention", "decode_attention")
 BASES = ("measured", "estimated", "analytic")  # what a time may rest on, the best first
-# What a table that was measured here says of its own errors, and from where on that is a doubt about
-# every forecast it makes: held-out points or whole iterations off by more at the median, repeats of
-# one point further apart. Interpolation between good points errs by one or two per cent.
+# What a table that was measured here says of its own errors, and from where on that is a doubt
+# about every forecast with it: held-out points or whole iterations off by more at the median,
+# repeats of one point further apart. Interpolation between good points errs by a few per cent.
 HELD_OUT_DOUBT = 0.10
 SPREAD_DOUBT = 0.10
 CONTENTION_DOUBT = 1.1  # time by the clock over the processor's own, of a table of a processor
