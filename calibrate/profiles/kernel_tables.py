@@ -66,9 +66,20 @@ class System:
 
     def flops_per_s(self, dtype: str) -> float:
         """Dense peak of products in this number format."""
-        rates = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "sq": "int8"}
+        rates = {
+            "fp8": "fp8",
+            "fp8_block": "fp8",
+            "w4a8_mxfp4_mxfp8": "fp8",
+            "nvfp4": "fp4",
+            "sq": "int8",
+        }
         peak = self.figures.get(f"{rates.get(dtype, 'bfloat16')}_tc_flops")
         return float(peak or self.figures["bfloat16_tc_flops"])
+
+    @property
+    def multiplies_4_bits(self) -> bool:
+        """Whether its tensor cores take weights of 4 bits."""
+        return bool(self.figures.get("fp4_tc_flops"))
 
     def backends(self) -> list[str]:
         """Serving engines with products and attention."""
@@ -149,7 +160,8 @@ class KernelTables:
     def points(self, family: str, name: str, *columns: str, **wanted: object) -> Points:
         """µs by the values of `columns`, of the rows where the other columns are as wanted.
 
-        A tuple of wanted values is an order of preference; a column that a file lacks matches.
+        A tuple of wanted values is an order of preference, a function tells them by itself; a
+        column that a file lacks matches.
         A point measured more than once has its median, of several kernels for it that of the
         fastest. Raises NotMeasured saying what there is.
         """
@@ -242,6 +254,11 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
         if column not in table:
             continue
         there = table[column][rows]
+        if callable(value):
+            value = tuple(x for x in np.unique(there).tolist() if value(x)) or "what was asked for"
+            rows = rows[np.isin(there, value)]
+            if len(rows):
+                continue
         for choice in value if isinstance(value, tuple) else (value,):
             kept = rows[there == choice]
             if len(kept):
