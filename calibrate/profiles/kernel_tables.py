@@ -254,16 +254,8 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
         if column not in table:
             continue
         there = table[column][rows]
-        if callable(value):
-            value = tuple(x for x in np.unique(there).tolist() if value(x)) or "what was asked for"
-            rows = rows[np.isin(there, value)]
-            if len(rows):
-                continue
-        for choice in value if isinstance(value, tuple) else (value,):
-            kept = rows[there == choice]
-            if len(kept):
-                break
-        else:
+        kept = rows[_as_wanted(there, value)]
+        if not len(kept):
             raise NotMeasured(
                 f"{'/'.join(path.parts[-5:])}: nothing measured with {column} {_or(value)}; "
                 f"there are: {_list(np.unique(there).tolist())}"
@@ -292,6 +284,14 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
     return {key: min(map(float, map(np.median, by.values()))) for key, by in groups.items()}
 
 
+def _as_wanted(there: np.ndarray, value: object) -> np.ndarray:
+    """Which of the values are wanted: by a function, or the first choice that is there."""
+    if callable(value):
+        return np.isin(there, [each for each in np.unique(there).tolist() if value(each)])
+    masks = (there == choice for choice in (value if isinstance(value, tuple) else (value,)))
+    return next((mask for mask in masks if mask.any()), np.zeros(len(there), dtype=bool))
+
+
 def _installed() -> Path:
     found = find_spec("aiconfigurator_core")
     if found is None or not found.submodule_search_locations:
@@ -311,4 +311,6 @@ def _list(names: list[Any]) -> str:
 
 
 def _or(value: object) -> str:
+    if callable(value):
+        return "of that kind"
     return " or ".join(map(str, value)) if isinstance(value, tuple) else str(value)
