@@ -4,10 +4,10 @@ An iteration is the sum of its kernels, each read from the package's own tables
 (`calibrate.profiles.kernel_tables`), so that at the points of its grids the table says what the
 package measured; `calibrate.profiles.composer` has the parts. Products off the grid run at their
 neighbours' utilisation (`matrix_products`), other numbers of heads are composed from measured ones
-(`attention_kernels`); for latent attention, mixtures of experts and prefill behind a cached prefix
-see `latent_attention`, `expert_kernels` and `cached_prefixes`. What the package does not measure
-(norms, rotary embedding, activation, sampling) is estimated from bytes, and ``estimated`` in
-meta.yaml says so.
+(`attention_kernels`); for other kinds of layers, mixtures of experts and prefill behind a cached
+prefix see `layer_kernels`, `expert_kernels` and `cached_prefixes`. What the package does not
+measure (norms, rotary embedding, activation, sampling) is estimated from bytes, and ``estimated``
+in meta.yaml says so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ from sim.model.spec import ModelSpec
 ROUTING = "power_law_1.01"
 BACKENDS = ("vllm", "sglang", "trtllm")  # whose kernels stand for others', in this order
 # With none of these measured, a table is a roofline under another name.
-MAIN_PARTS = {"linear", "prefill_attention", "decode_attention"}
+MAIN_PARTS = (
+    "linear",
+    "prefill_attention",
+    "decode_attention",
+    "bounded_prefill",
+    "bounded_decode",
+)
 
 # Of a batch with prompts, where an engine holds only decodes in graphs: the host is no faster. From
 # TensorRT-LLM 1.0's serving points of Llama-3.1-8B on H100, tensor parallel 4 and 8: each prompt of
@@ -121,7 +127,7 @@ def measured_or_analytic(
     )
     wanted = [name for name in BACKENDS if name in found.backends()]
     best: Table | None = None
-    fewest = len(FAMILIES) + 1
+    fewest = len(FAMILIES) + len(MAIN_PARTS)
     for composer in _composers(
         model,
         _versions(found, wanted if backend is None else [backend], version),
@@ -134,11 +140,16 @@ def measured_or_analytic(
     ):
         parts = composer.parts()
         missing = {part for part, origin in composer.origins.items() if origin.kind == "analytic"}
-        if len(missing) < fewest and not missing >= MAIN_PARTS:
+        if len(missing) < fewest and not missing.issuperset(_main(parts)):
             best, fewest = (_meta(composer, kv_cache_dtype), parts), len(missing)
         if fewest == 0:
             break
     return best
+
+
+def _main(parts: Iterable[str]) -> set[str]:
+    """Products and attention, of those parts that a model has."""
+    return {part for part in MAIN_PARTS if part in parts}
 
 
 def _composers(

@@ -33,6 +33,12 @@ class AnalyticParts(RooflineLatency):
             max_num_batched_tokens=0,
             max_num_seqs=0,
         )
+        self._given: tuple[int, str] = (tensor_parallel, kv_cache_dtype)
+
+    def of_layers(self, model: ModelSpec) -> AnalyticParts:
+        """The same of some of the model's layers."""
+        degree, kv_cache_dtype = self._given
+        return AnalyticParts(model, self.gpu, tensor_parallel=degree, kv_cache_dtype=kv_cache_dtype)
 
     def product_us(self, operation: LinearOperation) -> list[tuple[int, float]]:
         """All copies of one product: (rows, µs)."""

@@ -9,6 +9,10 @@ heads on 32 KV heads take as long as 4 n of 8 on 8. There the same numbers compo
 quarter of their heads have a bias of +0.6 % (median), and half of them err by less than 3.5 %. A
 prefill depends on query heads, and on KV heads by 4 % (median) between 8 and 1 or 32: the nearest
 measured number of them stands for all.
+
+*Windows* that were not measured are composed from attention to every token: a decode attends to as
+many tokens as the window has, a prompt takes as long as a shorter one that scores as many pairs.
+Against the measured windows of 128 and 1,024 tokens: `tests/calibrate/profiles`.
 """
 
 from __future__ import annotations
@@ -17,20 +21,46 @@ from collections.abc import Mapping
 from typing import Any
 
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured
+from sim.latency.attention_table import pairs
 from sim.latency.grid import Line, bracket
 
 Grid = dict[tuple[int, int], float]
 # KV heads -> query heads -> times
 _ByHeads = dict[int, dict[int, Grid]]
+WITHIN = "a window, from attention to every token"
 
 
 def prefill_us(
-    tables: KernelTables, *, heads: int, kv_heads: int, head_dim: int, kv_dtype: str
+    tables: KernelTables,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    kv_dtype: str,
+    window: int = 0,
 ) -> tuple[Grid, str | None]:
     """µs of one layer by (new, cached) tokens of a lone prompt, and how, where not as measured.
 
     Raises NotMeasured where query heads lie outside what was measured.
     """
+    shape: dict[str, Any] = {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "kv_dtype": kv_dtype,
+    }
+    if window:
+        try:
+            return _prefill_us(tables, **shape, window=window)
+        except NotMeasured:
+            whole, how = _prefill_us(tables, **shape, window=0)
+            return _within(whole, window), _and(WITHIN, how)
+    return _prefill_us(tables, **shape, window=0)
+
+
+def _prefill_us(
+    tables: KernelTables, *, heads: int, kv_heads: int, head_dim: int, kv_dtype: str, window: int
+) -> tuple[Grid, str | None]:
     points = tables.points(
         "attention",
         "context_attention_perf",
@@ -39,7 +69,7 @@ def prefill_us(
         "isl",
         "step",
         batch_size=1,
-        **_wanted(head_dim, kv_dtype),
+        **_wanted(head_dim, kv_dtype, window),
     )
     by_heads = _by_heads(points)
     able = [kv for kv, found in by_heads.items() if min(found) <= heads <= max(found)]
@@ -53,12 +83,36 @@ def prefill_us(
 
 
 def decode_us(
-    tables: KernelTables, *, heads: int, kv_heads: int, head_dim: int, kv_dtype: str
+    tables: KernelTables,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    kv_dtype: str,
+    window: int = 0,
 ) -> tuple[Grid, str | None]:
     """µs of one layer by (sequences, context tokens of each), and how, where not as measured.
 
     Raises NotMeasured where neither these heads nor a part of them were measured.
     """
+    shape: dict[str, Any] = {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "kv_dtype": kv_dtype,
+    }
+    if window:
+        try:
+            return _decode_us(tables, **shape, window=window)
+        except NotMeasured:
+            whole, how = _decode_us(tables, **shape, window=0)
+            return _beyond_held(whole, window), _and(WITHIN, how)
+    return _decode_us(tables, **shape, window=0)
+
+
+def _decode_us(
+    tables: KernelTables, *, heads: int, kv_heads: int, head_dim: int, kv_dtype: str, window: int
+) -> tuple[Grid, str | None]:
     points = tables.points(
         "attention",
         "generation_attention_perf",
@@ -67,7 +121,7 @@ def decode_us(
         "batch_size",
         "isl",
         "step",
-        **_wanted(head_dim, kv_dtype),
+        **_wanted(head_dim, kv_dtype, window),
     )
     contexts: dict[tuple[int, ...], float] = {
         (kv, query, batch, new + cached): time_us
@@ -87,13 +141,38 @@ def decode_us(
     raise _outside(tables, "decode", heads, kv_heads, by_heads)
 
 
-def _wanted(head_dim: int, kv_dtype: str) -> dict[str, Any]:
+def _within(whole: Grid, window: int) -> Grid:
+    """A prompt's attention within a window, at the pace of a whole prompt of as many pairs."""
+    alone = {new: time_us for (new, cached), time_us in whole.items() if cached == 0}
+    lengths = sorted(alone)
+    line = Line([pairs(length, 0) for length in lengths], [alone[length] for length in lengths])
+    return {(length, 0): line(pairs(length, 0, window)) for length in lengths}
+
+
+def _beyond_held(whole: Grid, window: int) -> Grid:
+    """Decodes within a window: past it no context makes them longer."""
+    by_sequences: dict[int, dict[int, float]] = {}
+    for (sequences, context), time_us in whole.items():
+        by_sequences.setdefault(sequences, {})[context] = time_us
+    held = {}
+    for sequences, times in by_sequences.items():
+        line = Line(sorted(times), [times[context] for context in sorted(times)])
+        for context in {*times, window}:
+            held[sequences, context] = line(min(context, window))
+    return held
+
+
+def _and(first: str, second: str | None) -> str:
+    return first if second is None else f"{first}, {second}"
+
+
+def _wanted(head_dim: int, kv_dtype: str, window: int) -> dict[str, Any]:
     """Where keys and values are in 8 bits so are their products, where such a kernel was timed."""
     return {
         "head_dim": head_dim,
         "kv_cache_dtype": kv_dtype,
         "attn_dtype": ("fp8", "bfloat16") if kv_dtype == "fp8" else ("bfloat16", "fp8"),
-        "window_size": 0,
+        "window_size": window,
     }
 
 

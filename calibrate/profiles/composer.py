@@ -4,6 +4,7 @@
     logits             the vocabulary's product
     prefill_attention  one prompt, on the package's lengths; behind a cached prefix composed
     decode_attention   on the package's batches and contexts
+    bounded_…          the same of windows, the best few and states: `layer_kernels`
     moe                routed experts, gating and activation included
     communication      all-reduce inside a CUDA graph, NCCL's where there is no other
 
@@ -14,26 +15,30 @@ Every part remembers its origin: ``measured``; ``estimated`` from measurements o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from calibrate.profiles import attention_kernels, latent_attention
 from calibrate.profiles.analytic_parts import AnalyticParts
+from calibrate.profiles.attention_kernels import Grid
 from calibrate.profiles.cached_prefixes import behind_prefixes
 from calibrate.profiles.expert_kernels import experts_us
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, Points
+from calibrate.profiles.layer_kernels import STATE, LayerKernels, kernels_of
 from calibrate.profiles.matrix_products import WRITTEN_SCALED, Products
-from calibrate.profiles.precision import Format, weight_format
+from calibrate.profiles.precision import Format, expert_formats, weight_format
 from sim.latency.roofline import ELEMENTWISE_OVERHEAD_S
 from sim.latency.sampling import sampling_s
+from sim.model.layers import Mixer
+from sim.model.matrix import Share
 from sim.model.spec import LinearOperation, ModelSpec
 
 # Small kernels last as long as their launch or their bytes, whichever is longer. Half of the bytes:
 # what the kernel before wrote is still in the cache. Against an RTX 4090's profile of Llama-3.1-8B
 # this errs by up to 5 % from 2 to 64 tokens, by up to 22 % from 1 to 2,048.
-ELEMENTWISE_KERNELS = 3  # residual with norm twice, rotary with the cache write; and activation
+NORM_KERNELS = 2  # each with the residual; and one of the activation
+ROTARY_KERNELS = 1  # with the cache write
 QK_NORM_KERNELS = 2  # of queries and of keys, before the rotary embedding
 CACHE_MISSES = 0.5
 VALUE_BYTES = 2  # of what is summed over ranks
@@ -51,9 +56,9 @@ FAMILIES = {
     "moe": "moe",
     "communication": "comm",
 }
+WORST = ("measured", "estimated", "analytic")
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
-Grid = attention_kernels.Grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +150,15 @@ class Composer:
     def _note(self, part: str, how: str | None = None, *, estimated: bool = False) -> None:
         """A part was measured; what was noted of it before stays."""
         if part not in self.origins or how is not None:
-            latent = self.model.mla is not None and part.endswith("attention")
-            family, tables = "mla" if latent else FAMILIES[part], self.tables
-            by = tables.borrowed.get(family, f"{tables.backend} {tables.version}")
-            if self.stands_for is not None:
-                stand_in = f"for kernels of {self.stands_for}"
-                how, estimated = "; ".join(filter(None, (stand_in, how))), True
-            self.origins[part] = Origin("estimated" if estimated else "measured", by, how)
+            self.origins[part] = self._origin(FAMILIES[part], how, estimated=estimated)
+
+    def _origin(self, family: str, how: str | None, *, estimated: bool) -> Origin:
+        tables = self.tables
+        by = tables.borrowed.get(family, f"{tables.backend} {tables.version}")
+        if self.stands_for is not None:
+            stand_in = f"for kernels of {self.stands_for}"
+            how, estimated = "; ".join(filter(None, (stand_in, how))), True
+        return Origin("estimated" if estimated else "measured", by, how)
 
     # -- matrix products ------------------------------------------------------------------
 
@@ -199,58 +206,65 @@ class Composer:
     # -- attention ------------------------------------------------------------------------
 
     def _attention(self) -> dict[str, Rows]:
-        layers = self.model.num_layers
-        decode = self._or_analytic(
-            "decode_attention",
-            lambda: _times(self._decode_us(), layers),
-            lambda analytic: analytic.decode_us(),
-        )
-        prefill = self._or_analytic(
-            "prefill_attention",
-            lambda: _times(self._prefill_us(), layers),
-            lambda analytic: analytic.prefill_us(),
-        )
-        alone = {new: time_us for (new, cached), time_us in prefill.items() if cached == 0}
-        if len(alone) == len(prefill):
-            single = {context: us for (count, context), us in decode.items() if count == 1}
-            prefill |= behind_prefixes(alone, single)
-            self.estimated.append(
-                "prefill_attention: behind cached tokens, at the utilisation of the whole prompt"
+        """Every kind of layer's, added up: those that look at every token, and by their reach."""
+        prefills: dict[int | None, Grid] = {}
+        decodes: dict[int | None, Grid] = {}
+        for kernels, alone, count in kernels_of(self.model, self.tensor_parallel, self._kv_dtype):
+            prefill, decode = self._looking_us(kernels, alone, count)
+            reach = kernels.reach
+            prefills[reach] = _added(prefills[reach], prefill) if reach in prefills else prefill
+            decodes[reach] = _added(decodes[reach], decode) if reach in decodes else decode
+        rows: dict[str, Rows] = {}
+        for name, found in (("prefill", prefills), ("decode", decodes)):
+            for reach, grid in found.items():
+                if reach is None:
+                    rows[f"{name}_attention"] = [(*key, time_us) for key, time_us in grid.items()]
+                else:
+                    bounded = rows.setdefault(f"bounded_{name}", [])
+                    bounded += [(reach, *key, time_us) for key, time_us in grid.items()]
+        return rows
+
+    def _looking_us(self, kernels: LayerKernels, alone: ModelSpec, count: int) -> tuple[Grid, Grid]:
+        """Prompts' and decodes' times of all layers with these kernels, a model of `alone` them."""
+        kind = "" if kernels.reach is None else f"{kernels.mixer.label}: "
+        grids = []
+        for phase, measured, analytic in (
+            ("decode", kernels.decode_us, AnalyticParts.decode_us),
+            ("prefill", kernels.prefill_us, AnalyticParts.prefill_us),
+        ):
+            part = f"{phase}_attention" if kernels.reach is None else f"bounded_{phase}"
+            try:
+                one, how = measured(self.tables)
+            except NotMeasured as error:
+                if self._analytic is None:
+                    raise
+                self._note_kind(part, Origin("analytic", "roofline", f"{kind}{error}"))
+                grids.append(analytic(self._analytic.of_layers(alone)))
+                continue
+            modules = kernels.mixer.latent is not None
+            self._note_kind(part, self._origin(kernels.family, how, estimated=modules), kind)
+            grids.append(_times(one, count))
+        decode, prefill = grids
+        cold = {new: time_us for (new, cached), time_us in prefill.items() if cached == 0}
+        if len(cold) == len(prefill) and kernels.reach != STATE:
+            single = {context: us for (n, context), us in decode.items() if n == 1}
+            prefill = {**prefill, **behind_prefixes(cold, single, kernels.reach)}
+            told = "behind cached tokens, at the utilisation of the whole prompt"
+            self.estimated.append(f"prefill_attention: {kind}{told}")
+        return prefill, decode
+
+    def _note_kind(self, part: str, found: Origin, kind: str = "") -> None:
+        """One of several kinds of layers in a part: it is as well known as the least known one."""
+        if found.how is not None and kind:
+            found = replace(found, how=f"{kind}{found.how}")
+        before = self.origins.get(part)
+        if before is not None and before != found:
+            found = Origin(
+                max(before.kind, found.kind, key=WORST.index),
+                "; ".join(dict.fromkeys((before.by, found.by))),
+                "; ".join(dict.fromkeys(filter(None, (before.how, found.how)))) or None,
             )
-        return {
-            "prefill_attention": [(*key, time_us) for key, time_us in prefill.items()],
-            "decode_attention": [(*key, time_us) for key, time_us in decode.items()],
-        }
-
-    def _heads(self) -> dict[str, Any]:
-        model, degree = self.model, self.tensor_parallel
-        return {"heads": model.num_attention_heads // degree, "kv_dtype": self._kv_dtype}
-
-    def _prefill_us(self) -> Grid:
-        model = self.model
-        if model.mla is not None:
-            grid = latent_attention.prefill_us(self.tables, model.mla, **self._heads())
-            self._note("prefill_attention", latent_attention.HOW, estimated=True)
-            return grid
-        kv_heads = max(model.num_kv_heads // self.tensor_parallel, 1)
-        grid, how = attention_kernels.prefill_us(
-            self.tables, kv_heads=kv_heads, head_dim=model.head_dim, **self._heads()
-        )
-        self._note("prefill_attention", how)
-        return grid
-
-    def _decode_us(self) -> Grid:
-        model = self.model
-        if model.mla is not None:
-            grid = latent_attention.decode_us(self.tables, model.mla, **self._heads())
-            self._note("decode_attention", latent_attention.HOW, estimated=True)
-            return grid
-        kv_heads = max(model.num_kv_heads // self.tensor_parallel, 1)
-        grid, how = attention_kernels.decode_us(
-            self.tables, kv_heads=kv_heads, head_dim=model.head_dim, **self._heads()
-        )
-        self._note("decode_attention", how)
-        return grid
+        self.origins[part] = found
 
     # -- experts, collectives -------------------------------------------------------------
 
@@ -263,7 +277,9 @@ class Composer:
                 self.tables,
                 moe,
                 self.model.hidden_size,
-                dtype=self._format_of(self.model.expert_operations()[0]).name,
+                dtypes=expert_formats(
+                    self._format_of(self.model.expert_operations()[0]), self.tables.system
+                ),
                 tensor_parallel=1
                 if shared_out
                 else self.tensor_parallel // self.model.experts_over,
@@ -311,28 +327,48 @@ class Composer:
 
     def _elementwise_us(self, tokens: int) -> float:
         """Norms with residuals, rotary embedding, cache write, activation; embedding, last norm."""
-        model, degree = self.model, self.tensor_parallel
-        per_layer, kernels = 8 * model.hidden_size, ELEMENTWISE_KERNELS
-        if model.mla is None:
-            heads = model.num_attention_heads + 2 * max(model.num_kv_heads, degree)
-            per_layer += 2 * heads * model.head_dim // degree
-            if model.norms_heads:
-                kernels += QK_NORM_KERNELS
-                per_layer += 2 * heads * model.head_dim // degree
-        else:
-            kernels -= 1  # rotary embedding is in the measured module
-        activated = (3 if model.gated_mlp else 2) * model.intermediate_size // degree
-        values = model.num_layers * per_layer + model.num_dense_layers * activated
-        values += 6 * model.hidden_size
-        launches = model.num_layers * kernels + model.num_dense_layers + 2
+        model = self.model
+        values, launches = 6 * model.hidden_size, 2
+        for layer, count in model.kinds.items():
+            moved, kernels = 8 * model.hidden_size, NORM_KERNELS
+            for mixer in layer.mixers:
+                beside, more = self._beside_mixer(mixer)
+                moved, kernels = moved + beside, kernels + more
+            if layer.has_dense_mlp:
+                moved += (3 if model.gated_mlp else 2) * layer.dense_width // self.tensor_parallel
+                kernels += 1
+            values, launches = values + count * moved, launches + count * kernels
         launched_us = launches * ELEMENTWISE_OVERHEAD_S * 1e6
         return max(launched_us, CACHE_MISSES * 2 * values * tokens * self._us_per_byte)
+
+    def _beside_mixer(self, mixer: Mixer) -> tuple[int, int]:
+        """Numbers that the small kernels beside attention or a state move of a token, and how many
+        kernels they are. Rotary embedding is in measured modules."""
+        degree = self.tensor_parallel
+        if mixer.latent is not None:
+            return 0, 0
+        if not mixer.attends:  # a state's output is normed and gated
+            inner = [one.inputs for one in mixer.matrices if one.kind == "o"]
+            return sum(3 * x.on_gpu(degree) for x in inner if isinstance(x, Share)), 1
+        heads = mixer.num_heads + 2 * max(mixer.num_kv_heads, degree)
+        moved, kernels = 2 * heads * mixer.head_dim // degree, ROTARY_KERNELS
+        if mixer.parameters >= 2 * mixer.head_dim > 0:
+            moved, kernels = 2 * moved, kernels + QK_NORM_KERNELS
+        query = mixer.matrices[0].outputs
+        if isinstance(query, tuple) and query[0].width >= 2 * mixer.head_dim:  # gates its output
+            moved, kernels = moved + 3 * mixer.num_heads * mixer.v_head_dim // degree, kernels + 1
+        return moved, kernels
 
     def _sampling_us(self, rows: int) -> float:
         model, bytes_per_s = self.model, 1e6 / self._us_per_byte
         return 1e6 * float(
             sampling_s(model.sampling, np.array(rows), model.vocab_size, bytes_per_s)
         )
+
+
+def _added(one: Grid, other: Grid) -> Grid:
+    """Both together, where both are known."""
+    return {key: time_us + other[key] for key, time_us in one.items() if key in other}
 
 
 def _times(grid: Grid, layers: int) -> Grid:

@@ -66,9 +66,20 @@ class System:
 
     def flops_per_s(self, dtype: str) -> float:
         """Dense peak of products in this number format."""
-        rates = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "sq": "int8"}
+        rates = {
+            "fp8": "fp8",
+            "fp8_block": "fp8",
+            "w4a8_mxfp4_mxfp8": "fp8",
+            "nvfp4": "fp4",
+            "sq": "int8",
+        }
         peak = self.figures.get(f"{rates.get(dtype, 'bfloat16')}_tc_flops")
         return float(peak or self.figures["bfloat16_tc_flops"])
+
+    @property
+    def multiplies_4_bits(self) -> bool:
+        """Whether its tensor cores take weights of 4 bits."""
+        return bool(self.figures.get("fp4_tc_flops"))
 
     def backends(self) -> list[str]:
         """Serving engines with products and attention."""
@@ -149,7 +160,8 @@ class KernelTables:
     def points(self, family: str, name: str, *columns: str, **wanted: object) -> Points:
         """µs by the values of `columns`, of the rows where the other columns are as wanted.
 
-        A tuple of wanted values is an order of preference; a column that a file lacks matches.
+        A tuple of wanted values is an order of preference, a function tells them by itself; a
+        column that a file lacks matches.
         A point measured more than once has its median, of several kernels for it that of the
         fastest. Raises NotMeasured saying what there is.
         """
@@ -242,11 +254,8 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
         if column not in table:
             continue
         there = table[column][rows]
-        for choice in value if isinstance(value, tuple) else (value,):
-            kept = rows[there == choice]
-            if len(kept):
-                break
-        else:
+        kept = rows[_as_wanted(there, value)]
+        if not len(kept):
             raise NotMeasured(
                 f"{'/'.join(path.parts[-5:])}: nothing measured with {column} {_or(value)}; "
                 f"there are: {_list(np.unique(there).tolist())}"
@@ -275,6 +284,14 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, object]) -> Po
     return {key: min(map(float, map(np.median, by.values()))) for key, by in groups.items()}
 
 
+def _as_wanted(there: np.ndarray, value: object) -> np.ndarray:
+    """Which of the values are wanted: by a function, or the first choice that is there."""
+    if callable(value):
+        return np.isin(there, [each for each in np.unique(there).tolist() if value(each)])
+    masks = (there == choice for choice in (value if isinstance(value, tuple) else (value,)))
+    return next((mask for mask in masks if mask.any()), np.zeros(len(there), dtype=bool))
+
+
 def _installed() -> Path:
     found = find_spec("aiconfigurator_core")
     if found is None or not found.submodule_search_locations:
@@ -294,4 +311,6 @@ def _list(names: list[Any]) -> str:
 
 
 def _or(value: object) -> str:
+    if callable(value):
+        return "of that kind"
     return " or ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calibrate.profiles.kernel_tables import System
 from sim.latency.table_folder import TableError
 from sim.model.spec import ModelSpec
 
@@ -22,6 +23,7 @@ WEIGHT_BYTES = {
     "sq": 1.0,  # SmoothQuant: int8 by int8
     "nvfp4": 0.5625,
     "w4a16_mxfp4": 0.53125,
+    "w4a8_mxfp4_mxfp8": 0.53125,
 }
 KV_DTYPES = {
     "auto": "bfloat16",
@@ -65,6 +67,18 @@ def weight_format(weight_dtype: str, float8_scales: str) -> Format:
         return Format(_FORMATS[weight_dtype])
     how = "a scale a channel at the times of one a tensor"
     return Format(_FLOAT8[float8_scales], how if float8_scales == "channel" else None)
+
+
+def expert_formats(weights: Format, system: System) -> tuple[str, ...]:
+    """Those that routed experts with such weights are computed in, the likeliest first.
+
+    MXFP4 is unpacked to 16 bits on GPUs that cannot multiply it. On others engines have kernels
+    with inputs in 8 bits (MXFP8) too, which the package calls recommended there: where an engine's
+    were timed they are its experts.
+    """
+    if weights.name == "w4a16_mxfp4" and system.multiplies_4_bits:
+        return "w4a8_mxfp4_mxfp8", weights.name
+    return (weights.name,)
 
 
 def cache_format(kv_cache_dtype: str, model: ModelSpec) -> str:

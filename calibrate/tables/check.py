@@ -30,6 +30,8 @@ GRID_AXES = {
     "logits": ("sequences",),
     "prefill_attention": ("new_tokens", "cached_tokens"),
     "decode_attention": ("sequences", "context_tokens"),
+    "bounded_prefill": ("new_tokens", "cached_tokens"),
+    "bounded_decode": ("sequences", "context_tokens"),
     "mixed_attention": ("new_tokens", "cached_tokens", "sequences", "context_tokens"),
     "decode_skew": ("sequences", "context_tokens", "longest_tokens"),
     "moe": ("tokens", "experts"),
@@ -45,6 +47,8 @@ MUST_GROW = (
     ("linear", "tokens"),
     ("logits", "sequences"),
     ("prefill_attention", "new_tokens"),
+    ("bounded_prefill", "new_tokens"),
+    ("bounded_decode", "sequences"),
     ("decode_attention", "sequences"),
     ("decode_attention", "context_tokens"),
 )

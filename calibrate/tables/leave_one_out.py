@@ -64,6 +64,14 @@ def _look_up(table: LatencyTable, name: str, part: Part, axis: str) -> Callable[
     if name == "prefill_attention":
         prefill = PrefillAttention(part, None)
         return lambda at: prefill.alone(at["new_tokens"], at["cached_tokens"])
+    if name == "bounded_decode":
+        decodes = {reach: DecodeAttention(part.at(reach)) for reach in _reaches(part)}
+        return lambda at: decodes[at["reach"]].line(at["sequences"])(at["context_tokens"])
+    if name == "bounded_prefill":
+        prefills = {
+            reach: PrefillAttention(part.at(reach), None, reach) for reach in _reaches(part)
+        }
+        return lambda at: prefills[at["reach"]].alone(at["new_tokens"], at["cached_tokens"])
     if name == "mixed_attention":
         mixed = PrefillAttention(table.parts["prefill_attention"], part)
         return lambda at: mixed.beside(*(at[key] for key in MIXED)) or 0.0
@@ -72,6 +80,10 @@ def _look_up(table: LatencyTable, name: str, part: Part, axis: str) -> Callable[
         for points in lines_along(part, axis)
     }
     return lambda at: lines[_others(at, axis)](at[axis])
+
+
+def _reaches(part: Part) -> list[int]:
+    return [int(reach) for reach in np.unique(part.coordinates["reach"])]
 
 
 def lines_along(part: Part, axis: str) -> list[list[tuple[Point, float]]]:

@@ -24,6 +24,8 @@ _TABLE_PARTS = {
     "logits": "Output head and sampling",
     "prefill_attention": "Attention of prompts",
     "decode_attention": "Attention of decodes",
+    "bounded_prefill": "Windows, states and the like, of prompts",
+    "bounded_decode": "Windows, states and the like, of decodes",
     "mixed_attention": "Attention of mixed batches",
     "decode_skew": "Attention over uneven contexts",
     "moe": "Experts",

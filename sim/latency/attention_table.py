@@ -16,6 +16,10 @@ company. That bound is measured: with one long context among n - 1 short ones, a
 of t(longest), the time of n contexts all that long; above it, total context decides. Batches made
 of two lengths take up to a tenth longer still, by the order in which thread blocks are dealt out;
 lengths met in service are spread too evenly for that to be read off such batches.
+
+*Layers that look back on so many tokens at most* (windows, the best few, states, which know their
+own token alone) have points of their own and the same rules, the pairs they score being bounded. A
+batch of decodes is taken to be as long as its mean: never too fast, the bound is concave.
 """
 
 from __future__ import annotations
@@ -28,10 +32,15 @@ from sim.batch import PrefillChunk
 from sim.latency.grid import Line, bracket, filled_grid
 from sim.latency.table_data import LatencyTable, Part
 
+ENDLESS = 2**40  # tokens: no bound, no end of what was measured
 
-def pairs(new_tokens: float, cached_tokens: float) -> float:
-    """Query-key pairs a causal prefill scores."""
-    return new_tokens * (cached_tokens + 0.5 * (new_tokens + 1))
+
+def pairs(new_tokens: float, cached_tokens: float, reach: int | None = None) -> float:
+    """Query-key pairs a causal prefill scores, each query on `reach` tokens back at most."""
+    if reach is None or cached_tokens + new_tokens <= reach:
+        return new_tokens * (cached_tokens + 0.5 * (new_tokens + 1))
+    growing = min(max(reach - cached_tokens, 0.0), new_tokens)
+    return (new_tokens - growing) * reach + growing * (cached_tokens + 0.5 * (growing + 1))
 
 
 class DecodeAttention:
@@ -60,7 +69,8 @@ class DecodeAttention:
 class PrefillAttention:
     """Seconds of attention for one prompt chunk, alone or beside decodes."""
 
-    def __init__(self, prefill: Part, mixed: Part | None) -> None:
+    def __init__(self, prefill: Part, mixed: Part | None, reach: int | None = None) -> None:
+        self.reach = reach
         names = ["new_tokens", "cached_tokens"]
         self._axes, self._alone = filled_grid(
             [prefill.coordinates[n] for n in names], prefill.time_s
@@ -81,13 +91,19 @@ class PrefillAttention:
     def most_pairs_per_s(self) -> float:
         """Query-key pairs scored per second by the fastest prefill measured."""
         rates = [
-            pairs(new, cached) / float(self._alone[i, j])
+            self.pairs(new, cached) / float(self._alone[i, j])
             for i, new in enumerate(self._axes[0])
             for j, cached in enumerate(self._axes[1])
         ]
         return max(rates)
 
+    def pairs(self, new_tokens: float, cached_tokens: float) -> float:
+        """Query-key pairs of a chunk."""
+        return pairs(new_tokens, cached_tokens, self.reach)
+
     def alone(self, new_tokens: float, cached_tokens: float) -> float:
+        if self.reach is not None:
+            cached_tokens = min(cached_tokens, self.reach)
         return self._at(self._axes, self._alone, new_tokens, cached_tokens)
 
     def beside(
@@ -112,21 +128,20 @@ class PrefillAttention:
             if weight > 0.0
         )
 
-    @staticmethod
-    def _at(axes: list[list[float]], grid: np.ndarray, new: float, cached: float) -> float:
+    def _at(self, axes: list[list[float]], grid: np.ndarray, new: float, cached: float) -> float:
         """One point of a (new, cached) plane: linear in cached, in pairs along the length."""
         k0, k1, k = bracket(axes[1], cached)
         n0, n1, _ = bracket(axes[0], new)
         low = float(grid[n0, k0] + k * (grid[n0, k1] - grid[n0, k0]))
         inside = min(max(cached, axes[1][0]), axes[1][-1])
         if n0 == n1:
-            value, reached = low, pairs(axes[0][n0], inside)
+            value, reached = low, self.pairs(axes[0][n0], inside)
         else:
             high = float(grid[n1, k0] + k * (grid[n1, k1] - grid[n1, k0]))
-            left, right = pairs(axes[0][n0], inside), pairs(axes[0][n1], inside)
-            here = pairs(new, inside)
+            left, right = self.pairs(axes[0][n0], inside), self.pairs(axes[0][n1], inside)
+            here = self.pairs(new, inside)
             value, reached = low + (high - low) * ((here - left) / (right - left)), here
-        asked = pairs(new, cached)
+        asked = self.pairs(new, cached)
         if new >= axes[0][0] and asked > reached:  # beyond the grid: utilisation is held
             value *= asked / reached
         return value
@@ -164,28 +179,36 @@ class Skew:
         return share
 
 
-class AttentionTable:
-    """The attention of one iteration."""
+class AttentionOfReach:
+    """Layers that look back on at most `reach` tokens; on every token, where that is None."""
 
-    def __init__(self, table: LatencyTable, *, skew: bool = True) -> None:
+    def __init__(self, table: LatencyTable, reach: int | None = None) -> None:
         parts = table.parts
-        self.decode = DecodeAttention(parts["decode_attention"])
-        self.prefill = PrefillAttention(parts["prefill_attention"], parts.get("mixed_attention"))
+        if reach is None:
+            decode, prefill = parts["decode_attention"], parts["prefill_attention"]
+            mixed = parts.get("mixed_attention")
+        else:
+            decode, prefill = parts["bounded_decode"].at(reach), parts["bounded_prefill"].at(reach)
+            mixed = None
+        self.reach = reach
+        self.decode = DecodeAttention(decode)
+        self.prefill = PrefillAttention(prefill, mixed, reach)
         self.pairs_per_s = self.prefill.most_pairs_per_s()
         self._one_by_one = table.meta.get("prefills") == "one_by_one"
-        self._beside_decodes = table.meta.get("prefills") == "beside_decodes"
-        self.skew: Skew | None = None
-        if skew and "decode_skew" in parts:
-            self.skew = Skew(parts["decode_skew"])
+        # A state is brought up to date for prompts and for decodes by kernels of their own.
+        self._beside_decodes = table.meta.get("prefills") == "beside_decodes" and reach != 1
 
-    def decode_s(self, num_seqs: int, context: int, longest: int) -> float:
-        """n sequences; their contexts' sum and maximum."""
+    def further_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
+        """What `query_tokens` in all take beyond one for each decode."""
+        mean = context_tokens / num_decodes
+        attended = mean if self.reach is None else min(mean, self.reach)
+        scored_s = query_tokens * attended / self.pairs_per_s
+        return max(scored_s - self.decode_s(num_decodes, mean), 0.0)
+
+    def decode_s(self, num_seqs: int, context: float) -> float:
+        """n sequences of such a context; what is bounded takes no longer past what was measured."""
         line = self.decode.line(num_seqs)
-        mean_s = line(context / num_seqs)
-        if self.skew is None or longest * num_seqs == context:
-            return mean_s
-        bound_s = self.skew.share(num_seqs) * line(longest)
-        return bound_s if bound_s > mean_s else mean_s
+        return line(context if self.reach is None else min(context, line.last))
 
     def prefills_s(
         self, chunks: list[PrefillChunk], num_decodes: int, context_tokens: int
@@ -197,8 +220,8 @@ class AttentionTable:
             )
         new = sum(chunk.new_tokens for chunk in chunks)
         cached = sum(chunk.new_tokens * chunk.cached_tokens for chunk in chunks) / new
-        scored = sum(pairs(chunk.new_tokens, chunk.cached_tokens) for chunk in chunks)
-        share = scored / pairs(new, cached)
+        scored = sum(self.prefill.pairs(chunk.new_tokens, chunk.cached_tokens) for chunk in chunks)
+        share = scored / self.prefill.pairs(new, cached)
         if num_decodes:
             added_s = self._added_s(new, cached, num_decodes, context_tokens / num_decodes)
             if added_s is not None:
@@ -225,3 +248,58 @@ class AttentionTable:
         if (decodes, measured) != (num_decodes, context):
             added_s *= self.decode.line(num_decodes)(context) / base_s
         return added_s
+
+
+class AttentionTable:
+    """The attention of one iteration: layers that look at every token, and those that do not.
+
+    Up to ``most_seqs`` decodes with ``longest`` tokens each were measured, and prompts' chunks of
+    ``most_new`` tokens behind ``most_cached``.
+    """
+
+    def __init__(self, table: LatencyTable, *, skew: bool = True) -> None:
+        parts = table.parts
+        self.whole = AttentionOfReach(table) if "decode_attention" in parts else None
+        self.bounded: list[AttentionOfReach] = []
+        if "bounded_decode" in parts:
+            reaches = np.unique(parts["bounded_decode"].coordinates["reach"]).tolist()
+            self.bounded = [AttentionOfReach(table, reach) for reach in reaches]
+        self.skew: Skew | None = None
+        if skew and "decode_skew" in parts:
+            self.skew = Skew(parts["decode_skew"])
+        self.all = [*([] if self.whole is None else [self.whole]), *self.bounded]
+        self.most_seqs = min(each.decode.most_seqs for each in self.all)
+        self.most_new = min(each.prefill.longest[0] for each in self.all)
+        self.longest = self.most_cached = float(ENDLESS)
+        self.most_beside = (inf, inf)
+        if self.whole is not None:
+            self.longest = self.whole.decode.longest
+            self.most_cached = self.whole.prefill.longest[1]
+            self.most_beside = self.whole.prefill.most_beside
+
+    def decode_s(self, num_seqs: int, context: int, longest: int) -> float:
+        """n sequences; their contexts' sum and maximum."""
+        time_s = 0.0
+        if self.whole is not None:
+            line = self.whole.decode.line(num_seqs)
+            time_s = line(context / num_seqs)
+            if self.skew is not None and longest * num_seqs != context:
+                bound_s = self.skew.share(num_seqs) * line(longest)
+                time_s = bound_s if bound_s > time_s else time_s
+        for each in self.bounded:
+            time_s += each.decode_s(num_seqs, context / num_seqs)
+        return time_s
+
+    def prefills_s(
+        self, chunks: list[PrefillChunk], num_decodes: int, context_tokens: int
+    ) -> float:
+        """What prompts add to the decodes they run beside."""
+        return sum(each.prefills_s(chunks, num_decodes, context_tokens) for each in self.all)
+
+    def further_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
+        """Decode attention with `query_tokens` in all, beyond one for each sequence.
+
+        Tables time one query a sequence. Keys and values are read once for all of them, so more
+        cost nothing until scoring takes longer than reading: at the rate of the fastest prefill.
+        """
+        return sum(each.further_s(num_decodes, context_tokens, query_tokens) for each in self.all)

@@ -19,7 +19,14 @@ from sim.latency.protocol import HostOverhead
 from sim.latency.table_data import LatencyTable, Part
 
 # What the kernels' own pace scales: not links, nor the host.
-_ATTENTION = ("prefill_attention", "decode_attention", "mixed_attention", "decode_skew")
+_ATTENTION = (
+    "prefill_attention",
+    "decode_attention",
+    "bounded_prefill",
+    "bounded_decode",
+    "mixed_attention",
+    "decode_skew",
+)
 _KERNELS = ("linear", "logits", "moe", *_ATTENTION)
 
 

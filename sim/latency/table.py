@@ -165,7 +165,7 @@ class TableLatency:
         batch.extrapolated = self._outside(batch)
         if not batch.extrapolated:
             # A run is wholly inside the measured range or wholly outside.
-            inside = int(self._attention.decode.longest * decodes - context) // decodes + 1
+            inside = int(self._attention.longest * decodes - context) // decodes + 1
             iterations = min(iterations, inside)
         ends_s: list[float] = []
         if eager:
@@ -185,14 +185,8 @@ class TableLatency:
         return ends_s
 
     def further_queries_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
-        """Decode attention with `query_tokens` in all, beyond one for each sequence.
-
-        Tables time one query a sequence. Keys and values are read once for all of them, so more
-        cost nothing until scoring takes longer than reading: at the rate of the fastest prefill.
-        """
-        scored_s = query_tokens / num_decodes * context_tokens / self._attention.pairs_per_s
-        one_s = self._attention.decode.line(num_decodes)(context_tokens / num_decodes)
-        return max(scored_s - one_s, 0.0)
+        """Decode attention with `query_tokens` in all, beyond one for each sequence."""
+        return self._attention.further_s(num_decodes, context_tokens, query_tokens)
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Split recorded durations; attention is what the other parts leave."""
@@ -411,15 +405,14 @@ class TableLatency:
             return True
         decodes = batch.num_decodes
         if decodes and (
-            decodes > attention.decode.most_seqs
-            or batch.context_tokens > attention.decode.longest * decodes
+            decodes > attention.most_seqs or batch.context_tokens > attention.longest * decodes
         ):
             return True
         if decodes and batch.prefills:
-            most, longest = attention.prefill.most_beside
+            most, longest = attention.most_beside
             if decodes > most or batch.context_tokens > longest * decodes:
                 return True
-        new, cached = attention.prefill.longest
+        new, cached = attention.most_new, attention.most_cached
         return any(
             chunk.new_tokens > new or chunk.cached_tokens > cached for chunk in batch.prefills
         )

@@ -18,6 +18,9 @@ PART_COLUMNS: dict[str, tuple[str, ...]] = {
     "logits": ("operation", "sequences"),
     "prefill_attention": ("new_tokens", "cached_tokens"),
     "decode_attention": ("sequences", "context_tokens"),
+    # Of layers that look back on `reach` tokens at most; 1: a state, which its own token updates.
+    "bounded_prefill": ("reach", "new_tokens", "cached_tokens"),
+    "bounded_decode": ("reach", "sequences", "context_tokens"),
     "mixed_attention": ("new_tokens", "cached_tokens", "sequences", "context_tokens"),
     "decode_skew": ("sequences", "context_tokens", "longest_tokens"),
     "moe": ("tokens", "experts"),
@@ -27,6 +30,8 @@ PART_COLUMNS: dict[str, tuple[str, ...]] = {
     "copy": ("blocks",),  # on the device, for copy-on-write; not priced by the simulator
 }
 REQUIRED_PARTS = ("linear", "logits", "prefill_attention", "decode_attention")
+# In a model whose layers all look back on some tokens these stand for attention to every token.
+BOUNDED_PARTS = {"prefill_attention": "bounded_prefill", "decode_attention": "bounded_decode"}
 BASES = ("measured", "estimated", "analytic")  # what a time may rest on, the best first
 # What a table that was measured here says of its own errors, and from where on that is a doubt
 # about every forecast with it: held-out points or whole iterations off by more at the median,
@@ -49,6 +54,14 @@ class Part:
     time_s: np.ndarray
     operation: np.ndarray | None = None
     extra_s: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def at(self, reach: int) -> Part:
+        """Of layers that look back on so many tokens."""
+        rows = self.coordinates["reach"] == reach
+        coordinates = {
+            key: values[rows] for key, values in self.coordinates.items() if key != "reach"
+        }
+        return Part(coordinates, self.time_s[rows])
 
     def operations(self) -> dict[str, Part]:
         """One part per operation, in order of first appearance."""

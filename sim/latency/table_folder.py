@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from sim.latency.table_data import EXTRA_TIMES, PART_COLUMNS, REQUIRED_PARTS, LatencyTable, Part
+from sim.latency.table_data import (
+    BOUNDED_PARTS,
+    EXTRA_TIMES,
+    PART_COLUMNS,
+    REQUIRED_PARTS,
+    LatencyTable,
+    Part,
+)
 
 SCHEMA_VERSION = 1
 META_KEYS = ("schema_version", "source", "gpu", "model", "dtype", "tensor_parallel")
@@ -47,11 +54,22 @@ def read_table(folder: Path | str) -> LatencyTable:
         path = folder / f"{name}.csv"
         if path.is_file():
             parts[name] = _read_part(path, name)
-        elif name in REQUIRED_PARTS:
+        elif name in REQUIRED_PARTS and not _is_bounded(folder, name):
             raise TableError(f"{path}: missing; a table needs {', '.join(REQUIRED_PARTS)}")
+    for one, other in (
+        ("bounded_prefill", "bounded_decode"),
+        ("bounded_decode", "bounded_prefill"),
+    ):
+        if one in parts and other not in parts:
+            raise TableError(f"{folder / other}.csv: missing; {one}.csv is there")
     if meta["model"].get("num_experts") and "moe" not in parts:
         raise TableError(f"{folder / 'moe.csv'}: missing; the model has experts")
     return LatencyTable(meta, parts)
+
+
+def _is_bounded(folder: Path, name: str) -> bool:
+    """Whether another part stands for attention to every token, in a model without any."""
+    return name in BOUNDED_PARTS and (folder / f"{BOUNDED_PARTS[name]}.csv").is_file()
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

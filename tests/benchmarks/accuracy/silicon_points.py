@@ -44,6 +44,7 @@ LIBRARY = {
     "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
 }
 WEIGHTS = {"bf16": "auto", "fp8": "fp8", "int4": "int4", "fp4": "nvfp4"}
+GATES = ["linear_attn.in_proj_ba"]  # too narrow for blocks of 128
 GPUS_PER_NODE = 8
 RANGE = 0.8  # InferenceMAX: random-range-ratio
 MOST_OF_PEAK = 0.7  # all other origins stay below 0.55
@@ -71,7 +72,7 @@ class Point:
     backend: str
     version: str
     precision: str
-    quantisation: str  # of the products: fp8 or fp8_block
+    quantisation: str  # fp8, or fp8_block where products or experts are said to be
     prompt_tokens: int
     output_tokens: int
     concurrency: int
@@ -270,6 +271,7 @@ def _contradiction(row: dict[str, str]) -> str | None:
 
 def _point(row: dict[str, str]) -> Point:
     origin = row["silicon_data_source"]
+    said = (row["gemm_quant_mode"], row["moe_quant_mode"])
     data = max(_number(row, "attention_dp_size"), 1)
     # A file of somebody's own measurements has its whole path.
     inference_max = origin.startswith("source_file=") and not origin.startswith("source_file=/")
@@ -279,7 +281,7 @@ def _point(row: dict[str, str]) -> Point:
         backend=row["backend"],
         version=row["backend_version"],
         precision=row["precision"] or "bf16",
-        quantisation=row["gemm_quant_mode"],
+        quantisation="fp8_block" if "fp8_block" in said else row["gemm_quant_mode"],
         prompt_tokens=_number(row, "isl"),
         output_tokens=_number(row, "osl"),
         concurrency=_concurrency(row),
@@ -315,9 +317,15 @@ def _model(point: Point, configs: Path) -> tuple[str, str]:
         (config, name), weights = checkpoint, "auto"
     elif _quantised(config) and point.precision != "bf16":
         weights = "auto"  # as the checkpoint has it
+    elif point.quantisation == "fp8_block" and (checkpoint := _eight_bits(point.model)) is not None:
+        (config, name), weights = checkpoint, "auto"
     elif point.quantisation == "fp8_block":
         config = config | {
-            "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}
+            "quantization_config": {
+                "quant_method": "fp8",
+                "weight_block_size": [128, 128],
+                "modules_to_not_convert": GATES,
+            }
         }
         name, weights = f"{name}-fp8-blocks", "auto"
     path = configs / f"{name}.json"
@@ -349,6 +357,15 @@ def _four_bits(name: str) -> tuple[dict[str, Any], str] | None:
         said = json.loads(beside.read_text(encoding="utf-8"))
         config["quantization_config"] = {"quant_method": "modelopt", **said}
     return config, f"{name}-nvfp4"
+
+
+@cache
+def _eight_bits(model: str) -> tuple[dict[str, Any], str] | None:
+    """Its makers' own checkpoint in float8 with a scale a block, where the package has it."""
+    try:
+        return _config(f"{model}-FP8")
+    except FileNotFoundError:
+        return None
 
 
 @cache
