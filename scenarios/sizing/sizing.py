@@ -8,6 +8,7 @@ that reach the same loss: over-training a smaller one costs more training and le
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from scenarios import library
 from scenarios.errors import InputError
+from scenarios.forecast.basis import CANDIDATES, cautions
 from scenarios.forecast.latency_source import Composer
 from scenarios.schema.engine import Engine
 from scenarios.schema.sizing import Law, Sizing
@@ -336,8 +338,9 @@ def _notes(
     if any(one.reason for one in candidates) and chosen.reason:
         notes.append(f"{chosen.model.name}: {chosen.reason}")
     served = [one for one in chosen.serving if isinstance(one, ServingCost)]
-    if served and not all(one.measured for one in served):
-        notes.append("serving times are analytic (roofline), not measured")
+    kinds = Counter(one.basis for one in served)
+    named = [(f"{number} of {len(served)} deployments", kind) for kind, number in kinds.items()]
+    notes += cautions(named, trust=CANDIDATES)
     for one in served[:1]:
         notes += [warning for warning in one.warnings if warning not in notes]
     return notes
