@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 import typer
 
 from orcast.calibrate_cli import app as calibrate_app
+from orcast.compare_cli import compare
 from orcast.export_cli import export
 from orcast.init_cli import init
 from orcast.list_cli import app as list_app
@@ -27,13 +26,6 @@ from orcast.trace_cli import trace
 from orcast.ui_cli import ui
 from orcast.validate_cli import validate
 from scenarios.errors import InputError, one_line, reading
-
-
-class _Compared(Protocol):
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-    def as_dict(self) -> dict[str, Any]: ...
-
 
 app = typer.Typer(
     name="orcast",
@@ -109,84 +101,8 @@ def report(
         webbrowser.open(path.resolve().as_uri())
 
 
-@app.command()
-def compare(
-    a: Annotated[
-        Path,
-        typer.Argument(
-            metavar="A", help="A run folder: the forecast, or of two forecasts the changed one."
-        ),
-    ],
-    b: Annotated[
-        Path,
-        typer.Argument(
-            metavar="B",
-            help="The measurement: a recording's folder or requests.jsonl, a result of vLLM's or "
-            "SGLang's client, AIPerf, GuideLLM or inference-perf; of aggregates alone, only they "
-            "are compared. Or the run folder of another forecast, to tell changes from.",
-        ),
-    ],
-    as_json: JsonOption = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="HTML page (default: A/compare.html)."),
-    ] = None,
-) -> None:
-    """Hold forecast A against measurement B, or tell what changes from forecast B to forecast A.
-
-    Request by request, both of the same requests.
-    """
-    from calibrate.recordings.aggregate_comparison import compare_aggregates
-    from calibrate.recordings.client_records import aggregates_in
-    from calibrate.recordings.comparison import compare as compare_runs
-    from calibrate.recordings.measurement import read_measurement, simulated
-    from reports.compare.figures import side_names
-    from reports.compare.report import is_run_folder, page_target, write_compare_report
-    from reports.run.folder import load_run
-
-    with reading(a, b):
-        target = page_target(out, a)
-        sides, scenarios = [], []
-        summaries: list[dict[str, Any] | None] = []
-        for path in (a, b):
-            if is_run_folder(path):
-                records, scenario, summary = load_run(path)
-                side = simulated(str(path), records.requests, records.preemptions)
-                sides.append(replace(side, recorded=summary.get("mode") == "engine"))
-                scenarios.append(scenario)
-                summaries.append(summary)
-            elif path == b and sides and (whole := aggregates_in(b)) is not None:
-                beside = compare_aggregates(sides[0], whole, summary=summaries[0])
-                _show_comparison(beside, ("Forecast", "Measured"), as_json=as_json)
-                return
-            else:
-                sides.append(read_measurement(path))
-                summaries.append(None)
-        settings = (scenarios[0], scenarios[1]) if len(scenarios) == 2 else None
-        known = (summaries[0], summaries[1])
-        compared = compare_runs(*sides, settings=settings, summaries=known)
-        if target is not None:
-            write_compare_report(target, compared)
-    _show_comparison(compared, side_names(compared.a, compared.b), as_json=as_json)
-    if target is not None and not as_json:
-        print(f"Page: {target}")
-
-
-def _show_comparison(compared: _Compared, names: tuple[str, str], *, as_json: bool) -> None:
-    if as_json:
-        for note in compared.notes:
-            print(f"orcast: note: {note}", file=sys.stderr)
-        print(json.dumps(compared.as_dict()))
-        return
-    from rich.console import Console
-
-    from reports.compare.table import comparison_table
-
-    Console(highlight=False).print(comparison_table(compared.as_dict(), compared.notes, names))
-
-
 # In the order in which one meets them.
-for command in (replay, trace, sweep, plan, size, ui, export, init, validate):
+for command in (compare, replay, trace, sweep, plan, size, ui, export, init, validate):
     app.command()(command)
 app.add_typer(list_app, name="list")
 app.add_typer(show_app, name="show")

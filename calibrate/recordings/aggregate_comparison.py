@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from calibrate.recordings.client_records import STATISTICS, Aggregates
-from calibrate.recordings.comparison import METRICS, PERCENTILES, Pair, Summary, unmeasured
+from calibrate.recordings.comparison import METRICS, PERCENTILES, Pair
 from calibrate.recordings.measurement import Measurement, MeasurementError
 
 
@@ -58,14 +59,16 @@ class AggregateComparison:
 
 
 def compare_aggregates(
-    a: Measurement, b: Aggregates, *, summary: Summary | None = None
+    a: Measurement, b: Aggregates, *, notes: Sequence[str] = ()
 ) -> AggregateComparison:
-    """Hold forecast `a` against the aggregates `b`. Raises MeasurementError where nothing of `a`
-    completed."""
+    """Hold forecast `a` against the aggregates `b`; `notes` are what a reader has to know of `a`.
+
+    Raises MeasurementError where nothing of `a` completed.
+    """
     if not a.completed.any():
         raise MeasurementError(f"no request completed in {a.label}")
     notes = [
-        *unmeasured((summary, None)),
+        *notes,
         "B has aggregates alone: only they are compared, not request by request",
     ]
     done = int(a.completed.sum())

@@ -1,14 +1,13 @@
 """A forecast held against a measurement, request by request.
 
-`a` is the forecast, `b` the measurement: diff_pct = (a - b) / b * 100. Of two forecasts, `b` is
-where one starts from. Percentiles are numpy's linear ones, over the requests that completed in
-both runs.
+`a` is the forecast, `b` the measurement: diff_pct = (a - b) / b * 100. Percentiles are numpy's
+linear ones, over the requests that completed in both runs. Runs of one kind lie `side_by_side`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from calibrate.recordings.measurement import Floats, Measurement, MeasurementErr
 
 METRICS = ("ttft", "tpot", "e2e")
 PERCENTILES = (50, 90, 95, 99)
+TWO = ("A", "B")  # what the runs are called
 SWAP_S = 1.0  # requests sent this close together may reach an engine in another order
 
 # What becomes of a whole run, by name: where its summary says so.
@@ -90,13 +90,13 @@ class Comparison:
 
     def per_request(self) -> dict[str, float | None]:
         """Mean absolute percentage errors over requests, and the mean signed one of E2E."""
-        errors = {metric: _errors_pct(*self.latencies_s(metric)) for metric in METRICS}
+        errors = {metric: errors_pct(*self.latencies_s(metric)) for metric in METRICS}
         found = {f"{metric}_mape_pct": _mean(np.abs(each)) for metric, each in errors.items()}
         return found | {"e2e_bias_pct": _mean(errors["e2e"])}
 
     def makespan(self) -> Pair:
         """Seconds from the first arrival to the last token."""
-        return Pair(_makespan_s(self.a, self.rows_a), _makespan_s(self.b, self.rows_b))
+        return Pair(makespan_s(self.a, self.rows_a), makespan_s(self.b, self.rows_b))
 
     def throughput(self) -> dict[str, Pair]:
         """Requests and output tokens per second of makespan."""
@@ -107,8 +107,8 @@ class Comparison:
         )
         count = len(self.rows_a)
         return {
-            "request": Pair(_rate(count, span.a), _rate(count, span.b)),
-            "output": Pair(_rate(tokens[0], span.a), _rate(tokens[1], span.b)),
+            "request": Pair(rate(count, span.a), rate(count, span.b)),
+            "output": Pair(rate(tokens[0], span.a), rate(tokens[1], span.b)),
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,20 +138,20 @@ def compare(
     *,
     settings: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
     summaries: tuple[Summary | None, Summary | None] = (None, None),
+    notes: Sequence[str] = (),
 ) -> Comparison:
-    """Match the requests of forecast `a` and measurement `b`, or of two forecasts.
+    """Match the requests of forecast `a` and measurement `b`.
 
     By request_id where both have one, else by order of arrival; requests that reached the engines
     within a second of each other may have changed places if their lengths say so. `settings` are
-    those of both runs, to be told apart; `summaries` what is known of either run as a whole. Raises
-    MeasurementError, naming the first request that differs, where the runs are not of the same
-    requests.
+    those of both runs, to be told apart; `summaries` what is known of either run as a whole,
+    `notes` what a reader has to know of them. Raises MeasurementError, naming the first request
+    that differs, where the runs are not of the same requests.
     """
-    a, b, left_out = _without_failed(a, b)
-    rows_a, rows_b, notes = _match(a, b)
-    notes += left_out
-    notes[:0] = unmeasured(summaries)
-    _check_lengths(a, b, rows_a, rows_b)
+    a, b, left_out = _without_failed(a, b, TWO)
+    rows_a, rows_b, found = _match(a, b, TWO)
+    notes = [*notes, *found, *left_out]
+    _check_lengths(a, b, rows_a, rows_b, TWO)
     both = a.completed[rows_a] & b.completed[rows_b]
     for side, rows, name in ((a, rows_a, "A"), (b, rows_b, "B")):
         missing = int((~side.completed[rows]).sum())
@@ -167,33 +167,38 @@ def compare(
             basis = "is the duration it gives" if side.duration_s is not None else "is unknown"
             notes.append(f"{name} ({side.label}) has no arrival times: its makespan {basis}")
     changes = None if settings is None else changed_settings(*settings)
-    found = _outcomes(*summaries)
-    return Comparison(a, b, rows_a[both], rows_b[both], tuple(notes), changes, found)
+    whole = _outcomes(*summaries)
+    return Comparison(a, b, rows_a[both], rows_b[both], tuple(notes), changes, whole)
 
 
-def unmeasured(summaries: tuple[Summary | None, Summary | None]) -> list[str]:
-    """That iteration times were not measured, for the runs whose summaries say so."""
-    kinds: dict[str, list[str]] = {}
-    for name, summary in zip("AB", summaries, strict=True):
-        latency = (summary or {}).get("latency")
-        if isinstance(latency, Mapping) and not latency.get("measured"):
-            kinds.setdefault(str(latency.get("source")), []).append(name)
-    return [
-        f"iteration times of {' and '.join(names)} are unmeasured ({kind}): trust differences "
-        "between settings more than absolute times"
-        for kind, names in kinds.items()
-    ]
+def matched(a: Measurement, b: Measurement, names: tuple[str, str]) -> tuple[Rows, Rows, list[str]]:
+    """The same requests of two runs, called by `names`: rows of `a`, those of `b`, and notes.
+
+    As `compare` matches them, completed or not. Raises MeasurementError as it does.
+    """
+    kept_a, kept_b, notes = _without_failed(a, b, names)
+    rows_a, rows_b, found = _match(kept_a, kept_b, names)
+    _check_lengths(kept_a, kept_b, rows_a, rows_b, names)
+    if kept_a is not a:
+        rows_a = np.flatnonzero(a.completed)[rows_a]
+    if kept_b is not b:
+        rows_b = np.flatnonzero(b.completed)[rows_b]
+    return rows_a, rows_b, [*found, *notes]
 
 
 def _outcomes(a: Summary | None, b: Summary | None) -> dict[str, Pair] | None:
     """The figures of whole runs that either summary has; None without both summaries."""
     if a is None or b is None:
         return None
-    pairs = {name: Pair(_inside(a, path), _inside(b, path)) for name, path in OUTCOMES.items()}
+    pairs = {
+        name: Pair(figure_inside(a, path), figure_inside(b, path))
+        for name, path in OUTCOMES.items()
+    }
     return {name: pair for name, pair in pairs.items() if (pair.a, pair.b) != (None, None)}
 
 
-def _inside(summary: Summary, path: tuple[str, ...]) -> float | None:
+def figure_inside(summary: Summary, path: tuple[str, ...]) -> float | None:
+    """The finite number at `path` of a summary, or None."""
     value: Any = summary
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -203,7 +208,7 @@ def _inside(summary: Summary, path: tuple[str, ...]) -> float | None:
 
 def changed_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Paths like `engine.max_num_seqs` whose values differ, with both; None where there is none."""
-    flat_a, flat_b = dict(_flat(a)), dict(_flat(b))
+    flat_a, flat_b = dict(flat(a)), dict(flat(b))
     return {
         path: (flat_a.get(path), flat_b.get(path))
         for path in dict.fromkeys((*flat_a, *flat_b))
@@ -211,23 +216,26 @@ def changed_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tu
     }
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting inside sections with its path."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _without_failed(a: Measurement, b: Measurement) -> tuple[Measurement, Measurement, list[str]]:
+def _without_failed(
+    a: Measurement, b: Measurement, names: tuple[str, str]
+) -> tuple[Measurement, Measurement, list[str]]:
     """Both runs; of a run that has as many requests more as failed in it, those that did not.
 
     A trace that is made of a recording leaves out what failed there.
     """
     if len(a) < len(b) and int(b.completed.sum()) == len(a):
-        return a, b.only(b.completed), [_failed_note("B", b)]
+        return a, b.only(b.completed), [_failed_note(names[1], b)]
     if len(b) < len(a) and int(a.completed.sum()) == len(b):
-        return a.only(a.completed), b, [_failed_note("A", a)]
+        return a.only(a.completed), b, [_failed_note(names[0], a)]
     return a, b, []
 
 
@@ -239,9 +247,9 @@ def _failed_note(name: str, side: Measurement) -> str:
     )
 
 
-def _match(a: Measurement, b: Measurement) -> tuple[Rows, Rows, list[str]]:
+def _match(a: Measurement, b: Measurement, names: tuple[str, str]) -> tuple[Rows, Rows, list[str]]:
     """Rows of the same requests in both runs, in a's order of arrival."""
-    by_id = _match_ids(a, b)
+    by_id = _match_ids(a, b, names)
     if by_id is not None:
         return by_id
     rows_a, rows_b = np.arange(len(a)), np.arange(len(b))
@@ -262,7 +270,9 @@ def _swap_notes(moved: int) -> list[str]:
     ]
 
 
-def _match_ids(a: Measurement, b: Measurement) -> tuple[Rows, Rows, list[str]] | None:
+def _match_ids(
+    a: Measurement, b: Measurement, called: tuple[str, str]
+) -> tuple[Rows, Rows, list[str]] | None:
     """By request_id; None where a run has none, or they have none in common."""
     if a.request_id is None or b.request_id is None:
         return None
@@ -272,11 +282,11 @@ def _match_ids(a: Measurement, b: Measurement) -> tuple[Rows, Rows, list[str]] |
     ]
     if not pairs:
         return None
-    for side, names, known in ((a, "A", a.request_id), (b, "B", b.request_id)):
+    for side, name, known in zip((a, b), called, (a.request_id, b.request_id), strict=True):
         if len(set(known.tolist())) < len(side):
-            raise MeasurementError(f"{names} ({side.label}): a request_id appears more than once")
+            raise MeasurementError(f"{name} ({side.label}): a request_id appears more than once")
     notes = []
-    for side, name in ((a, "A"), (b, "B")):
+    for side, name in zip((a, b), called, strict=True):
         alone = len(side) - len(pairs)
         if alone:
             notes.append(
@@ -307,7 +317,9 @@ def _match_lengths(a: Measurement, b: Measurement) -> Rows | None:
     return rows
 
 
-def _check_lengths(a: Measurement, b: Measurement, rows_a: Rows, rows_b: Rows) -> None:
+def _check_lengths(
+    a: Measurement, b: Measurement, rows_a: Rows, rows_b: Rows, names: tuple[str, str]
+) -> None:
     """MeasurementError that names the first request which is not the same in both runs."""
     for row_a, row_b in zip(rows_a.tolist(), rows_b.tolist(), strict=False):
         lengths_a, lengths_b = (
@@ -319,15 +331,15 @@ def _check_lengths(a: Measurement, b: Measurement, rows_a: Rows, rows_b: Rows) -
         ):
             raise MeasurementError(
                 f"{_name(a, b, row_a, row_b)} differs: {lengths_a[0]} prompt and {lengths_a[1]} "
-                f"output tokens in A ({a.label}), {lengths_b[0]} and {lengths_b[1]} in B "
-                f"({b.label}); both must serve the same requests"
+                f"output tokens in {names[0]} ({a.label}), {lengths_b[0]} and {lengths_b[1]} in "
+                f"{names[1]} ({b.label}); both must serve the same requests"
             )
     if len(rows_a) != len(rows_b):
-        fewer, more = ("B", "A") if len(rows_b) < len(rows_a) else ("A", "B")
+        fewer, more = names[::-1] if len(rows_b) < len(rows_a) else names
         first = min(len(rows_a), len(rows_b))
         raise MeasurementError(
-            f"{len(a)} requests in A ({a.label}), {len(b)} in B ({b.label}): request {first} "
-            f"in order of arrival is in {more} but not in {fewer}"
+            f"{len(a)} requests in {names[0]} ({a.label}), {len(b)} in {names[1]} ({b.label}): "
+            f"request {first} in order of arrival is in {more} but not in {fewer}"
         )
 
 
@@ -339,15 +351,21 @@ def _name(a: Measurement, b: Measurement, row_a: int, row_b: int) -> str:
 
 
 def _statistics(a_s: Floats, b_s: Floats) -> dict[str, Pair]:
+    a, b = statistics_ms(a_s), statistics_ms(b_s)
+    return {name: Pair(a[name], b[name]) for name in a}
+
+
+def statistics_ms(values_s: Floats) -> dict[str, float | None]:
+    """Mean and percentiles in ms; None of nothing."""
     names = ("mean", *(f"p{percentile}" for percentile in PERCENTILES))
-    if not a_s.size:
-        return dict.fromkeys(names, Pair(None, None))
-    sides = [[float(x.mean()), *np.percentile(x, PERCENTILES).tolist()] for x in (a_s, b_s)]
-    pairs = zip(*sides, strict=True)
-    return {name: Pair(a * 1e3, b * 1e3) for name, (a, b) in zip(names, pairs, strict=True)}
+    if not values_s.size:
+        return dict.fromkeys(names)
+    found = [float(values_s.mean()), *np.percentile(values_s, PERCENTILES).tolist()]
+    return {name: value * 1e3 for name, value in zip(names, found, strict=True)}
 
 
-def _errors_pct(a_s: Floats, b_s: Floats) -> Floats:
+def errors_pct(a_s: Floats, b_s: Floats) -> Floats:
+    """How far each of `a_s` is from the one of `b_s`, in per cent, where that is above 0."""
     measurable = b_s > 0
     errors: Floats = (a_s[measurable] / b_s[measurable] - 1.0) * 100.0
     return errors
@@ -357,13 +375,15 @@ def _mean(values: Floats) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-def _makespan_s(side: Measurement, rows: Rows) -> float | None:
+def makespan_s(side: Measurement, rows: Rows) -> float | None:
+    """From the first arrival to the last token of these requests; None where not known."""
     if not side.has_arrivals:
         return side.duration_s
     return float(side.finished_s[rows].max() - side.arrival_s[rows].min())
 
 
-def _rate(amount: float, span_s: float | None) -> float | None:
+def rate(amount: float, span_s: float | None) -> float | None:
+    """Per second; None of no time."""
     if span_s is None or span_s <= 0 or not math.isfinite(span_s):
         return None
     return amount / span_s

@@ -9,9 +9,9 @@ from reports.calibration.validation_figures import iteration_parity, state_figur
 from reports.compare.headline import Figures, headline, share, signed, title
 from reports.compare.report import (
     Compared,
-    _distribution_section,
-    _latency_section,
-    _parity_section,
+    distribution_section,
+    latency_section,
+    parity_section,
 )
 from reports.page.page import Card, Section, cards, escape, page, panel, table, warning_box
 from reports.page.records import Columns, Floats
@@ -59,10 +59,10 @@ def validation_report(
         )
     )
     sections = [
-        _latency_section(figures, NAMES),
+        latency_section(figures, NAMES),
         *_iteration_section(figures, engine.iterations, predicted_s),
-        _parity_section(compared, NAMES),
-        _distribution_section(compared, NAMES),
+        parity_section(compared, NAMES),
+        distribution_section(compared, NAMES),
         Section("state", "Batch and memory over time", states, link="Load"),
         *_error_section(figures),
     ]
@@ -81,7 +81,7 @@ def _top(figures: Figures, name: str, setting: str, notes: tuple[str, ...]) -> s
     warnings += figures["verdict"]["reasons"]
     return (
         '<header class="top"><p class="kind">Forecast against the engine</p>'
-        f"<h1>{escape(name)}: {escape(title(figures, NAMES).lower())}</h1>"
+        f"<h1>{escape(name)}: {escape(title(figures).lower())}</h1>"
         f'<p class="setting">{escape(setting)}</p>'
         f'<p class="verdict">{escape(figures["verdict"]["words"])} '
         f"{escape(headline(figures, NAMES))}</p></header>"

@@ -169,11 +169,11 @@ def load_figures(a: Side, b: Side, names: tuple[str, str]) -> Iterator[Figure]:
     """Running and waiting requests over time in both runs; nothing without arrivals in either."""
     if not (a.has_arrivals and b.has_arrivals):
         return
-    end_s = max(_end_s(a), _end_s(b))
+    end_s = max(end_s_of(a), end_s_of(b))
     if end_s <= 0:
         return
     axis = TimeAxis(end_s)
-    loads = [_load(side, end_s) for side in (a, b)]
+    loads = [load_over_time(side, end_s) for side in (a, b)]
     for thing, title in (("running", "Running requests"), ("waiting", "Waiting requests")):
         data: list[dict[str, Any]] = []
         for which, look in ((1, _UNDER), (0, _over(thing))):
@@ -196,10 +196,10 @@ def load_figures(a: Side, b: Side, names: tuple[str, str]) -> Iterator[Figure]:
             left_px=66,
         )
         keys = (Key(names[0], thing, (1,)), Key(names[1], "held", (0,)))
-        yield Figure(thing, title, _CAPTIONS[thing], data, layout, keys, group="time")
+        yield Figure(thing, title, LOAD_CAPTIONS[thing], data, layout, keys, group="time")
 
 
-_CAPTIONS = {
+LOAD_CAPTIONS = {
     "running": "From being first in a batch to the last token, preemptions taken out where known.",
     "waiting": "From arrival until first in a batch, and while preempted where that is known.",
 }
@@ -210,14 +210,14 @@ def counted(side: Side) -> bool:
     return side.samples is not None
 
 
-def _end_s(side: Side) -> float:
+def end_s_of(side: Side) -> float:
     ends = [side.finished_s, side.arrival_s]
     if side.samples is not None:
         ends.append(side.samples["t"])
     return max((float(np.nanmax(end)) for end in ends if np.isfinite(end).any()), default=0.0)
 
 
-def _load(side: Side, end_s: float) -> dict[str, tuple[Floats, Floats, str]]:
+def load_over_time(side: Side, end_s: float) -> dict[str, tuple[Floats, Floats, str]]:
     """By state: times, requests in it, the line's shape."""
     if side.samples is not None:
         time_s = side.samples["t"]

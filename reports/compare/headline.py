@@ -1,24 +1,18 @@
-"""What a comparison comes to, in words: the largest difference, and how far requests are off.
-
-Two runs of one kind have no error: of those it tells what changes from B to A.
-"""
+"""What a comparison comes to, in words: the largest difference, and how far requests are off."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from reports.compare.figures import LOOKS
-from scenarios.quantity import GAP, MISSING, count, percent, plain
+from scenarios.quantity import GAP, MISSING, count, plain
 
 STATISTICS = {"mean": "Mean", "p50": "Median", "p90": "p90", "p95": "p95", "p99": "p99"}
 Figures = Mapping[str, Any]  # what `orcast compare --json` prints
 Names = tuple[str, str]  # what the page calls A and B
-TWO: Names = ("A", "B")  # of one kind: neither measures the other
-LONGEST_VALUE = 28  # of a setting in a sentence, in letters
-MOST_CHANGES = 3  # of settings in a sentence
-THE = {"Forecast": "the forecast", "Measured": "the measurement", "A": "A", "B": "B"}
-_IN = {"Forecast": "forecast", "Measured": "measured", "A": "in A", "B": "in B"}
+TENFOLD_PCT = 900  # from ten times on, per cent say nothing
+THE = {"Forecast": "the forecast", "Measured": "the measurement"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +38,11 @@ class Scale:
         return f"{value:,.{max(0, min(digits, 6))}f}"
 
 
-def title(figures: Figures, names: Names) -> str:
+def title(figures: Figures) -> str:
     """The comparison in a heading."""
     largest = largest_difference(figures)
     if largest is None:
         return "No latency to compare"
-    if names == TWO:
-        return "What changes from B to A"
     off = abs(largest[2]["diff_pct"])
     within = f"{math.ceil(off * 10) / 10:.1f}{GAP}%"
     return f"Every latency figure within {within}" if off <= 10 else f"Latencies up to {within} off"
@@ -63,19 +55,10 @@ def headline(figures: Figures, names: Names) -> str:
         return f"{count(figures['requests'])} requests, without a latency to compare."
     metric, name, pair = largest
     own, scale = figures["per_request"], Scale.of(figures, metric)
-    if names == TWO:
-        text = (
-            f"{changed_settings(figures)}The latency figure that changes most is the "
-            f"{STATISTICS[name].lower()} {LOOKS[metric][0]}, from {scale.text(pair['b'])} to "
-            f"{scale.text(pair['a'])}{GAP}{scale.unit} ({signed(pair['diff_pct'])})."
-        )
-        if own["e2e_bias_pct"] is not None:
-            text += f" A request's E2E changes by {signed(own['e2e_bias_pct'])} on average."
-        return text
     text = (
         f"The largest difference among the latency figures is {signed(pair['diff_pct'])}, at the "
         f"{STATISTICS[name].lower()} {LOOKS[metric][0]}: {scale.text(pair['a'])}{GAP}{scale.unit} "
-        f"{_IN[names[0]]}, {scale.text(pair['b'])}{GAP}{scale.unit} {_IN[names[1]]}."
+        f"{names[0].lower()}, {scale.text(pair['b'])}{GAP}{scale.unit} {names[1].lower()}."
     )
     if own["e2e_mape_pct"] is not None:
         text += (
@@ -83,30 +66,6 @@ def headline(figures: Figures, names: Names) -> str:
             f"with a bias of {signed(own['e2e_bias_pct'])}."
         )
     return text
-
-
-def changed_settings(figures: Figures) -> str:
-    """What differs in the scenarios, from B to A, as a sentence; nothing where it is not known."""
-    changes = figures.get("scenario")
-    if changes is None:
-        return ""
-    if not changes:
-        return "Not a single setting differs. "
-    told = [
-        f"{path} from {shortened(pair['b'])} to {shortened(pair['a'])}"
-        for path, pair in list(changes.items())[:MOST_CHANGES]
-    ]
-    more = len(changes) - len(told)
-    if more:
-        told.append(f"{more} more setting{'s' * (more > 1)}")
-    last = told.pop()
-    return f"Changed: {', '.join(told)}{' and ' if told else ''}{last}. "
-
-
-def shortened(value: Any) -> str:
-    """A setting's value in a few letters."""
-    text = MISSING if value is None else str(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
 
 
 def largest_difference(figures: Figures) -> tuple[str, str, Mapping[str, float]] | None:
@@ -121,44 +80,23 @@ def largest_difference(figures: Figures) -> tuple[str, str, Mapping[str, float]]
 
 
 def signed(value: float | None) -> str:
-    """A difference in per cent with its sign."""
+    """A difference in per cent with its sign; from ten times on, up or down, as a ratio."""
     if value is None:
         return MISSING
+    if value >= TENFOLD_PCT:
+        return f"×{GAP}{plain(1 + value / 100)}"
+    if -100 < value <= 100 / (1 + TENFOLD_PCT / 100) - 100:
+        return f"÷{GAP}{plain(1 / (1 + value / 100))}"
     digits = 1 if abs(value) >= 10 else 2
     text = f"{value:+.{digits}f}"
     return f"{'0' if float(text) == 0 else text.replace('-', '−')}{GAP}%"
 
 
-def outcomes(figures: Figures) -> list[tuple[str, str, str, str]]:
-    """Of two runs as a whole: name, B's figure, A's figure and the change, in words."""
-    rows = []
-    for key, (label, show, kind) in _OUTCOMES.items():
-        pair = (figures.get("outcomes") or {}).get(key)
-        if pair is None:
-            continue
-        a, b = pair["a"], pair["b"]
-        change = signed(pair["diff_pct"])
-        if kind != "rate" and a is not None and b is not None:
-            change = f"{(a - b) * (100 if kind == 'share' else 1):+,.1f}".removesuffix(".0")
-            change = "0" if a == b else change.replace("-", "−")
-            change += f"{GAP}points" if kind == "share" else ""
-        rows.append((label, show(b), show(a), change))
-    return rows
-
-
-def _usd(value: float | None) -> str:
-    return MISSING if value is None else f"${value:,.2f}"
-
-
-# Label, how a figure is written, and whether it is a rate, a share or a count.
-_OUTCOMES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
-    "request_goodput": ("Goodput (requests/s)", plain, "rate"),
-    "slo_attainment": ("Requests within the SLO", percent, "share"),
-    "kv_utilization": ("KV memory used", percent, "share"),
-    "preemptions": ("Preemptions", count, "count"),
-    "usd_per_hour": ("Cost an hour", _usd, "rate"),
-    "usd_per_million_output_tokens": ("Per million output tokens", _usd, "rate"),
-}
+def changed(base: float | None, value: float | None) -> str:
+    """From `base` to `value`, as `signed` writes it."""
+    if base is None or value is None or (base == 0 and value != 0):
+        return MISSING
+    return signed(0.0 if value == base else (value / base - 1) * 100)
 
 
 def share(value: float | None) -> str:

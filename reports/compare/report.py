@@ -1,5 +1,4 @@
-"""The page of a comparison, figure by figure: how far a forecast is from a measurement, or what
-changes from one forecast to another."""
+"""The page of a forecast against a measurement, figure by figure."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -20,16 +19,15 @@ from reports.compare.figures import (
 from reports.compare.headline import (
     STATISTICS,
     THE,
-    TWO,
     Figures,
     Names,
     Scale,
     headline,
-    outcomes,
     share,
     signed,
     title,
 )
+from reports.compare.runs_words import said
 from reports.export.target import check_file
 from reports.page.page import Card, Row, Section, cards, escape, page, panel, table, warning_box
 from reports.page.records import Floats
@@ -86,13 +84,12 @@ def compare_report(compared: Compared) -> str:
     figures = compared.as_dict()
     names = side_names(compared.a, compared.b)
     sections = [
-        _latency_section(figures, names),
-        _parity_section(compared, names),
-        _distribution_section(compared, names),
+        latency_section(figures, names),
+        parity_section(compared, names),
+        distribution_section(compared, names),
         *_load_section(compared, names),
     ]
-    settings = list(_scenario_section(figures))
-    sections = [*settings, *sections] if names == TWO else [*sections, *settings]
+    sections += _scenario_section(figures, names)
     return page(
         title=f"{figures['a']} and {figures['b']} · Orcast",
         top=_top(figures, names, compared.notes),
@@ -102,33 +99,17 @@ def compare_report(compared: Compared) -> str:
 
 
 def _top(figures: Figures, names: Names, notes: tuple[str, ...]) -> str:
-    kind = "Comparison of two runs" if names == TWO else "Forecast against measurement"
-    prefix = ("A: ", "B: ")
     runs = " · ".join(
-        f"{mark}{label}" if names == TWO else f"{name}: {label}"
-        for mark, name, label in zip(prefix, names, (figures["a"], figures["b"]), strict=True)
+        f"{name}: {label}" for name, label in zip(names, (figures["a"], figures["b"]), strict=True)
     )
     return (
-        f'<header class="top"><p class="kind">{escape(kind)}</p>'
-        f"<h1>{escape(title(figures, names))}</h1>"
+        f'<header class="top"><p class="kind">Forecast against measurement</p>'
+        f"<h1>{escape(title(figures))}</h1>"
         f'<p class="setting">{escape(runs)}</p>'
         f'<p class="verdict">{escape(headline(figures, names))}</p></header>'
         + warning_box(notes)
-        + cards(list(_changes(figures) if names == TWO else _cards(figures)))
+        + cards(list(_cards(figures)))
     )
-
-
-def _changes(figures: Figures) -> Iterator[Card]:
-    """What becomes of each figure from B to A."""
-    for metric, (short, _, _) in LOOKS.items():
-        scale, pair = Scale.of(figures, metric), figures["metrics"][metric]["mean"]
-        note = f"{scale.text(pair['b'])} → {scale.text(pair['a'])}{GAP}{scale.unit}"
-        yield Card(f"Mean {short}", signed(pair["diff_pct"]), note)
-    output = figures["throughput"]["output"]
-    note = f"{plain(output['b'])} → {plain(output['a'])} tokens/s"
-    yield Card("Output throughput", signed(output["diff_pct"]), note)
-    for label, b, a, change in outcomes(figures):
-        yield Card(label, change, f"{b} → {a}")
 
 
 def _cards(figures: Figures) -> Iterator[Card]:
@@ -151,28 +132,24 @@ def _seconds(value_s: float | None) -> str:
     return MISSING if value_s is None else f"{plain(value_s, 4)}{GAP}s"
 
 
-def _latency_section(figures: Figures, names: Names) -> Section:
+def latency_section(figures: Figures, names: Names) -> Section:
     panels = []
-    columns = ("B", "A", "Change") if names == TWO else (*names, "Difference")
+    columns = (*names, "Difference")
     for metric, (short, name, _) in LOOKS.items():
         scale = Scale.of(figures, metric)
         rows = [
-            [STATISTICS[statistic], *_cells(pair, scale.text, names)]
+            [STATISTICS[statistic], *_cells(pair, scale.text)]
             for statistic, pair in figures["metrics"][metric].items()
         ]
         head = (f"{short} ({scale.unit})", *columns)
         panels.append(panel(table(head, rows, caption=name)))
     rates = [
-        ["Makespan", *_cells(figures["makespan"], _seconds, names)],
-        ["Requests/s", *_cells(figures["throughput"]["request"], plain, names)],
-        ["Output tokens/s", *_cells(figures["throughput"]["output"], plain, names)],
+        ["Makespan", *_cells(figures["makespan"], _seconds)],
+        ["Requests/s", *_cells(figures["throughput"]["request"], plain)],
+        ["Output tokens/s", *_cells(figures["throughput"]["output"], plain)],
     ]
-    rates += [list(row) for row in outcomes(figures)] if names == TWO else []
     told = (
-        "The change is from B to A, in per cent of B, or in points of a share."
-        if names == TWO
-        else f"The difference is {THE[names[0]]} less {THE[names[1]]}, in per cent of "
-        f"{THE[names[1]]}."
+        f"The difference is {THE[names[0]]} less {THE[names[1]]}, in per cent of {THE[names[1]]}."
     )
     return Section(
         "figures",
@@ -187,9 +164,8 @@ def _latency_section(figures: Figures, names: Names) -> Section:
     )
 
 
-def _cells(pair: Mapping[str, float | None], show: Any, names: Names) -> list[str]:
-    order = "ba" if names == TWO else "ab"
-    return [*(show(pair[side]) for side in order), signed(pair["diff_pct"])]
+def _cells(pair: Mapping[str, float | None], show: Any) -> list[str]:
+    return [show(pair["a"]), show(pair["b"]), signed(pair["diff_pct"])]
 
 
 def _known(compared: Compared, metric: str) -> tuple[Floats, Floats, list[str]] | None:
@@ -202,7 +178,7 @@ def _known(compared: Compared, metric: str) -> tuple[Floats, Floats, list[str]] 
     return a_s[known], b_s[known], names
 
 
-def _parity_section(compared: Compared, names: Names) -> Section:
+def parity_section(compared: Compared, names: Names) -> Section:
     figures = [
         parity(metric, known[0], known[1], names, labels=known[2])
         for metric in LOOKS
@@ -217,7 +193,7 @@ def _parity_section(compared: Compared, names: Names) -> Section:
     )
 
 
-def _distribution_section(compared: Compared, names: Names) -> Section:
+def distribution_section(compared: Compared, names: Names) -> Section:
     figures = [
         overlaid_cdf(metric, known[0], known[1], names)
         for metric in LOOKS
@@ -238,18 +214,12 @@ def _load_section(compared: Compared, names: Names) -> Iterator[Section]:
     yield Section("load", "Running and waiting over time", figures, intro, link="Load")
 
 
-def _scenario_section(figures: Figures) -> Iterator[Section]:
+def _scenario_section(figures: Figures, names: Names) -> Iterator[Section]:
     changes = figures.get("scenario")
     if changes is None:
         return
-    rows = [[path, _words(pair["b"]), _words(pair["a"])] for path, pair in changes.items()]
+    rows = [[path, said(pair["a"]), said(pair["b"])] for path, pair in changes.items()]
     inside = "<p>Not a single setting differs.</p>"
     if rows:  # texts of any length, which a narrow page must wrap
-        inside = table(("Setting", "B", "A"), rows).replace("<table>", '<table class="facts">', 1)
+        inside = table(("Setting", *names), rows).replace("<table>", '<table class="facts">', 1)
     yield Section("scenario", "What differs in the scenarios", [panel(inside)], link="Scenario")
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return MISSING if value is None else str(value)

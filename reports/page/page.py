@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,14 +201,23 @@ def warning_box(warnings: Sequence[str]) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
-    """A table of texts; the first column heads its row."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    best: Collection[tuple[int, int]] = (),
+) -> str:
+    """A table of texts; the first column heads its row. Cells (row, column) of `best` stand out."""
     top = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(text)}</td>" for text in row[1:])
+        + "".join(
+            f"<td{' class=best' * ((at, place) in best)}>{escape(text)}</td>"
+            for place, text in enumerate(row[1:], start=1)
+        )
         + "</tr>"
-        for row in rows
+        for at, row in enumerate(rows)
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<table>{title}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"

@@ -202,6 +202,7 @@ button.key:hover{{background:var(--ground)}}
 table{{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}}
 caption{{text-align:left;font-weight:600;padding-bottom:6px}}
 th,td{{text-align:right;padding:6px 10px;border-bottom:1px solid var(--grid);white-space:nowrap}}
+td.best{{color:var(--good);font-weight:600}}
 th:first-child,td:first-child{{text-align:left;padding-left:0}}
 th:last-child,td:last-child{{padding-right:0}}
 thead th{{color:var(--muted);font-weight:600;font-size:13px}}

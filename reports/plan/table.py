@@ -101,7 +101,8 @@ def plan_table(answer: Mapping[str, Any]) -> "Group":
     notes += [Text(f"warning: {text}", style="yellow") for text in answer["warnings"]]
     command = (answer.get("to_deploy") or {}).get("vllm")
     if command:
-        notes += [Text(""), Text("To deploy it, on every replica:"), Text(f"  {command}")]
+        notes += [Text(""), Text("To deploy it, on every replica:")]
+        notes += [Text(f"  {line}") for line in command.splitlines()]
     return Group(Text(question(answer)), *lines, Text(""), table, Text(""), *notes)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from scenarios.forecast.basis import caution, times_are
 from scenarios.quantity import count, plain
 
 Answer = Mapping[str, Any]
@@ -19,12 +20,6 @@ STATUS = {
     "ceiling": "too slow for the load",
     "no_load": "misses the SLO",
     "replicas": "too many replicas",
-}
-
-# What is said of a chosen deployment whose times nobody measured.
-_UNMEASURED = {
-    "estimated": " (iteration times estimated from other measurements)",
-    "analytic": " (iteration times analytic, not measured)",
 }
 
 
@@ -77,7 +72,7 @@ def verdict(answer: Answer) -> str:
         return (
             f"Cheapest: {fleet(chosen, answer)}, {money(chosen['usd_per_hour'])} an hour, "
             f"{money(chosen['usd_per_million_output_tokens'])} per million output tokens"
-            f"{_UNMEASURED.get(chosen['basis'], '')}."
+            f"{_times(chosen)}."
         )
     nearest = row_of(answer, answer["nearest_miss"])
     # What misses by no figure (no request fits) is no near miss: then the first says why.
@@ -86,6 +81,12 @@ def verdict(answer: Answer) -> str:
         f"No deployment of the {len(answer['candidates'])} meets the objectives. "
         f"{which}{row['label']}: {row['reason']}."
     )
+
+
+def _times(chosen: Row) -> str:
+    """What is said of a chosen deployment whose times nobody measured."""
+    kind = chosen["basis"]
+    return "" if caution(kind) is None else f" ({times_are(kind)[0].lower()}{times_are(kind)[1:]})"
 
 
 def fleet(row: Row, answer: Answer) -> str:

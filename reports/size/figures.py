@@ -118,8 +118,9 @@ def costs(figures: Figures) -> Figure | None:
     served = figures["lifetime_optimum"]["served_tokens"]
     return Figure(
         "costs",
-        "Training against serving",
-        f"Every bar reaches a loss of {known[-1]['loss']:.4f} and serves {short(served)} tokens. "
+        "Training against serving, at equal loss",
+        f"Every bar reaches a loss of {known[-1]['loss']:.4f}, all but the largest beyond the "
+        f"budget, and serves {short(served)} tokens. "
         "A smaller model must see more tokens, and each token it serves is cheaper.",
         data,
         layout,

@@ -99,12 +99,15 @@ def _sections(figures: Figures) -> Iterator[Section]:
     every = list(tables(figures))
     if "budget" in figures:
         cost = costs(figures)
-        candidates: list[str | Figure | Row] = [] if cost is None else [cost]
-        candidates.append(_panel(every.pop(1)))
+        candidates: list[str | Figure | Row] = [_panel(every.pop(1))]
+        candidates += [] if cost is None else [cost]
+        if len(figures["candidates"]) > 1:
+            candidates.append(_panel(every.pop(1)))
         yield Section(
             "sizes", "How large a model", candidates, link="Sizes",
-            intro="All of these reach the loss of the compute-optimal model. The loss at budget is "
-            "what each reaches with the training budget alone.",
+            intro="First what the budget buys: each size trained for it, and no more. The size of "
+            "the answer is the one that costs least over its life at equal loss, which all but the "
+            "largest exceed the budget to reach: the chart, and the table below it.",
         )  # fmt: skip
         charts = Row((iso_flops(figures), laws(figures)))
         yield Section(
@@ -172,8 +175,7 @@ def _panel(one: Table) -> str:
     if not any(one.head):
         return panel(facts([(row[0].strip(), row[1]) for row in one.rows]))
     rows = [
-        [f"{row[0]} ← the answer" if index == one.marked and "same loss" in one.title else row[0],
-         *row[1:]]
+        [row[0] + one.mark * (index == one.marked), *row[1:]]
         for index, row in enumerate(one.rows)
     ]  # fmt: skip
     head = [name.replace("\n", " ") for name in one.head]

@@ -7,6 +7,7 @@ from reports.size.text import (
     MEMORY_PARTS,
     PARTS,
     Figures,
+    both,
     days,
     deployment,
     memory,
@@ -27,13 +28,16 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marked: int | None = None  # the row that is the answer
+    mark: str = ""  # what a page says beside it
 
 
 def tables(figures: Figures) -> Iterator[Table]:
     """Every table that this sizing has, in reading order."""
     if "budget" in figures:
         yield _laws(figures)
-        yield _candidates(figures)
+        yield _within(figures)
+        if len(figures["candidates"]) > 1:
+            yield _beyond(figures)
     yield _model(figures)
     yield _training(figures)
     yield _inference(figures)
@@ -84,33 +88,57 @@ def _laws(figures: Figures) -> Table:
     )
 
 
-def _candidates(figures: Figures) -> Table:
+def _within(figures: Figures) -> Table:
+    """What the budget buys: every size trained for it, and no more."""
     rows, marked = [], None
     for index, one in enumerate(figures["candidates"]):
         if one["model"] == figures["answer"]["model"]:
             marked = index
-        where = MISSING if one["gpu"] is None else deployment(one)
         rows.append(
             (
                 short(one["activated_parameters"]),
                 f"{one['layers']} x {one['hidden_size']:,}",
-                short(one["tokens"]),
+                short(one["tokens_at_budget"]),
                 f"{one['loss_at_budget']:.4f}",
-                usd(one["training_usd"]),
-                where,
+                MISSING if one["gpu"] is None else deployment(one),
                 usd(one["usd_per_million_tokens"]),
+                usd(one["serving_usd"]),
+                usd(one["lifetime_usd_at_budget"]),
+            )
+        )
+    return Table(
+        f"What {both(figures)} buy",
+        (
+            *("active", "layers\nx width", "tokens", "loss", "served on"),
+            *("$/M\ntokens", "serving", "life"),
+        ),
+        tuple(rows),
+        marked=marked,
+        mark=" ← the answer",
+    )
+
+
+def _beyond(figures: Figures) -> Table:
+    """Beyond the budget: every size trained on to the loss of the compute-optimal one."""
+    budget_usd = figures["budget"]["usd"]
+    rows = []
+    for one in figures["candidates"]:
+        cost = one["training_usd"]
+        over = None if cost is None else cost / budget_usd - 1
+        rows.append(
+            (
+                short(one["activated_parameters"]),
+                short(one["tokens"]),
+                usd(cost),
+                MISSING if over is None else f"{abs(over):.0%}",
                 usd(one["serving_usd"]),
                 usd(one["lifetime_usd"]),
             )
         )
     return Table(
-        f"Models of the same loss, {figures['candidates'][0]['loss']:.4f}",
-        (
-            *("active", "layers\nx width", "tokens", "loss at\nbudget", "training", "served on"),
-            *("$/M\ntokens", "serving", "life"),
-        ),
+        f"Beyond the budget, models of the same loss, {figures['candidates'][0]['loss']:.4f}",
+        ("active", "tokens", "training", "over the\nbudget", "serving", "life"),
         tuple(rows),
-        marked=marked,
     )
 
 

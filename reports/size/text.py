@@ -92,25 +92,33 @@ def count_of(candidate: Figures) -> str:
     return short(total) if active == total else f"{short(total)} ({short(active)} active)"
 
 
+def budget(figures: Figures) -> str:
+    """What may be spent, as it was asked."""
+    given = figures["budget"]
+    return usd(given["usd"]) if given.get("given") == "usd" else f"{power(given['flops'])} FLOPs"
+
+
+def both(figures: Figures) -> str:
+    """The budget in FLOPs and in money."""
+    given = figures["budget"]
+    flops, money = f"{power(given['flops'])} FLOPs", usd(given["usd"])
+    return f"{money} ({flops})" if given.get("given") == "usd" else f"{flops} ({money})"
+
+
 def title(figures: Figures) -> str:
     """The answer in a heading."""
     answer = figures["answer"]
     if "budget" not in figures:
         return f"What {answer['model']} takes"
-    if answer["compute_optimal"]:
-        return (
-            f"{power(figures['budget']['flops'])} FLOPs buy {count_of(answer)} "
-            f"parameters on {short(answer['tokens'])} tokens"
-        )
+    buys = "buys" if figures["budget"].get("given") == "usd" else "buy"
     return (
-        f"Train {count_of(answer)} parameters on {short(answer['tokens'])} tokens, "
-        f"not {count_of(figures['candidates'][0])} on "
-        f"{short(figures['candidates'][0]['tokens'])}"
+        f"{budget(figures)} {buys} {count_of(answer)} parameters on "
+        f"{short(answer['tokens'])} tokens"
     )
 
 
 def headline(figures: Figures) -> str:
-    """The answer in a sentence or two."""
+    """The answer in a few sentences: what the budget buys, then what would exceed it."""
     answer = figures["answer"]
     if "budget" not in figures:
         total, active = answer["parameters"], answer["activated_parameters"]
@@ -125,46 +133,44 @@ def headline(figures: Figures) -> str:
             )
         return text + "."
     first = figures["candidates"][0]
-    text = (
-        f"Spent on training alone, {power(figures['budget']['flops'])} FLOPs "
-        f"({usd(figures['budget']['usd'])}) are best spent on {count_of(first)} "
-        f"parameters and {short(first['tokens'])} tokens: a loss of {first['loss']:.4f}."
-    )
     if answer["compute_optimal"]:
+        text = (
+            f"Spent on training alone, {both(figures)} are best spent on {count_of(first)} "
+            f"parameters and {short(first['tokens'])} tokens: a loss of {first['loss']:.4f}."
+        )
         if answer["lifetime_usd"] is not None:
             text += (
                 f" It stays the cheapest with its serving: {usd(answer['lifetime_usd'])} over "
                 f"{short(figures['lifetime_optimum']['served_tokens'])} tokens."
             )
         return text
-    text += (
-        f" A model of {count_of(answer)} reaches the same loss on "
-        f"{short(answer['tokens'])} tokens. Training it costs {usd(answer['training_usd'])}, but "
-        f"with {short(figures['lifetime_optimum']['served_tokens'])} tokens served it costs "
-        f"{usd(answer['lifetime_usd'])} over its life"
+    served = short(figures["lifetime_optimum"]["served_tokens"])
+    text = (
+        f"{both(figures)} train {count_of(answer)} parameters on {short(answer['tokens'])} tokens "
+        f"to a loss of {answer['loss']:.4f}; with {served} tokens served that costs "
+        f"{usd(answer['lifetime_usd'])} over its life. The lowest loss they buy is "
+        f"{first['loss']:.4f}, with {count_of(first)} on {short(first['tokens'])} tokens"
     )
     if first["lifetime_usd"] is not None:
-        saved = 1 - answer["lifetime_usd"] / first["lifetime_usd"]
-        text += f" instead of {usd(first['lifetime_usd'])}, {saved:.0%} less"
-    return f"{text}.{over_budget(figures)}"
+        text += f", for {usd(first['lifetime_usd'])} over its life"
+    return f"{text}.{beyond_budget(figures)}"
 
 
-def over_budget(figures: Figures) -> str:
-    """By how much training the answer exceeds the budget, and what there is within it."""
-    over = figures.get("over_budget")  # sizings of before have none
-    if over is None:
+def beyond_budget(figures: Figures) -> str:
+    """What would exceed the budget: the answer's size trained on to the lowest loss."""
+    beyond, first = figures["beyond_budget"], figures["candidates"][0]
+    if beyond is None:
         return ""
-    optimal, within = over["compute_optimal"], over["answer_within_budget"]
     text = (
-        f" Its training exceeds the budget by {usd(over['training_usd'])} ({over['share']:.0%}). "
-        "Within the budget only the compute-optimal model reaches this loss"
+        f" Beyond the budget: {count_of(figures['answer'])} trained on to that loss, on "
+        f"{short(beyond['tokens'])} tokens, costs {usd(beyond['training_usd'])} to train, "
+        f"{usd(beyond['over_usd'])} ({beyond['share']:.0%}) more, and "
+        f"{usd(beyond['lifetime_usd'])} over its life"
     )
-    if optimal["lifetime_usd"] is not None:
-        text += f", at {usd(optimal['lifetime_usd'])} over its life"
-    return text + (
-        f"; {count_of(figures['answer'])} trained for the budget alone ({short(within['tokens'])} "
-        f"tokens) comes to a loss of {within['loss']:.4f}, at {usd(within['lifetime_usd'])}."
-    )
+    if first["lifetime_usd"] is not None:
+        saved = 1 - beyond["lifetime_usd"] / first["lifetime_usd"]
+        text += f", {saved:.0%} less than {count_of(first)}"
+    return text + "."
 
 
 PARTS = {

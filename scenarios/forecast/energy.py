@@ -54,6 +54,29 @@ def replica_watts(deployment: Deployment, records: Records) -> float | None:
     )
 
 
+def unit_watts(deployment: Deployment, records: Records) -> float | None:
+    """Mean draw of all engines of a cluster's groups together; None where power is not known."""
+    ends_s = records.iterations["start_s"] + records.iterations["duration_s"]
+    up_s = [float(ends_s.max(initial=0.0))] * deployment.num_replicas
+    found = energy(deployment, records, up_s=up_s, input_tokens=0.0, output_tokens=0.0)
+    return None if found is None else float(found["mean_watts"])
+
+
+def idle_watts(deployment: Deployment) -> float | None:
+    """Of one engine without work, or of all of a cluster's groups; None where it is not known."""
+    every = zip(
+        engines(deployment, None), [one.replicas for one in deployment.groups] or [1], strict=True
+    )
+    each = [
+        None
+        if engine.gpu.idle_watts is None
+        else number * engine.parallelism.num_gpus * engine.gpu.idle_watts
+        for engine, number in every
+    ]
+    known = [watts for watts in each if watts is not None]
+    return sum(known) if len(known) == len(each) else None
+
+
 def energy(
     deployment: Deployment,
     records: Records,

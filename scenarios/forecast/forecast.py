@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scenarios.errors import InputError
-from scenarios.forecast.basis import basis
+from scenarios.forecast.basis import basis, caution, kind_of
 from scenarios.forecast.deployment import Deployment, Drawer, deploy
 from scenarios.forecast.energy import energy
 from scenarios.forecast.front_end import described, fitted_front_end
@@ -20,7 +20,7 @@ from scenarios.forecast.kv_figures import kv_group_figures, kv_tier_figures
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
 from scenarios.forecast.saturation import saturation_warning
-from scenarios.forecast.verdict import provenance_warning, verdict
+from scenarios.forecast.verdict import verdict
 from scenarios.schema.scenario import Scenario
 from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.conservation import conserved
@@ -135,7 +135,7 @@ def forecast(
         closed_loop=workload.max_concurrency is not None,
     )
     summary["saturated"] = waited is not None
-    unmeasured = provenance_warning(summary["latency"])
+    unmeasured = caution(kind_of(summary["latency"]))
     cautions = [text for text in (unmeasured, waited) if text is not None]
     summary["warnings"] = [*cautions, *_warnings(deployment, summary)]
     summary["verdict"] = verdict(summary, deployment.slo)

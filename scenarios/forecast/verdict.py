@@ -8,20 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from scenarios.forecast.basis import times_are
 from scenarios.quantity import GAP, count, figure_of, milliseconds, percent, plain
 from sim.metrics import Slo
 
 Summary = Mapping[str, Any]
 
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2E"}
-BASIS = {
-    "measured": "Iteration times are measured",
-    "estimated": "Iteration times are estimated from measurements of other shapes or engines",
-    "analytic": "Iteration times are analytic, not measured",
-    "given": "Iteration times are given",
-}
-# A warning where times are less than measured.
-CAUTION = "trust the differences between settings more than the absolute times."
 
 
 def verdict(summary: Summary, slo: Slo) -> dict[str, Any]:
@@ -41,15 +34,6 @@ def verdict(summary: Summary, slo: Slo) -> dict[str, Any]:
         "limits": limits,
         "words": [_served(summary), *_kept(limits, met, slo), *_price(summary), *_basis(summary)],
     }
-
-
-def provenance_warning(latency: Mapping[str, Any]) -> str | None:
-    """What to know of times that are not measured; None of those that are, or were given."""
-    kind = latency.get("basis")
-    if kind in ("measured", "given") or (kind is None and latency.get("measured")):
-        return None
-    said = BASIS.get(str(kind), "Iteration times are of unknown origin")
-    return f"{said}: {CAUTION}"
 
 
 def _limits(summary: Summary, slo: Slo) -> Iterator[dict[str, Any]]:
@@ -107,7 +91,7 @@ def _price(summary: Summary) -> Iterator[str]:
 def _basis(summary: Summary) -> Iterator[str]:
     latency = summary.get("latency")
     latency = latency if isinstance(latency, Mapping) else {}
-    said = BASIS.get(str(latency.get("basis")))
-    if said is not None:
+    kind = latency.get("basis")
+    if kind is not None:
         label = str(latency.get("label")).removeprefix("measured kernels: ")
-        yield f"{said} ({label})."
+        yield f"{times_are(kind)} ({label})."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import Any
 
+from scenarios.forecast.basis import CANDIDATES, cautions, kind_of
 from scenarios.plan.candidates import Candidate
 from scenarios.plan.deploying import to_deploy
 from scenarios.plan.exploration import Exploration, Task, Trial
@@ -258,15 +260,9 @@ def _warnings(
             f"simulated as a whole, {chosen.candidate.label} does not keep every limit at this "
             "load: raise plan.headroom or plan.seeds"
         )
-    measured = {one.explored.latency.get("measured") for one in outcomes} - {None}
-    if False in measured:
-        found.append(
-            "iteration times of some candidates are analytic, not measured: trust the order of "
-            "candidates more than the absolute figures"
-            if True in measured
-            else "iteration times are analytic, not measured: trust the order of candidates more "
-            "than the absolute figures"
-        )
+    kinds = Counter(kind_of(one.explored.latency) for one in outcomes if one.explored.latency)
+    named = [(f"{number} of {kinds.total()} candidates", kind) for kind, number in kinds.items()]
+    found += cautions(named, trust=CANDIDATES)
     return found
 
 

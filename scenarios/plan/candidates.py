@@ -1,4 +1,4 @@
-"""The deployments a plan considers: every combination of GPU, layout and engine knobs."""
+"""The deployments a plan considers: every combination of GPU, layout, knobs, pools, speculation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from scenarios import library
 from scenarios.errors import InputError, did_you_mean
+from scenarios.plan.space import clusters, searched, speculations
 from scenarios.schema.engine import Engine
 from scenarios.schema.generations import given_knobs
 from scenarios.schema.hardware import Hardware
@@ -25,7 +26,10 @@ PARALLEL = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_par
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One deployment: its name, what distinguishes it, and its scenario or why there is none."""
+    """One deployment: its name, what distinguishes it, and its scenario or why there is none.
+
+    A replica is an engine, or a unit of prefill and decode pools: `scenario` has one.
+    """
 
     label: str
     gpu: str
@@ -41,7 +45,8 @@ def candidates_of(scenario: Scenario, *, origin: Path | None = None) -> list[Can
     """All combinations, in the order of their lists. Raises InputError for a list that names
     something unknown; a combination that the schema refuses is a candidate with its reason."""
     assert scenario.plan is not None
-    wanted, where = scenario.plan.candidates, f"{origin or 'scenario'}: plan.candidates"
+    source = str(origin or "scenario")
+    wanted, where = searched(scenario, source), f"{source}: plan.candidates"
     prices = gpu_prices(scenario.plan.prices, origin=origin)
     choices: Sequence[str | dict[str, Any]] = wanted.gpus or [scenario.hardware.gpu_given]
     beside = None if origin is None else origin.parent
@@ -54,21 +59,30 @@ def candidates_of(scenario: Scenario, *, origin: Path | None = None) -> list[Can
         prices.setdefault(gpu.name, gpu.price_usd_per_hour)
         gpus.append((gpu.name, given))
     layouts: list[dict[str, int]] = wanted.layouts or [{}]
+    units, drafts = clusters(scenario, wanted, source), speculations(scenario, wanted, source)
     _check_keys(layouts, Hardware, f"{where}.layouts")
     _check_keys([wanted.engine], Engine, f"{where}.engine")
     knobs = list(wanted.engine)
-    combinations = list(product(gpus, layouts, *wanted.engine.values()))
+    combinations = list(product(gpus, layouts, units, drafts, *wanted.engine.values()))
     if len(combinations) > MOST:
         raise InputError(f"{where}: {len(combinations)} combinations, at most {MOST} are compared")
     varied = [knob for knob in knobs if len(wanted.engine[knob]) > 1]
     found = []
-    for (name, given), layout, *values in combinations:
+    for (name, given), layout, (pools, unit), (drafting, speculation), *values in combinations:
         settings = dict(zip(knobs, values, strict=True))
-        shown = tuple((knob, settings[knob]) for knob in varied)
+        shown = {knob: settings[knob] for knob in varied}
+        shown |= {"pools": pools or "none"} if len(units) > 1 else {}
+        shown |= {"speculation": drafting or "none"} if len(drafts) > 1 else {}
         named = given if isinstance(given, dict) else _as_named(given, name)
-        found.append(
-            _candidate(scenario, name, named, layout, settings, shown=shown, price=prices[name])
-        )
+        content = scenario.model_dump(mode="json") | {
+            "plan": None,
+            "cluster": unit,
+            "speculation": None if speculation is None else speculation.model_dump(mode="json"),
+            "engine": given_knobs(scenario.engine, settings),
+        }
+        content["hardware"] |= {"gpu": named, **layout}
+        words = [pools, drafting if len(drafts) > 1 else ""]
+        found.append(_candidate(content, name, shown, words, prices, beside))
     repeated = [one.label for one in found if [each.label for each in found].count(one.label) > 1]
     if repeated:
         raise InputError(f"{where}: {repeated[0]} comes out more than once; list each value once")
@@ -114,28 +128,37 @@ def _check_keys(mappings: list[dict[str, Any]], section: type[Section], where: s
 
 
 def _candidate(
-    base: Scenario,
+    content: dict[str, Any],
     gpu: str,
-    given: str | dict[str, Any],
-    layout: Mapping[str, int],
-    settings: Mapping[str, Any],
-    *,
-    shown: tuple[tuple[str, Any], ...],
-    price: float,
+    shown: Mapping[str, Any],
+    words: Sequence[str],
+    prices: Mapping[str, float],
+    beside: Path | None,
 ) -> Candidate:
-    content = base.model_dump(mode="json")
-    content["plan"] = None
-    content["hardware"] |= {"gpu": given, **layout}
-    content["engine"] = given_knobs(base.engine, settings)
-    degrees = {degree: content["hardware"].get(degree, 1) for degree in PARALLEL}
-    if degrees["data_parallel"] != 1:
-        degrees["expert_parallel"] = 1
-    count = prod(degrees.values())
+    """The candidate whose scenario has this content; `words` end its name."""
+    engines = [
+        (group["replicas"], content["hardware"] | group.get("hardware", {}))
+        for group in content["cluster"]["groups"]
+    ] or [(1, content["hardware"])]
+    count = sum(replicas * _gpus(hardware) for replicas, hardware in engines)
+    price = 0.0
+    for replicas, hardware in engines:
+        name = library.gpu(hardware["gpu"], beside=beside).name
+        each = prices[name] if name in prices else library.gpu(name).price_usd_per_hour
+        price += replicas * _gpus(hardware) * each
     arrangement = "+".join(_arrangement(content["hardware"]))
-    words = [gpu if count == 1 else f"{count}x {gpu}"]
-    words += [arrangement] if arrangement else []
-    words += [str(value) if knob == "scheduler" else f"{knob}={value}" for knob, value in shown]
-    label = " ".join(words)
+    label = " ".join(
+        [
+            gpu if count == 1 else f"{count}x {gpu}",
+            *([arrangement] if arrangement else []),
+            *(word for word in words if word),
+            *(
+                str(value) if knob == "scheduler" else f"{knob}={value}"
+                for knob, value in shown.items()
+                if knob not in ("pools", "speculation")
+            ),
+        ]
+    )
     scenario, refused = None, ""
     try:
         scenario = parse_scenario(content, origin=label)
@@ -144,13 +167,21 @@ def _candidate(
     return Candidate(
         label=label,
         gpu=gpu,
-        settings=shown,
+        settings=tuple(shown.items()),
         gpus_per_replica=count,
         layout=arrangement or "1 GPU",
-        price_usd_per_hour=count * price,
+        price_usd_per_hour=price,
         scenario=scenario,
         refused=refused,
     )
+
+
+def _gpus(hardware: Mapping[str, Any]) -> int:
+    """GPUs of one engine; its data-parallel ranks have experts over their own."""
+    degrees = {degree: hardware.get(degree, 1) for degree in PARALLEL}
+    if degrees["data_parallel"] != 1:
+        degrees["expert_parallel"] = 1
+    return prod(degrees.values())
 
 
 def _arrangement(hardware: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,9 @@ larger of the two shares, whatever the scheduler does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,6 @@ from numpy.typing import NDArray
 from scenarios.forecast.deployment import Deployment
 from scenarios.plan.objectives import Objective
 from sim.batch import Batch, PrefillChunk
-from sim.latency.protocol import LatencyModel
 from sim.request import Request
 from sim.workload import Workload
 
@@ -40,27 +41,51 @@ class Ceiling:
     idle_s: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Equal engines of one replica: all of it, or one of its pools."""
+
+    deployment: Deployment
+    number: int
+    role: str  # both, prefill or decode
+
+
 def ceiling(
-    deployment: Deployment, workload: Workload, objectives: tuple[Objective, ...]
+    engines: Sequence[Engines], workload: Workload, objectives: tuple[Objective, ...]
 ) -> Ceiling:
-    """The bounds of `deployment` for requests like those of `workload`."""
-    latency, config = deployment.latency, deployment.config
-    cached = config.enable_prefix_caching and workload.content is not None
+    """The bounds of one replica for requests like those of `workload`.
+
+    Pools work side by side: the slower one bounds both.
+    """
     prompts = workload.prompt_tokens.astype(np.float64)
     outputs = workload.output_tokens.astype(np.float64)
     decodes = outputs - 1
-    prefill_s = 0.0 if cached else _prefill_share_s(deployment, float(prompts.mean()))
-    decode_s = 0.0
-    if decodes.sum() > 0:
-        # Averaged over decode iterations, not requests: long answers take more of them.
-        context = float(np.average(prompts + outputs / 2, weights=decodes))
-        rows = config.max_num_seqs
-        if not cached:  # cached prefixes are held once for many
-            rows = int(min(rows, max(1, deployment.memory.most_sequences(context))))
-        per_row_s = latency.iteration_s(_decodes(rows, round(rows * context))) / rows
-        decode_s = float(decodes.mean()) * per_row_s
-    idle = tuple(_idle_s(latency, workload, one, cached=cached) for one in objectives)
-    return Ceiling(1.0 / max(prefill_s, decode_s), idle)
+    rates: dict[str, float] = {}
+    for each in engines:
+        one, config = each.deployment, each.deployment.config
+        cached = config.enable_prefix_caching and workload.content is not None
+        prefill_s = decode_s = 0.0
+        if each.role != "decode" and not cached:
+            prefill_s = _prefill_share_s(one, float(prompts.mean()))
+        if each.role != "prefill" and decodes.sum() > 0:
+            # Averaged over decode iterations, not requests: long answers take more of them.
+            context = float(np.average(prompts + outputs / 2, weights=decodes))
+            rows = config.max_num_seqs
+            if not cached:  # cached prefixes are held once for many
+                rows = int(min(rows, max(1, one.memory.most_sequences(context))))
+            per_row_s = one.latency.iteration_s(_decodes(rows, round(rows * context))) / rows
+            decode_s = float(decodes.mean()) * per_row_s / _most_tokens(one)
+        slowest_s = max(prefill_s, decode_s)
+        rate = each.number / slowest_s if slowest_s > 0 else inf
+        rates[each.role] = rates.get(each.role, 0.0) + rate
+    idle = tuple(_idle_s(engines, workload, one) for one in objectives)
+    return Ceiling(min(rates.values()), idle)
+
+
+def _most_tokens(deployment: Deployment) -> int:
+    """That one iteration can bring a sequence: with every draft accepted."""
+    speculation = deployment.config.speculation
+    return 1 if speculation is None else 1 + speculation.shape.depth
 
 
 def _prefill_share_s(deployment: Deployment, prompt_tokens: float) -> float:
@@ -75,37 +100,49 @@ def _prefill_share_s(deployment: Deployment, prompt_tokens: float) -> float:
     return deployment.latency.iteration_s(_prefills(prompts, tokens, ahead=True)) / prompts
 
 
-def _idle_s(
-    latency: LatencyModel, workload: Workload, objective: Objective, *, cached: bool
-) -> float:
+def _idle_s(engines: Sequence[Engines], workload: Workload, objective: Objective) -> float:
     """A bound on what the objective's percentile of requests can have at best, in seconds.
 
     The latencies grow with the lengths, so the request at the rank of the percentile stands for
-    its latency.
+    its latency. Of several groups the fastest one counts.
     """
     labels = None if workload.labels is None else np.array(workload.labels)
     chosen = objective.concerned(labels, len(workload))
     prompts, outputs = workload.prompt_tokens[chosen], workload.output_tokens[chosen]
+    cached = workload.content is not None and any(
+        one.deployment.config.enable_prefix_caching for one in engines
+    )
     if not len(prompts) or (cached and objective.metric != "tpot"):
         return 0.0
+    first = [one.deployment for one in engines if one.role != "decode"]
+    next_ = [one.deployment for one in engines if one.role != "prefill"]
     if objective.metric == "ttft":
         prompt = int(objective.at_rank(prompts.astype(np.float64)))
-        return latency.iteration_s(_prefills(1, prompt))
+        return min(one.latency.iteration_s(_prefills(1, prompt)) for one in first)
     if objective.metric == "tpot":
         contexts = np.where(outputs > 1, prompts + outputs / 2, 0.0)
         context = round(objective.at_rank(contexts))
-        return latency.iteration_s(_decodes(1, context)) if context else 0.0
-    return objective.at_rank(_alone_s(latency, prompts, outputs))
+        return min(_token_s(one, context) for one in next_) if context else 0.0
+    return min(
+        objective.at_rank(_alone_s(one, other, prompts, outputs))
+        for one in first
+        for other in next_
+    )
+
+
+def _token_s(deployment: Deployment, context: int) -> float:
+    """Seconds a token of a sequence that decodes alone, at best."""
+    return deployment.latency.iteration_s(_decodes(1, context)) / _most_tokens(deployment)
 
 
 def _alone_s(
-    latency: LatencyModel, prompts: NDArray[np.int64], outputs: NDArray[np.int64]
+    first: Deployment, next_: Deployment, prompts: NDArray[np.int64], outputs: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """End-to-end seconds of requests that are alone, each decode at its middle context."""
     found: NDArray[np.float64] = np.empty(len(prompts))
     for at, (prompt, output) in enumerate(zip(prompts.tolist(), outputs.tolist(), strict=True)):
-        each_s = latency.iteration_s(_decodes(1, prompt + output // 2)) if output > 1 else 0.0
-        found[at] = latency.iteration_s(_prefills(1, prompt)) + (output - 1) * each_s
+        each_s = _token_s(next_, prompt + output // 2) if output > 1 else 0.0
+        found[at] = first.latency.iteration_s(_prefills(1, prompt)) + (output - 1) * each_s
     return found
 
 

@@ -5,12 +5,16 @@ Flags are those of vLLM 0.32 and SGLang 0.5. What an engine has no flag for is s
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scenarios import library
+from scenarios.forecast.deployment import group_scenarios
+from scenarios.forecast.latency_source import parallelism_of
 from scenarios.model_library import IDS_FILE
+from scenarios.schema.cluster import ReplicaGroup
 from scenarios.schema.hardware import Hardware
 from scenarios.schema.scenario import Scenario
 
@@ -24,6 +28,9 @@ RESOURCES = {
 }
 IMAGE = "vllm/vllm-openai:latest"
 PORT = 8000
+SGLANG = ("python", "-m", "sglang.launch_server")
+NIXL = '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'
+VLLM_DRAFTS = ("draft_model", "ngram", "eagle", "medusa")  # methods that vLLM has, by its names
 
 
 def to_deploy(
@@ -42,12 +49,30 @@ def to_deploy(
             f"scheduler {engine.scheduler} is not that of today's engines: there is nothing to type"
         ]
         return found
-    arguments = [*_vllm(scenario)]
-    found["vllm"] = shlex.join(["vllm", "serve", *arguments])
-    found["sglang"] = shlex.join(["python", "-m", "sglang.launch_server", *_sglang(scenario)])
-    found["kubernetes"] = _kubernetes(scenario, arguments, gpus, replicas)
-    found["notes"] = list(_notes(scenario))
+    pools = [(group, mine) for group, mine, _ in group_scenarios(scenario) if group.role != "both"]
+    if not pools:
+        arguments = [*_vllm(scenario)]
+        found["vllm"] = shlex.join(["vllm", "serve", *arguments])
+        found["sglang"] = shlex.join([*SGLANG, *_sglang(scenario)])
+        found["kubernetes"] = _kubernetes(scenario, arguments, gpus, replicas)
+    else:
+        found |= _apart(pools, replicas)
+    found["notes"] = list(_notes(scenario, apart=bool(pools)))
     return found
+
+
+def _apart(pools: Sequence[tuple[ReplicaGroup, Scenario]], units: int) -> dict[str, Any]:
+    """A command for each pool, under a line that says how many of them."""
+    vllm, sglang, kubernetes = [], [], []
+    for group, mine in pools:
+        number, pool = units * group.replicas, group.name or group.role
+        arguments = [*_vllm(mine), "--kv-transfer-config", NIXL]
+        mode = ["--disaggregation-mode", group.role]
+        vllm += [f"# {group.role}, {number} of:", shlex.join(["vllm", "serve", *arguments])]
+        sglang += [f"# {group.role}, {number} of:", shlex.join([*SGLANG, *_sglang(mine), *mode])]
+        gpus = parallelism_of(mine.hardware).num_gpus
+        kubernetes += _kubernetes(mine, arguments, gpus, number, pool=pool)
+    return {"vllm": "\n".join(vllm), "sglang": "\n".join(sglang), "kubernetes": kubernetes}
 
 
 def checkpoint(model: str) -> str:
@@ -103,6 +128,15 @@ def _vllm(scenario: Scenario) -> Iterator[str]:
     if engine.kv_tiers:  # how large they are is LMCache's own configuration
         connector = '{"kv_connector":"LMCacheConnectorV1","kv_role":"kv_both"}'
         yield from ("--kv-transfer-config", connector)
+    drafting = scenario.speculation
+    if drafting is not None and drafting.method in VLLM_DRAFTS:
+        config: dict[str, Any] = {
+            "method": drafting.method,
+            "num_speculative_tokens": drafting.depth,
+        }
+        if drafting.draft_model is not None:
+            config["model"] = checkpoint(drafting.draft_model)
+        yield from ("--speculative-config", json.dumps(config))
 
 
 def _sglang(scenario: Scenario) -> Iterator[str]:
@@ -142,14 +176,23 @@ def _ranks(hardware: Hardware) -> int:
 
 def _again(scenario: Scenario, serving: int, rate_per_s: float) -> dict[str, Any]:
     content = scenario.model_dump(mode="json")
-    content["cluster"]["replicas"] = serving
+    if content["cluster"]["groups"]:
+        for group in content["cluster"]["groups"]:
+            group["replicas"] *= serving
+    else:
+        content["cluster"]["replicas"] = serving
     if content["workload"]["arrivals"] is not None:
         content["workload"]["arrivals"]["request_rate"] = rate_per_s
         content["workload"]["time_scale"] = 1.0
     return content
 
 
-def _notes(scenario: Scenario) -> Iterator[str]:
+def _notes(scenario: Scenario, *, apart: bool) -> Iterator[str]:
+    if apart:
+        yield (
+            "pools need a router before them that sends each request to both (the engines' own, "
+            "llm-d's or Dynamo's), which is not in these commands"
+        )
     if scenario.engine.weight_dtype not in ("auto", "fp8", "bf16", "fp16"):
         yield f"weights in {scenario.engine.weight_dtype} need a checkpoint that has them so"
     if scenario.engine.scheduling_policy not in ("fcfs", "priority"):
@@ -157,16 +200,23 @@ def _notes(scenario: Scenario) -> Iterator[str]:
     hardware = scenario.hardware
     if min(hardware.tensor_parallel, hardware.expert_parallel) > 1 == hardware.data_parallel:
         yield "vLLM keeps each expert whole on one GPU; the forecast splits it by tensor_parallel"
-    if scenario.speculation is not None:
-        yield "speculation is not in these commands: add the engine's own flags for it"
+    drafting = scenario.speculation
+    if drafting is not None and drafting.method not in VLLM_DRAFTS:
+        yield f"speculation by {drafting.method} has no flag in vLLM: it is not in these commands"
+    elif drafting is not None:
+        heads = ", and the trained heads' checkpoint to vLLM's"
+        yield "add SGLang's own flags for speculation" + heads * (
+            drafting.method in ("eagle", "medusa")
+        )
     yield "the commands were made from the forecast's settings and not run"
 
 
 def _kubernetes(
-    scenario: Scenario, arguments: list[str], gpus: int, replicas: int
+    scenario: Scenario, arguments: list[str], gpus: int, replicas: int, *, pool: str = ""
 ) -> list[dict[str, Any]]:
-    """A Deployment of all replicas, and the Service before them."""
-    name = "".join(c if c.isalnum() else "-" for c in scenario.model.lower()).strip("-")[-50:]
+    """A Deployment of all replicas, and the Service before them; of one `pool` where there are."""
+    letters = f"{scenario.model}-{pool}".lower()
+    name = "".join(c if c.isalnum() else "-" for c in letters).strip("-")[-50:].strip("-")
     labels = {"app": name}
     container = {
         "name": "engine",

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, isnan
+from math import inf, isinf, isnan
 from pathlib import Path
 from typing import Any
 
 from scenarios.errors import InputError
 from scenarios.forecast.basis import basis
-from scenarios.forecast.deployment import Deployment, deploy
+from scenarios.forecast.deployment import Deployment, deploy, group_scenarios
+from scenarios.forecast.energy import idle_watts
 from scenarios.forecast.latency_source import Composer
 from scenarios.plan.breaking import Bottleneck
 from scenarios.plan.candidates import Candidate
-from scenarios.plan.ceiling import SLACK, Ceiling, ceiling
+from scenarios.plan.ceiling import SLACK, Ceiling, Engines, ceiling
 from scenarios.plan.goodput import Goodput, find_goodput
 from scenarios.plan.objectives import Objective
-from scenarios.plan.probe import Probe, Sample, Saturation, pooled, run_sample, run_saturated
+from scenarios.plan.probe import (
+    Probe,
+    Sample,
+    Saturation,
+    is_unit,
+    pooled,
+    run_sample,
+    run_saturated,
+)
 from scenarios.plan.replications import Replications
 from scenarios.plan.target import Target
 from scenarios.quantity import plain
@@ -109,9 +118,9 @@ def explore(task: Task) -> Exploration:
             raise
         return Exploration(*refusal)
     sample = task.replications.at_unit_rate(0, SURVEYED)
-    bounds = ceiling(deployment, sample, task.objectives)
+    bounds = ceiling(engines_of(deployment, task), sample, task.objectives)
     known: dict[str, Any] = {
-        "ceiling_per_s": bounds.requests_per_s,
+        "ceiling_per_s": None if isinf(bounds.requests_per_s) else bounds.requests_per_s,
         "latency": {
             "label": deployment.latency.label,
             "measured": deployment.latency.measured,
@@ -119,9 +128,7 @@ def explore(task: Task) -> Exploration:
         },
         "notes": deployment.notes,
     }
-    idle_watts = deployment.gpu.idle_watts
-    if idle_watts is not None:
-        known["idle_watts"] = idle_watts * deployment.parallelism.num_gpus
+    known["idle_watts"] = idle_watts(deployment)
     ruled_out = _ruled_out(bounds, task)
     if ruled_out is not None:
         status, miss, reason = ruled_out
@@ -157,8 +164,32 @@ def undeployable(error: InputError, origin: Path | None) -> tuple[str, str] | No
     """
     words = str(error).removeprefix(f"{origin or 'scenario'}: ")
     where, _, words = words.partition(": ")
-    status = {"hardware": "memory", "latency": "unmeasured"}.get(where)
+    if where.startswith("cluster.groups["):  # of one of a unit's pools
+        inside, _, rest = words.partition(": ")
+        where, words = (inside, rest) if inside in UNDEPLOYABLE else (where, words)
+    status = UNDEPLOYABLE.get(where.partition(".")[0])
     return None if status is None else (status, words)
+
+
+# Sections whose errors are about the deployment, not about the question.
+UNDEPLOYABLE = {
+    "hardware": "memory",
+    "latency": "unmeasured",
+    "cluster": "refused",
+    "speculation": "refused",
+}
+
+
+def engines_of(deployment: Deployment, task: Task) -> list[Engines]:
+    """The engines that a replica of the deployment is made of, by pool."""
+    if not is_unit(deployment):
+        return [Engines(deployment, 1, "both")]
+    found = []
+    for group, mine, _ in group_scenarios(deployment.scenario):
+        one = deploy_engine(mine, origin=task.origin, compose=task.compose)
+        ranks = mine.hardware.data_parallel
+        found.append(Engines(one, group.replicas * ranks, group.role))
+    return found
 
 
 def deploy_engine(

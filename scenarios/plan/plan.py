@@ -22,6 +22,7 @@ from scenarios.plan.exploration import (
 )
 from scenarios.plan.objectives import objectives_of
 from scenarios.plan.replications import Replications
+from scenarios.plan.space import has_pools
 from scenarios.plan.target import Target, following_share, replicas_for, target_of
 from scenarios.schema.plan import Load, Plan
 from scenarios.schema.scenario import Scenario
@@ -46,16 +47,17 @@ def plan(
     Raises InputError for a question that cannot be asked. A service level that no deployment
     meets is no such question: its answer has `chosen` None and the nearest miss.
     """
-    if scenario.speculation is not None:
-        raise InputError(
-            f"{origin or 'scenario'}: speculation: plans assume one token an iteration; "
-            "--set speculation=null"
-        )
-    for name, value in (("groups", "[]"), ("failures", "[]"), ("autoscaling", "null")):
-        if getattr(scenario.cluster, name):  # nothing of a scenario is left out silently
+    unlike = scenario.cluster.groups and not has_pools(scenario)
+    for name, value, given in (
+        ("groups", "[]", unlike),
+        ("failures", "[]", scenario.cluster.failures),
+        ("autoscaling", "null", scenario.cluster.autoscaling),
+    ):
+        if given:  # nothing of a scenario is left out silently
             raise InputError(
-                f"{origin or 'scenario'}: cluster.{name}: a plan is for replicas that are alike "
-                f"and always up; --set cluster.{name}={value}, or `orcast sweep` this scenario"
+                f"{origin or 'scenario'}: cluster.{name}: a plan is for replicas, or units of "
+                f"prefill and decode pools, that are alike and always up; "
+                f"--set cluster.{name}={value}, or `orcast sweep` this scenario"
             )
     asked = _plan_of(scenario, origin)
     scenario = scenario.model_copy(update={"plan": asked})

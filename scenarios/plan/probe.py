@@ -14,7 +14,7 @@ which the same requests leave an engine whose queue is never empty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.forecast.deployment import Deployment
-from scenarios.forecast.energy import replica_watts
+from scenarios.forecast.energy import replica_watts, unit_watts
+from scenarios.forecast.forecast import serve
 from scenarios.plan.breaking import Bottleneck, bottleneck
 from scenarios.plan.objectives import Objective, latencies_s
 from sim.engine.simulation import simulate
@@ -30,6 +31,7 @@ from sim.records import Records
 from sim.workload import Workload
 
 WARM_UP, COOL_DOWN = 0.2, 0.1  # shares of a run's requests
+STEADY = (0.3, 0.7)  # shares of a saturated unit's requests that have left
 FILLED = 0.3  # of a saturated run's requests have left before its rate is taken
 QUEUED_PER_ROW = 4  # requests of a saturated run for each that runs at once
 
@@ -142,7 +144,7 @@ def run_sample(
             between_s=(float(requests["arrival_s"][0]), float(requests["arrival_s"][-1])),
             config=deployment.config,
         ),
-        watts=replica_watts(deployment, records),
+        watts=_watts(deployment, records, replicas),
     )
 
 
@@ -155,7 +157,7 @@ def run_saturated(deployment: Deployment, workload: Workload) -> Saturation:
     records = _serve(deployment, replace(workload, arrival_s=np.zeros(len(workload))), 1)
     requests, iterations = records.requests, records.iterations
     served = ~requests["rejected"]
-    peak = int(iterations["running"].max(initial=0))
+    peak = _peak(deployment, iterations)
     nothing = Bottleneck(0, 0, 0, 0, 0, 0, 0, 0)
     if not served.any():
         return Saturation(0.0, peak, True, nothing)
@@ -164,8 +166,16 @@ def run_saturated(deployment: Deployment, workload: Workload) -> Saturation:
     full = len(workload) >= QUEUED_PER_ROW * peak and end_s > start_s
     if end_s <= start_s:
         start_s, end_s = 0.0, float(requests["finished_s"][served].max())
+    if is_unit(deployment):  # where decode is the bottleneck, nothing waits for a first batch
+        start_s, end_s = (
+            float(np.quantile(requests["finished_s"][served], share)) for share in STEADY
+        )
+        full = len(workload) >= QUEUED_PER_ROW * peak
     inside = (iterations["start_s"] >= start_s) & (iterations["start_s"] < end_s)
-    busy_s = float(iterations["duration_s"][inside].sum())
+    # Of several engines side by side each second counts once.
+    busy_s = (
+        end_s - start_s if is_unit(deployment) else float(iterations["duration_s"][inside].sum())
+    )
     emitted = float(iterations["emitted"][inside].sum())
     tokens = float(requests["output_tokens"][served].mean())
     rate_per_s = emitted / busy_s / tokens / float(served.mean()) if busy_s > 0 else inf
@@ -182,7 +192,44 @@ def run_saturated(deployment: Deployment, workload: Workload) -> Saturation:
     )
 
 
+def is_unit(deployment: Deployment) -> bool:
+    """Whether a replica of the deployment is several engines: pools, or data-parallel ranks."""
+    return sum(group.replicas for group in deployment.groups) > 1
+
+
+def _times(deployment: Deployment, replicas: int) -> Deployment:
+    """So many units as one cluster."""
+    groups = tuple(
+        # A front end is in no plan's figures, of one engine or of many.
+        replace(group, replicas=replicas * group.replicas, front_end=None)
+        for group in deployment.groups
+    )
+    return replace(deployment, groups=groups)
+
+
+def _watts(deployment: Deployment, records: Records, replicas: int) -> float | None:
+    """Mean draw of one replica."""
+    if not is_unit(deployment):
+        return replica_watts(deployment, records)
+    watts = unit_watts(_times(deployment, replicas), records)
+    return None if watts is None else watts / replicas
+
+
+def _peak(deployment: Deployment, iterations: Mapping[str, NDArray]) -> int:
+    """Sequences that ran at once, in all engines of one replica together."""
+    if not is_unit(deployment):
+        return int(iterations["running"].max(initial=0))
+    peaks = [
+        int(iterations["running"][iterations["replica"] == engine].max())
+        for engine in np.unique(iterations["replica"])
+    ]
+    return sum(peaks)
+
+
 def _serve(deployment: Deployment, workload: Workload, replicas: int) -> Records:
+    if is_unit(deployment):
+        records, _ = serve(replace(_times(deployment, replicas), workload=workload))
+        return records
     return simulate(
         workload,
         deployment.config,

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from scenarios.schema.cluster import KvLink
 from scenarios.schema.names import TraceFormat
 from scenarios.schema.section import Milliseconds, Percentile, Positive, Section
+from scenarios.schema.speculation import Speculation
 
 Names = Annotated[list[str], Field(min_length=1)]
 Degree = Annotated[int, Field(ge=1, le=4096)]
+DEGREES = ("tensor_parallel", "pipeline_parallel", "expert_parallel")
+Searched = Literal[
+    "tensor_parallel",
+    "pipeline_parallel",
+    "expert_parallel",
+    "weight_dtype",
+    "kv_cache_dtype",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "pools",
+    "speculation",
+]
 
 
 class Load(Section):
@@ -74,6 +88,13 @@ class Replicas(Section):
         return self
 
 
+class Pools(Section):
+    """Prefill and decode replicas of one unit; a deployment has as many units as the load needs."""
+
+    prefill: Annotated[int, Field(ge=1, le=64)] = 1
+    decode: Annotated[int, Field(ge=1, le=64)] = 1
+
+
 class Candidates(Section):
     """Every combination is a deployment to consider; what is not listed stays as the scenario's."""
 
@@ -82,6 +103,14 @@ class Candidates(Section):
     layouts: Annotated[list[dict[str, Degree]], Field(min_length=1)] | None = None
     # Keys of `engine`, each with the values to try: scheduler, max_num_seqs, …
     engine: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    # null: prefill and decode together; same: the scenario's own pools
+    pools: Annotated[list[Pools | Literal["same"] | None], Field(min_length=1)] | None = None
+    # between pools, where cluster.kv_link says nothing: 400 Gbit/s
+    kv_link: KvLink = KvLink(bandwidth_gb_per_s=50.0, latency_us=10.0)
+    # sections like the scenario's; null: none; same: the scenario's own
+    speculation: (
+        Annotated[list[Speculation | Literal["same"] | None], Field(min_length=1)] | None
+    ) = None
     replicas: Replicas = Replicas()
 
 
@@ -90,6 +119,8 @@ class Plan(Section):
 
     load: Load | None = None  # default: the workload's own request_rate
     candidates: Candidates = Candidates()
+    # what else to vary, each over its usual values, or over those that `candidates` lists
+    search: list[Searched] = Field(default_factory=list)
     objectives: list[Objectives] = Field(default_factory=list)  # default: the scenario's slo
     headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     n_plus: Annotated[int, Field(ge=0, le=64)] = 0  # replicas that may fail: N + n_plus

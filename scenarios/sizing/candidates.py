@@ -45,8 +45,9 @@ def counted_by(law: ScalingLaw) -> Count:
 class Candidate:
     """A model, what it is trained on, and what that and its serving cost.
 
-    ``size``: its share of the optimal parameters; ``loss_at_budget``: what it reaches within the
-    training budget, where there is one. ``reason`` says why it is no answer, where it is none.
+    ``size``: its share of the optimal parameters; ``tokens_at_budget`` is what the training budget
+    pays for, where there is one, and ``loss_at_budget`` what that reaches. ``reason`` says why it
+    is no answer, where it is none.
     """
 
     model: ModelSpec
@@ -54,7 +55,9 @@ class Candidate:
     size: float | None
     tokens: float | None
     loss: float | None
+    tokens_at_budget: float | None
     loss_at_budget: float | None
+    budget_usd: float | None
     training: TrainingCost | None
     serving: tuple[ServingCost | RuledOut, ...]
     lifetime_tokens: float | None
@@ -78,6 +81,14 @@ class Candidate:
         if self.training is None or serving_usd is None:
             return None
         return self.training.usd + serving_usd
+
+    @property
+    def lifetime_usd_at_budget(self) -> float | None:
+        """The same with training for the budget and no more."""
+        serving_usd = self.serving_usd
+        if self.budget_usd is None or serving_usd is None:
+            return None
+        return self.budget_usd + serving_usd
 
     def row(self) -> dict[str, Any]:
         """One row of a tidy table."""
@@ -103,7 +114,9 @@ class Candidate:
                 None if self.tokens is None else self.tokens / model.num_activated_parameters
             ),
             "loss": self.loss,
+            "tokens_at_budget": self.tokens_at_budget,
             "loss_at_budget": self.loss_at_budget,
+            "lifetime_usd_at_budget": self.lifetime_usd_at_budget,
             "training_flops": None if cost is None else cost.flops,
             "training_gpu_hours": None if cost is None else cost.gpu_hours,
             "training_days": None if cost is None else cost.wall_s / 86400,
@@ -166,6 +179,18 @@ class Maker:
                 tokens = None
             yield self.of(model, config, tokens=tokens, size=size, budget=flops, reason=reason)
 
+    def within(self, candidate: Candidate, flops: float) -> Candidate:
+        """The same model, served the same, trained for the budget and no more."""
+        made = self.of(
+            candidate.model,
+            candidate.config,
+            tokens=candidate.tokens_at_budget,
+            size=candidate.size,
+            budget=flops,
+            reason=candidate.reason,
+        )
+        return replace(made, serving=candidate.serving)
+
     def of(
         self,
         model: ModelSpec,
@@ -179,10 +204,14 @@ class Maker:
         """A candidate with what its training costs."""
         sizing, parameters = self.sizing, counted_by(self.law)(model)
         per_token = FLOPS_PER_PARAMETER_AND_TOKEN * parameters
+        training = sizing.training
+
+        def priced(flops: float) -> TrainingCost:
+            return cost_of_flops(flops, self.gpu, gpus=training.gpus, mfu=training.mfu)
+
         cost, loss = None, None
         if tokens is not None:
-            training = sizing.training
-            cost = cost_of_flops(per_token * tokens, self.gpu, gpus=training.gpus, mfu=training.mfu)
+            cost = priced(per_token * tokens)
             loss = float(self.law.loss(parameters, tokens))
         return Candidate(
             model=model,
@@ -190,9 +219,11 @@ class Maker:
             size=size,
             tokens=tokens,
             loss=loss,
+            tokens_at_budget=None if budget is None else budget / per_token,
             loss_at_budget=(
                 None if budget is None else float(self.law.loss(parameters, budget / per_token))
             ),
+            budget_usd=None if budget is None else priced(budget).usd,
             training=cost,
             serving=(),
             lifetime_tokens=None if sizing.serving is None else sizing.serving.lifetime_tokens,

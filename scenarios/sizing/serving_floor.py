@@ -83,7 +83,7 @@ def _saturated(
         breaks="",
         kv_cache_tokens=slots,
         weight_bytes=result.deployment.memory.weight_bytes,
-        measured=bool(summary["latency"]["measured"]),
+        basis=str(summary["latency"]["basis"]),
         warnings=tuple(summary["warnings"]),
         full_watts=summary.get("energy", {}).get("mean_watts"),
         idle_watts=_idle_watts(result.deployment),

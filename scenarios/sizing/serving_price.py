@@ -30,7 +30,7 @@ class ServingCost:
     breaks: str
     kv_cache_tokens: int
     weight_bytes: int  # on each GPU
-    measured: bool
+    basis: str  # of its times: measured, estimated, analytic or given
     warnings: tuple[str, ...]
     replicas: int | None = None
     fill: float = 1.0

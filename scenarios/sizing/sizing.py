@@ -8,6 +8,7 @@ that reach the same loss: over-training a smaller one costs more training and le
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from scenarios import library
 from scenarios.errors import InputError
+from scenarios.forecast.basis import CANDIDATES, cautions
 from scenarios.forecast.latency_source import Composer
 from scenarios.schema.engine import Engine
 from scenarios.schema.sizing import Law, Sizing
@@ -155,7 +157,8 @@ def _known_model(maker: Maker, sizing: Sizing, flops: float | None, where: str) 
 
 
 def _answer(candidates: list[Candidate]) -> Candidate:
-    """The cheapest over its life; without lifetime tokens the compute-optimal one."""
+    """The size that is the cheapest over its life at the same loss; without lifetime tokens the
+    compute-optimal one."""
     known = [one for one in candidates if one.lifetime_usd is not None and not one.reason]
     return min(known, key=lambda one: one.lifetime_usd or 0.0) if known else candidates[0]
 
@@ -184,7 +187,11 @@ def _budget_figures(
     assert reference.training is not None and reference.loss is not None
     parameters, tokens = kaplan_frontier(flops)
     figures: dict[str, Any] = {
-        "budget": {"flops": flops, "usd": reference.training.usd},
+        "budget": {
+            "flops": flops,
+            "usd": reference.training.usd,
+            "given": "flops" if sizing.budget is None or sizing.budget.usd is None else "usd",
+        },
         "optimum": optimum_figures(law.optimum(flops)),
         "laws": all_laws(law, flops),
         "kaplan_frontier": {"parameters": parameters, "tokens": tokens},
@@ -203,32 +210,23 @@ def _budget_figures(
     return figures
 
 
-def _over_budget(
-    maker: Maker, candidates: list[Candidate], chosen: Candidate, flops: float
-) -> dict[str, Any] | None:
-    """By how much training the answer exceeds the budget, and what the budget itself buys.
+def _beyond_budget(candidates: list[Candidate], chosen: Candidate) -> dict[str, Any] | None:
+    """What it takes to train the answer's model on to the loss of the compute-optimal one.
 
-    Only the compute-optimal model reaches its loss within the budget; the answer's model, trained
-    for the budget and no more, comes to a higher one. None where the budget is kept.
+    None where the answer is that one: the budget buys it.
     """
     reference = candidates[0]
     if chosen is reference or chosen.training is None or reference.training is None:
         return None
-    budget_usd = reference.training.usd
-    over_usd = chosen.training.usd - budget_usd
-    if over_usd <= 0:
-        return None
-    serving_usd = chosen.serving_usd
-    parameters = counted_by(maker.law)(chosen.model)
+    over_usd = chosen.training.usd - reference.training.usd
     return {
-        "training_usd": over_usd,
-        "share": over_usd / budget_usd,
-        "compute_optimal": {"loss": reference.loss, "lifetime_usd": reference.lifetime_usd},
-        "answer_within_budget": {
-            "tokens": flops / (FLOPS_PER_PARAMETER_AND_TOKEN * parameters),
-            "loss": chosen.loss_at_budget,
-            "lifetime_usd": None if serving_usd is None else budget_usd + serving_usd,
-        },
+        "model": chosen.model.name,
+        "tokens": chosen.tokens,
+        "loss": chosen.loss,
+        "training_usd": chosen.training.usd,
+        "over_usd": over_usd,
+        "share": over_usd / reference.training.usd,
+        "lifetime_usd": chosen.lifetime_usd,
     }
 
 
@@ -243,7 +241,9 @@ def _sized(
     engine = Engine() if sizing.serving is None else sizing.serving.engine
     every = [name for name in library.gpus() if name != "cpu"]
     gpus = every if sizing.serving is None else sizing.serving.gpus
-    cost = chosen.training
+    # The size is chosen at equal loss; what is answered is what the budget buys of it.
+    bought = chosen if flops is None or sizing.model is not None else maker.within(chosen, flops)
+    cost = bought.training
     memory = training_memory_figures(chosen.model, training, maker.gpu)
     rows = [one.row() for one in candidates]
     summary |= {
@@ -253,20 +253,20 @@ def _sized(
             "gpus": training.gpus,
             "mfu": training.mfu,
             "settings": training.model_dump(),
-            "tokens": chosen.tokens,
-            "loss": chosen.loss,
+            "tokens": bought.tokens,
+            "loss": bought.loss,
             "cost": None if cost is None else asdict(cost),
             "memory": memory,
         },
         "inference": inference_memory_figures(chosen.model, gpus, engine),
         "candidates": rows,
         **_serving_figures(maker, chosen),
-        "electricity": _electricity(sizing, chosen),
-        "answer": chosen.row() | {"compute_optimal": chosen is candidates[0]},
-        "over_budget": None if flops is None else _over_budget(maker, candidates, chosen, flops),
+        "electricity": _electricity(sizing, bought),
+        "answer": bought.row() | {"compute_optimal": chosen is candidates[0]},
+        "beyond_budget": None if flops is None else _beyond_budget(candidates, chosen),
         "config": dict(chosen.config),
     }
-    summary["notes"] = _notes(maker, candidates, chosen, memory)
+    summary["notes"] = _notes(maker, candidates, bought, memory)
     return Sized(sizing, summary, rows, dict(chosen.config))
 
 
@@ -336,8 +336,9 @@ def _notes(
     if any(one.reason for one in candidates) and chosen.reason:
         notes.append(f"{chosen.model.name}: {chosen.reason}")
     served = [one for one in chosen.serving if isinstance(one, ServingCost)]
-    if served and not all(one.measured for one in served):
-        notes.append("serving times are analytic (roofline), not measured")
+    kinds = Counter(one.basis for one in served)
+    named = [(f"{number} of {len(served)} deployments", kind) for kind, number in kinds.items()]
+    notes += cautions(named, trust=CANDIDATES)
     for one in served[:1]:
         notes += [warning for warning in one.warnings if warning not in notes]
     return notes

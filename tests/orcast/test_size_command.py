@@ -29,7 +29,7 @@ def test_without_a_file_the_library_sizing_is_answered() -> None:
     assert figures["name"] == "budget-1e22"
     assert figures["budget"]["flops"] == 1e22
     assert len(figures["candidates"]) == 2
-    assert "orcast: note: serving times are analytic" in outcome.stderr
+    assert "orcast: note: Iteration times are analytic" in outcome.stderr
 
 
 def test_a_library_models_figures_are_printed() -> None:
@@ -56,9 +56,10 @@ def test_the_tables_show_the_answer_and_fit_a_terminal(monkeypatch: pytest.Monke
     outcome = run("size", *LIGHT)
     assert outcome.status == 0
     for text in (
-        "Train 3B parameters on 798B tokens, not 7.43B on 224B",
+        "1e22 FLOPs buy 3B parameters on 555B tokens",
         "The best use of 1e22 training FLOPs, by law",
-        "Models of the same loss, 2.0788",
+        "What 1e22 FLOPs ($21,057) buy",
+        "Beyond the budget, models of the same loss, 2.0788",
         "Optimizer states",
         "1 x l40s",
         "Serving sized-3b within TTFT p95 ≤ 300 ms, TPOT p95 ≤ 30 ms",

@@ -13,7 +13,7 @@ import yaml
 import orcast as library
 from orcast.ui_cli import question
 from reports.what_if.figures import snapshot
-from scenarios.forecast.verdict import provenance_warning
+from scenarios.forecast.basis import CANDIDATES, caution, cautions, kind_of
 from tests.orcast.command_line import orcast
 
 SMALL = ("workload.num_requests=400",)
@@ -90,7 +90,19 @@ def test_a_verdict_counts_what_got_no_answer_as_missed() -> None:
 
 
 def test_times_that_are_measured_or_given_need_no_caution() -> None:
-    assert provenance_warning({"basis": "measured"}) is None
-    assert provenance_warning({"basis": "given"}) is None
-    said = [provenance_warning({"basis": kind}) for kind in ("estimated", "analytic", None)]
+    assert caution("measured") is None and caution("given") is None
+    said = [caution(kind) for kind in ("estimated", "analytic", None)]
     assert all(text and "trust the differences" in text for text in said)
+    assert kind_of({"measured": True}) == "measured" and kind_of({"measured": False}) is None
+
+
+def test_runs_and_candidates_are_cautioned_by_kind_in_the_same_words() -> None:
+    kinds = [("A", "analytic"), ("B", "measured"), ("C", "analytic"), ("D", "estimated")]
+    analytic, estimated = cautions(kinds)
+    assert analytic == caution("analytic", of=" of A and C")
+    assert estimated.startswith("Iteration times of D are estimated from measurements")
+    (every,) = cautions([("A", "analytic"), ("B", "analytic")], trust=CANDIDATES)
+    assert every == (
+        "Iteration times are analytic, not measured: trust the order of candidates more than the "
+        "absolute figures."
+    )

@@ -55,19 +55,22 @@ def test_figures_read_as_people_write_them(shown: str, text: str) -> None:
     assert shown == text
 
 
-def test_the_headline_says_what_training_costs_above_the_budget() -> None:
-    over, answer = figures()["over_budget"], figures()["answer"]
-    budget_usd = figures()["budget"]["usd"]
-    assert over["training_usd"] == pytest.approx(answer["training_usd"] - budget_usd)
-    within = over["answer_within_budget"]
-    assert within["loss"] == answer["loss_at_budget"] > answer["loss"]
-    assert within["lifetime_usd"] == pytest.approx(budget_usd + answer["serving_usd"])
+def test_the_headline_is_what_the_budget_buys_and_what_exceeds_it_comes_second() -> None:
+    beyond, answer = figures()["beyond_budget"], figures()["answer"]
+    budget_usd, first = figures()["budget"]["usd"], figures()["candidates"][0]
+    assert answer["training_usd"] == pytest.approx(budget_usd)
+    assert beyond["over_usd"] == pytest.approx(beyond["training_usd"] - budget_usd)
+    assert answer["loss"] == answer["loss_at_budget"] > beyond["loss"]
     text = headline(figures())
-    assert f"Its training exceeds the budget by {usd(over['training_usd'])} (" in text
-    assert f"at {usd(figures()['candidates'][0]['lifetime_usd'])} over its life" in text
-    assert f"comes to a loss of {within['loss']:.4f}" in text
-    assert "exceeds the budget by" in size_report(figures())
-    assert known_model()["over_budget"] is None
+    bought, exceeded = text.split(" Beyond the budget: ")
+    for words in (f"a loss of {answer['loss']:.4f}", usd(answer["lifetime_usd"]),
+                  f"{first['loss']:.4f}, with", usd(first["lifetime_usd"])):  # fmt: skip
+        assert words in bought
+    for words in (usd(beyond["training_usd"]), usd(beyond["over_usd"]), short(beyond["tokens"])):
+        assert words in exceeded
+    assert "Beyond the budget, models of the same loss" in size_report(figures())
+    assert title(figures()).startswith("1e22 FLOPs buy 3B parameters on 555B tokens")
+    assert known_model()["beyond_budget"] is None
 
 
 def test_the_costs_chart_stacks_what_the_table_adds_up() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scenarios.plan.ceiling import SLACK, ceiling
+from scenarios.plan.ceiling import SLACK, Engines, ceiling
 from scenarios.plan.exploration import deploy_engine
 from scenarios.plan.objectives import Objective
 from scenarios.plan.probe import run_sample, run_saturated
@@ -31,7 +31,7 @@ def test_no_policy_serves_more_than_the_ceiling_or_answers_sooner_than_alone(
     runs = Replications(scenario.workload, scenario.engine, None, 2)
     requests = max(200, 5 * seqs)
     workload = runs.at_unit_rate(0, requests)
-    bounds = ceiling(deployment, workload, OBJECTIVES)
+    bounds = ceiling([Engines(deployment, 1, "both")], workload, OBJECTIVES)
     served = run_saturated(deployment, workload)
     assert served.rate_per_s <= bounds.requests_per_s * (1 + SLACK)
     lonely = run_sample(deployment, workload.scaled(100.0), OBJECTIVES)
@@ -45,7 +45,7 @@ def test_the_ceiling_is_close_where_batches_are_full_of_decodes() -> None:
     scenario = small("workload.lengths.prompt={distribution: fixed, tokens: 1}")
     deployment = deploy_engine(scenario, origin=None, compose=None)
     workload = Replications(scenario.workload, scenario.engine, None, 2).at_unit_rate(0, 400)
-    bounds = ceiling(deployment, workload, OBJECTIVES)
+    bounds = ceiling([Engines(deployment, 1, "both")], workload, OBJECTIVES)
     served = run_saturated(deployment, workload)
     assert served.rate_per_s > 0.75 * bounds.requests_per_s
 
@@ -59,7 +59,7 @@ def test_prompts_that_may_be_cached_have_no_lowest_ttft() -> None:
     for scenario in (cached, forgetful):
         deployment = deploy_engine(scenario, origin=None, compose=None)
         workload = Replications(scenario.workload, scenario.engine, None, 2).at_unit_rate(0, 200)
-        idle.append(ceiling(deployment, workload, OBJECTIVES).idle_s)
+        idle.append(ceiling([Engines(deployment, 1, "both")], workload, OBJECTIVES).idle_s)
     assert idle[0][0] == idle[0][2] == 0.0
     assert idle[0][1] == idle[1][1] > 0
     assert idle[1][0] > 0

@@ -436,14 +436,13 @@ def test_nothing_that_can_be_deployed_is_an_error() -> None:
 @pytest.mark.parametrize("section", ["groups", "failures", "autoscaling"])
 def test_no_part_of_a_cluster_is_left_out_silently(section: str) -> None:
     value = {
-        "groups": "[{replicas: 1, role: prefill}, {replicas: 1, role: decode}]",
+        "groups": "[{replicas: 1}, {replicas: 1, engine: {max_num_seqs: 8}}]",
         "failures": "[{replica: 0, at_s: 1}]",
         "autoscaling": "{target_outstanding: 4}",
     }[section]
-    link = ["cluster.kv_link={bandwidth_gb_per_s: 50}"] if section == "groups" else []
     two = [] if section == "groups" else ["cluster.replicas=2"]
     with pytest.raises(InputError, match=f"cluster.{section}: a plan is for replicas"):
-        plan(small(f"cluster.{section}={value}", *link, *two))
+        plan(small(f"cluster.{section}={value}", *two))
 
 
 def test_what_was_chosen_comes_with_what_to_type() -> None:

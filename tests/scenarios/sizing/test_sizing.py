@@ -66,8 +66,12 @@ def test_money_adds_up() -> None:
 
 def test_the_answer_is_the_cheapest_over_its_life() -> None:
     result = sized(*LIGHT)
-    answer = result.summary["answer"]
-    assert answer["lifetime_usd"] == min(row["lifetime_usd"] for row in result.rows)
+    answer, beyond = result.summary["answer"], result.summary["beyond_budget"]
+    assert beyond["lifetime_usd"] == min(row["lifetime_usd"] for row in result.rows)
+    assert answer["training_usd"] == pytest.approx(result.summary["budget"]["usd"])
+    (row,) = (row for row in result.rows if row["model"] == answer["model"] == beyond["model"])
+    assert answer["loss"] == row["loss_at_budget"] > beyond["loss"] == row["loss"]
+    assert answer["lifetime_usd"] == pytest.approx(row["lifetime_usd_at_budget"])
     assert answer["activated_parameters"] < result.rows[0]["activated_parameters"]
     assert not answer["compute_optimal"]
     spec = dataclasses.asdict(library.model("llama-3.1-8b"))
