@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,21 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file in UTF-8") from None
+    return parse_yaml(text, path)
+
+
+def read_yaml_input(path: Path) -> Any:
+    """The same of standard input, which errors call `path`."""
+    binary = getattr(sys.stdin, "buffer", None)
+    try:
+        given = sys.stdin.read(LARGEST + 1) if binary is None else binary.read(LARGEST + 1)
+        text = given if isinstance(given, str) else given.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text in UTF-8") from None
+    if len(given) > LARGEST:
+        raise InputError(f"{path}: more than {LARGEST / 1e6:g} MB")
     return parse_yaml(text, path)
 
 

@@ -14,7 +14,7 @@ from reports.sweep.summary import sweep_summary
 from scenarios.errors import InputError
 from scenarios.sweep.point_store import FOLDER, is_answers
 from scenarios.sweep.table import SweepTable
-from scenarios.whole import whole_file, write_whole
+from scenarios.whole import real, whole_file, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +56,7 @@ def check_target(folder: Path) -> None:
             raise InputError(
                 f"--out {folder}: not empty and not a sweep's folder; name another one"
             )
-    nearest = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+    nearest = next(one for one in (folder, *real(folder).parents) if one.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"--out {folder}: cannot be written")
 
