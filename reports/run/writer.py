@@ -36,6 +36,7 @@ FILES |= {MARKER, "scenario.yaml", "details.json", "report.html", "compare.html"
 PICTURES = {f"{page}{kind}" for page in ("", "compare-") for kind in ("png", "svg")}
 OF_THE_SYSTEM = {".DS_Store"}  # what file managers leave in any folder
 FILES |= {"trace.json.gz", "bench.json", "csv"} | PICTURES  # exports
+FILES |= {"profile_export.jsonl", "benchmarks.json"}
 
 
 def folder_name(name: str) -> str:

@@ -15,6 +15,7 @@ from scenarios.errors import InputError
 from scenarios.sweep.point_store import FOLDER, is_answers
 from scenarios.sweep.table import SweepTable
 from scenarios.whole import real, whole_file, write_whole
+from scenarios.yaml_file import load_result
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,7 +98,7 @@ def read_sweep(folder: Path) -> tuple[SweepTable, dict[str, Any], tuple[str, ...
     if missing:
         raise ValueError(f"{folder}: an unfinished sweep, it lacks {', '.join(missing)}")
     try:
-        description = yaml.safe_load((folder / SWEEP).read_text(encoding="utf-8"))
+        description = load_result(folder / SWEEP)
         section = description["sweep"]
         table = SweepTable(
             name=str(description["name"]),

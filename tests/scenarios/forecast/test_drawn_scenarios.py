@@ -124,6 +124,17 @@ def fixed(prompt: int, output: int) -> Section:
 LLAMA = {"name": "drawn", "model": "llama-3.1-8b", "hardware": {"gpu": "h200-sxm"}}
 POISSON = {"process": "poisson", "request_rate": 5.0}
 HAVE_FAILED: dict[str, Section] = {
+    "ranks in lockstep without graphs ask what an empty iteration takes": {
+        "name": "drawn",
+        "model": "mixtral-8x7b",
+        "hardware": {"gpu": "h200-sxm", "data_parallel": 4, "expert_parallel": 4},
+        "engine": {
+            "scheduler": "paged", "block_size": 16, "num_gpu_blocks_override": 125,
+            "kv_tiers": [{"kind": "host", "size_gib": 0.05}],
+        },
+        "workload": {"arrivals": POISSON, "lengths": fixed(64, 4), "num_requests": 3},
+        "cluster": {"replicas": 1},
+    },
     "samples of which nobody asked for a second": LLAMA
     | {
         "engine": {"scheduler": "chunked"},
