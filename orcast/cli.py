@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +23,7 @@ from orcast.refine_cli import refine
 from orcast.replay_cli import replay
 from orcast.show_cli import app as show_app
 from orcast.size_cli import size
+from orcast.streams import standard_streams
 from orcast.sweep_cli import sweep, with_ray_address
 from orcast.trace_cli import trace
 from orcast.ui_cli import ui
@@ -111,19 +114,56 @@ calibrate_app.command()(refine)
 calibrate_app.command()(numerics)
 
 
+UsageError: Any = typer.BadParameter.__base__  # typer gives it no name of its own
+FAULT = 70  # sysexits.h's EX_SOFTWARE
+
+
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit status 2, never a traceback."""
     # Asked to end: unwind, so that a half-written folder is taken away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app(args=with_ray_address(sys.argv[1:]))
-    except (InputError, OSError) as error:
+        with standard_streams():
+            given = with_ray_address(sys.argv[1:])
+            status = app(args=given, prog_name="orcast", standalone_mode=False)
+    except BrokenPipeError:
+        sys.exit(128 + signal.SIGPIPE)  # who read it has enough, as `head` has
+    except UsageError as error:
+        sys.exit(_refuse(_usage(error)))
+    except InputError as error:
         sys.exit(_refuse(str(error)))
+    except OSError as error:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        sys.exit(_refuse(where + (error.strerror or str(error))))
     except MemoryError:
         what = " ".join(sys.argv[1:3])
         sys.exit(_refuse(f"{what}: not enough memory on this machine; nothing was written"))
-    except KeyboardInterrupt:
-        sys.exit(_refuse("interrupted; nothing was written", status=130))
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except Exception as error:
+        if os.environ.get("ORCAST_TRACEBACK"):
+            raise
+        sys.exit(_refuse(_fault(error), status=FAULT))
+    if status == 130:
+        _refuse("interrupted; nothing was written", status=status)
+    sys.exit(status)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with how a command was called, and where its help is."""
+    command = "orcast" if error.ctx is None else error.ctx.command_path
+    words = (error.format_message() or "a command is missing").rstrip(".")
+    return f"{command.removeprefix('orcast ')}: {words}; see {command} --help"
+
+
+def _fault(error: Exception) -> str:
+    """An exception that nobody foresaw, with where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{' '.join(sys.argv[1:3])}: a fault of Orcast's, not of what it was given: "
+        f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}); please "
+        "report it with what ORCAST_TRACEBACK=1 shows"
+    )
 
 
 def _refuse(message: str, *, status: int = 2) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formula begins
+RECORDS = {"aiperf": "profile_export.jsonl", "guidellm": "benchmarks.json"}  # as they name them
 FORMATS = ("trace", "bench", "aiperf", "guidellm", "csv", "png", "svg")
 
 
@@ -97,17 +98,17 @@ def _records(folder: Path, out: Path | None, format_: str) -> str:
     from reports.export.records import aiperf_records, guidellm_result
     from reports.export.target import check_file
     from reports.run.folder import load_run
+    from scenarios.whole import write_whole
 
     _check_run(folder, format_)
     records, scenario, _ = load_run(folder)
-    name = "profile_export.jsonl" if format_ == "aiperf" else "benchmarks.json"
-    target = out or folder / name
+    target = out or folder / RECORDS[format_]
     check_file(target, format_)
     if format_ == "aiperf":
         text = aiperf_records(records)
     else:
         text = json.dumps(guidellm_result(records, scenario=scenario)) + "\n"
-    target.write_text(text, encoding="utf-8")
+    write_whole(target, text)
     return f"Written: {target}"
 
 

@@ -78,7 +78,14 @@ def _question(table: str, recording: Path, settings: list[str], partial: Path) -
         table = REPLAY
     if not any(one.startswith("workload.trace=") for one in settings):
         settings = [*settings, *_workload_of(recording)]
-    scenario, origin = load_scenario(table, settings)
+    try:
+        scenario, origin = load_scenario(table, settings)
+    except InputError as error:
+        if table != REPLAY:
+            raise
+        # The scenario is ours: what it lacks is what a table cannot say.
+        lacks = str(error).partition(f"{REPLAY}.yaml: ")[2] or str(error)
+        raise InputError(f"{given} and {recording} alone: {lacks}; give it by --set") from None
     deployed = deploy(scenario, origin=origin, compose=compose)
     meta, parts = _table_of(deployed.latency)
     write_table(partial, meta, parts)

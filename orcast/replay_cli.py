@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +49,7 @@ def replay(
         typer.Option(metavar="R", help="Poisson arrivals at R a second in place of its own."),
     ] = None,
     speed: Annotated[
-        float | None, typer.Option(metavar="X", min=1e-6, help="Arrivals X times as fast.")
+        float | None, typer.Option(metavar="X", help="Arrivals X times as fast.")
     ] = None,
     ttft: Annotated[
         float | None, typer.Option(metavar="MS", help="Limit to the first token.")
@@ -81,10 +82,12 @@ def replay(
     )
     requests, name = open_workload(workload)
     if rate is not None:
-        if rate <= 0:
+        if not 0 < rate < math.inf:
             raise InputError(f"--rate {rate:g}: expected a number of requests a second above 0")
         workload["arrivals"] = {"process": "poisson", "request_rate": rate}
     if speed is not None:
+        if not 1e-6 <= speed <= 1e6:
+            raise InputError(f"--speed {speed:g}: expected a number from 1e-6 to 1e6")
         workload["time_scale"] = 1 / speed
     limits = {"ttft_ms": ttft, "tpot_ms": tpot, "e2el_ms": e2e, "percentile": percentile}
     slo = {key: limit for key, limit in limits.items() if limit is not None}

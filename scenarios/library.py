@@ -20,8 +20,8 @@ from scenarios.yaml_file import Loader as Loader
 from scenarios.yaml_file import PlainNumberError as PlainNumberError
 from scenarios.yaml_file import find_file as find_file
 from scenarios.yaml_file import load_yaml as load_yaml
-from scenarios.yaml_file import parse_yaml as parse_yaml
 from scenarios.yaml_file import read_yaml as read_yaml
+from scenarios.yaml_file import read_yaml_input as read_yaml_input
 
 ROOT = Path(__file__).parent
 NOT_SCENARIOS = {"models", "sizing"}  # folders

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.errors import InputError, did_you_mean, reading
-from scenarios.yaml_file import find_file, read_yaml
+from scenarios.yaml_file import LARGEST, find_file, read_yaml
+from sim import plain_file
 from sim.model.config import read_config
 from sim.model.spec import ModelSpec, Sampling
 
@@ -123,7 +124,7 @@ def model_config(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return plain_file.read_text(path, most_bytes=LARGEST)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:

@@ -27,7 +27,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
     What writers that were killed left there is taken away. Raises OSError naming `target`.
     """
-    target = target.resolve()  # a link stays a link
+    target = real(target)  # a link stays a link
     partial = target.with_name(f".{_short(target.name)}.{secrets.token_hex(4)}.partial")
     with named(target):
         held = _created(partial)
@@ -39,6 +39,11 @@ def whole_file(target: Path) -> Iterator[Path]:
             with suppress(OSError):
                 partial.unlink()
             os.close(held)
+
+
+def real(path: Path) -> Path:
+    """A path with its links followed; one that leads to itself is left for the system to refuse."""
+    return Path(os.path.realpath(path))
 
 
 def write_whole(target: Path, text: str) -> None:

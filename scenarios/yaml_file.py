@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import yaml
 
 from scenarios.errors import InputError
+from sim import plain_file
 
 DEEPEST = 100  # levels of a file that is blamed for something else
 LARGEST = 50_000_000  # bytes
-MOST_VALUES = 1_000_000  # of a file, with its aliases followed
+_LOOKED_AT = 500_000  # characters, in search of what goes too deep: a few seconds of PyYAML's
+
+
+_PLAIN: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -63,18 +68,26 @@ for kind in ("int", "float"):
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file safely; InputError with line and column where it is not YAML."""
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a regular file")
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise InputError(
-                f"{path}: {size / 1e6:.0f} MB, a YAML file has at most {LARGEST / 1e6:g}"
-            )
-        text = path.read_text(encoding="utf-8")
+        text = plain_file.read_text(path, most_bytes=LARGEST)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file in UTF-8") from None
+    return parse_yaml(text, path)
+
+
+def read_yaml_input(path: Path) -> Any:
+    """The same of standard input, which errors call `path`."""
+    binary = getattr(sys.stdin, "buffer", None)
+    try:
+        given = sys.stdin.read(LARGEST + 1) if binary is None else binary.read(LARGEST + 1)
+        text = given if isinstance(given, str) else given.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text in UTF-8") from None
+    if len(given) > LARGEST:
+        raise InputError(f"{path}: more than {LARGEST / 1e6:g} MB")
     return parse_yaml(text, path)
 
 
@@ -95,39 +108,16 @@ def parse_yaml(text: str, path: Path) -> Any:
 
 
 def load_yaml(text: str) -> Any:
-    """Python values of a YAML text. Raises yaml.YAMLError, RecursionError or ValueError.
+    """Python values of a YAML text. Raises yaml.YAMLError, RecursionError or ValueError."""
+    return plain_file.load_yaml(text, Loader)
 
-    Aliases are counted before they are followed: a few lines can stand for a thousand million
-    values.
+
+def load_result(path: Path) -> Any:
+    """The content of a YAML file of a folder of results, as other programs read YAML.
+
+    Raises yaml.YAMLError, RecursionError, ValueError or OSError.
     """
-    loader = Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _expanded(node, {}) > MOST_VALUES:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"its aliases stand for over {MOST_VALUES:,} values", node.start_mark
-            )
-        return loader.construct_document(node)
-    except (AttributeError, TypeError, KeyError, IndexError, OverflowError) as error:
-        # A tag that does not fit its value, such as !!timestamp x.
-        raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from None
-    finally:
-        loader.dispose()
-
-
-def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values that a node stands for, aliases followed; infinite where it holds itself."""
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = MOST_VALUES + 1  # what is met again inside itself never ends
-        inner = node.value
-        if isinstance(node, yaml.MappingNode):
-            inner = [one for pair in node.value for one in pair]
-        known[id(node)] = 1 + sum(_expanded(one, known) for one in inner)
-    return known[id(node)]
+    return plain_file.load_yaml(plain_file.read_text(path), _PLAIN)
 
 
 def _too_deep(text: str) -> Any:
@@ -138,7 +128,7 @@ def _too_deep(text: str) -> Any:
     """
     depth = 0
     with suppress(yaml.YAMLError):
-        for event in yaml.parse(text, yaml.SafeLoader):
+        for event in yaml.parse(text[:_LOOKED_AT], yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:

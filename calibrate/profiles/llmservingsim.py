@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.tables.meta import model_shape
+from sim import plain_file
 from sim.latency.table_folder import TableError
 from sim.model.spec import ModelSpec
 
@@ -43,8 +44,8 @@ def import_llmservingsim(
     if not meta_path.is_file():
         raise TableError(f"{meta_path}: missing; expected an LLMServingSim profile folder")
     try:
-        profile = yaml.safe_load(meta_path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        profile = plain_file.load_yaml(plain_file.read_text(meta_path), yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TableError(f"{meta_path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(profile, dict):
         raise TableError(f"{meta_path}: expected a mapping")
@@ -150,7 +151,7 @@ def _read(path: Path, *columns: str, times: tuple[str, ...] = ("time_us",)) -> R
     """Rows of the named columns, then times in µs; TableError naming the line otherwise."""
     if not path.is_file():
         raise TableError(f"{path}: missing; an LLMServingSim profile has it")
-    with path.open(encoding="utf-8", newline="") as file:
+    with plain_file.lines_of(path) as file:
         reader = csv.DictReader(file)
         header = reader.fieldnames or []
         for column in (*columns, *times):

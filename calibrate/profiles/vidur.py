@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from calibrate.tables.meta import model_shape
+from sim import plain_file
 from sim.latency.table_folder import TableError
 from sim.model.spec import ModelSpec
 
@@ -139,7 +140,7 @@ def _read(path: Path, columns: tuple[str, ...], wanted: dict[str, Any]) -> list[
     """Rows whose cells are as wanted: their whole numbers of `columns` and all medians."""
     if not path.is_file():
         raise TableError(f"{path}: missing; a vidur profile has it")
-    with path.open(encoding="utf-8", newline="") as file:
+    with plain_file.lines_of(path) as file:
         reader = csv.DictReader(file)
         header = reader.fieldnames or []
         for column in (*columns, *wanted):

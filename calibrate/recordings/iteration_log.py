@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.recordings.measurement import Floats, MeasurementError
+from sim import plain_file
 from sim.batch import Batch, PrefillChunk
 from sim.request import Request
 
@@ -75,7 +76,7 @@ def read_iteration_log(path: Path, *, slots: int) -> IterationLog | None:
         table = path / "iterations.parquet"
         return _of_run(table) if table.is_file() else None
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = plain_file.read_text(path, errors="replace")
     except OSError as error:
         raise MeasurementError(f"{path}: cannot be read: {error.strerror}") from None
     found = [match for match in _LINE.finditer(text) if match["dummy"] is None]

@@ -32,6 +32,7 @@ from calibrate.recordings.client_records import read_records
 from calibrate.recordings.measurement_types import Floats as Floats
 from calibrate.recordings.measurement_types import Measurement as Measurement
 from calibrate.recordings.measurement_types import MeasurementError as MeasurementError
+from sim import plain_file
 from sim.workload.trace_file import GZIP, TraceError, TraceFile
 from sim.workload.trace_formats import TraceFormat
 from sim.workload.trace_results import bench_object
@@ -92,7 +93,7 @@ def read_measurement(path: Path, label: str | None = None) -> Measurement:
 
 def _text_of(file: Path) -> str:
     try:
-        data = file.read_bytes()
+        data = plain_file.read_bytes(file)
         if data[:2] == GZIP:
             return TraceFile.of_bytes(file, data).text
         return data.decode("utf-8")
@@ -228,7 +229,7 @@ def _read_bench(file: Path, result: Row, label: str) -> Measurement:
 
 def _read_samples(file: Path) -> dict[str, Floats]:
     """timeseries.csv: what the engine counted at `t` seconds."""
-    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+    with plain_file.lines_of(file, errors="replace") as lines:
         reader = csv.DictReader(lines)
         head = list(reader.fieldnames or ())
         if lacking := [name for name in SAMPLE_COLUMNS if name not in head]:

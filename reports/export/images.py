@@ -7,7 +7,7 @@ from typing import Any
 
 from reports.page.page import Figure
 from reports.page.style import PALETTE, colour, template
-from scenarios.whole import named, only_writer, partial_of
+from scenarios.whole import named, only_writer, partial_of, real
 
 WIDTH_PX = 960
 SCALE = 2  # PNG pixels per point, so that a slide stays sharp
@@ -32,7 +32,7 @@ def write_images(folder: Path, figures: Sequence[Figure], kind: str) -> list[Pat
     import plotly.graph_objects as go
     import plotly.io
 
-    final = folder.resolve()
+    final = real(folder)
     with only_writer(final, given=f"--out {folder}"), named(folder):
         partial = partial_of(final)
         partial.mkdir()

@@ -8,6 +8,7 @@ from typing import Any
 from reports.plan.report import plan_report
 from reports.plan.table import candidate_columns
 from scenarios.whole import write_whole
+from sim import plain_file
 
 MARKER = "plan.json"  # what makes a folder a plan's
 FILES = frozenset({MARKER, "scenario.yaml", "candidates.parquet", "report.html"})
@@ -46,7 +47,7 @@ def load_plan(directory: Path | str) -> dict[str, Any]:
     """The answer of a plan's folder. Raises ValueError, in one line, where it is damaged."""
     path = Path(directory) / MARKER
     try:
-        answer = json.loads(path.read_text(encoding="utf-8"))
+        answer = json.loads(plain_file.read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({str(error).splitlines()[0]})") from None
     needed = ("candidates", "objectives", "load", "chosen", "scenario")

@@ -16,6 +16,7 @@ import numpy as np
 from reports.page.records import RunRecords
 from reports.page.timeline import Timeline, chart_edges, run_end_s
 from scenarios.quantity import compact
+from sim import plain_file
 
 if TYPE_CHECKING:
     from scenarios.forecast.block_tables import BlockTables
@@ -93,7 +94,7 @@ def load_details(folder: Path | str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(plain_file.read_text(path))
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not JSON; delete it to do without its charts") from None
     if not isinstance(found, dict) or found.get("version") != VERSION:

@@ -13,6 +13,8 @@ from reports.page.records import Columns
 from reports.run.details import load_details
 from reports.run.report import run_report
 from scenarios.whole import write_whole
+from scenarios.yaml_file import load_result
+from sim import plain_file
 
 FILES = ("requests.parquet", "iterations.parquet", "summary.json", "scenario.yaml")
 REQUEST_COLUMNS = (
@@ -61,12 +63,12 @@ def load_run(directory: Path | str) -> tuple[FolderRecords, dict[str, Any], dict
     if preempted.is_file():
         preemptions = _read_columns(preempted, PREEMPTION_COLUMNS)
     try:
-        summary = json.loads((folder / FILES[2]).read_text(encoding="utf-8"))
+        summary = json.loads(plain_file.read_text(folder / FILES[2]))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / FILES[2]}: not JSON ({_first_line(error)})") from None
     try:
-        scenario = yaml.safe_load((folder / FILES[3]).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        scenario = load_result(folder / FILES[3])
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / FILES[3]}: not YAML ({_first_line(error)})") from None
     for name, value in ((FILES[2], summary), (FILES[3], scenario)):
         if not isinstance(value, Mapping):

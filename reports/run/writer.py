@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scenarios.errors import InputError
-from scenarios.whole import exchange, leavings, only_writer, partial_of
+from scenarios.whole import exchange, leavings, only_writer, partial_of, real
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +36,7 @@ FILES |= {MARKER, "scenario.yaml", "details.json", "report.html", "compare.html"
 PICTURES = {f"{page}{kind}" for page in ("", "compare-") for kind in ("png", "svg")}
 OF_THE_SYSTEM = {".DS_Store"}  # what file managers leave in any folder
 FILES |= {"trace.json.gz", "bench.json", "csv"} | PICTURES  # exports
+FILES |= {"profile_export.jsonl", "benchmarks.json"}
 
 
 def folder_name(name: str) -> str:
@@ -53,7 +54,7 @@ def fresh_folder(
     anything else that lies there is left alone. Raises InputError before anything is computed when
     `target` cannot be written or another command is writing it, OSError that names `target`.
     """
-    final = target.resolve()  # a link stays a link
+    final = real(target)  # a link stays a link
     made = [folder for folder in final.parents if not folder.exists()]  # innermost first
     with ExitStack() as stack:
         stack.callback(_take_away, made)
@@ -94,10 +95,11 @@ def _named(target: Path, partial: Path) -> Iterator[None]:
 
 def _check_target(target: Path, marker: str, files: Collection[str]) -> None:
     """InputError where `target` is something that must not be replaced."""
-    if Path.cwd().is_relative_to(target.resolve()):
+    if Path.cwd().is_relative_to(real(target)):
         raise InputError(f"--out {target}: the current folder, or one around it; name another one")
-    if target.exists() and not target.is_dir():
-        raise InputError(f"--out {target}: a file is in the way; name a folder")
+    if os.path.lexists(real(target)) and not target.is_dir():
+        what = "a link that leads nowhere" if target.is_symlink() else "a file"
+        raise InputError(f"--out {target}: {what} is in the way; name a folder")
     if not target.is_dir():
         return
     found = {entry.name for entry in target.iterdir()} - OF_THE_SYSTEM

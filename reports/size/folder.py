@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from reports.run.writer import fresh_folder
 from reports.size.report import size_report
 from scenarios.whole import write_whole
+from sim import plain_file
 
 FIGURES = "sizing.json"  # what makes a folder one of ours
 TABLE = "candidates.parquet"
@@ -72,7 +73,7 @@ def write_size_report(directory: Path) -> Path:
     """(Re)build report.html from sizing.json; its path. Raises ValueError for a damaged file."""
     source, target = directory / FIGURES, directory / "report.html"
     try:
-        figures = json.loads(source.read_text(encoding="utf-8"))
+        figures = json.loads(plain_file.read_text(source))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: not JSON ({error})") from None
     if not isinstance(figures, Mapping):

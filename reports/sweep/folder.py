@@ -14,7 +14,8 @@ from reports.sweep.summary import sweep_summary
 from scenarios.errors import InputError
 from scenarios.sweep.point_store import FOLDER, is_answers
 from scenarios.sweep.table import SweepTable
-from scenarios.whole import whole_file, write_whole
+from scenarios.whole import real, whole_file, write_whole
+from scenarios.yaml_file import load_result
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +57,7 @@ def check_target(folder: Path) -> None:
             raise InputError(
                 f"--out {folder}: not empty and not a sweep's folder; name another one"
             )
-    nearest = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+    nearest = next(one for one in (folder, *real(folder).parents) if one.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"--out {folder}: cannot be written")
 
@@ -97,7 +98,7 @@ def read_sweep(folder: Path) -> tuple[SweepTable, dict[str, Any], tuple[str, ...
     if missing:
         raise ValueError(f"{folder}: an unfinished sweep, it lacks {', '.join(missing)}")
     try:
-        description = yaml.safe_load((folder / SWEEP).read_text(encoding="utf-8"))
+        description = load_result(folder / SWEEP)
         section = description["sweep"]
         table = SweepTable(
             name=str(description["name"]),

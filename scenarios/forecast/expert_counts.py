@@ -9,6 +9,7 @@ import numpy as np
 
 from scenarios import library
 from scenarios.schema.hardware import Experts
+from sim import plain_file
 from sim.model.expert_routing import ExpertRouting
 from sim.model.spec import ModelSpec, MoeSpec
 
@@ -55,7 +56,7 @@ def read_counts(path: Path, moe: MoeSpec) -> np.ndarray:
     """
     found: dict[int, np.ndarray] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with plain_file.lines_of(path) as file:
             rows = csv.DictReader(file)
             columns = {name.strip() for name in rows.fieldnames or []}
             if not {"expert", "tokens"} <= columns <= {"layer", "expert", "tokens"}:

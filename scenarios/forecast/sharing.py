@@ -52,7 +52,8 @@ def draw_samples(
     if asked.lengths == "independent":
         further = np.ones(len(tokens), bool)
         further[np.cumsum(counts) - counts] = False
-        tokens[further] = more(int(further.sum()))
+        if further.any():  # by chance every request may have asked for one
+            tokens[further] = more(int(further.sum()))
     return Samples(counts, tokens)
 
 

@@ -16,6 +16,7 @@ from scenarios.forecast.latency_source import parallelism_of
 from scenarios.schema.latency import HostOverhead
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.speculation import Speculation as Given
+from sim import plain_file
 from sim.kv.memory import MemoryBudget
 from sim.latency.protocol import LatencyModel
 from sim.model.hardware import Gpu
@@ -338,7 +339,7 @@ def _read_trace(name: str, beside: Path | None) -> list[list[int]]:
     if path is None or not path.is_file():
         raise InputError(f"{name}: no such acceptance trace")
     rows: list[list[int]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(plain_file.read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

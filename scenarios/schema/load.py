@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 import reprlib
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -16,7 +15,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scenarios.errors import InputError, did_you_mean
-from scenarios.library import PlainNumberError, load_yaml, parse_yaml, read_yaml, scenario_path
+from scenarios.library import (
+    PlainNumberError,
+    load_yaml,
+    read_yaml,
+    read_yaml_input,
+    scenario_path,
+)
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
 
@@ -45,7 +50,7 @@ def load_scenario(name: str, overrides: Iterable[str] = ()) -> tuple[Scenario, P
     it came from. Raises InputError, one line naming file and YAML path.
     """
     path = Path(STDIN) if name == "-" else scenario_path(name)
-    content = parse_yaml(sys.stdin.read(), path) if name == "-" else read_yaml(path)
+    content = read_yaml_input(path) if name == "-" else read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys such as model, hardware, workload")
     overridden = apply_overrides(content, overrides)

@@ -20,6 +20,7 @@ import numpy as np
 
 from scenarios.errors import InputError, did_you_mean
 from scenarios.sizing.scaling_law import AdditiveLaw, Floats, KaplanLaw, RosenfeldLaw, ScalingLaw
+from sim import plain_file
 
 HUBER_DELTA = 1e-3
 STARTS = 10  # descents, from the best points of the grid
@@ -88,7 +89,7 @@ def read_runs(path: Path) -> Runs:
     Raises InputError naming file, line and column.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with plain_file.lines_of(path) as file:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error

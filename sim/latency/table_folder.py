@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sim import plain_file
 from sim.latency.table_data import (
     BOUNDED_PARTS,
     EXTRA_TIMES,
@@ -81,8 +82,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TableError(f"{path}: missing; this folder is not a latency table")
     try:
-        meta = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        meta = plain_file.load_yaml(plain_file.read_text(path), loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TableError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(meta, dict):
         raise TableError(f"{path}: expected a mapping with {', '.join(META_KEYS)}")
@@ -122,10 +124,9 @@ def _read_part(path: Path, name: str) -> Part:
     columns = PART_COLUMNS[name]
     times = ("time_us", *EXTRA_TIMES.get(name, ()))
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            rows = list(reader)
+        reader = csv.reader(plain_file.lines_of(path))
+        header = next(reader, [])
+        rows = list(reader)
     except UnicodeDecodeError:
         raise TableError(f"{path}: not a text file in UTF-8") from None
     except csv.Error as error:  # a cell too long, line ends of another century

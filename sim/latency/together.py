@@ -41,7 +41,7 @@ class Padding:
     def pad(self, batch: Batch) -> int:
         """Say in the batch what it is padded to; returns the tokens gathered from all ranks."""
         fullest = batch.fullest_tokens or batch.num_tokens
-        if fullest > self._most:
+        if not self._sizes or fullest > self._most:
             batch.padded_tokens = batch.num_tokens
             return batch.all_tokens or batch.num_tokens
         batch.padded_tokens = fullest

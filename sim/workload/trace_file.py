@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim import plain_file
 from sim.workload.content import PromptContent
 from sim.workload.workload import Workload
 
@@ -93,7 +94,7 @@ def read_bytes(path: str | os.PathLike[str]) -> tuple[Path, bytes]:
         return Path("standard-input"), _standard_input()
     path = Path(path)
     try:
-        return path, path.read_bytes()
+        return path, plain_file.read_bytes(path)
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file, expected a trace") from None
     except OSError as error:

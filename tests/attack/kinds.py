@@ -48,7 +48,8 @@ class Attack:
     out: str = "out"
 
 
-def _yaml(path: Path, content: Any) -> Path:
+def write_yaml(path: Path, content: Any) -> Path:
+    """`content` as a YAML file."""
     path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), "utf-8")
     return path
 
@@ -57,7 +58,7 @@ def _run(scenario: Path, folder: Path, *more: str) -> tuple[str, ...]:
     return ("run", str(scenario), "-q", "--out", str(folder / "out"), *more)
 
 
-def _bent(path: Path, rng: Random) -> None:
+def bent(path: Path, rng: Random) -> None:
     """A file's bytes changed: cut, a bit flipped, a part twice, zeros, nothing at all."""
     content = bytearray(path.read_bytes())
     at = rng.randrange(len(content) + 1)
@@ -90,9 +91,9 @@ def scenario(folder: Path, rng: Random) -> Attack:
         section[path[-1]] = value
     if rng.random() < 0.1:
         content = mutated(content, rng)
-    file = _yaml(folder / "hostile.yaml", content)
+    file = write_yaml(folder / "hostile.yaml", content)
     if rng.random() < 0.1:
-        _bent(file, rng)
+        bent(file, rng)
     command = rng.choice(("run", "run", "run", "show", "sweep", "plan"))
     if command == "show":
         return Attack(("show", "scenario", str(file), "--json"), ("hostile.yaml",))
@@ -103,7 +104,7 @@ def scenario(folder: Path, rng: Random) -> Attack:
 
 def overrides(folder: Path, rng: Random) -> Attack:
     """A sound scenario and ``--set`` texts."""
-    file = _yaml(folder / "hostile.yaml", BASE)
+    file = write_yaml(folder / "hostile.yaml", BASE)
     texts = []
     for _ in range(rng.choice((1, 1, 2))):
         path, value = setting(rng)
@@ -124,10 +125,10 @@ def model(folder: Path, rng: Random) -> Attack:
     config = folder / "config.json"
     config.write_text(json.dumps(content), "utf-8")
     if rng.random() < 0.15:
-        _bent(config, rng)
+        bent(config, rng)
     if rng.random() < 0.5:
         return Attack(("show", "model", str(config), "--json"), ("config.json",))
-    file = _yaml(folder / "hostile.yaml", BASE | {"model": str(config)})
+    file = write_yaml(folder / "hostile.yaml", BASE | {"model": str(config)})
     return Attack(_run(file, folder), ("config.json", "hostile.yaml"))
 
 
@@ -140,10 +141,10 @@ def gpu(folder: Path, rng: Random) -> Attack:
         content = mutated(content, rng)
     given: Any = content
     if rng.random() < 0.5:
-        given = str(_yaml(folder / "own-gpu.yaml", content))
+        given = str(write_yaml(folder / "own-gpu.yaml", content))
         if rng.random() < 0.2:
-            _bent(Path(given), rng)
-    file = _yaml(folder / "hostile.yaml", BASE | {"hardware": {"gpu": given}})
+            bent(Path(given), rng)
+    file = write_yaml(folder / "hostile.yaml", BASE | {"hardware": {"gpu": given}})
     if isinstance(given, str) and rng.random() < 0.3:
         return Attack(("show", "gpu", given, "--json"), ("own-gpu.yaml",))
     return Attack(_run(file, folder), ("own-gpu.yaml", "hostile.yaml"))
@@ -160,15 +161,15 @@ def table(folder: Path, rng: Random) -> Attack:
         row[rng.randrange(len(row))] = cell.encode("utf-8", "replace").decode()
         file.write_text("\n".join(",".join(line) for line in lines), "utf-8")
     elif file.suffix == ".yaml" and rng.random() < 0.8:
-        _yaml(file, mutated(yaml.safe_load(file.read_text("utf-8")), rng))
+        write_yaml(file, mutated(yaml.safe_load(file.read_text("utf-8")), rng))
     elif rng.random() < 0.1:
         file.unlink()
     else:
-        _bent(file, rng)
+        bent(file, rng)
     if rng.random() < 0.3:
         return Attack(("show", "table", str(made), "--json"), ("own-table",))
     content = BASE | {"latency": {"source": "table", "table": str(made)}}
-    file = _yaml(folder / "hostile.yaml", content)
+    file = write_yaml(folder / "hostile.yaml", content)
     return Attack(_run(file, folder), ("own-table", "hostile.yaml"))
 
 
@@ -177,7 +178,11 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        file = _yaml(folder / "small.yaml", BASE)
+        self.kinds: tuple[str, ...] = ()
+
+    def _make(self) -> None:
+        folder = self.folder
+        file = write_yaml(folder / "small.yaml", BASE)
         asked = ("--ttft", "2000", "--tpot", "100", "--percentile", "90", "--jobs", "1")
         for name, arguments in {
             "run": ("run", file, "-q"),
@@ -190,6 +195,8 @@ class Results:
 
     def __call__(self, folder: Path, rng: Random) -> Attack:
         """A file of a folder changed; then report, compare or export it."""
+        if not self.kinds:
+            self._make()
         kind = rng.choice((*self.kinds, "run"))
         copied = folder / f"{kind}-copy"
         shutil.copytree(self.folder / kind, copied)
@@ -205,11 +212,11 @@ class Results:
             file.write_text(json.dumps(content), "utf-8")
         elif file.suffix == ".yaml" and how < 0.8:
             documents = list(yaml.safe_load_all(file.read_text("utf-8")))
-            _yaml(file, mutated(documents[0], rng))
+            write_yaml(file, mutated(documents[0], rng))
         elif file.suffix == ".parquet" and how < 0.8:
             _other_column(file, rng)
         else:
-            _bent(file, rng)
+            bent(file, rng)
         command: tuple[str, ...] = ("report", str(copied))
         if kind == "run" and rng.random() < 0.3:
             sides = [str(copied), str(self.folder / "run")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import warnings
@@ -34,6 +35,7 @@ def orcast(*arguments: str | Path) -> Outcome:
     before = signal.getsignal(signal.SIGTERM)
     with (
         patch.object(sys, "argv", ["orcast", *map(str, arguments)]),
+        patch.dict(os.environ, {"ORCAST_TRACEBACK": "1"}),  # a fault of ours is shown whole
         redirect_stdout(out),
         redirect_stderr(err),
         warnings.catch_warnings(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -59,5 +60,7 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
     large = tmp_path / "large.yaml"
     with large.open("wb") as file:
         file.truncate(LARGEST + 1)
-    assert "at most 50" in refused(large)
-    assert "not a regular file" in refused(tmp_path)
+    assert "50 MB, at most 50 are read" in refused(large)
+    assert "Is a directory" in refused(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in refused(tmp_path / "pipe")

@@ -1,13 +1,14 @@
 """Whatever a scenario asks for: leaping gives what stepping gives, and every request ends once.
 
-``ORCAST_DRAWN_SCENARIOS=2000`` draws that many, in half a minute.
+``ORCAST_DRAWN_SCENARIOS=5000`` draws that many, in two minutes or so, and prints with ``-s`` how
+often what is hard in itself was served together with what is hard too; all pairs have to be.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -44,6 +45,25 @@ def served(content: Section) -> bool:
     return True
 
 
+MIXTURES = ("mixtral-8x7b", "granite-4-h-small")
+HYBRIDS = ("gemma-3-12b", "mistral-7b-v0.1", "granite-4-h-small")
+
+
+def hard(content: Section) -> list[str]:
+    """Which of the things that went wrong together before a scenario has."""
+    cluster, engine = content["cluster"], content["engine"]
+    groups = cluster.get("groups", ())
+    found = {
+        "closed loop": "max_concurrency" in content["workload"],
+        "experts": content["model"] in MIXTURES,
+        "failures": bool(cluster.get("failures")),
+        "hybrid": content["model"] in HYBRIDS,
+        "pools": any(group["role"] != "both" for group in groups),
+        "tiers": "kv_tiers" in engine,
+    }
+    return [name for name, has in found.items() if has]
+
+
 def assert_every_request_ends_once(records: Records, count: int) -> None:
     requests = records.requests
     assert sorted(requests["request"].tolist()) == list(range(count))
@@ -72,14 +92,26 @@ def assert_time_goes_on(records: Records, *, pipeline: bool) -> None:
 
 def test_leaping_gives_what_stepping_gives_and_every_request_ends_once() -> None:
     counted: Counter[bool] = Counter()
+    together: Counter[tuple[str, ...]] = Counter()
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(drawn_scenarios())
     def each(content: Section) -> None:
-        counted[served(content)] += 1
+        ended = served(content)
+        counted[ended] += 1
+        if ended:
+            together.update(combinations(hard(content), 2))
+            together.update(combinations(hard(content), 3))
 
     each()
     assert counted[True] >= counted[False], "most of what is drawn is refused"
+    if EXAMPLES >= 2000:
+        print(f"\n{counted[True]} served, {counted[False]} refused")
+        for names in sorted(together):
+            print(f"  {' x '.join(names)}: {together[names]}")
+        drawn = {pair for pair in together if len(pair) == 2}
+        assert drawn == set(combinations(sorted({name for pair in drawn for name in pair}), 2))
+        assert len(drawn) == 15
 
 
 def fixed(prompt: int, output: int) -> Section:
@@ -92,6 +124,26 @@ def fixed(prompt: int, output: int) -> Section:
 LLAMA = {"name": "drawn", "model": "llama-3.1-8b", "hardware": {"gpu": "h200-sxm"}}
 POISSON = {"process": "poisson", "request_rate": 5.0}
 HAVE_FAILED: dict[str, Section] = {
+    "ranks in lockstep without graphs ask what an empty iteration takes": {
+        "name": "drawn",
+        "model": "mixtral-8x7b",
+        "hardware": {"gpu": "h200-sxm", "data_parallel": 4, "expert_parallel": 4},
+        "engine": {
+            "scheduler": "paged", "block_size": 16, "num_gpu_blocks_override": 125,
+            "kv_tiers": [{"kind": "host", "size_gib": 0.05}],
+        },
+        "workload": {"arrivals": POISSON, "lengths": fixed(64, 4), "num_requests": 3},
+        "cluster": {"replicas": 1},
+    },
+    "samples of which nobody asked for a second": LLAMA
+    | {
+        "engine": {"scheduler": "chunked"},
+        "workload": {
+            "arrivals": {"process": "all_at_once"}, "lengths": fixed(20, 6), "num_requests": 1,
+            "samples": {"n": [1, 4], "lengths": "independent"},
+        },
+        "cluster": {"replicas": 1},
+    },
     "a failure amid a static batch that clients wait for": LLAMA
     | {
         "engine": {"scheduler": "static", "max_num_seqs": 1},
