@@ -14,6 +14,7 @@ import typer
 from orcast.calibrate_cli import app as calibrate_app
 from orcast.export_cli import export
 from orcast.init_cli import init
+from orcast.laws_cli import laws
 from orcast.list_cli import app as list_app
 from orcast.options import JsonOption, QuietOption, RunFolderOption, SetOption
 from orcast.plan_cli import plan
@@ -185,7 +186,7 @@ def _show_comparison(compared: _Compared, names: tuple[str, str], *, as_json: bo
 
 
 # In the order in which one meets them.
-for command in (replay, trace, sweep, plan, size, ui, export, init, validate):
+for command in (replay, trace, sweep, plan, size, laws, ui, export, init, validate):
     app.command()(command)
 app.add_typer(list_app, name="list")
 app.add_typer(show_app, name="show")
