@@ -15,6 +15,7 @@ from orcast.calibrate_cli import app as calibrate_app
 from orcast.compare_cli import compare
 from orcast.export_cli import export
 from orcast.init_cli import init
+from orcast.laws_cli import laws
 from orcast.list_cli import app as list_app
 from orcast.numerics_cli import numerics
 from orcast.options import JsonOption, QuietOption, RunFolderOption, SetOption
@@ -105,7 +106,7 @@ def report(
 
 
 # In the order in which one meets them.
-for command in (compare, replay, trace, sweep, plan, size, ui, export, init, validate):
+for command in (compare, replay, trace, sweep, plan, size, laws, ui, export, init, validate):
     app.command()(command)
 app.add_typer(list_app, name="list")
 app.add_typer(show_app, name="show")

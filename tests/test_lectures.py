@@ -15,10 +15,11 @@ import orcast
 from orcast.forecasted import Forecasted
 from scenarios import library
 from scenarios.errors import InputError
+from scenarios.sizing.layer_tensors import ActivationSettings, layer_activations
 from scenarios.sizing.model_anatomy import parameter_split
 from scenarios.sizing.scaling_law import LAWS
-from scenarios.sizing.training import ActivationSettings
-from scenarios.sizing.training_figures import Degrees, layer_activations, training_figures
+from scenarios.sizing.training import Degrees
+from scenarios.sizing.training_figures import training_figures
 from sim.kv.cache import BlockAllocator
 from sim.speculation.acceptance import chain
 
@@ -220,7 +221,7 @@ def exchanged() -> str:
     sent = training_figures(
         library.model("llama-2-7b"), ActivationSettings(1, 4096), Degrees(sequence=8)
     )["sent_bytes"]
-    kinds = ("Ulysses, a layer forward", "ring attention, a layer forward")
+    kinds = ("Ulysses' all-to-all, a layer forward", "or ring attention, a layer forward")
     return " / ".join(f"{sent[kind] / 1e6:.1f} MB" for kind in kinds)
 
 

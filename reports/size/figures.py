@@ -24,9 +24,9 @@ def iso_flops(figures: Figures) -> Figure:
         best = curve["optimum"]
         name = f"{power(curve['flops'])} FLOPs"
         keys.append(Key(name, thing, (len(data), len(data) + 1)))
-        data.append(_line(name, curve["parameters"], curve["loss"], thing))
+        data.append(line(name, curve["parameters"], curve["loss"], thing))
         data.append(
-            _dots(
+            dots(
                 name, [best["parameters"]], [best["loss"]], thing,
                 [f"optimum: {short(best['parameters'])} parameters, {short(best['tokens'])} "
                  f"tokens, loss {best['loss']:.4f}"],
@@ -35,7 +35,7 @@ def iso_flops(figures: Figures) -> Figure:
     drawn = [value for curve in figures["iso_flops"] for value in curve["parameters"]]
     best_loss = [curve["optimum"]["loss"] for curve in figures["iso_flops"]]
     span = max(best_loss) - min(best_loss)
-    x = _log_axis("parameters", min(drawn), max(drawn))
+    x = log_axis("parameters", min(drawn), max(drawn))
     y = {
         "title": {"text": "loss (nats per token)"},
         "range": [min(best_loss) - 0.1 * span, max(best_loss) + 0.6 * span],
@@ -47,7 +47,7 @@ def iso_flops(figures: Figures) -> Figure:
         "Each curve spends the same training FLOPs; left of its lowest point the model is too "
         "small for its tokens, right of it it sees too few.",
         data,
-        _layout(x, y),
+        chart_of(x, y),
         tuple(keys),
     )
 
@@ -59,9 +59,9 @@ def laws(figures: Figures) -> Figure:
     flops = figures["budget"]["flops"]
     for one, thing in zip(figures["laws"], LAWS, strict=False):
         keys.append(Key(one["law"], thing, (len(data), len(data) + 1)))
-        data.append(_line(one["law"], one["frontier"]["flops"], one["frontier"]["loss"], thing))
+        data.append(line(one["law"], one["frontier"]["flops"], one["frontier"]["loss"], thing))
         text = f"{one['law']}: {short(one['parameters'])} on {short(one['tokens'])} tokens"
-        data.append(_dots(one["law"], [flops], [one["loss"]], thing, [text]))
+        data.append(dots(one["law"], [flops], [one["loss"]], thing, [text]))
     budgets = figures["laws"][0]["frontier"]["flops"]
     return Figure(
         "frontiers",
@@ -69,8 +69,8 @@ def laws(figures: Figures) -> Figure:
         f"The lowest loss for each budget; dots at yours, {power(flops)} FLOPs. Laws were fitted "
         "to different data and tokenizers: compare their slopes, not their levels.",
         data,
-        _layout(
-            _log_axis("training FLOPs", min(budgets), max(budgets), power_ticks=True),
+        chart_of(
+            log_axis("training FLOPs", min(budgets), max(budgets), power_ticks=True),
             {"title": {"text": "loss (nats per token)"}, "rangemode": "normal"},
         ),
         tuple(keys),
@@ -100,7 +100,7 @@ def costs(figures: Figures) -> Figure | None:
     top = max(one["lifetime_usd"] for one in known)
     chosen = figures["answer"]["model"]
     best = next(index for index, one in enumerate(known) if one["model"] == chosen)
-    layout = _layout(
+    layout = chart_of(
         {
             "title": {"text": "active parameters, tokens trained on"},
             "tickvals": positions,
@@ -148,7 +148,7 @@ def training_memory(figures: Figures) -> Figure:
     ]
     limit = memories["gpu_memory_bytes"] / GIB
     end = 1.12 * max(whole, limit)
-    layout = _layout(
+    layout = chart_of(
         {"title": {"text": "GiB"}, "range": [0, end], "hoverformat": ".4~g"},
         {"tickvals": [0, 1], "ticktext": [name for _, name in sides], "range": [-0.6, 1.6]},
         height_px=230,
@@ -184,7 +184,7 @@ def deployments(figures: Figures) -> Figure | None:
     names = [f"{one['tensor_parallel']} x {one['gpu']}" for one in known + dear]
     floors = [one["floor_usd_per_million_tokens"] for one in dear]
     top = max([one["usd_per_million_tokens"] for one in known] + floors)
-    layout = _layout(
+    layout = chart_of(
         {"title": {"text": "USD per million tokens"}, "range": [0, 1.04 * top]},
         {
             "tickvals": list(range(len(names))),
@@ -229,7 +229,7 @@ def _prices(
     }
 
 
-def _line(name: str, x: list[float], y: list[float], thing: str) -> dict[str, Any]:
+def line(name: str, x: list[float], y: list[float], thing: str) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines",
@@ -241,9 +241,7 @@ def _line(name: str, x: list[float], y: list[float], thing: str) -> dict[str, An
     }
 
 
-def _dots(
-    name: str, x: list[float], y: list[float], thing: str, texts: list[str]
-) -> dict[str, Any]:
+def dots(name: str, x: list[float], y: list[float], thing: str, texts: list[str]) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -267,14 +265,14 @@ def _label(x: float, y: float, text: str) -> dict[str, Any]:
     }
 
 
-def _layout(x: dict[str, Any], y: dict[str, Any], *, height_px: int = HEIGHT_PX) -> dict[str, Any]:
+def chart_of(x: dict[str, Any], y: dict[str, Any], *, height_px: int = HEIGHT_PX) -> dict[str, Any]:
     layout = chart_layout(x=x, y=y, height_px=height_px, left_px=66)
     layout["hovermode"] = "closest"
     layout["margin"]["b"] = 60
     return layout
 
 
-def _log_axis(title: str, low: float, high: float, *, power_ticks: bool = False) -> dict[str, Any]:
+def log_axis(title: str, low: float, high: float, *, power_ticks: bool = False) -> dict[str, Any]:
     """A logarithmic axis with a tick at each decade."""
     first, last = math.log10(low), math.log10(high)
     decades = [10**exponent for exponent in range(math.ceil(first), math.floor(last) + 1)]

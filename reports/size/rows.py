@@ -17,7 +17,7 @@ from reports.size.text import (
     short,
     usd,
 )
-from scenarios.quantity import MISSING, plain
+from scenarios.quantity import GAP, MISSING, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +184,10 @@ def _training(figures: Figures) -> Table:
             ("Time", days(cost["wall_s"] / 86400), ""),
             ("Cost", usd(cost["usd"]), ""),
         ]
+        step = training["memory"].get("step")  # sizings of before have none
+        if step is not None:
+            each = f"{plain(step['step_s'])}{GAP}s, {step['mfu']:.1%} MFU"
+            rows.append((f"A step of {short(step['tokens'])} tokens, analytic", each, ""))
         bill = figures["electricity"]["training_usd"]
         rows += [] if bill is None else [("Electricity, estimated", usd(bill), "")]
     kept = "layer inputs kept" if settings["checkpointing"] == "layer" else "nothing recomputed"
@@ -199,7 +203,7 @@ def _inference(figures: Figures) -> Table:
     rows = tuple(
         (
             one["gpu"],
-            f"{one['gpus_for_weights']:,}",
+            MISSING if one["gpus_for_weights"] is None else f"{one['gpus_for_weights']:,}",
             MISSING if one["tensor_parallel"] is None else str(one["tensor_parallel"]),
             memory(one["weight_bytes_per_gpu"]),
             MISSING if one["kv_cache_tokens"] is None else f"{one['kv_cache_tokens']:,}",

@@ -17,6 +17,7 @@ Flops = Annotated[float, Field(gt=0, le=1e32, allow_inf_nan=False)]
 Usd = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 TokenCount = Annotated[float, Field(gt=0, le=1e24, allow_inf_nan=False)]
 Degree = Annotated[int, Field(ge=1, le=8)]
+TrainingDegree = Annotated[int, Field(ge=1, le=4096)]
 Coefficient = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 
 FITTED_FORMS = ("chinchilla", "rosenfeld", "kaplan")
@@ -46,9 +47,9 @@ class Law(Section):
     ``runs`` is a CSV file with the columns loss and two of parameters, tokens, flops.
     """
 
-    form: Literal["chinchilla", "chinchilla-unrounded", "besiroglu", "kaplan", "rosenfeld"] = (
-        "chinchilla"
-    )
+    form: Literal[
+        "chinchilla", "chinchilla-unrounded", "besiroglu", "kaplan", "rosenfeld", "joint-moe"
+    ] = "chinchilla"
     coefficients: dict[str, Coefficient] | None = None
     runs: str | None = None
     # rosenfeld with runs: the loss of an untrained model, ln(vocabulary)
@@ -112,7 +113,11 @@ class Shape(Section):
 
 
 class Training(Section):
-    """The training cluster: data parallel with ZeRO, at this model FLOPs utilisation."""
+    """The training cluster, at this model FLOPs utilisation.
+
+    GPUs that tensor, pipeline and sequence degrees leave over are data-parallel ranks, with ZeRO;
+    ``expert_parallel`` of them share out a mixture's experts. ``batch_tokens`` are a step's.
+    """
 
     gpu: str = "h100-sxm"
     gpus: Annotated[int, Field(ge=1, le=10**7)] = 64
@@ -121,6 +126,11 @@ class Training(Section):
     sequence_length: Annotated[int, Field(ge=1, le=2**24)] = 4096
     checkpointing: Literal["none", "layer"] = "layer"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 3
+    tensor_parallel: TrainingDegree = 1
+    pipeline_parallel: TrainingDegree = 1
+    sequence_parallel: TrainingDegree = 1
+    expert_parallel: TrainingDegree = 1
+    batch_tokens: Annotated[float, Field(ge=1, le=1e12, allow_inf_nan=False)] = 4e6
     gradient_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     fused_attention: bool = True
     dropout: bool = False

@@ -4,7 +4,8 @@ As Hoffmann et al. 2022 (appendix D.3): the Huber loss (delta 1e-3) of predicted
 *log* loss, minimised by L-BFGS from a grid of starts, because it has many local minima and one bad
 run must not bend the law. All starts of the grid are evaluated, the best of them are descended
 from. Intervals: the same fit to resampled runs (Efron's percentile bootstrap), each from the
-solution of all runs.
+solution of all runs; where points belong to training curves, whole curves are drawn, since points
+of one curve say the same thing over and over.
 """
 
 from __future__ import annotations
@@ -12,37 +13,54 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from scenarios.errors import InputError, did_you_mean
-from scenarios.sizing.scaling_law import AdditiveLaw, Floats, KaplanLaw, RosenfeldLaw, ScalingLaw
+from scenarios.sizing.scaling_law import (
+    FLOPS_PER_PARAMETER_AND_TOKEN,
+    AdditiveLaw,
+    Floats,
+    KaplanLaw,
+    PowerLaw,
+    RosenfeldLaw,
+    ScalingLaw,
+)
 from sim import plain_file
 
 HUBER_DELTA = 1e-3
 STARTS = 10  # descents, from the best points of the grid
 COLUMNS = ("parameters", "tokens", "flops", "loss")
+RUN = "run"  # the column that says which training curve a point is of
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
     """Finished training runs: parameters, tokens and final loss (nats per token) of each.
 
-    ``centre`` are the logarithms of N and D that the search takes as its origin.
+    ``centre`` are the logarithms of N and D that the search takes as its origin; ``curves`` numbers
+    the training curve of each point, or is empty where every point is a run of its own.
     """
 
     parameters: Floats
     tokens: Floats
     loss: Floats
     centre: tuple[float, float]
+    curves: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, parameters: Floats, tokens: Floats, loss: Floats) -> Runs:
+    def of(
+        cls, parameters: Floats, tokens: Floats, loss: Floats, curves: tuple[int, ...] = ()
+    ) -> Runs:
         centre = (float(np.log(parameters).mean()), float(np.log(tokens).mean()))
-        return cls(parameters, tokens, loss, centre)
+        return cls(parameters, tokens, loss, centre, curves)
+
+    @property
+    def flops(self) -> Floats:
+        return np.asarray(FLOPS_PER_PARAMETER_AND_TOKEN * self.parameters * self.tokens)
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -53,7 +71,21 @@ class Runs:
         return np.log(self.parameters) - log_n, np.log(self.tokens) - log_d, np.log(self.loss)
 
     def take(self, rows: np.ndarray) -> Runs:
-        return Runs(self.parameters[rows], self.tokens[rows], self.loss[rows], self.centre)
+        curves = tuple(self.curves[row] for row in rows) if self.curves else ()
+        return Runs(self.parameters[rows], self.tokens[rows], self.loss[rows], self.centre, curves)
+
+    def resampled(self, rng: np.random.Generator) -> Runs:
+        """As many runs, or training curves, drawn with replacement."""
+        if not self.curves:
+            return self.take(rng.integers(len(self), size=len(self)))
+        which = np.array(self.curves)
+        names = np.unique(which)
+        drawn = names[rng.integers(len(names), size=len(names))]
+        rows = [np.flatnonzero(which == name) for name in drawn]
+        found = self.take(np.concatenate(rows))
+        # A curve drawn twice is two curves.
+        numbers = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
+        return replace(found, curves=tuple(int(number) for number in numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +115,38 @@ class FittedLaw:
         return float(low), float(high)
 
 
-def read_runs(path: Path) -> Runs:
-    """Runs from a CSV file: columns loss and two of parameters, tokens, flops (= 6 N D).
+def read_one_column(path: Path) -> tuple[str, Runs] | None:
+    """Losses over one quantity, whatever its name, which the runs have as their parameters; None
+    for a file with more columns. Raises InputError naming file, line and column."""
+    lines = _lines(path)
+    names = [name for name in (lines[0] if lines else {}) if name not in (None, RUN, "loss")]
+    if len(names) != 1 or "loss" not in lines[0]:
+        return None
+    x = _column(path, lines, names[0])
+    curves = _curves(lines) if RUN in lines[0] else ()
+    return names[0], Runs.of(x, x, _column(path, lines, "loss"), curves)
 
-    Raises InputError naming file, line and column.
-    """
+
+def _lines(path: Path) -> list[dict[str, str]]:
     try:
         with plain_file.lines_of(path) as file:
-            lines = list(csv.DictReader(file))
+            return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: not a CSV file of runs: {reason}") from None
+
+
+def read_runs(path: Path) -> Runs:
+    """Runs from a CSV file: columns loss and two of parameters, tokens, flops (= 6 N D).
+
+    A column ``run`` names the training curve that a line is a point of.
+
+    Raises InputError naming file, line and column.
+    """
+    lines = _lines(path)
     names = [name for name in (lines[0] if lines else {}) if name is not None]
+    curves = _curves(lines) if RUN in names else ()
+    names = [name for name in names if name != RUN]
     for name in names:
         if name not in COLUMNS:
             raise InputError(f"{path}: unknown column {name!r}; {did_you_mean(name, COLUMNS)}")
@@ -105,7 +157,12 @@ def read_runs(path: Path) -> Runs:
         columns["parameters"] = columns["flops"] / (6 * columns["tokens"])
     if "tokens" not in columns:
         columns["tokens"] = columns["flops"] / (6 * columns["parameters"])
-    return Runs.of(columns["parameters"], columns["tokens"], columns["loss"])
+    return Runs.of(columns["parameters"], columns["tokens"], columns["loss"], curves)
+
+
+def _curves(lines: list[dict[str, str]]) -> tuple[int, ...]:
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(line[RUN], len(numbers)) for line in lines)
 
 
 def _column(path: Path, lines: list[dict[str, str]], name: str) -> Floats:
@@ -137,20 +194,36 @@ def fit_law(
     needs. Raises ``ValueError`` where the runs cannot tell the coefficients apart.
     """
     chosen = _form(form, initial_loss)
+    assert chosen.law is not None
     source = f"fitted to {len(runs)} runs (form {form})"
     _check(runs, len(chosen.bounds))
+    make = chosen.law
+    law, *resampled = (make(theta, name, source) for theta in _fits(chosen, runs, bootstrap, seed))
+    error = np.abs(law.loss(runs.parameters, runs.tokens) / runs.loss - 1).mean()
+    return FittedLaw(law, tuple(resampled), confidence, len(runs), float(error))
+
+
+def fit_power(
+    runs: Runs, *, bootstrap: int = 200, seed: int = 0, name: str = "fitted"
+) -> list[PowerLaw]:
+    """Fit ``a / x^alpha + c`` to losses over one quantity, which `runs` have as their parameters:
+    the law of all runs, then those of resampled ones. Raises ``ValueError`` as `fit_law` does."""
+    _check(runs, 3)
+    return [
+        PowerLaw(name, math.exp(theta[0]), float(theta[1]), math.exp(theta[2]))
+        for theta in _fits(_power_form(), runs, bootstrap, seed)
+    ]
+
+
+def _fits(chosen: _Form, runs: Runs, bootstrap: int, seed: int) -> Iterator[Floats]:
+    """Coefficients of all runs, then of each resampling."""
     found = [_descend(chosen, runs, start) for start in _best_starts(chosen, runs)]
     best = min(found, key=lambda theta: _objective(theta, chosen, *runs.logs())[0])
     best = _descend(chosen, runs, best)  # a restart forgets a poor estimate of the curvature
-    law = chosen.law(chosen.uncentred(best, runs), name, source)
+    yield chosen.uncentred(best, runs)
     rng = np.random.default_rng(seed)
-    resampled = []
     for _ in range(bootstrap):
-        sample = runs.take(rng.integers(len(runs), size=len(runs)))
-        theta = _descend(chosen, sample, best)
-        resampled.append(chosen.law(chosen.uncentred(theta, runs), name, source))
-    error = np.abs(law.loss(runs.parameters, runs.tokens) / runs.loss - 1).mean()
-    return FittedLaw(law, tuple(resampled), confidence, len(runs), float(error))
+        yield chosen.uncentred(_descend(chosen, runs.resampled(rng), best), runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +233,7 @@ class _Form:
     predict: Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]
     grid: Mapping[str, tuple[float, ...]]
     bounds: tuple[tuple[float, float], ...]
-    law: Callable[[Floats, str, str], ScalingLaw]
+    law: Callable[[Floats, str, str], ScalingLaw] | None = None
     additive: bool = True
 
     def uncentred(self, theta: Floats, runs: Runs) -> Floats:
@@ -168,8 +241,25 @@ class _Form:
         log_n, log_d = runs.centre
         moved = theta.copy()
         moved[0] += log_n * (theta[1] if self.additive else 1.0)
-        moved[2] += log_d * (theta[3] if self.additive else 1.0)
+        if len(theta) > 3:
+            moved[2] += log_d * (theta[3] if self.additive else 1.0)
         return moved
+
+
+def _power_form() -> _Form:
+    grid = {
+        "a": (-6.0, -4.0, -2.0, 0.0, 1.0),
+        "alpha": (0.05, 0.1, 0.3, 0.5, 1.0, 1.5),
+        "c": (-20.0, -6.0, -3.0, -1.0, 0.0, 1.0),
+    }
+
+    def predict(theta: Floats, log_x: Floats, _: Floats) -> tuple[Floats, Floats]:
+        a, alpha, c = (theta[..., i, None] for i in range(3))
+        log_sum = np.logaddexp(a - alpha * log_x, c)
+        share = np.exp(a - alpha * log_x - log_sum)
+        return log_sum, np.stack([share, -log_x * share, 1 - share], axis=-1)
+
+    return _Form(predict, grid, ((-60.0, 60.0), (1e-3, 4.0), (-30.0, 5.0)))
 
 
 def _form(form: str, initial_loss: float | None) -> _Form:

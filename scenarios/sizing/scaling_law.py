@@ -166,6 +166,76 @@ class KaplanLaw:
         return _coefficients(self)
 
 
+@dataclass(frozen=True, slots=True)
+class PowerLaw:
+    """``L = a / x^alpha + c`` of one quantity: samples, parameters, tokens or FLOPs.
+
+    The mean of n samples is the first of them: its squared error is sigma^2 / n.
+    """
+
+    name: str
+    a: float
+    alpha: float
+    c: float
+
+    def loss(self, x: npt.ArrayLike) -> Floats:
+        return np.asarray(self.a / np.asarray(x, dtype=np.float64) ** self.alpha + self.c)
+
+    def coefficients(self) -> dict[str, float]:
+        return {"a": self.a, "alpha": self.alpha, "c": self.c}
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureLaw:
+    """The loss of a mixture of experts by activated parameters, tokens and number of experts.
+
+    ``L = a E^delta N^(alpha + gamma ln E) + b E^omega D^(beta + zeta ln E) + c``, E bent towards
+    ``most`` for many experts: ``1/E = 1/(experts - 1 + 1/(1/first - 1/most)) + 1/most``
+    (Ludziejewski et al. 2025, "Joint MoE Scaling Laws", equations 5 and 6). One expert is a dense
+    model; for any number of them it is an additive law, which `of` gives.
+    """
+
+    name: str
+    source: str
+    a: float
+    alpha: float
+    delta: float
+    gamma: float
+    b: float
+    beta: float
+    omega: float
+    zeta: float
+    first: float
+    most: float
+    c: float
+
+    def of(self, experts: float) -> AdditiveLaw:
+        """The law of models with so many experts of which a token activates one (or 2 of 2 E)."""
+        start = 1 / (1 / self.first - 1 / self.most)
+        bent = 1 / (1 / (experts - 1 + start) + 1 / self.most)
+        log = math.log(bent)
+        return AdditiveLaw(
+            name=self.name,
+            source=f"{self.source}; {experts:g} experts for each that a token activates",
+            a=self.a * bent**self.delta,
+            alpha=-(self.alpha + self.gamma * log),
+            b=self.b * bent**self.omega,
+            beta=-(self.beta + self.zeta * log),
+            irreducible=self.c,
+        )
+
+
+# Fitted to 280 runs of up to 2.7B activated parameters, 1 to 32 experts of an MLP's full size, all
+# parameters counted; the paper trusts it to about 400 tokens a parameter (appendices B, C and E).
+JOINT_MIXTURE = MixtureLaw(
+    "joint-moe",
+    "Ludziejewski et al. 2025, table 3",
+    a=35.91, alpha=-0.1889, delta=-0.2285, gamma=0.0098,
+    b=35.98, beta=-0.1775, omega=0.5529, zeta=-0.0259,
+    first=2.0732, most=290.4521, c=1.3637,
+)  # fmt: skip
+
+
 def _additive_parameters(law: AdditiveLaw | RosenfeldLaw, flops: float) -> float:
     both = law.alpha + law.beta
     g = (law.alpha * law.a / (law.beta * law.b)) ** (1 / both)

@@ -10,17 +10,17 @@ from scenarios import library
 from scenarios.forecast.deployment import profiling_run
 from scenarios.schema.engine import Engine
 from scenarios.schema.sizing import Training
+from scenarios.sizing.layer_tensors import HALF, SINGLE, ActivationSettings
 from scenarios.sizing.model_anatomy import forward_flops_per_token, parameter_split
 from scenarios.sizing.training import (
-    HALF,
-    SINGLE,
-    ActivationSettings,
+    Degrees,
     TrainingMemory,
     gpus_to_hold_weights,
     least_gpus_to_train,
     training_flops_per_token,
     training_memory,
 )
+from scenarios.sizing.training_step import training_step
 from sim.kv.memory import memory_budget
 from sim.model.hardware import Gpu
 from sim.model.spec import ModelSpec
@@ -84,16 +84,41 @@ def training_memory_figures(model: ModelSpec, training: Training, gpu: Gpu) -> d
     options: dict[str, Any] = {
         "gradient_bytes_each": SINGLE if training.gradient_dtype == "float32" else HALF
     }
+    degrees = training_degrees(training, settings)
     whole = training_memory(model, settings, **options)
-    options["zero_stage"] = training.zero_stage
-    each = training_memory(model, settings, gpus=training.gpus, **options)
+    each = training_memory(model, settings, degrees, **options)
+    step = training_step(model, settings, degrees, gpu, **options)
     return {
         "whole": _bytes(whole),
         "per_gpu": _bytes(each),
         "gpu_memory_bytes": gpu.memory_bytes,
         "fits": each.total_bytes <= gpu.memory_bytes,
-        "least_gpus": least_gpus_to_train(model, settings, gpu, **options),
+        "least_gpus": least_gpus_to_train(model, settings, gpu, degrees, **options),
+        "step": step.figures(),
     }
+
+
+def training_degrees(training: Training, settings: ActivationSettings) -> Degrees:
+    """The cluster's degrees; all GPUs that are left over are data-parallel ranks.
+
+    Raises ValueError where the degrees do not divide the GPUs.
+    """
+    group = training.tensor_parallel * training.pipeline_parallel * training.sequence_parallel
+    if training.gpus % group:
+        raise ValueError(
+            f"training.gpus {training.gpus:,} is no multiple of its tensor, pipeline and sequence "
+            f"degrees, {group}"
+        )
+    data = training.gpus // group
+    return Degrees(
+        tensor=training.tensor_parallel,
+        pipeline=training.pipeline_parallel,
+        data=data,
+        sequence=training.sequence_parallel,
+        zero_stage=training.zero_stage,
+        micro_batches=max(1, round(training.batch_tokens / settings.tokens / data)),
+        expert=training.expert_parallel,
+    )
 
 
 def _bytes(memory: TrainingMemory) -> dict[str, float]:
@@ -130,6 +155,7 @@ def inference_memory_figures(
                     max_num_batched_tokens=engine.max_num_batched_tokens,
                     max_num_seqs=engine.max_num_seqs,
                     profiling=profiling_run(engine),
+                    remedy=False,
                 )
             except ValueError:  # it cannot be split so, or does not fit
                 continue

@@ -25,6 +25,7 @@ from scenarios.sizing.curves import all_laws, iso_flop_curves, optimum_figures
 from scenarios.sizing.scaling_fit import FittedLaw, fit_law, read_runs
 from scenarios.sizing.scaling_law import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
+    JOINT_MIXTURE,
     LAWS,
     AdditiveLaw,
     KaplanLaw,
@@ -84,7 +85,7 @@ def size(
     if sizing.serving is not None:
         serving = with_lifetime(sizing.serving, origin=origin)
         sizing = sizing.model_copy(update={"serving": serving})
-    law, fitted = _law(sizing.law, origin)
+    law, fitted = _law(sizing.law, origin, experts=_experts_for_each(sizing, origin))
     maker = Maker(sizing, law, gpu, origin, compose)
     flops = _budget(sizing, gpu)
     summary: dict[str, Any] = {
@@ -103,7 +104,19 @@ def size(
     return _sized(maker, summary, candidates, _answer(candidates), flops)
 
 
-def _law(given: Law, origin: Path | None) -> tuple[ScalingLaw, FittedLaw | None]:
+def _experts_for_each(sizing: Sizing, origin: Path | None) -> float:
+    """Experts for each that a token activates; 1 for a dense model."""
+    if sizing.model is None:
+        shape = sizing.shape
+        return shape.num_experts / shape.experts_per_token if shape.num_experts else 1.0
+    try:
+        model = library.model(sizing.model, beside=None if origin is None else origin.parent)
+    except InputError as error:
+        raise InputError(f"{origin or 'sizing'}: model: {error}") from None
+    return 1.0 if model.moe is None else model.moe.num_experts / model.moe.experts_per_token
+
+
+def _law(given: Law, origin: Path | None, *, experts: float) -> tuple[ScalingLaw, FittedLaw | None]:
     where = f"{origin or 'sizing'}: law"
     if given.runs is not None:
         path = library.find_file(given.runs, beside=None if origin is None else origin.parent)
@@ -128,6 +141,8 @@ def _law(given: Law, origin: Path | None) -> tuple[ScalingLaw, FittedLaw | None]
             "own", f"coefficients given (form {given.form})", **given.coefficients
         )
         return law, None
+    if given.form == JOINT_MIXTURE.name:
+        return JOINT_MIXTURE.of(experts), None
     return LAWS[given.form], None
 
 
@@ -322,10 +337,14 @@ def _notes(
             f"{memory['per_gpu']['total_bytes'] / gib:.1f} GiB and has "
             f"{memory['gpu_memory_bytes'] / gib:.1f}; {remedy}"
         )
-    if chosen.model.moe is not None and chosen.tokens is not None:
+    if (
+        chosen.model.moe is not None
+        and chosen.tokens is not None
+        and maker.law.name != JOINT_MIXTURE.name
+    ):
         notes.append(
-            "the laws were fitted to dense models: N is taken as the activated parameters, which "
-            "understates what the experts add"
+            "the law was fitted to dense models: N is taken as the activated parameters, which "
+            f"understates what the experts add (--set law={JOINT_MIXTURE.name} was fitted to both)"
         )
     ratio = chosen.row()["tokens_per_parameter"]
     if ratio is not None and ratio > FEW_TOKENS_PER_PARAMETER:

@@ -1,39 +1,84 @@
-"""What training a transformer takes: FLOPs, memory of each GPU, time and money.
+"""What training a transformer takes: memory of each GPU, FLOPs, time and money.
 
 Memory in mixed precision with Adam, per parameter (Rajbhandari et al. 2020, "ZeRO", section 3.1):
 2 bytes of 16-bit parameters, 2 of gradients, and 12 of optimizer states (float32 copy, momentum,
-variance). ZeRO shares them among the GPUs: stage 1 the optimizer states, stage 2 also gradients,
-stage 3 also parameters.
+variance). Activations are the tensors of `scenarios.sizing.layer_tensors`, and once the inputs of
+the last norm and of the head, and float32 logits. Checkpointing at layer boundaries keeps only each
+layer's input (2 bytes x hidden) and recomputes one layer at a time. Nothing is added for
+fragmentation, communication buffers or the CUDA context.
 
-Activations that the backward pass needs, per token, 16 bits each, counted from the shape as
-Korthikanti et al. 2022 ("Reducing Activation Recomputation", section 4.1) count GPT's 34 h + 5 a s:
+Devices share it out:
 
-- inputs of both norms, of the attention and of the MLP: 4 x hidden;
-- queries, keys, values, and the input of the output projection; with a fused attention kernel
-  one float32 log-sum per head, else the softmax's output for every (query, key) pair;
-- MLP: the outputs of its up (and gate) matrices and the input of its down matrix; with a gate also
-  the activated gate. Experts: that of every chosen one, with its input and its output;
-- dropout, where there is any: a mask of one byte for the outputs of attention and MLP, and of the
-  scores a mask and the result;
-- once: inputs of the last norm and of the head, and float32 logits.
-
-Checkpointing at layer boundaries keeps only each layer's input (2 bytes x hidden) and recomputes
-one layer at a time. Nothing is added for fragmentation, communication buffers or the CUDA context.
+- tensor parallelism (Shoeybi et al. 2019, *Megatron-LM*) divides weights and all of a layer's
+  activations but inputs and outputs of its two norms;
+- a pipeline divides layers; its first stage holds as many micro-batches as there are stages (one
+  forward, one backward: Narayanan et al. 2021);
+- sequence parallelism divides the tokens: Ulysses (Jacobs et al. 2023) or a ring (Liu et al. 2023);
+- data-parallel ranks each have micro-batches of their own. ZeRO deals the states out to them and to
+  sequence ranks, which hold the same weights: stage 1 the optimizer states, stage 2 also gradients,
+  stage 3 also parameters;
+- the experts of a mixture are dealt out to expert ranks, which are data-parallel ranks besides
+  (Rajbhandari et al. 2022, *DeepSpeed-MoE*): an expert degree needs no devices of its own.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-from scenarios.sizing.model_anatomy import forward_flops_per_token
+from scenarios.sizing.layer_tensors import (
+    HALF,
+    SINGLE,
+    ActivationSettings,
+    Checkpointing,
+    embedding_mask,
+    layer_activations,
+    outer_activations,
+)
+from scenarios.sizing.model_anatomy import forward_flops_per_token, parameter_split
+from sim.kv.memory import fewest_gpus
 from sim.model.hardware import Gpu
 from sim.model.power import attainable_flops_per_s, board_watts
 from sim.model.spec import ModelSpec
 
-HALF, SINGLE = 2, 4  # bytes
-Checkpointing = Literal["none", "layer"]
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """How many devices share out a training step, by what is divided."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    sequence: int = 1
+    zero_stage: int = 3
+    micro_batches: int = 1  # of a step, on each pipeline
+    expert: int = 1  # of the data-parallel and sequence ranks
+
+    @property
+    def devices(self) -> int:
+        return self.tensor * self.pipeline * self.data * self.sequence
+
+    @property
+    def replicas(self) -> int:
+        """Ranks with the same dense weights, among whom ZeRO deals them out."""
+        return self.data * self.sequence
+
+    def check(self, model: ModelSpec, settings: ActivationSettings) -> None:
+        """Raises ValueError where the model or its sequences cannot be divided so."""
+        experts = None if model.moe is None else model.moe.num_experts
+        if experts is None and self.expert > 1:
+            raise ValueError(f"expert degree {self.expert}: {model.name} has no experts")
+        for name, degree, whole, what in (
+            ("tensor", self.tensor, model.num_attention_heads, "attention heads"),
+            ("sequence", self.sequence, settings.sequence_length, "tokens of a sequence"),
+            ("expert", self.expert, self.replicas, "data-parallel and sequence ranks"),
+            ("expert", self.expert, experts or self.expert, "experts"),
+        ):
+            if whole % degree:
+                raise ValueError(f"{name} degree {degree} does not divide {whole} {what}")
+        model.check_tensor_parallel(self.tensor)
+        if self.pipeline > model.num_layers:
+            raise ValueError(f"pipeline degree {self.pipeline} for {model.num_layers} layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,89 +100,84 @@ class TrainingMemory:
         return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ActivationSettings:
-    """What decides the activations: tokens at once, and what is kept of them.
-
-    ``fused_attention``: no scores are stored (FlashAttention). ``dropout``: masks are.
-    """
-
-    micro_batch: int = 1
-    sequence_length: int = 4096
-    checkpointing: Checkpointing = "layer"
-    fused_attention: bool = True
-    dropout: bool = False
-
-    @property
-    def tokens(self) -> int:
-        return self.micro_batch * self.sequence_length
+ONE = Degrees()  # a single device, with the whole model
 
 
 def training_memory(
     model: ModelSpec,
     settings: ActivationSettings,
+    degrees: Degrees = ONE,
     *,
-    gpus: int = 1,
-    zero_stage: int = 3,
     gradient_bytes_each: int = HALF,
 ) -> TrainingMemory:
-    """Memory of each of `gpus` data-parallel GPUs; with one GPU that of the whole model."""
-    count = model.num_parameters
-    share = [1 / gpus if zero_stage >= stage else 1.0 for stage in (1, 2, 3)]
+    """Memory of the fullest device. Raises ValueError where the model cannot be divided so."""
+    degrees.check(model, settings)
+    dense, experts = parameters_on_device(model, degrees)
+
+    def held(stage: int) -> float:
+        """Parameters of which a device holds something, dealt out from this ZeRO stage on."""
+        if degrees.zero_stage < stage:
+            return dense + experts
+        return dense / degrees.replicas + experts * degrees.expert / degrees.replicas
+
     return TrainingMemory(
-        parameter_bytes=HALF * count * share[2],
-        gradient_bytes=gradient_bytes_each * count * share[1],
-        optimizer_bytes=3 * SINGLE * count * share[0],
-        activation_bytes=training_activation_bytes(model, settings),
+        parameter_bytes=HALF * held(3),
+        gradient_bytes=gradient_bytes_each * held(2),
+        optimizer_bytes=3 * SINGLE * held(1),
+        activation_bytes=training_activation_bytes(model, settings, degrees),
     )
 
 
-def training_activation_bytes(model: ModelSpec, settings: ActivationSettings) -> int:
-    """Peak activation memory of one GPU; the formula is in the module's docstring."""
-    dense, sparse = layer_bytes_per_token(model, settings)
+def parameters_on_device(model: ModelSpec, degrees: Degrees) -> tuple[float, float]:
+    """Parameters of the fullest stage on one device before ZeRO: dense ones, and experts'."""
+    split = parameter_split(model)
+    layers = math.ceil(model.num_layers / degrees.pipeline)
+    tables = split.embedding
+    if degrees.pipeline > 1 and not model.tie_word_embeddings:
+        tables -= model.vocab_size * model.hidden_size  # the other end has the other one
+    dense = model.num_parameters - split.embedding - split.experts
+    return (
+        (dense * layers / model.num_layers + tables) / degrees.tensor,
+        split.experts * layers / model.num_layers / degrees.tensor / degrees.expert,
+    )
+
+
+def training_activation_bytes(
+    model: ModelSpec, settings: ActivationSettings, degrees: Degrees = ONE
+) -> float:
+    """Peak activation memory of one GPU: the first stage's, with its micro-batches in flight, or
+    the last one's, with the head."""
+    dense, sparse = layer_bytes(model, settings, tensor_parallel=degrees.tensor)
+    head = sum(one.on_rank(degrees.tensor) for one in outer_activations(model, settings))
+    mask = embedding_mask(model, settings)
+    layers = math.ceil(model.num_layers / degrees.pipeline)
     num_sparse = 0 if model.moe is None else model.moe.num_layers
-    num_dense = model.num_layers - num_sparse
-    head = 2 * HALF * model.hidden_size + SINGLE * model.vocab_size
-    embedding = model.hidden_size if settings.dropout else 0
+    in_flight = min(degrees.pipeline, degrees.micro_batches)
     if settings.checkpointing == "none":
-        per_token = num_dense * dense + num_sparse * sparse + head + embedding
+        every = (model.num_layers - num_sparse) * dense + num_sparse * sparse
+        kept, again = every * layers / model.num_layers, 0.0
     else:
-        # The head's gradients are done before the last layer is recomputed.
-        widest = max(dense if num_dense else 0, sparse if num_sparse else 0)
-        per_token = HALF * model.hidden_size * model.num_layers + max(widest, head) + embedding
-    return per_token * settings.tokens
+        kept = float(HALF * model.hidden_size * settings.tokens * layers)
+        again = max(dense if num_sparse < model.num_layers else 0.0, sparse)
+    # The head's gradients are done before the last layer is recomputed.
+    first, last = (kept + mask) * in_flight + again, kept + max(again, head)
+    if settings.checkpointing == "none":
+        last = kept + head
+    peak = last + mask if degrees.pipeline == 1 else max(first, last)
+    return peak / degrees.sequence
 
 
-def layer_bytes_per_token(model: ModelSpec, settings: ActivationSettings) -> tuple[int, int]:
-    """Of a layer with a dense MLP, and of one with experts."""
-    hidden, heads = model.hidden_size, model.num_attention_heads
-    if model.mla is None:
-        width = (heads + 2 * model.num_kv_heads) * model.head_dim
-        projected = heads * model.head_dim
-    else:
-        mla = model.mla
-        width = heads * (2 * mla.qk_head_dim + mla.v_head_dim) + mla.latent_dim
-        width += mla.q_lora_rank or 0
-        projected = heads * mla.v_head_dim
-    attention = HALF * (2 * hidden + width + projected)  # the norm's input and output
-    if settings.fused_attention:
-        attention += SINGLE * heads
-    else:
-        score = HALF + (1 + HALF if settings.dropout else 0)
-        attention += score * heads * settings.sequence_length
-    masks = 2 * hidden if settings.dropout else 0
-    around = attention + masks + 2 * HALF * hidden
-    dense = around + _mlp_bytes(model.intermediate_size, gated=model.gated_mlp)
-    if model.moe is None:
-        return dense, 0
-    moe = model.moe
-    expert = _mlp_bytes(moe.intermediate_size, gated=True) + 2 * HALF * hidden
-    shared = _mlp_bytes(moe.shared_intermediate_size, gated=True)
-    return dense, around + moe.experts_per_token * expert + shared + SINGLE * moe.num_experts
+def layer_bytes(
+    model: ModelSpec, settings: ActivationSettings, *, tensor_parallel: int = 1
+) -> tuple[float, float]:
+    """What one micro-batch leaves in a layer with a dense MLP, and in one with experts (0: none),
+    on each of so many ranks."""
 
+    def of(experts: bool) -> float:
+        kept = layer_activations(model, settings, experts=experts)
+        return sum(tensor.on_rank(tensor_parallel) for tensor in kept)
 
-def _mlp_bytes(width: int, *, gated: bool) -> int:
-    return HALF * width * (4 if gated else 2)
+    return of(False), 0.0 if model.moe is None else of(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +225,20 @@ def least_gpus_to_train(
     model: ModelSpec,
     settings: ActivationSettings,
     gpu: Gpu,
+    degrees: Degrees = ONE,
     *,
-    zero_stage: int = 3,
     gradient_bytes_each: int = HALF,
 ) -> int | None:
-    """The fewest data-parallel GPUs that hold the training state; None where no number does."""
+    """The fewest GPUs that hold the training state at these degrees, with as many data-parallel
+    ranks as that takes; None where no number does."""
+    each = degrees.devices // degrees.data  # of a data-parallel rank
+    step = degrees.expert // math.gcd(degrees.expert, degrees.sequence)
 
-    def fits(gpus: int) -> bool:
+    def fits(ranks: int) -> bool:
         memory = training_memory(
             model,
             settings,
-            gpus=gpus,
-            zero_stage=zero_stage,
+            replace(degrees, data=ranks * step),
             gradient_bytes_each=gradient_bytes_each,
         )
         return memory.total_bytes <= gpu.memory_bytes
@@ -207,9 +249,20 @@ def least_gpus_to_train(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+    return high * step * each
 
 
-def gpus_to_hold_weights(model: ModelSpec, gpu: Gpu, *, utilization: float) -> int:
-    """GPUs whose memory, used to this share, holds the weights; nothing left for a KV cache."""
-    return math.ceil(model.weight_bytes() / (gpu.memory_bytes * utilization))
+def gpus_to_hold_weights(model: ModelSpec, gpu: Gpu, *, utilization: float) -> int | None:
+    """The fewest GPUs whose memory, used to this share, holds the weights, nothing left for a KV
+    cache, as a pipeline of tensor-parallel groups that can be deployed; None where none do."""
+    room = gpu.memory_bytes * utilization
+
+    def fits(degree: int, stages: int) -> bool:
+        shares = model.stages(stages)
+        return all(
+            share.weight_bytes(degree, first_stage=at == 0, last_stage=at == stages - 1) <= room
+            for at, share in enumerate(shares)
+        )
+
+    best = fewest_gpus(model, fits, degrees=range(1, 9))
+    return None if best is None else best[0] * best[1]

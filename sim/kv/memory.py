@@ -21,6 +21,7 @@ Where a figure of the engine itself exists, ``num_gpu_blocks_override`` is the w
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sim.kv.layout import CacheLayout, cache_layout
@@ -29,7 +30,8 @@ from sim.model.hardware import Gpu
 from sim.model.parallelism import Parallelism
 from sim.model.spec import ModelSpec
 
-_MOST_GPUS = 4096  # where the search for "how many would do" gives up
+_WITHIN_A_NODE = 8  # tensor-parallel ranks of a pipeline's stage, where refusals say what would do
+_MOST_RANKS = 128  # of a tensor-parallel group alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ def memory_budget(
     null_block: bool = False,
     profiling: ProfilingRun | None = None,
     by_groups: bool = True,
+    remedy: bool = True,
 ) -> MemoryBudget:
     """Split one GPU's memory.
 
@@ -108,8 +111,32 @@ def memory_budget(
     GPU's memory with the rest. `null_block`: whether one of the blocks holds nothing, ever.
     `profiling`: what the engine counts; None: as vLLM today. `by_groups`: whether the engine has a
     hybrid cache, a table for each group of layers; without one every layer keeps every token, and
-    each of ``max_num_seqs`` has its states set aside.
+    each of ``max_num_seqs`` has its states set aside. `remedy`: whether a refusal says what would
+    do.
     """
+
+    def fits(degree: int, stages: int) -> bool:
+        """Whether a pipeline of so many tensor-parallel groups would do, with the same settings."""
+        try:
+            memory_budget(
+                model,
+                gpu,
+                parallelism=Parallelism(degree, stages),
+                gpu_memory_utilization=gpu_memory_utilization,
+                block_size=block_size,
+                kv_cache_dtype=kv_cache_dtype,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_num_seqs=max_num_seqs,
+                num_gpu_blocks_override=num_gpu_blocks_override,
+                null_block=null_block,
+                profiling=profiling,
+                by_groups=by_groups,
+                remedy=False,
+            )
+        except ValueError:
+            return False
+        return True
+
     if not 0 < gpu_memory_utilization <= 1:
         raise ValueError(
             f"gpu_memory_utilization must be above 0 and at most 1, not {gpu_memory_utilization}"
@@ -186,17 +213,9 @@ def memory_budget(
                 "sequences; give one more, or engine.null_block=false where the engine has none"
             )
         if weights > usable or (left < on_rank and num_gpu_blocks_override is None):
-            gpus = _enough_gpus(
-                model,
-                fewest=spread.num_gpus + 1,
-                room=usable - reserve - on_rank,
-                tokens=max_num_batched_tokens,
-                rows=rows,
-                sampler=profiling.sampler,
-            )
             raise ValueError(
                 f"{model.name} does not fit on {spread.num_gpus} x {gpu.name}: "
-                f"{_needs(budget, gpu_memory_utilization)}; {_remedy(model, gpus)}"
+                f"{_needs(budget, gpu_memory_utilization)}{_remedy(model, fits) if remedy else ''}"
             )
         budgets.append(budget)
     return min(budgets, key=lambda budget: (budget.num_gpu_blocks, budget.kv_bytes))
@@ -222,23 +241,43 @@ def _needs(budget: MemoryBudget, gpu_memory_utilization: float) -> str:
     )
 
 
-def _enough_gpus(
-    model: ModelSpec, *, fewest: int, room: int, tokens: int, rows: int, sampler: str
-) -> int | None:
-    """How many GPUs would do, from `fewest` on, if all of them split every matrix."""
-    for gpus in range(fewest, _MOST_GPUS + 1):
-        activation = activation_bytes(model, tokens, rows, gpus, sampler=sampler)
-        if model.weight_bytes() / gpus + activation <= room:
-            return gpus
-    return None
+def fewest_gpus(
+    model: ModelSpec, fits: Callable[[int, int], bool], *, degrees: Iterable[int]
+) -> tuple[int, int] | None:
+    """The (tensor, pipeline) degrees of the fewest GPUs for which ``fits`` is true, None where none
+    are: of equally many the wider group. Only what can be deployed is asked: those tensor-parallel
+    degrees that split the model, no more stages than layers.
+
+    ``fits`` holds for every longer pipeline if it holds for one.
+    """
+    best: tuple[int, int] | None = None
+    for degree in degrees:
+        if not _splits(model, degree) or not fits(degree, model.num_layers):
+            continue
+        low, high = 0, model.num_layers  # low does not fit, high does
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(degree, middle) else (middle, high)
+        if best is None or degree * high <= best[0] * best[1]:
+            best = degree, high
+    return best
 
 
-def _remedy(model: ModelSpec, gpus: int | None) -> str:
-    if gpus is not None:
-        degree = next((n for n in range(gpus, _MOST_GPUS + 1) if _splits(model, n)), gpus)
-        even = "" if degree == gpus else f" ({degree} as one tensor-parallel group)"
-        return f"{gpus} GPUs of that kind would do{even}"
-    return "more GPUs of that kind would not help; lower max_num_batched_tokens or max_num_seqs"
+def _remedy(model: ModelSpec, fits: Callable[[int, int], bool]) -> str:
+    """How many GPUs would do, as degrees to set; and a tensor-parallel group, where it is more."""
+    best = fewest_gpus(model, fits, degrees=range(1, _WITHIN_A_NODE + 1))
+    groups = (n for n in range(1, _MOST_RANKS + 1) if _splits(model, n))
+    alone = next((n for n in groups if fits(n, 1)), None)
+    if best is None and alone is None:
+        return (
+            "; more GPUs of that kind would not help; lower max_num_batched_tokens or max_num_seqs"
+        )
+    if best is None or (alone is not None and alone <= best[0] * best[1]):
+        return f"; {alone} GPUs of that kind would do (tensor_parallel {alone})"
+    degree, stages = best
+    text = f"; {degree * stages} GPUs of that kind would do (pipeline_parallel {stages}"
+    text += f", tensor_parallel {degree})" if degree > 1 else ")"
+    return text if alone is None else f"{text}, or {alone} (tensor_parallel {alone})"
 
 
 def _splits(model: ModelSpec, degree: int) -> bool:

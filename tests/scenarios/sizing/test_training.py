@@ -3,8 +3,9 @@
 import pytest
 
 from scenarios import library
+from scenarios.sizing.layer_tensors import ActivationSettings
 from scenarios.sizing.training import (
-    ActivationSettings,
+    Degrees,
     cost_of_flops,
     flops_of_usd,
     gpus_to_hold_weights,
@@ -83,7 +84,7 @@ def test_a_mixture_of_experts_keeps_only_chosen_experts() -> None:
     [(0, 0.0), (1, 12.0), (2, 14.0), (3, 16.0)],  # bytes a parameter
 )
 def test_zero_shares_what_its_stage_says(stage: int, shared: float) -> None:
-    memory = training_memory(LLAMA, ActivationSettings(), gpus=64, zero_stage=stage)
+    memory = training_memory(LLAMA, ActivationSettings(), Degrees(data=64, zero_stage=stage))
     expected = (16 - shared + shared / 64) * LLAMA.num_parameters
     assert memory.state_bytes == pytest.approx(expected)
 
@@ -92,7 +93,7 @@ def test_zeros_published_example() -> None:
     """ZeRO, figure 1: 7.5B parameters on 64 GPUs: 120, 31.4, 16.6 and 1.9 GB."""
     states = []
     for stage in range(4):
-        memory = training_memory(LLAMA, ActivationSettings(), gpus=64, zero_stage=stage)
+        memory = training_memory(LLAMA, ActivationSettings(), Degrees(data=64, zero_stage=stage))
         states.append(memory.state_bytes / LLAMA.num_parameters * 7.5)
     assert states == pytest.approx([120, 31.4, 16.6, 1.9], rel=0.02)
 
@@ -108,11 +109,11 @@ def test_the_fewest_gpus_that_train_are_the_fewest_that_fit() -> None:
     settings = ActivationSettings()
     least = least_gpus_to_train(model, settings, gpu)
     assert least is not None
-    fits = training_memory(model, settings, gpus=least)
+    fits = training_memory(model, settings, Degrees(data=least))
     assert fits.total_bytes <= gpu.memory_bytes
-    one_less = training_memory(model, settings, gpus=least - 1)
+    one_less = training_memory(model, settings, Degrees(data=least - 1))
     assert one_less.total_bytes > gpu.memory_bytes
-    assert least_gpus_to_train(model, settings, gpu, zero_stage=0) is None
+    assert least_gpus_to_train(model, settings, gpu, Degrees(zero_stage=0)) is None
 
 
 def test_one_gpu_can_be_enough() -> None:

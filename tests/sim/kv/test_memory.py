@@ -1,6 +1,7 @@
 """The memory budget against textbook answers and a recorded engine."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,39 @@ def test_13b_on_an_a100_40gb_holds_six_to_eight_sequences_of_2048(tokens: int) -
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 8])
-def test_gpt3_in_half_precision_needs_ten_a100_40gb(tensor_parallel: int) -> None:
+def test_gpt3_in_half_precision_needs_eleven_a100_40gb(tensor_parallel: int) -> None:
+    """Its weights alone would do with ten, of which no division has room for the rest."""
     with pytest.raises(
-        ValueError, match=r"; 10 GPUs of that kind would do \(12 as one tensor-parallel group"
+        ValueError,
+        match=r"; 11 GPUs .* would do \(pipeline_parallel 11\), or 16 \(tensor_parallel 16\)$",
     ) as error:
         budget("gpt-3-175b", "a100-40gb", tensor_parallel=tensor_parallel)
     assert f"gpt-3-175b does not fit on {tensor_parallel} x a100-40gb" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "settings"),
+    [
+        ("gpt-3-175b", "a100-40gb", {}),
+        ("llama-3.1-405b", "a100-80gb", {}),
+        ("llama-3.1-405b", "a100-80gb", {"gpu_memory_utilization": 0.6}),
+        ("deepseek-v3", "h100-sxm", {}),
+        ("qwen2.5-14b", "rtx-4090", {"max_num_batched_tokens": 2048}),  # 40 heads, 8 of keys
+    ],
+)
+def test_what_a_refusal_says_would_do_can_be_deployed(
+    name: str, gpu: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=" would do ") as error:
+        budget(name, gpu, **settings)
+    said = re.findall(r"(\d+)(?: GPUs of that kind would do)? \(([^)]*)\)", str(error.value))
+    assert said
+    for gpus, degrees in said:
+        given = {key: int(value) for key, value in (one.split() for one in degrees.split(", "))}
+        spread = Parallelism(**given)
+        assert spread.num_gpus == int(gpus)
+        assert budget(name, gpu, parallelism=spread, **settings).num_gpu_blocks > 0
 
 
 def test_llama_on_an_rtx_4090_is_near_the_recorded_engine() -> None:
@@ -89,7 +116,7 @@ def test_more_gpus_leave_more_room() -> None:
 
 
 def test_suggested_number_of_gpus_is_the_smallest_that_works() -> None:
-    with pytest.raises(ValueError, match=r"; 2 GPUs of that kind would do$"):
+    with pytest.raises(ValueError, match=r"; 2 GPUs of that kind would do \(tensor_parallel 2\)$"):
         budget("llama-3.1-70b", "h200-sxm")
     assert budget("llama-3.1-70b", "h200-sxm", tensor_parallel=2).num_gpu_blocks > 0
 
