@@ -67,6 +67,7 @@ def compare_aggregates(
     notes = [
         *unmeasured((summary, None)),
         "B has aggregates alone: only they are compared, not request by request",
+        *b.notes,
     ]
     done = int(a.completed.sum())
     if b.requests is not None and b.requests != done:
