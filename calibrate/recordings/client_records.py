@@ -160,7 +160,7 @@ _PERF = _Layout(
     },
     "s",
     requests="successes.count",
-    duration="load_summary.send_duration",
+    duration="benchmark_time_seconds",
     request_per_s="successes.throughput.requests_per_sec",
     output_per_s="successes.throughput.output_tokens_per_sec",
 )

@@ -198,12 +198,22 @@ FORMATS: dict[str, TraceFormat] = {
             (
                 ("start_time", "info.input_tokens"),
                 ("start_time", "info.request_metrics.text.input_tokens"),
+                ("start_time", "computed_metrics.input_tokens"),
             ),
             Time(("start_time",), "s"),
-            ("info.input_tokens", "info.request_metrics.text.input_tokens"),
-            ("info.output_tokens", "info.response_metrics.output_tokens"),
+            (
+                "info.input_tokens",
+                "info.request_metrics.text.input_tokens",
+                "computed_metrics.input_tokens",
+            ),
+            (
+                "info.output_tokens",
+                "info.response_metrics.output_tokens",
+                "computed_metrics.output_tokens",
+            ),
             failed=("error",),
             latencies=Latencies(
+                ttft=Time(("computed_metrics.time_to_first_token",), "s"),
                 end=Time(("end_time",), "s"),
                 token_times=Time(
                     ("info.output_token_times", "info.response_metrics.output_token_times"), "s"
