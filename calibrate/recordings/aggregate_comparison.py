@@ -70,6 +70,7 @@ def compare_aggregates(
     notes = [
         *notes,
         "B has aggregates alone: only they are compared, not request by request",
+        *b.notes,
     ]
     done = int(a.completed.sum())
     if b.requests is not None and b.requests != done:

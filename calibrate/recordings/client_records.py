@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from calibrate.recordings.measurement_types import Measurement, MeasurementError
-from sim.workload.trace_entries import Entry, entries, json_object
+from sim.workload.trace_entries import Entry, json_object
 from sim.workload.trace_file import TraceError, TraceFile
 from sim.workload.trace_formats import PER_S, Keys, TraceFormat
+from sim.workload.trace_prometheus import ANSWERED, Metrics, quantile, read_metrics
 from sim.workload.trace_results import bench_object
+from sim.workload.trace_spans import requests_of
 from sim.workload.traces import trace_format
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
@@ -36,7 +38,7 @@ def read_records(file: TraceFile, format: TraceFormat, label: str) -> Measuremen
 
 def _read_records(file: TraceFile, format: TraceFormat, label: str) -> Measurement:
     assert format.arrival is not None and format.latencies is not None
-    kept = [entry for entry in entries(file, format.rows) if entry.counts_in(format)]
+    kept = [entry for entry in requests_of(file, format) if entry.counts_in(format)]
     if not kept:
         raise MeasurementError(f"{file.path}: no request in it")
     times = [entry.time(format.arrival) for entry in kept]
@@ -98,7 +100,7 @@ def _spans_s(entry: Entry, format: TraceFormat) -> tuple[float, float]:
 class Aggregates:
     """What a tool says of a run as a whole: statistics of latencies in ms, rates in 1/s.
 
-    metrics: of ttft, tpot and e2e, those of STATISTICS that are there.
+    metrics: of ttft, tpot and e2e, those of STATISTICS that are there. notes: what to know of them.
     """
 
     label: str
@@ -107,6 +109,7 @@ class Aggregates:
     request_per_s: float | None
     output_per_s: float | None
     metrics: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ _PERF = _Layout(
     },
     "s",
     requests="successes.count",
-    duration="load_summary.send_duration",
+    duration="benchmark_time_seconds",
     request_per_s="successes.throughput.requests_per_sec",
     output_per_s="successes.throughput.output_tokens_per_sec",
 )
@@ -176,7 +179,12 @@ def aggregates_in(path: Path, label: str | None = None) -> Aggregates | None:
     except TraceError:
         return None
     label = label or str(path)
-    if format.name == "aggregates":
+    if format.name == "prometheus":
+        try:
+            found = aggregates_of(read_metrics(file), label)
+        except TraceError as error:
+            raise MeasurementError(str(error)) from None
+    elif format.name == "aggregates":
         entry = Entry(file, 1, json_object(file))
         found = _aggregates(entry, _PERF if entry.get("successes") else _PROFILE, label)
     elif format.name == "vllm-bench":
@@ -188,6 +196,54 @@ def aggregates_in(path: Path, label: str | None = None) -> Aggregates | None:
         return None
     if not any(found.metrics.values()):
         raise MeasurementError(f"{path}: neither requests nor a latency in it to compare with")
+    return found
+
+
+# An engine's histograms of its metrics: TTFT, TPOT and E2E; the second where the first is not
+# there. What vLLM called time_per_output_token before is the gap between two tokens.
+_HISTOGRAMS = {
+    "ttft": ("time_to_first_token_seconds",),
+    "tpot": (
+        "request_time_per_output_token_seconds",
+        "inter_token_latency_seconds",
+        "time_per_output_token_seconds",
+    ),
+    "e2e": ("e2e_request_latency_seconds",),
+}
+
+
+def aggregates_of(metrics: Metrics, label: str) -> Aggregates:
+    """What an engine's own metrics say of the range they were queried for."""
+    duration_s = float(metrics.times_s[-1] - metrics.times_s[0])
+    count, tokens = (
+        next((found for name in names if (found := metrics.increase(name)) is not None), None)
+        for names in (ANSWERED, ("generation_tokens_total", "request_generation_tokens_sum"))
+    )
+    statistics: dict[str, dict[str, float]] = {}
+    notes = ["B is of the engine's metrics: percentiles are linear within buckets"]
+    for metric, names in _HISTOGRAMS.items():
+        name = next((one for one in names if metrics.mean(one) is not None), None)
+        statistics[metric] = {} if name is None else _statistics_of(metrics, name)
+        if metric == "tpot" and name not in (None, names[0]):
+            notes.append(f"B's TPOT is {name}: every gap counts, not every request")
+    return Aggregates(
+        label,
+        None if count is None else round(count.sum()),
+        duration_s,
+        None if count is None else float(count.sum()) / duration_s,
+        None if tokens is None else float(tokens.sum()) / duration_s,
+        statistics,
+        tuple(notes),
+    )
+
+
+def _statistics_of(metrics: Metrics, name: str) -> dict[str, float]:
+    """Mean and percentiles of a histogram in ms."""
+    found = {"mean": (metrics.mean(name) or 0.0) * 1e3}
+    histogram = metrics.histogram(name)
+    if histogram is not None:
+        for statistic in STATISTICS[1:]:
+            found[statistic] = quantile(histogram, int(statistic[1:]) / 100) * 1e3
     return found
 
 

@@ -148,7 +148,11 @@ def _steady_state(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     requests = figure_of(steady, "requests")
     if begin is None or end is None or not requests:
         return [("Steady state: no request in it", "yellow")]
-    lines = [(f"Steady state, {begin:g} to {end:g} s of the run:", "")]
+    found = {True: "found at", False: "not found, so all of", None: ""}.get(steady.get("detected"))
+    said = f"Steady state, {found} {begin:g}".replace(",  ", ", ")
+    lines = [
+        (f"{said} to {end:g} s of the run:", "" if found != "not found, so all of" else "yellow")
+    ]
     for label, key in (
         ("  requests that came:", "requests"),
         ("  output tokens/s:", "output_throughput"),

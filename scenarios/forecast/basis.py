@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sim.latency.beside import BesideLatency
 from sim.latency.block_moves import BlockMoves
 from sim.latency.overlapped import OverlappedLatency
 from sim.latency.protocol import FixedLatency, LatencyModel
@@ -25,7 +26,7 @@ CANDIDATES = "the order of candidates more than the absolute figures"
 
 def basis(latency: LatencyModel) -> str:
     """measured, estimated (from measurements of something else), analytic, or given."""
-    if isinstance(latency, BlockMoves | OverlappedLatency):
+    if isinstance(latency, BesideLatency | BlockMoves | OverlappedLatency):
         return basis(latency.inner)
     if isinstance(latency, SpeculativeLatency):
         drafting = "measured" if latency.drafting.measured else "analytic"

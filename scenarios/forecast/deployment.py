@@ -12,6 +12,7 @@ import numpy as np
 
 from scenarios import library
 from scenarios.errors import InputError
+from scenarios.forecast.beside import beside_notes, with_adapters_memory, with_beside
 from scenarios.forecast.bounds import check_drawn, check_groups, check_run
 from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.front_end import fitted_front_end, front_end
@@ -179,7 +180,7 @@ def _engine(
     with _at(source, "hardware.gpu"):
         gpu = library.gpu(scenario.hardware.gpu_given, beside=beside)
     with _at(source, "hardware"):
-        memory = _memory(scenario, model, gpu)
+        memory = with_adapters_memory(_memory(scenario, model, gpu), scenario, model)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
         if speculating is not None:
@@ -204,10 +205,11 @@ def _engine(
 
     with _at(source, "latency"):
         wide = scenario if speculating is None else speculating.widened(scenario)
-        latency = latency_of(model, wide)
-        measured_elsewhere = other_than_measured(latency, gpu, scenario)
+        bare = latency_of(model, wide)
+        latency = with_beside(bare, scenario, model, gpu)
+        measured_elsewhere = other_than_measured(bare, gpu, scenario)
         on_links = assumed_links(
-            scenario, gpu, latency, ranks=parallelism_of(scenario.hardware).gpus_per_step
+            scenario, gpu, bare, ranks=parallelism_of(scenario.hardware).gpus_per_step
         )
     if speculating is not None:
         with _at(source, "speculation"):
@@ -224,6 +226,7 @@ def _engine(
         *measured_elsewhere,
         *on_links,
         *model_notes(model, scenario, memory),
+        *beside_notes(scenario, model),
     )
     return _Engine(model, gpu, routing, memory, config, latency, notes)
 

@@ -9,6 +9,7 @@ from typing import Any
 from scenarios.forecast.deployment import Deployment
 from scenarios.forecast.front_end import described, fitted_front_end
 from sim.latency import communication, roofline
+from sim.latency.beside import BesideLatency
 from sim.latency.block_moves import BlockMoves
 from sim.latency.lockstep_table import LockstepTable
 from sim.latency.overlapped import OverlappedLatency
@@ -62,7 +63,7 @@ def latency_origins(deployment: Deployment) -> Iterator[Origin]:
 
 
 def _origins(latency: LatencyModel, gpu: Gpu, given: Mapping[str, float]) -> Iterator[Origin]:
-    if isinstance(latency, BlockMoves | OverlappedLatency):
+    if isinstance(latency, BesideLatency | BlockMoves | OverlappedLatency):
         yield from _origins(latency.inner, gpu, given)
         return
     if isinstance(latency, SpeculativeLatency):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scenarios.schema.engine import Engine
 from scenarios.schema.scenario import Scenario
-from scenarios.schema.sharing import Sessions
+from scenarios.schema.sharing import Sessions, ThinkTime
 from scenarios.schema.workload import Workload
 from sim.kv.memory import MemoryBudget
 from sim.kv.tiers import TierSpec
@@ -18,8 +18,10 @@ from sim.latency.block_moves import BlockMoves
 from sim.latency.protocol import LatencyModel
 from sim.model.hardware import Gpu
 from sim.request import BeamSearch
+from sim.workload import PromptContent
+from sim.workload import Workload as Recorded
 from sim.workload.samples import Samples
-from sim.workload.sessions import Conversations, conversations, turns_of_sessions
+from sim.workload.sessions import Conversations, conversations, laid_over, turns_of_sessions
 
 GIB = 2**30
 # The share of the peak bandwidth that plain copies reach (an H200's: 4.3 of 4.8 TB/s).
@@ -86,11 +88,35 @@ def draw_conversations(
     )
 
 
+def lay_conversations(
+    sessions: Sessions, requests: Recorded, rng: np.random.Generator
+) -> tuple[PromptContent, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """`workload.sessions` over requests that are there already: what prompts hold, whose answer
+    each waits for, and how long."""
+    n = len(requests)
+    turns = turns_of_sessions(rng, n, mean=sessions.turns, geometric=sessions.spread == "geometric")
+    turns = np.concatenate([turns, np.ones(n, np.int64)])  # as many as may begin
+    found = laid_over(
+        arrival_s=requests.arrival_s,
+        prompt_tokens=requests.prompt_tokens,
+        output_tokens=requests.output_tokens,
+        turns=turns,
+        gaps_s=_gaps_s(sessions, n, rng),
+    )
+    thinks = sessions.think_time_s is not None
+    return found.content, (found.follows, found.gaps_s if thinks else np.zeros(n))
+
+
 def _gaps_s(sessions: Sessions, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Between a turn, or its answer, and the next turn."""
     thought = sessions.think_time_s
     if thought is None:
         return rng.exponential(sessions.turn_gap_s or 0.0, size=count)
+    return think_times_s(thought, count, rng)
+
+
+def think_times_s(thought: ThinkTime, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """How long users think, drawn."""
     if thought.distribution == "exponential":
         return rng.exponential(thought.mean_s or 0.0, size=count)
     if thought.distribution == "uniform":

@@ -197,12 +197,22 @@ def deploy_engine(
 ) -> Deployment:
     """The deployment of a scenario without drawing its workload."""
     one = {"distribution": "fixed", "tokens": 1}
+    asked = scenario.workload
+    kinds = {name: {"share": each.share} for name, each in (asked.classes or {}).items()}
+    lengths = {"prompt": one, "output": one}
     stub = Workload.model_validate(
         {
             "arrivals": {"process": "all_at_once"},
-            "lengths": {"prompt": one, "output": one},
             "num_requests": 1,
+            # What is asked for is the engine's to serve, whoever asks for it.
+            **asked.model_dump(include={"sampling", "structured_output"}),
         }
+        | (
+            {"classes": {name: one | {"lengths": lengths} for name, one in kinds.items()}}
+            | {"adapters": asked.adapters}
+            if kinds and asked.adapters
+            else {"lengths": lengths}
+        )
     )
     return deploy(scenario.model_copy(update={"workload": stub}), origin=origin, compose=compose)
 

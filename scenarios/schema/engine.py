@@ -104,6 +104,9 @@ class Engine(Section):
     # under generation `vllm` by the GPU; none: no batch is padded where no sizes are given
     max_cudagraph_capture_size: Annotated[int, Field(ge=1, le=2**17)] | None = None
     max_queue_delay_ms: NotNegative = 0.0
+    # slots in GPU memory for workload.adapters, by default one for each, of the largest rank
+    max_loras: Annotated[int, Field(ge=1, le=2**14)] | None = None
+    max_lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     @property
     def tiers(self) -> list[KvTier]:

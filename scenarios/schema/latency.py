@@ -44,6 +44,9 @@ class Latency(Section):
     link_efficiency: Efficiency | None = None
     host_overhead: HostOverhead | None = None
     swapped_block_us: NotNegative | None = None  # of each block swapped, besides its bytes
+    # of an iteration with workload.adapters: launches that group sequences by adapter; an
+    # assumption, eight kernels of 2.5 us
+    lora_us_per_layer: NotNegative = 20.0
 
     @property
     def efficiencies(self) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
@@ -34,7 +34,7 @@ class Metrics(Section):
     """Seconds after the first arrival, and before the last, whose requests the summary's
     `steady_state` leaves out; its other figures are of the whole run."""
 
-    warmup_s: NotNegative = 0.0
+    warmup_s: NotNegative | Literal["auto"] = 0.0  # auto: found from the answers' times (MSER-5)
     cooldown_s: NotNegative = 0.0
 
 
@@ -105,6 +105,28 @@ class Scenario(Section):
             raise ValueError(
                 f"workload.{asked}: speculation in several sequences is not modelled under paged, "
                 "only in samples under chunked"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_slots(self) -> Self:
+        workload, engine, hardware = self.workload, self.engine, self.hardware
+        for name, value in (
+            ("adapters", workload.adapters),
+            ("structured_output", workload.structured_output),
+        ):
+            if value and (hardware.pipeline_parallel > 1 or hardware.data_parallel > 1):
+                raise ValueError(f"workload.{name} over pipeline stages or ranks is not modelled")
+        ranks = workload.adapters.values()
+        if engine.max_loras is not None and len(ranks) > engine.max_loras:
+            raise ValueError(
+                f"workload.adapters: {len(ranks)} adapters and engine.max_loras {engine.max_loras}:"
+                " requests that wait for a slot are not modelled"
+            )
+        if engine.max_lora_rank is not None and ranks and max(ranks) > engine.max_lora_rank:
+            raise ValueError(
+                f"workload.adapters: rank {max(ranks)} is above engine.max_lora_rank "
+                f"{engine.max_lora_rank}"
             )
         return self
 

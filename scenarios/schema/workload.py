@@ -11,13 +11,14 @@ from pydantic import Field, model_validator
 from scenarios.schema.names import TraceFormat
 from scenarios.schema.section import (
     Count,
+    Fraction,
     Milliseconds,
     NotNegative,
     Positive,
     Section,
     Tokens,
 )
-from scenarios.schema.sharing import BeamSearch, ParallelSampling, Sessions
+from scenarios.schema.sharing import BeamSearch, ParallelSampling, Sessions, ThinkTime
 from sim.workload.arrivals import along
 
 
@@ -35,6 +36,8 @@ class Arrivals(Section):
     process: Literal["poisson", "gamma", "constant", "all_at_once"] = "poisson"
     request_rate: Positive | None = None  # inf: all at once, as vLLM's client has it
     burstiness: Positive | None = None  # gamma's shape: 1 is Poisson, below 1 burstier
+    # stretched so that the last request comes at num_requests / request_rate, as vLLM's client does
+    rescale: bool = False
     # [seconds, multiple of request_rate] points, linear between: ramps, steps, days
     profile: Annotated[list[Point], Field(min_length=2, max_length=10_000)] | None = None
     repeat: bool = False  # the profile, from its end on; else its last multiple stays
@@ -57,6 +60,8 @@ class Arrivals(Section):
             )
         if (self.process == "gamma") != (self.burstiness is not None):
             raise ValueError("burstiness belongs to process gamma, which needs it")
+        if self.rescale and (self.process not in ("poisson", "gamma") or self.profile is not None):
+            raise ValueError("rescale is of process poisson and gamma without a profile")
         if self.profile is None:
             if self.repeat:
                 raise ValueError("repeat has no meaning without a profile")
@@ -128,6 +133,30 @@ class SharedPrefixes(Section):
     tokens: Tokens
 
 
+class Images(Section):
+    """Images of some requests: so many tokens each, beside those of the prompt's text.
+
+    How many tokens an image makes is the model's and the picture's size to say. The image encoder's
+    own time is not modelled.
+    """
+
+    tokens: Tokens
+    per_request: Count = 1
+    share: Fraction = 1.0  # of the requests that have any
+
+
+class StructuredOutput(Section):
+    """Answers that a grammar constrains: the host masks what may come next, step by step.
+
+    `per_sequence_us` of host time for each constrained sequence of a step, `per_step_us` for each
+    step that has one; both are to be measured on your host.
+    """
+
+    per_sequence_us: NotNegative = 0.0
+    per_step_us: NotNegative = 0.0
+    share: Fraction = 1.0  # of the requests that are constrained
+
+
 class TraceColumns(Section):
     """Where a trace's table keeps what; what is not named is told from the columns' names.
 
@@ -159,10 +188,16 @@ class Workload(Section):
     # of each class, to its first token; for scheduling_policy earliest_deadline
     class_deadline_ms: dict[str, Milliseconds] = Field(default_factory=dict)
     num_requests: Count | None = None
-    max_tokens: Tokens | None = None  # the limit clients ask for; default: the true output length
+    # the limit clients ask for, which cuts longer answers; default: the true output length
+    max_tokens: Tokens | None = None
     max_concurrency: Count | None = None
+    think_time_s: ThinkTime | None = None  # of max_concurrency's clients, from an answer on
     shared_prefixes: SharedPrefixes | None = None
     sessions: Sessions | None = None
+    images: Images | None = None
+    structured_output: StructuredOutput | None = None
+    # LoRA adapters: the rank of each class's that has one; the others ask for the bare model
+    adapters: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(default_factory=dict)
     # how clients ask tokens to be chosen (`truncated`: by top-k or top-p); by default they do not
     # say, and engines take what the model's generation_config.json asks for
     sampling: Literal["greedy", "random", "truncated"] | None = None
@@ -196,9 +231,15 @@ class Workload(Section):
                     raise ValueError(f"{name} has no meaning without a trace")
         elif self.num_requests is not None:
             raise ValueError("num_requests has no meaning with a trace: use start and stop")
-        for name in ("shared_prefixes", "sessions"):
-            if self.trace is not None and getattr(self, name) is not None:
-                raise ValueError(f"{name} has no meaning with a trace")
+        if self.trace is not None and self.sessions is not None:
+            for name in ("max_context_tokens", "by_the_clock"):
+                if getattr(self.sessions, name):
+                    raise ValueError(f"sessions.{name} has no meaning over a trace's own lengths")
+            if self.shared_prefixes is not None:
+                raise ValueError("over a trace, give sessions or shared_prefixes, not both")
+        self._check_adapters()
+        if self.think_time_s is not None and self.max_concurrency is None:
+            raise ValueError("think_time_s is of max_concurrency's clients: give that, or sessions")
         if self.samples is not None and self.beam_search is not None:
             raise ValueError(
                 "samples and beam_search are both given: a request samples independent answers or "
@@ -207,3 +248,14 @@ class Workload(Section):
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"stop {self.stop} must be above start {self.start}")
         return self
+
+    def _check_adapters(self) -> None:
+        if not self.adapters:
+            return
+        if self.classes is None and self.class_column is None:
+            raise ValueError("adapters are of classes: give classes, or class_column of a trace")
+        for name in self.adapters:
+            if self.classes is not None and name not in self.classes:
+                raise ValueError(
+                    f"adapters.{name}: no class of that name; {', '.join(self.classes)}"
+                )

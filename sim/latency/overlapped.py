@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from sim.batch import Batch
-from sim.latency.protocol import HostOverhead, LatencyModel
+from sim.latency.protocol import HostOverhead, LatencyModel, ends_one_by_one
 
 
 class OverlappedLatency:
@@ -44,25 +44,7 @@ class OverlappedLatency:
         self, batch: Batch, start_s: float, iterations: int, until_s: float
     ) -> list[float]:
         """One iteration after the other: which of the two is slower may change on the way."""
-        first = batch.decided_ahead
-        start_s += self.iteration_s(batch)
-        ends_s = [start_s]
-        decodes, extrapolated = batch.num_decodes, batch.extrapolated
-        step = Batch(
-            num_decodes=decodes, context_tokens=batch.context_tokens,
-            longest_tokens=batch.longest_tokens, num_tokens=batch.num_tokens,
-            num_emitting=batch.num_emitting, num_seqs=batch.num_seqs, decided_ahead=True,
-        )  # fmt: skip
-        host_s = self._host_s(batch.num_seqs)
-        while len(ends_s) < iterations and start_s < until_s:
-            step.context_tokens += decodes
-            step.longest_tokens += 1
-            start_s += max(self.inner.iteration_s(step) - host_s, host_s)
-            if step.extrapolated != extrapolated:
-                break  # a run is wholly inside the measured range or wholly outside
-            ends_s.append(start_s)
-        batch.decided_ahead = first
-        return ends_s
+        return ends_one_by_one(batch, start_s, iterations, until_s, self.iteration_s)
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As the model's, with the host's part being what of it is not hidden."""

@@ -102,6 +102,37 @@ class FixedLatency:
     operators_s = parts_s
 
 
+def ends_one_by_one(
+    batch: Batch,
+    start_s: float,
+    iterations: int,
+    until_s: float,
+    iteration_s: Callable[[Batch], float],
+) -> list[float]:
+    """`LatencyModel.run_ends_s` iteration after iteration, for a model that knows no faster way.
+
+    Every one but the first was decided ahead, where that makes a difference.
+    """
+    first = batch.decided_ahead
+    start_s += iteration_s(batch)
+    ends_s = [start_s]
+    decodes, extrapolated = batch.num_decodes, batch.extrapolated
+    step = Batch(
+        num_decodes=decodes, context_tokens=batch.context_tokens,
+        longest_tokens=batch.longest_tokens, num_tokens=batch.num_tokens,
+        num_emitting=batch.num_emitting, num_seqs=batch.num_seqs, decided_ahead=True,
+    )  # fmt: skip
+    while len(ends_s) < iterations and start_s < until_s:
+        step.context_tokens += decodes
+        step.longest_tokens += 1
+        start_s += iteration_s(step)
+        if step.extrapolated != extrapolated:
+            break  # a run is wholly inside the measured range or wholly outside
+        ends_s.append(start_s)
+    batch.decided_ahead = first
+    return ends_s
+
+
 def looked_up(
     parts_of: Callable[[np.ndarray], dict[str, np.ndarray]], counts: np.ndarray
 ) -> dict[str, np.ndarray]:

@@ -28,8 +28,8 @@ def gamma(
     """Independent gamma gaps of shape `burstiness` and mean 1 / rate_per_s.
 
     The meaning of vLLM's `--burstiness`: 1 is Poisson, below 1 burstier, above 1 more regular; the
-    gaps' coefficient of variation is burstiness ** -0.5. Unlike vLLM's client, the arrivals are not
-    rescaled to end at exactly num_requests / rate_per_s.
+    gaps' coefficient of variation is burstiness ** -0.5. vLLM's client goes on to stretch them:
+    `rescaled`.
     """
     n, rate_per_s = whole_number("num_requests", num_requests), _rate(rate_per_s)
     if not (math.isfinite(burstiness) and burstiness > 0):
@@ -47,6 +47,15 @@ def constant_rate(num_requests: int, *, rate_per_s: float) -> NDArray[np.float64
 def all_at_once(num_requests: int) -> NDArray[np.float64]:
     """Every request at time 0."""
     return np.zeros(whole_number("num_requests", num_requests))
+
+
+def rescaled(arrival_s: NDArray[np.float64], *, rate_per_s: float) -> NDArray[np.float64]:
+    """Arrivals stretched so that the last of n comes at n / rate_per_s, as vLLM's `bench serve`
+    does with what it draws."""
+    if not arrival_s[-1] > 0:
+        return arrival_s
+    last_s = len(arrival_s) / _rate(rate_per_s)
+    return np.asarray(arrival_s * (last_s / arrival_s[-1]))
 
 
 def along(

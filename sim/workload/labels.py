@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sim.workload.trace_entries import Entry, csv_header, entries, separator_of, split_cells
+from sim.workload.trace_entries import Entry, csv_header, separator_of, split_cells
 from sim.workload.trace_file import TraceFile, shown
 from sim.workload.trace_formats import TraceFormat
+from sim.workload.trace_spans import requests_of
 
 
 def trace_labels(file: TraceFile, format: TraceFormat, name: str) -> list[str]:
@@ -18,7 +19,10 @@ def trace_labels(file: TraceFile, format: TraceFormat, name: str) -> list[str]:
     """
     number, first = file.first_line()
     if file.table is not None or format.rows is not None or first.lstrip()[:1] in "{[":
-        return [_label(entry, name) for entry in entries(file, format.rows)]
+        return [
+            _label(entry, name) if entry.counts_in(format) else ""
+            for entry in requests_of(file, format)
+        ]
     header, separator = csv_header(first), separator_of(first)
     if name not in header:
         raise file.error(number, f"no column {name!r} in {shown(','.join(header))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,55 @@ def conversations(
         ),
         follows=before[order],
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Laid:
+    """Conversations laid over requests that are there already; every array is [n], in their order.
+
+    follows: the turn before, -1 for the first. gaps_s: how long after it, or its answer, at least.
+    """
+
+    content: PromptContent
+    follows: NDArray[np.int64]
+    gaps_s: NDArray[np.float64]
+
+
+def laid_over(
+    *,
+    arrival_s: NDArray[np.float64],
+    prompt_tokens: NDArray[np.int64],
+    output_tokens: NDArray[np.int64],
+    turns: NDArray[np.int64],
+    gaps_s: NDArray[np.float64],
+) -> Laid:
+    """Requests dealt out to conversations: one goes on with the conversation whose gap has been
+    over for longest when it arrives, else it begins the next one.
+
+    turns: of one conversation after the other. gaps_s: [n], after each request. Lengths stay as
+    they are; a prompt repeats what was said before where it is long enough to hold it.
+    """
+    n = len(arrival_s)
+    follows, session = np.full(n, -1), np.empty(n, np.int64)
+    waiting: list[tuple[float, int]] = []  # heap: when a conversation may go on, its last request
+    left: list[int] = turns.tolist()
+    begun = 0
+    for row, at_s in enumerate(arrival_s.tolist()):
+        if waiting and waiting[0][0] <= at_s:
+            before = heappop(waiting)[1]
+            follows[row] = before
+            session[row] = session[before]
+        else:
+            session[row] = begun
+            begun += 1
+        mine = int(session[row])
+        left[mine] -= 1
+        if left[mine] > 0:
+            heappush(waiting, (at_s + float(gaps_s[row]), row))
+    topic = topics(session.tolist(), prompt_tokens, output_tokens, np.arange(n))
+    known = prompt_tokens + output_tokens
+    waited_s = np.where(follows >= 0, gaps_s[follows], 0.0)
+    return Laid(_content(np.array(topic), known, None, 0), follows, waited_s)
 
 
 def _content(

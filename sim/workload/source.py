@@ -14,8 +14,9 @@ class RequestSource:
     """Requests of a workload in order of arrival; `next_arrival_s` is always known.
 
     With ``max_concurrency`` set (a closed loop, as vLLM's ``--max-concurrency``) a request is held
-    back by its client until fewer than that many are unfinished, and arrives only then. A turn of a
-    conversation arrives a while after the answer that it follows.
+    back by its client until fewer than that many are unfinished, and arrives only then; clients may
+    think for a while after each answer. A turn of a conversation arrives a while after the answer
+    that it follows.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class RequestSource:
         self._next = 0
         self._free_clients = workload.max_concurrency or inf
         self._freed_s: list[float] = []  # heap: when clients will have their answers
+        waits_s = workload.client_think_s
+        self._client_think_s = None if waits_s is None else waits_s[mine].tolist()
         self.awaits_answers = workload.awaits_answers
         self._think_s: list[float] = []
         self._followers: dict[int, list[int]] = {}  # of each request that has not ended
@@ -86,10 +89,14 @@ class RequestSource:
         """
         for request in ended:
             has_it_s = request.answered_s
-            if has_it_s > now_s:
-                heappush(self._freed_s, has_it_s)
-            else:
+            if not has_it_s > now_s:
                 has_it_s = now_s
+            free_s = has_it_s
+            if self._client_think_s is not None:
+                free_s += self._client_think_s[(request.index - self._first) // self._stride]
+            if free_s > now_s:
+                heappush(self._freed_s, free_s)
+            else:
                 self._free_clients += 1
             for follower in self._followers.pop(request.index, ()):
                 at_s = max(self._arrival_s[follower], has_it_s + self._think_s[follower])

@@ -120,14 +120,21 @@ class Entry:
 
 
 def inside(row: Row, key: str) -> Any:
-    """What is at a key of a row, or at a path of keys; None where nothing is."""
+    """What is at a key of a row, or at a path of keys and of numbers of elements; None where
+    nothing is."""
     if key in row:
         return row[key]
     value: Any = row
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
+    parts = key.split(".")
+    for at, part in enumerate(parts):
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, Mapping) and at:  # a key that has dots itself
+            return value.get(".".join(parts[at:]))
+        else:
             return None
-        value = value[part]
     return value
 
 
@@ -161,7 +168,7 @@ def first_row(file: TraceFile) -> Row | None:
         try:
             first = json.loads(text)
         except (ValueError, RecursionError):  # an object over several lines, or none at all
-            first = json_object(file)
+            first = next(json_objects(file))[1]
         return first if isinstance(first, dict) else None
     return dict.fromkeys(csv_header(text))
 
@@ -231,6 +238,22 @@ def _elements(file: TraceFile) -> Iterator[Entry]:
 
 
 def _lines(file: TraceFile) -> Iterator[Entry]:
+    for line, row in json_objects(file):
+        if not isinstance(row, dict):
+            raise file.error(line, f"{shown(row)} is not a JSON object, expected an object a line")
+        yield Entry(file, line, row)
+
+
+def json_objects(file: TraceFile) -> Iterator[tuple[int, Any]]:
+    """The JSON values of a file, each with the line it begins in: one a line, or one after the
+    other over several lines each, as the first is."""
+    line, first = file.first_line()
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        if first.rstrip()[-1:] in "{[,":  # it goes on
+            yield from _values(file)
+            return
     for line, text in enumerate(file.lines(), start=1):
         if not text or text.isspace():
             continue
@@ -239,9 +262,26 @@ def _lines(file: TraceFile) -> Iterator[Entry]:
         except (ValueError, RecursionError) as error:
             message = getattr(error, "msg", "nested too deeply")
             raise file.error(line, f"not JSON ({message}), expected an object a line") from None
-        if not isinstance(row, dict):
-            raise file.error(line, f"{shown(row)} is not a JSON object, expected an object a line")
-        yield Entry(file, line, row)
+        yield line, row
+
+
+def _values(file: TraceFile) -> Iterator[tuple[int, Any]]:
+    text, decoder = file.text, json.JSONDecoder()
+    at, line, counted = 0, 1, 0
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        line += text.count("\n", counted, at)
+        counted = at
+        if at >= len(text):
+            return
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            where = getattr(error, "lineno", line)
+            message = getattr(error, "msg", "nested too deeply")
+            raise file.error(where, f"not JSON ({message}), expected JSON objects") from None
+        yield line, value
 
 
 def _cells(file: TraceFile) -> Iterator[Entry]:

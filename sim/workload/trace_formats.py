@@ -52,6 +52,7 @@ class TraceFormat:
     ids, unit_tokens: what prompts hold, an id for so many tokens where the file does not tell.
     failed: what is there, and true, of a request that failed.
     left_out: a key and the value it has in requests that do not count.
+    spans: the rows are spans of OpenTelemetry's, wherever they lie (`trace_spans.py`).
     """
 
     name: str
@@ -69,6 +70,7 @@ class TraceFormat:
     unit_tokens: int = 1
     failed: Keys = ()
     left_out: tuple[str, str] | None = None
+    spans: bool = False
     latencies: Latencies | None = None
     by_client: bool = True  # times are what a client saw
 
@@ -196,17 +198,78 @@ FORMATS: dict[str, TraceFormat] = {
             (
                 ("start_time", "info.input_tokens"),
                 ("start_time", "info.request_metrics.text.input_tokens"),
+                ("start_time", "computed_metrics.input_tokens"),
             ),
             Time(("start_time",), "s"),
-            ("info.input_tokens", "info.request_metrics.text.input_tokens"),
-            ("info.output_tokens", "info.response_metrics.output_tokens"),
+            (
+                "info.input_tokens",
+                "info.request_metrics.text.input_tokens",
+                "computed_metrics.input_tokens",
+            ),
+            (
+                "info.output_tokens",
+                "info.response_metrics.output_tokens",
+                "computed_metrics.output_tokens",
+            ),
             failed=("error",),
             latencies=Latencies(
+                ttft=Time(("computed_metrics.time_to_first_token",), "s"),
                 end=Time(("end_time",), "s"),
                 token_times=Time(
                     ("info.output_token_times", "info.response_metrics.output_token_times"), "s"
                 ),
             ),
+        ),
+        # OpenTelemetry's spans: OTLP's JSON, a tracing store's (Tempo, Jaeger, Zipkin), or an
+        # SDK's console's. Attributes by the GenAI conventions and their predecessors, by vLLM's
+        # own, and by OpenInference's; `trace_spans.py` gives the rest its names
+        TraceFormat(
+            "opentelemetry",
+            (
+                ("resourceSpans",),
+                ("batches.0.scopeSpans",),
+                ("data.0.spans",),
+                ("traceId", "spanId"),
+                ("traceId", "id", "timestamp", "duration"),
+                ("context.trace_id", "attributes"),
+                ("trace_id", "span_id", "attributes"),
+                ("start_time", "end_time", "attributes"),
+            ),
+            Time(("start_ns",), "ns"),
+            (
+                "gen_ai.usage.input_tokens",
+                "gen_ai.usage.prompt_tokens",
+                "llm.usage.prompt_tokens",
+                "llm.token_count.prompt",
+            ),
+            (
+                "gen_ai.usage.output_tokens",
+                "gen_ai.usage.completion_tokens",
+                "llm.usage.completion_tokens",
+                "llm.token_count.completion",
+            ),
+            session="gen_ai.conversation.id",
+            request_id=("gen_ai.request.id", "span_id"),
+            failed=("failed",),
+            left_out=("span", "of no request to a model with token counts of its own"),
+            spans=True,
+            latencies=Latencies(
+                ttft=Time(
+                    (
+                        "gen_ai.latency.time_to_first_token",
+                        "gen_ai.response.time_to_first_chunk",
+                        "gen_ai.server.time_to_first_token",
+                        "first_token_s",
+                    ),
+                    "s",
+                ),
+                e2e=Time(("gen_ai.latency.e2e", "e2e_s"), "s"),
+            ),
+        ),
+        # Prometheus' answer to a range query of an engine's metrics
+        TraceFormat(
+            "prometheus",
+            (("data.resultType", "status"), ("0.data.resultType",), ("metric", "values")),
         ),
         # Vidur (Agrawal et al., MLSys'24)
         TraceFormat(

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.workload.sessions import topics
-from sim.workload.trace_entries import Entry, entries, unit_by_size
+from sim.workload.trace_entries import Entry, unit_by_size
 from sim.workload.trace_file import TraceFile, TraceRows, shown
 from sim.workload.trace_formats import PER_S, Keys, Time, TraceFormat
+from sim.workload.trace_spans import requests_of
 from sim.workload.workload import Workload
 
 BLOCKS = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096)  # that traces are hashed in, commonly
@@ -26,7 +27,7 @@ def read_requests(
     With output_content, the answers' ids follow the prompts' in the content.
     """
     assert format.arrival is not None
-    found = list(entries(file, format.rows))
+    found = list(requests_of(file, format))
     if not found:
         raise file.error(1, "no request in it, expected at least one")
     counted = [entry for entry in found if entry.counts_in(format)]
@@ -139,9 +140,10 @@ def _with_content(
 ) -> TraceRows:
     """The rows with what their prompts hold, where the file says so; else with a note."""
     if format.ids is None:
-        if format.session is None or format.delay is not None:
+        name = format.session
+        if name is None or format.delay is not None or not any(one.get(name) for one in found):
             return rows
-        return _as_conversations(rows, found, format.session)
+        return _as_conversations(rows, found, name)
     have = [format.ids in entry.row for entry in found]
     if not any(have):
         note = f"no {format.ids}: prompts share nothing"

@@ -82,8 +82,12 @@ def read_aggregates(file: TraceFile) -> Workload:
     """Aggregates alone: requests of the mean lengths, evenly at the throughput that was reached."""
     entry = Entry(file, 1, json_object(file))
     if entry.get("successes") is not None:  # inference-perf's summary_lifecycle_metrics.json
-        keys = ("successes.count", "successes.throughput.requests_per_sec",
-                "successes.prompt_len.mean", "successes.output_len.mean")  # fmt: skip
+        keys = (
+            "successes.count",
+            "successes.throughput.requests_per_sec",
+            entry.first(("successes.prompt_len.mean", "successes.prompt_tokens.mean")),
+            entry.first(("successes.output_len.mean", "successes.output_tokens.mean")),
+        )
     else:  # AIPerf, genai-perf
         keys = ("request_count.avg", "request_throughput.avg", "input_sequence_length.avg",
                 "output_sequence_length.avg")  # fmt: skip

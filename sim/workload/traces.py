@@ -18,6 +18,7 @@ from sim.workload.trace_entries import entries, first_row, inside
 from sim.workload.trace_file import TraceError, TraceFile, shown
 from sim.workload.trace_formats import FORMATS as TRACE_FORMATS
 from sim.workload.trace_formats import TABLE, Columns, TraceFormat, guessed_columns, plain_unit
+from sim.workload.trace_prometheus import read_prometheus
 from sim.workload.trace_requests import read_requests, sure_unit
 from sim.workload.trace_results import read_aggregates, read_bench
 from sim.workload.workload import Workload
@@ -28,6 +29,7 @@ FORMATS = tuple(TRACE_FORMATS)
 _WHOLE = {
     "vllm-bench": read_bench,
     "aggregates": read_aggregates,
+    "prometheus": read_prometheus,
 }  # no requests to take labels from
 
 

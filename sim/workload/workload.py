@@ -28,6 +28,8 @@ class Workload:
     follows: int64, the request whose answer each waits for, -1 for none; None: nobody waits. A
         follower arrives ``think_s`` after that answer has ended, and no earlier than its arrival_s.
     think_s: float64, 0 where not given.
+    client_think_s: float64, of a closed loop: how long the client that got each request's answer
+        waits before it sends another; None: not at all.
     samples: for requests that ask for several answers; output_tokens is then their longest one's.
     request_ids: names from a trace, n of them.
     labels: the class of each request, n of them.
@@ -51,6 +53,7 @@ class Workload:
     samples: Samples | None = None
     follows: NDArray[np.int64] | None = None
     think_s: NDArray[np.float64] = None  # type: ignore[assignment]  # set where somebody follows
+    client_think_s: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         arrival_s = _column("arrival_s", self.arrival_s, np.dtype(np.float64))
@@ -73,6 +76,7 @@ class Workload:
             "request_ids": n if self.request_ids is None else len(self.request_ids),
             "labels": n if self.labels is None else len(self.labels),
             "follows": n if self.follows is None else len(self.follows),
+            "client_think_s": n if self.client_think_s is None else len(self.client_think_s),
         }
         for column, length in lengths.items():
             if length != n:
@@ -90,6 +94,10 @@ class Workload:
                     "as many as the longest sample")  # fmt: skip
         if self.max_concurrency is not None:
             whole_number("max_concurrency", self.max_concurrency)
+        if self.client_think_s is not None:
+            waits_s = _column("client_think_s", self.client_think_s, np.dtype(np.float64))
+            _refuse("client_think_s", waits_s, ~(waits_s >= 0), "0 or more seconds")
+            object.__setattr__(self, "client_think_s", waits_s)
         if self.follows is not None:
             follows = _column("follows", self.follows, np.dtype(np.int64))
             _refuse("follows", follows, follows >= np.arange(n), "a request before it")
@@ -157,6 +165,7 @@ class Workload:
         return replace(
             self,
             follows=follows,
+            client_think_s=None if self.client_think_s is None else self.client_think_s[part],
             think_s=self.think_s if follows is None else self.think_s[part],
             arrival_s=self.arrival_s[part] - origin_s,
             prompt_tokens=self.prompt_tokens[part],

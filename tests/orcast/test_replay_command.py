@@ -122,7 +122,27 @@ PERF = {
 }
 
 
-@pytest.mark.parametrize("result", [SUMMARY, PROFILE, PERF], ids=["vllm", "aiperf", "perf"])
+def _series(name, total, **labels):
+    return {"metric": {"__name__": f"vllm:{name}", **labels},
+            "values": [[1_700_000_000, "0"], [1_700_000_002, str(total)]]}  # fmt: skip
+
+
+METRICS = {
+    "status": "success",
+    "data": {"resultType": "matrix", "result": [
+        _series("request_success_total", 3),
+        _series("time_to_first_token_seconds_sum", 0.03),
+        _series("time_to_first_token_seconds_count", 3),
+        _series("request_time_per_output_token_seconds_sum", 0.05),
+        _series("request_time_per_output_token_seconds_count", 3),
+        _series("request_time_per_output_token_seconds_bucket", 3, le="0.0202020202"),
+    ]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "result", [SUMMARY, PROFILE, PERF, METRICS], ids=["vllm", "aiperf", "perf", "prometheus"]
+)
 def test_of_aggregates_alone_only_they_are_compared(run, tmp_path, result):
     file = tmp_path / "summary.json"
     file.write_text(json.dumps(result))

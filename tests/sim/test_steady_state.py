@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sim.steady_state import settled_from
 from tests.orcast.command_line import orcast
 
 LOAD = [
@@ -47,3 +49,14 @@ def test_a_warm_up_longer_than_the_run_leaves_nothing(tmp_path: Path) -> None:
         "run", "quickstart", *LOAD, "--set", "metrics.warmup_s=500", "--out", tmp_path / "a"
     )
     assert "Steady state: no request in it" in shown.stdout
+
+
+def test_a_warm_up_is_found_where_a_series_settles() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.normal(0, 0.1, 500)
+    assert settled_from(5.0 + noise) in range(50)
+    begun = settled_from(5.0 - 4.0 * np.exp(-np.arange(500) / 20) + noise)
+    assert begun is not None
+    assert 40 <= begun <= 120
+    assert settled_from(np.arange(500.0)) is None  # it grows to the end
+    assert settled_from(np.ones(12)) is None  # too short to say

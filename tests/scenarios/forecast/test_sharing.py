@@ -312,13 +312,14 @@ def test_under_chunked_samples_go_wherever_requests_go(name: str, settings: list
     assert found.records.iterations["emitted"].sum() == requests["sampled_tokens"].sum()
 
 
-def test_sessions_belong_to_drawn_requests() -> None:
+def test_sessions_over_a_trace_keep_its_lengths() -> None:
+    sessions = {"turns": 3, "turn_gap_s": 1, "max_context_tokens": 99}
     content = {
         "name": "x", "model": "opt-13b", "hardware": {"gpu": "h100-sxm"},
-        "workload": {"trace": "some.csv", "sessions": {"turns": 3, "turn_gap_s": 1}},
+        "workload": {"trace": "some.csv", "sessions": sessions},
     }  # fmt: skip
-    with pytest.raises(InputError, match="sessions has no meaning with a trace"):
-        parse_scenario(content, origin="x.yaml")
+    with pytest.raises(InputError, match="max_context_tokens has no meaning over a trace's own"):
+        parse_scenario(content, origin="x")
 
 
 def test_a_trace_may_ask_for_samples(tmp_path: Path) -> None:

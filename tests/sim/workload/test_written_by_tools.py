@@ -1,0 +1,57 @@
+"""Small files that the tools' own code wrote, of the versions in their names."""
+
+from pathlib import Path
+
+import pytest
+
+from calibrate.recordings.client_records import aggregates_in
+from calibrate.recordings.measurement import read_measurement
+from sim.workload import read_trace
+from sim.workload.trace_file import TraceFile
+from sim.workload.traces import trace_format
+
+FILES = Path(__file__).parent / "files"
+TTFT_S, TPOT_S = 0.05, 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "prompts", "outputs", "failed"),
+    [
+        ("guidellm-0.8.json", "guidellm", [40, 50], [5, 6], 0),
+        ("aiperf-0.13.jsonl", "aiperf", [40, 50], [5, 6], 1),
+        ("inference-perf-0.7.json", "inference-perf", [40, 41, 50], [5, 1, 6], 1),
+        ("inference-perf-0.7-computed.json", "inference-perf", [40, 41, 50], [5, 1, 6], 1),
+    ],
+)
+def test_requests_and_latencies_are_those_that_were_recorded(
+    name, format, prompts, outputs, failed
+):
+    file = FILES / name
+    assert trace_format(TraceFile.read(file))[0].name == format
+    workload = read_trace(file)
+    assert workload.prompt_tokens.tolist() == prompts
+    assert workload.output_tokens.tolist() == outputs
+    assert workload.arrival_s[-1] == pytest.approx(3.057)
+    assert len(workload.notes) == (0 if not failed else 2 if format == "aiperf" else 1)
+    measured = read_measurement(file)
+    done = measured.completed
+    assert done.sum() == len(prompts)
+    assert len(measured) == len(prompts) + failed
+    more = measured.output_tokens[done] > 1  # inference-perf computes no TTFT of one token
+    assert measured.ttft_s[done][more].tolist() == pytest.approx([TTFT_S] * more.sum(), abs=1e-5)
+    # GuideLLM's responses end a millisecond after their last token.
+    slack = 0.3e-3 if format == "guidellm" else 1e-6
+    assert measured.tpot_s[done][more].tolist() == pytest.approx([TPOT_S] * more.sum(), abs=slack)
+
+
+@pytest.mark.parametrize(
+    ("name", "requests", "duration_s"),
+    [("aiperf-0.13-summary.json", 2, 4.0), ("inference-perf-0.7-summary.json", 3, 4.25)],
+)
+def test_aggregates_are_those_that_were_written(name, requests, duration_s):
+    found = aggregates_in(FILES / name)
+    assert (found.requests, found.duration_s) == (requests, duration_s)
+    for statistic in ("mean", "p50", "p99"):
+        assert found.metrics["ttft"][statistic] == pytest.approx(TTFT_S * 1e3)
+        assert found.metrics["tpot"][statistic] == pytest.approx(TPOT_S * 1e3)
+    assert len(read_trace(FILES / name)) == requests
