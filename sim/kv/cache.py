@@ -8,8 +8,10 @@ again: the queue is thus the cache's least-recently-used order. What holds nothi
 found again comes back to the queue's head (vLLM's `BlockPool.free_blocks`).
 
 A long prompt has thousands of blocks, and most of them share their fate: they are computed, found,
-given back and evicted together. So everything here takes many blocks at once, and what is known of
-a block lies in dicts and sets, which tell by one call whether any of them is a special case.
+given back and evicted together. So everything here takes many blocks at once, what is known of a
+block lies in dicts and sets, and a chain is known by its ends: a table gives back its last block
+first, so wherever a block can be found again, so can all that come before it. `keeps_prefixes` says
+whether that holds.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class BlockAllocator:
     growing_tables = 1  # that every token of a sequence is written to
     lengthening_tables = 1  # that take a block when a sequence begins one
     gives_back_early = False  # whether a sequence gives up blocks before it ends
+    keeps_prefixes = True  # whether of what can be found again all can that comes before it
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = False) -> None:
         if num_blocks < 1 or block_size < 1:
@@ -169,18 +172,25 @@ class BlockAllocator:
             del table[full:]
         blocks = self._released(table)
         if self._hash_of:
-            self._idle.update(filter(self._hash_of.__contains__, blocks))
+            # Most often all of them, or none of the last ones.
+            last = next((at for at, block in enumerate(blocks) if block in self._hash_of), None)
+            if last is not None:
+                cached = blocks[last:]
+                if not self.keeps_prefixes:
+                    cached = list(filter(self._hash_of.__contains__, cached))
+                self._idle.update(cached)
         self._returned += blocks
         self.num_free += len(blocks)
         table.clear()
 
     def _released(self, table: list[int]) -> list[int]:
         """Those of a table that no other holds, last first."""
-        blocks = table[::-1]
-        references = self._references
-        if not references or references.keys().isdisjoint(blocks):
-            return blocks
-        return [block for block in blocks if not (block in references and self._unshare(block))]
+        shared = self._references.keys() & table if self._references else ()
+        if not shared:
+            return table[::-1]
+        for block in shared:
+            self._unshare(block)
+        return [block for block in reversed(table) if block not in shared]
 
     def _put_first(self, blocks: list[int]) -> None:
         """Let these be handed out next. They were taken from the head: no dead entries are left."""
@@ -217,15 +227,14 @@ class BlockAllocator:
                 self._dead[block] = dead - 1
         return blocks
 
-    def _unshare(self, block: int) -> bool:
-        """A table lets go of a block that several hold: true, for some other still holds it."""
+    def _unshare(self, block: int) -> None:
+        """A table lets go of a block that several hold."""
         references = self._references
         if references[block] == 2:
             del references[block]
         else:
             references[block] -= 1
         self.shared_blocks -= 1
-        return True
 
     def _add_references(self, blocks: Sequence[int]) -> None:
         references = self._references
@@ -308,12 +317,17 @@ class BlockAllocator:
 
         What is known of one already stands.
         """
-        if not self._hash_of.keys().isdisjoint(blocks):
-            new = [number for number, block in enumerate(blocks) if block not in self._hash_of]
+        hash_of, block_of = self._hash_of, self._block_of
+        if not blocks:
+            return
+        ends = self.keeps_prefixes
+        if blocks[0] in hash_of if ends else not hash_of.keys().isdisjoint(blocks):
+            new = [number for number, block in enumerate(blocks) if block not in hash_of]
+            if not new:
+                return
             blocks, hashes = [blocks[each] for each in new], [hashes[each] for each in new]
-        self._hash_of.update(zip(blocks, hashes, strict=True))
-        block_of = self._block_of
-        if block_of.keys().isdisjoint(hashes):
+        hash_of.update(zip(blocks, hashes, strict=True))
+        if hashes[0] not in block_of if ends else block_of.keys().isdisjoint(hashes):
             block_of.update(zip(hashes, blocks, strict=True))
             return
         for block, block_hash in zip(blocks, hashes, strict=True):
@@ -359,6 +373,7 @@ class BlockAllocator:
 
     def forget(self, table: Sequence[int]) -> None:
         """What these blocks hold is not to be found again (it turned out to be wrong)."""
+        self.keeps_prefixes = False  # others may have gone on from them
         self._forget(list(filter(self._hash_of.__contains__, table)))
 
     def _evict(self, blocks: list[int]) -> None:

@@ -18,6 +18,8 @@ from sim.request import Request
 class GroupedAllocator(BlockAllocator):
     """A `BlockAllocator` whose sequences have a table for each of several groups of layers."""
 
+    keeps_prefixes = False  # a window gives back what comes first
+
     def __init__(
         self,
         num_blocks: int,
