@@ -22,7 +22,12 @@ TRUNCATED_FILE = FOLDER / "truncated.yaml"
 
 def model_names() -> list[str]:
     """Models that can be named; each also goes by its ids."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    return list(_names_in(FOLDER, FOLDER.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=1)  # a sweep asks at every point
+def _names_in(folder: Path, _: int) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in folder.glob("*.json")))
 
 
 @cache

@@ -131,10 +131,8 @@ def lines(table: SweepTable, metric: str, x_axis: int, line_axis: int | None) ->
     measure = Measure.of(metric, every)
     positions, axis = positions_along(table, x_axis, columns)
     logarithmic = spans_decades(metric, every)
-    found = [
-        [_mean_at(table, metric, {x_axis: column, line_axis: level}) for column in columns]
-        for level in levels
-    ]
+    known = _means_along(table, metric, x_axis, line_axis)
+    found = [[known.get((column, level)) for column in columns] for level in levels]
     shown = [one for line in found for one in line if one is not None]
     floor = _floor(shown) if logarithmic else 0.0
     data: list[dict[str, Any]] = []
@@ -236,23 +234,27 @@ def _band_caption(table: SweepTable, *, averaged: bool, cut: str) -> str:
     return " ".join(words)
 
 
-def _mean_at(
-    table: SweepTable, metric: str, at: dict[int | None, tuple[Any, ...] | None]
-) -> Interval | None:
-    """The mean over the settings with these levels; over seeds first, so that bands are theirs."""
-    values = [
-        found
-        for setting, found in enumerate(table.by_setting(metric))
-        if all(axis is None or table.level(axis, setting) == level for axis, level in at.items())
-    ]
-    whole = [[value for value in found if value is not None] for found in values]
-    whole = [found for found in whole if found]
-    if not whole:
-        return None
-    if len({len(found) for found in whole}) > 1:  # some runs failed
-        return interval([value for found in whole for value in found], table.confidence)
-    by_seed = [math.fsum(column) / len(whole) for column in zip(*whole, strict=True)]
-    return interval(by_seed, table.confidence)
+Levels = tuple[tuple[Any, ...], tuple[Any, ...] | None]
+
+
+def _means_along(
+    table: SweepTable, metric: str, x_axis: int, line_axis: int | None
+) -> dict[Levels, Interval]:
+    """The means over the settings with the same levels of both axes; None: of one axis alone."""
+    values: dict[Levels, list[list[float]]] = {}
+    for setting, runs in enumerate(table.by_setting(metric)):
+        if known := [value for value in runs if value is not None]:
+            level = None if line_axis is None else table.level(line_axis, setting)
+            values.setdefault((table.level(x_axis, setting), level), []).append(known)
+    return {levels: _mean(found, table.confidence) for levels, found in values.items()}
+
+
+def _mean(settings: list[list[float]], confidence: float) -> Interval:
+    """The mean over settings, each with its runs: over seeds first, so that bands are theirs."""
+    if len({len(runs) for runs in settings}) > 1:  # some runs failed
+        return interval([value for runs in settings for value in runs], confidence)
+    by_seed = [math.fsum(column) / len(settings) for column in zip(*settings, strict=True)]
+    return interval(by_seed, confidence)
 
 
 def points(table: SweepTable, metric: str, axis: int) -> Figure:

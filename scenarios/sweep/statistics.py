@@ -172,11 +172,17 @@ def _drawn_shares(groups: list[np.ndarray], means: np.ndarray, counts: np.ndarra
 
 def _explained(groups: Sequence[np.ndarray], means: np.ndarray, counts: np.ndarray) -> float:
     """The share of the squared deviations of `means` that a sum of an effect of each explains."""
-    columns = [np.ones(len(means))]
-    columns += [(one == at).astype(float) for one in groups for at in range(1, one.max() + 1)]
     weights = np.sqrt(counts)
-    design, weighted = np.stack(columns, axis=1) * weights[:, None], means * weights
-    fitted = design @ np.linalg.lstsq(design, weighted)[0]
+    weighted = means * weights
+    if len(groups) == 1:  # each level's own mean is the best that it can be told by
+        (own,) = groups
+        with_level = np.bincount(own, means * counts) / np.bincount(own, counts)
+        fitted = with_level[own] * weights
+    else:
+        columns = [np.ones(len(means))]
+        columns += [(one == at).astype(float) for one in groups for at in range(1, one.max() + 1)]
+        design = np.stack(columns, axis=1) * weights[:, None]
+        fitted = design @ np.linalg.lstsq(design, weighted)[0]
     centre = np.average(means, weights=counts)
     around = float((counts * (means - centre) ** 2).sum())
     return 1.0 - float(((weighted - fitted) ** 2).sum()) / around if around else 0.0

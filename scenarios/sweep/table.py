@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 FRONT = ("setting", "seed", "point", "error")  # columns beside axes and figures
@@ -25,6 +25,13 @@ class SweepTable:
     confidence: float
     metrics: tuple[str, ...]  # to be shown first
     columns: dict[str, list[Any]]
+    _first_row: dict[int, int] = field(init=False, repr=False, compare=False)  # of each setting
+
+    def __post_init__(self) -> None:
+        first: dict[int, int] = {}
+        for row, setting in enumerate(self.columns["setting"]):
+            first.setdefault(setting, row)
+        object.__setattr__(self, "_first_row", first)
 
     @property
     def num_runs(self) -> int:
@@ -47,7 +54,7 @@ class SweepTable:
 
     def level(self, axis: int, setting: int) -> tuple[Any, ...]:
         """What an axis is set to in a setting."""
-        row = self.columns["setting"].index(setting)
+        row = self._first_row[setting]
         return tuple(self.columns[path][row] for path in self.axes[axis])
 
     def levels(self, axis: int) -> list[tuple[Any, ...]]:

@@ -165,4 +165,4 @@ def free_held(replica: ClusterReplica, request: Request) -> None:
     pool = replica.pool
     assert isinstance(pool, PrefillPool)
     replica.allocator.free(pool.let_go(request))
-    replica.kv_floor = -1.0
+    replica.note_change()

@@ -63,7 +63,7 @@ class Lockstep:
             return  # an arrival had asked for it when all was idle: it has been made
         ranks = self.ranks
         for rank in ranks:
-            rank.kv_floor = -1.0
+            rank.note_change()
             rank.take_in(now_s)
         while True:
             self._ends_s = [end_s for end_s in (*self._ends_s, *self._plan_s) if end_s > now_s]

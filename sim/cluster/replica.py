@@ -74,6 +74,8 @@ class ClusterReplica(Engine):
         self.num_blocks = scheduler.allocator.num_blocks
         self.num_outstanding = 0
         self.kv_floor = -1.0  # what `kv_share` is at least: a leap only adds to what it was
+        self._changed: list[ClusterReplica] = []  # who has to be looked at anew by a router …
+        self.is_noted = False  # … and whether this one is there
         self.came_s: list[float] = []  # when requests came, and when some left without an answer
         self.gone_s: list[float] = []
         self._clock = clock
@@ -94,8 +96,8 @@ class ClusterReplica(Engine):
     def send(self, request: Request, now_s: float) -> None:
         """A request is sent here, to the engine or to the front end before it."""
         self.pool.queued_tokens += request.prompt_tokens * self.pool.num_sequences(request)
-        self.kv_floor = -1.0
         self.num_outstanding += 1
+        self.note_change()
         if self.servers is None:
             self._receive(request, now_s)
             return
@@ -129,6 +131,17 @@ class ClusterReplica(Engine):
         else:
             self.interrupt(self._past(self._going_on_rank, now_s))
             self._call_when_due()
+
+    def note_changes_in(self, changed: list[ClusterReplica]) -> None:
+        """From now on this one puts itself there when something a router looks at has changed."""
+        self._changed, self.is_noted = changed, False
+
+    def note_change(self) -> None:
+        """Requests have come or gone, or blocks been taken or come free."""
+        self.kv_floor = -1.0
+        if not self.is_noted:
+            self.is_noted = True
+            self._changed.append(self)
 
     def wake(self, now_s: float) -> None:
         """Blocks came free from outside: if nothing runs, decide anew."""
@@ -194,7 +207,7 @@ class ClusterReplica(Engine):
             lost = sorted([*lost, *self._entering], key=lambda request: request.index)
             self._entering.clear()
         self.num_outstanding = self.pool.queued_tokens = 0
-        self.kv_floor = -1.0
+        self.note_change()
         return lost
 
     # -- as its time comes --------------------------------------------------------------------
@@ -213,8 +226,9 @@ class ClusterReplica(Engine):
             self.interrupt(now_s)
         if finished := self.collect(now_s):
             self.num_outstanding -= len(finished)
+            self.note_change()
             self._finished(self, finished, now_s)
-        self.kv_floor = -1.0
+        self.note_change()
         if now_s < self.decision_s and not self.is_idle:
             self._call_when_due()
         elif self._awaits_clients:  # also those of other replicas, whose iterations end just now
@@ -231,7 +245,7 @@ class ClusterReplica(Engine):
         self._deciding = False
         if now_s < self.decision_s and not self.is_idle:
             return  # the decision that was due has been made, or the engine has failed since
-        self.kv_floor = -1.0
+        self.note_change()
         self.take_in(now_s)
         self.decide(now_s)
         self._call_when_due()
@@ -251,7 +265,7 @@ class ClusterReplica(Engine):
         """These can never be served, got no place in the queue, or left it."""
         self.gone_s += [now_s] * len(requests)
         self.num_outstanding -= len(requests)
-        self.kv_floor = -1.0
+        self.note_change()
         for request in requests:
             self.pool.queued_tokens -= request.prompt_tokens * self.pool.num_sequences(request)
         if requests:

@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from operator import attrgetter
 
 import numpy as np
 
 from sim.cluster.replica import ClusterReplica
+from sim.cluster.standings import Figures, Standings
 from sim.request import Request
 
-# Called for every replica and request: a lambda would cost as much as all else.
-_num_outstanding = attrgetter("num_outstanding")
-_kv_floor = attrgetter("kv_floor")
 # Prefix-aware: a replica this much busier than the idlest is not worth its cached prefix.
 _BUSIER = 2.0
 _SPARE = 8
@@ -34,6 +31,16 @@ class Routing:
     turn: int = 0
     # Hash of a prompt's last full block -> where it went.
     last_turns: dict[int, ClusterReplica] = field(default_factory=dict)
+    _standings: Standings | None = None
+
+    def standings(
+        self, replicas: Sequence[ClusterReplica], figures: Callable[[ClusterReplica], Figures]
+    ) -> Standings:
+        """These replicas in order, kept from request to request while they are the same list."""
+        kept = self._standings
+        if kept is None or kept.replicas is not replicas:
+            kept = self._standings = Standings(replicas, figures)
+        return kept
 
 
 Router = Callable[[Request, Sequence[ClusterReplica], float, Routing], ClusterReplica]
@@ -60,7 +67,13 @@ def least_outstanding(
     request: Request, replicas: Sequence[ClusterReplica], now_s: float, memory: Routing
 ) -> ClusterReplica:
     """The fewest unfinished requests."""
-    return min(replicas, key=_num_outstanding)
+    first = memory.standings(replicas, _outstanding).first()
+    assert first is not None, "somebody is there to choose"
+    return replicas[first[1]]
+
+
+def _outstanding(replica: ClusterReplica) -> Figures:
+    return (replica.num_outstanding,)
 
 
 def least_kv(
@@ -70,17 +83,26 @@ def least_kv(
 
     Blocks are counted only where what is known of a replica does not rule it out.
     """
-    bounds = list(map(_kv_floor, replicas))
-    best = replicas[0]
-    best_key = (inf, inf, inf)
-    while (lowest := min(bounds)) <= best_key[0] and lowest < inf:
-        position = bounds.index(lowest)
-        bounds[position] = inf
-        replica = replicas[position]
-        key = (replica.kv_share(now_s), replica.num_outstanding, position)
+    standings = memory.standings(replicas, _least_kv_share)
+    looked_at: list[int] = []
+    best, best_key = replicas[0], (inf, inf, inf)
+    while (first := standings.first()) is not None:
+        (floor, outstanding), place = first
+        if (floor, outstanding, place) >= best_key:
+            break  # nobody has less than it has at least
+        standings.take_out(place)
+        looked_at.append(place)
+        replica = replicas[place]
+        key = (replica.kv_share(now_s), replica.num_outstanding, place)
         if key < best_key:
             best, best_key = replica, key
+    for place in looked_at:
+        standings.put_back(place)
     return best
+
+
+def _least_kv_share(replica: ClusterReplica) -> Figures:
+    return (replica.kv_floor, replica.num_outstanding)
 
 
 def data_parallel(

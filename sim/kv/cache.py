@@ -6,12 +6,21 @@ the head of one free queue. With the prefix cache on, a full block carries the h
 to its last one. It comes back to the queue's end and keeps that hash until the queue hands it out
 again: the queue is thus the cache's least-recently-used order. What holds nothing that could be
 found again comes back to the queue's head (vLLM's `BlockPool.free_blocks`).
+
+A long prompt has thousands of blocks, and most of them share their fate: they are computed, found,
+given back and evicted together. So everything here takes many blocks at once, what is known of a
+block lies in dicts and sets, and a chain is known by its ends: a table gives back its last block
+first, so wherever a block can be found again, so can all that come before it. `keeps_prefixes` says
+whether that holds.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import takewhile
+from operator import is_not
 
 from sim.conservation import hold
 from sim.kv.tables import TableRule
@@ -21,15 +30,17 @@ from sim.request import Request
 Key = int | tuple[int, int]
 
 _NUMBERS: list[int] = []
+_is_something = partial(is_not, None)
+_AT_ONCE = 1024  # blocks that go into the queue when it is out of such as have been in use
 
 
-def _block_numbers(count: int) -> list[int]:
-    """0 to `count` - 1, the same int objects for all allocators.
+def block_numbers(start: int, stop: int) -> list[int]:
+    """`start` to `stop` - 1, the same int objects for all allocators.
 
     Sixty-four replicas with numbers of their own would drive each other's out of the CPU's cache.
     """
-    _NUMBERS.extend(range(len(_NUMBERS), count))
-    return _NUMBERS[:count]
+    _NUMBERS.extend(range(len(_NUMBERS), stop))
+    return _NUMBERS[start:stop]
 
 
 class BlockAllocator:
@@ -43,6 +54,7 @@ class BlockAllocator:
     growing_tables = 1  # that every token of a sequence is written to
     lengthening_tables = 1  # that take a block when a sequence begins one
     gives_back_early = False  # whether a sequence gives up blocks before it ends
+    keeps_prefixes = True  # whether of what can be found again all can that comes before it
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = False) -> None:
         if num_blocks < 1 or block_size < 1:
@@ -56,9 +68,13 @@ class BlockAllocator:
         # draft head needs and no cache has (vLLM with EAGLE and MTP).
         self.drops_last_match = False
         self.num_free = num_blocks
-        # A queue as a list and the position of its head: slices of many blocks cost one call.
-        self._queue = _block_numbers(num_blocks)
+        # A queue as a list and the position of its head: slices of many blocks cost one call. Of
+        # thousands of replicas most never use all their blocks: from `_unused` on they are in no
+        # list yet, and what comes back meanwhile is queued behind them.
+        self._queue: list[int] = []
         self._head = 0
+        self._unused = 0
+        self._returned: list[int] = []  # the queue itself, once all have been in use
         self._compact_at = num_blocks // 4 + 1024  # soon, so that the queue stays near the CPU
         # Blocks taken out of the queue's middle leave a dead entry, counted here.
         self._dead: dict[int, int] = {}
@@ -114,16 +130,16 @@ class BlockAllocator:
     def take(self, count: int) -> list[int]:
         """`count` blocks from the head of the free queue; their old content is forgotten."""
         assert count <= self.num_free, "the scheduler asked for more blocks than are free"
-        if self._dead:
+        head = self._head
+        if head + count > len(self._queue) and self._returned is not self._queue:
+            self._lengthen(head + count - len(self._queue))
+        blocks = self._queue[head : head + count]
+        if self._dead and not self._dead.keys().isdisjoint(blocks):
             blocks = self._take_live(count)
         else:
-            head = self._head
-            blocks = self._queue[head : head + count]
             self._head = head + count
-        if self._idle:
-            for block in blocks:
-                if block in self._idle:
-                    self._evict(block)
+        if self._idle and not self._idle.isdisjoint(blocks):
+            self._evict(list(filter(self._idle.__contains__, blocks)))
         self.num_free -= count
         if self._head > self._compact_at:
             del self._queue[: self._head]
@@ -156,17 +172,25 @@ class BlockAllocator:
             del table[full:]
         blocks = self._released(table)
         if self._hash_of:
-            self._idle.update(block for block in blocks if block in self._hash_of)
-        self._queue += blocks
+            # Most often all of them, or none of the last ones.
+            last = next((at for at, block in enumerate(blocks) if block in self._hash_of), None)
+            if last is not None:
+                cached = blocks[last:]
+                if not self.keeps_prefixes:
+                    cached = list(filter(self._hash_of.__contains__, cached))
+                self._idle.update(cached)
+        self._returned += blocks
         self.num_free += len(blocks)
         table.clear()
 
     def _released(self, table: list[int]) -> list[int]:
         """Those of a table that no other holds, last first."""
-        blocks = table[::-1]
-        if self._references:
-            blocks = [block for block in blocks if not self._drop_reference(block)]
-        return blocks
+        shared = self._references.keys() & table if self._references else ()
+        if not shared:
+            return table[::-1]
+        for block in shared:
+            self._unshare(block)
+        return [block for block in reversed(table) if block not in shared]
 
     def _put_first(self, blocks: list[int]) -> None:
         """Let these be handed out next. They were taken from the head: no dead entries are left."""
@@ -178,9 +202,20 @@ class BlockAllocator:
             self._queue[head:head] = blocks
         self.num_free += count
 
+    def _lengthen(self, count: int) -> None:
+        """Queue at least `count` blocks that have never been in use, or all that there are."""
+        start, queue = self._unused, self._queue
+        self._unused = min(start + max(count, _AT_ONCE), self.num_blocks)
+        queue += block_numbers(start, self._unused)
+        if self._unused == self.num_blocks:
+            queue += self._returned
+            self._returned = queue
+
     def _take_live(self, count: int) -> list[int]:
         blocks: list[int] = []
         while len(blocks) < count:
+            if self._head == len(self._queue):
+                self._lengthen(1)
             block = self._queue[self._head]
             self._head += 1
             dead = self._dead.get(block, 0)
@@ -192,35 +227,36 @@ class BlockAllocator:
                 self._dead[block] = dead - 1
         return blocks
 
-    def _drop_reference(self, block: int) -> bool:
-        """True when some other table still holds the block."""
-        references = self._references.get(block)
-        if references is None:
-            return False
-        self.shared_blocks -= 1
-        if references == 2:
-            del self._references[block]
+    def _unshare(self, block: int) -> None:
+        """A table lets go of a block that several hold."""
+        references = self._references
+        if references[block] == 2:
+            del references[block]
         else:
-            self._references[block] = references - 1
-        return True
+            references[block] -= 1
+        self.shared_blocks -= 1
 
-    def _add_reference(self, block: int) -> None:
-        self._references[block] = self._references.get(block, 1) + 1
-        self.shared_blocks += 1
+    def _add_references(self, blocks: Sequence[int]) -> None:
+        references = self._references
+        if references.keys().isdisjoint(blocks):
+            references.update(dict.fromkeys(blocks, 2))
+        else:
+            for block in blocks:
+                references[block] = references.get(block, 1) + 1
+        self.shared_blocks += len(blocks)
 
     # -- sharing ----------------------------------------------------------------------------
 
     def fork(self, table: Sequence[int]) -> list[int]:
         """A second table over the same blocks (parallel samples of one prompt)."""
-        for block in table:
-            self._add_reference(block)
+        self._add_references(table)
         return list(table)
 
     def share(self, table: list[int], blocks: Iterable[int]) -> None:
         """Append blocks that other tables hold."""
-        for block in blocks:
-            self._add_reference(block)
-            table.append(block)
+        blocks = list(blocks)
+        self._add_references(blocks)
+        table += blocks
 
     def references(self, block: int) -> int:
         """How many tables hold a block in use."""
@@ -236,7 +272,7 @@ class BlockAllocator:
         if source not in self._references:
             return None
         (target,) = self.take(1)
-        self._drop_reference(source)
+        self._unshare(source)
         table[position] = target
         return source, target
 
@@ -247,17 +283,12 @@ class BlockAllocator:
 
     def cached(self, hashes: Iterable[int]) -> list[int]:
         """The blocks of the longest cached prefix of a chain of block hashes."""
-        blocks = []
-        for block_hash in hashes:
-            block = self._block_of.get(block_hash)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+        found = map(self._block_of.get, hashes)
+        return list(takewhile(_is_something, found))  # type: ignore[arg-type]
 
     def num_idle(self, blocks: Iterable[int]) -> int:
         """How many of these cached blocks no table holds: using them again costs a free block."""
-        return sum(block in self._idle for block in blocks)
+        return len(self._idle.intersection(blocks))
 
     def idle_blocks(self) -> tuple[int, ...]:
         """Free blocks that still hold what the prefix cache may find, in order of their numbers."""
@@ -265,29 +296,50 @@ class BlockAllocator:
 
     def reuse(self, table: list[int], blocks: Iterable[int]) -> None:
         """Append cached blocks to `table`."""
-        for block in blocks:
-            if block in self._idle:
-                self._idle.remove(block)
-                self._dead[block] = self._dead.get(block, 0) + 1
-                self.num_free -= 1
+        blocks = list(blocks)
+        idle = self._idle.intersection(blocks)
+        if idle:
+            self._idle -= idle
+            self.num_free -= len(idle)
+            dead = self._dead
+            if dead.keys().isdisjoint(idle):
+                dead.update(dict.fromkeys(idle, 1))
             else:
-                self._add_reference(block)
-            table.append(block)
+                for block in idle:
+                    dead[block] = dead.get(block, 0) + 1
+        if len(idle) < len(blocks):
+            held = [block for block in blocks if block not in idle] if idle else blocks
+            self._add_references(held)
+        table += blocks
 
-    def cache(self, block: int, block_hash: Key) -> None:
-        """Remember that a block in use is full and what it holds."""
-        if block in self._hash_of:
+    def cache(self, blocks: Sequence[int], hashes: Sequence[Key]) -> None:
+        """Remember that blocks in use are full and what they hold.
+
+        What is known of one already stands.
+        """
+        hash_of, block_of = self._hash_of, self._block_of
+        if not blocks:
             return
-        self._hash_of[block] = block_hash
-        if self._block_of.setdefault(block_hash, block) != block:
-            self._twins.setdefault(block_hash, []).append(block)
+        ends = self.keeps_prefixes
+        if blocks[0] in hash_of if ends else not hash_of.keys().isdisjoint(blocks):
+            new = [number for number, block in enumerate(blocks) if block not in hash_of]
+            if not new:
+                return
+            blocks, hashes = [blocks[each] for each in new], [hashes[each] for each in new]
+        hash_of.update(zip(blocks, hashes, strict=True))
+        if hashes[0] not in block_of if ends else block_of.keys().isdisjoint(hashes):
+            block_of.update(zip(hashes, blocks, strict=True))
+            return
+        for block, block_hash in zip(blocks, hashes, strict=True):
+            if block_of.setdefault(block_hash, block) != block:
+                self._twins.setdefault(block_hash, []).append(block)
 
     def cache_prompt(self, request: Request, first_token: int, last_token: int) -> None:
         """Publish the prompt blocks that are filled by tokens `first_token` to `last_token`."""
-        hashes = request.block_hashes
-        stop = min(last_token // self.block_size, len(hashes))
-        for position in range(first_token // self.block_size, stop):
-            self.cache(request.block_table[position], hashes[position])
+        start = first_token // self.block_size
+        stop = min(last_token // self.block_size, len(request.block_hashes))
+        if start < stop:
+            self.cache(request.block_table[start:stop], request.block_hashes[start:stop])
 
     def cache_all(self, request: Request, num_tokens: int) -> None:
         """Publish every block that the first `num_tokens` tokens of a request fill.
@@ -296,8 +348,8 @@ class BlockAllocator:
         they carry a hash of its own and are published no sooner than that can matter, which is when
         it is preempted.
         """
-        for position in range(num_tokens // self.block_size):
-            self.cache(request.block_table[position], request.block_hash(position))
+        full = num_tokens // self.block_size
+        self.cache(request.block_table[:full], [request.block_hash(at) for at in range(full)])
 
     def cached_prefix(self, request: Request) -> list[int]:
         """Cached blocks that `request` may use; at least its last token is always computed."""
@@ -317,32 +369,34 @@ class BlockAllocator:
 
     def forget_all(self) -> None:
         """The prefix cache is empty."""
-        for block in list(self._hash_of):
-            self._forget(block)
+        self._forget(list(self._hash_of))
 
     def forget(self, table: Sequence[int]) -> None:
         """What these blocks hold is not to be found again (it turned out to be wrong)."""
-        for block in table:
-            if block in self._hash_of:
-                self._forget(block)
+        self.keeps_prefixes = False  # others may have gone on from them
+        self._forget(list(filter(self._hash_of.__contains__, table)))
 
-    def _evict(self, block: int) -> None:
-        """A cached block is about to be handed out for something else."""
-        self._forget(block)
+    def _evict(self, blocks: list[int]) -> None:
+        """Cached blocks are about to be handed out for something else."""
+        self._forget(blocks)
 
-    def _forget(self, block: int) -> None:
-        self._idle.discard(block)
-        block_hash = self._hash_of.pop(block)
-        twins = self._twins.get(block_hash)
-        if self._block_of[block_hash] != block:
-            assert twins is not None
-            twins.remove(block)
-        elif twins:
-            self._block_of[block_hash] = twins.pop(0)
-        else:
-            del self._block_of[block_hash]
-        if twins is not None and not twins:
-            del self._twins[block_hash]
+    def _forget(self, blocks: list[int]) -> None:
+        self._idle.difference_update(blocks)
+        hashes = list(map(self._hash_of.pop, blocks))
+        if not self._twins or self._twins.keys().isdisjoint(hashes):
+            deque(map(self._block_of.pop, hashes), maxlen=0)
+            return
+        for block, block_hash in zip(blocks, hashes, strict=True):
+            twins = self._twins.get(block_hash)
+            if twins is None:
+                del self._block_of[block_hash]
+                continue
+            if self._block_of[block_hash] == block:
+                self._block_of[block_hash] = twins.pop(0)
+            else:
+                twins.remove(block)
+            if not twins:
+                del self._twins[block_hash]
 
     # -- conservation -----------------------------------------------------------------------
 
@@ -354,7 +408,10 @@ class BlockAllocator:
         held = Counter(block for table in tables for block in table)
         dead = dict(self._dead)
         free: list[int] = []
-        for block in self._queue[self._head :]:
+        queue = self._queue[self._head :]
+        if self._returned is not self._queue:
+            queue += [*block_numbers(self._unused, self.num_blocks), *self._returned]
+        for block in queue:
             if dead.get(block, 0):
                 dead[block] -= 1
             else:

@@ -14,7 +14,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
 from sim.conservation import hold
-from sim.kv.cache import BlockAllocator, Key
+from sim.kv.cache import BlockAllocator, Key, block_numbers
 
 
 class ContiguousAllocator(BlockAllocator):
@@ -25,10 +25,10 @@ class ContiguousAllocator(BlockAllocator):
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         super().__init__(num_blocks, block_size)
-        self._numbers = tuple(self._queue)  # of all blocks; no queue is kept
+        self._numbers = tuple(block_numbers(0, num_blocks))  # no queue is kept
 
-    def cache(self, block: int, block_hash: Key) -> None:
-        """What a block holds is not found again."""
+    def cache(self, blocks: Sequence[int], hashes: Sequence[Key]) -> None:
+        """What blocks hold is not found again."""
 
     def take(self, count: int) -> list[int]:
         """One piece of at least `count` blocks, of which `fits` says that it is there."""

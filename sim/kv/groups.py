@@ -18,6 +18,8 @@ from sim.request import Request
 class GroupedAllocator(BlockAllocator):
     """A `BlockAllocator` whose sequences have a table for each of several groups of layers."""
 
+    keeps_prefixes = False  # a window gives back what comes first
+
     def __init__(
         self,
         num_blocks: int,
@@ -242,9 +244,9 @@ class GroupedAllocator(BlockAllocator):
         self, request: Request, row: int, table: Sequence[int], start: int, end: int
     ) -> None:
         if self.prefix_caching:
-            for position in range(start, min(end, len(table))):
-                if table[position] != NULL:
-                    self.cache(table[position], _key(request.block_hash(position), row))
+            kept = [at for at in range(start, min(end, len(table))) if table[at] != NULL]
+            keys = [_key(request.block_hash(position), row) for position in kept]
+            self.cache([table[position] for position in kept], keys)
 
     def note_fresh(self, request: Request, position: int) -> None:
         """The state after this block counts as computed in this step, if there is one."""

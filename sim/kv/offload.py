@@ -59,7 +59,7 @@ class TieredAllocator(BlockAllocator):
         hashes = iter(self.tiers.load(~block for block in blocks if block < 0))
         # Those on the device first: taking a block for one of the others might evict them.
         held: list[int] = []
-        super().reuse(held, (block for block in blocks if block >= 0))
+        super().reuse(held, [block for block in blocks if block >= 0])
         fresh = iter(self.take(len(blocks) - len(held)))
         on_device = iter(held)
         for block in blocks:
@@ -68,7 +68,7 @@ class TieredAllocator(BlockAllocator):
                 continue
             target = next(fresh)
             self.tiers.loaded(~block, target)
-            self.cache(target, next(hashes))
+            self.cache((target,), (next(hashes),))
             table.append(target)
 
     def forget_all(self) -> None:
@@ -102,12 +102,13 @@ class TieredAllocator(BlockAllocator):
                 tiers.store(block_hash, block)
         self._computed.clear()
 
-    def _evict(self, block: int) -> None:
-        block_hash = self._hash_of[block]
-        assert isinstance(block_hash, int), "one table a sequence"
-        if block_hash not in self._twins:  # no other device block has the same content
-            self.tiers.store(block_hash, block)
-        super()._evict(block)
+    def _evict(self, blocks: list[int]) -> None:
+        for block in blocks:  # one by one: of twins only the last one's content goes down
+            block_hash = self._hash_of[block]
+            assert isinstance(block_hash, int), "one table a sequence"
+            if block_hash not in self._twins:  # no other device block has the same content
+                self.tiers.store(block_hash, block)
+            super()._evict([block])
 
     @property
     def num_without_content(self) -> int:
