@@ -23,6 +23,17 @@ class Clock(simpy.Environment):
         """Call `call(time_s)` then; of one time, by rank, then in order of asking."""
         heappush(self._queue, (time_s, rank, next(self._eid), call))  # type: ignore[misc]
 
+    def advance(self, until_s: float) -> None:
+        """Call all that is due by then, and what comes of it by then."""
+        queue: list[Any] = self._queue
+        while queue and queue[0][0] <= until_s:
+            now_s, rank, _, call = heappop(queue)
+            if now_s > self._now:
+                self._now, self.reached = now_s, rank
+            elif rank > self.reached:
+                self.reached = rank
+            call(now_s)
+
     def run(self, until: object = None) -> None:
         """Until nothing is due any more."""
         assert until is None

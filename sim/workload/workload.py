@@ -28,6 +28,8 @@ class Workload:
     follows: int64, the request whose answer each waits for, -1 for none; None: nobody waits. A
         follower arrives ``think_s`` after that answer has ended, and no earlier than its arrival_s.
     think_s: float64, 0 where not given.
+    leaves_s: float64, when each client is gone, answered or not (infinity: never); None: nobody
+        leaves. No earlier than its arrival_s.
     samples: for requests that ask for several answers; output_tokens is then their longest one's.
     request_ids: names from a trace, n of them.
     labels: the class of each request, n of them.
@@ -51,6 +53,7 @@ class Workload:
     samples: Samples | None = None
     follows: NDArray[np.int64] | None = None
     think_s: NDArray[np.float64] = None  # type: ignore[assignment]  # set where somebody follows
+    leaves_s: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         arrival_s = _column("arrival_s", self.arrival_s, np.dtype(np.float64))
@@ -73,6 +76,7 @@ class Workload:
             "request_ids": n if self.request_ids is None else len(self.request_ids),
             "labels": n if self.labels is None else len(self.labels),
             "follows": n if self.follows is None else len(self.follows),
+            "leaves_s": n if self.leaves_s is None else len(self.leaves_s),
         }
         for column, length in lengths.items():
             if length != n:
@@ -98,6 +102,10 @@ class Workload:
             _refuse("think_s", think_s, ~(think_s >= 0), "0 or more seconds")
             object.__setattr__(self, "follows", follows)
             object.__setattr__(self, "think_s", think_s)
+        if self.leaves_s is not None:
+            leaves_s = _column("leaves_s", self.leaves_s, np.dtype(np.float64))
+            _refuse("leaves_s", leaves_s, ~(leaves_s >= arrival_s), "no earlier than its arrival")
+            object.__setattr__(self, "leaves_s", leaves_s)
         object.__setattr__(self, "arrival_s", arrival_s)
         object.__setattr__(self, "prompt_tokens", prompt_tokens)
         object.__setattr__(self, "output_tokens", output_tokens)
@@ -147,7 +155,10 @@ class Workload:
         """
         if not (math.isfinite(time_scale) and time_scale > 0):
             raise ValueError(f"time_scale is {time_scale}, expected a finite number above 0")
-        return replace(self, arrival_s=self.arrival_s * time_scale)
+        leaves_s = self.leaves_s
+        if leaves_s is not None:  # as long after its arrival
+            leaves_s = leaves_s + self.arrival_s * (time_scale - 1)
+        return replace(self, arrival_s=self.arrival_s * time_scale, leaves_s=leaves_s)
 
     def _part(self, first: int, last: int, *, origin_s: float) -> Workload:
         part = slice(first, last)
@@ -166,6 +177,7 @@ class Workload:
             samples=None if self.samples is None else self.samples.slice(first, last),
             request_ids=None if self.request_ids is None else self.request_ids[part],
             labels=None if self.labels is None else self.labels[part],
+            leaves_s=None if self.leaves_s is None else self.leaves_s[part] - origin_s,
         )
 
 
