@@ -12,6 +12,7 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from orcast.calibrate_cli import app as calibrate_app
+from orcast.cli_version import version
 from orcast.export_cli import export
 from orcast.init_cli import init
 from orcast.list_cli import app as list_app
@@ -19,6 +20,7 @@ from orcast.options import JsonOption, QuietOption, RunFolderOption, SetOption
 from orcast.plan_cli import plan
 from orcast.refine_cli import refine
 from orcast.replay_cli import replay
+from orcast.serve_cli import serve
 from orcast.show_cli import app as show_app
 from orcast.size_cli import size
 from orcast.sweep_cli import sweep, with_ray_address
@@ -50,25 +52,13 @@ ScenarioArgument = Annotated[
 @app.callback()
 def _orcast(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    if version:
-        print(f"orcast {_version()}")
+    if show_version:
+        print(f"orcast {version()}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
-
-
-def _version() -> str:
-    """That of the installed package; of these files, where none is installed."""
-    from importlib import metadata
-
-    from orcast import __version__
-
-    try:
-        return metadata.version("orcast")
-    except metadata.PackageNotFoundError:
-        return __version__
 
 
 @app.command()
@@ -185,7 +175,7 @@ def _show_comparison(compared: _Compared, names: tuple[str, str], *, as_json: bo
 
 
 # In the order in which one meets them.
-for command in (replay, trace, sweep, plan, size, ui, export, init, validate):
+for command in (replay, trace, sweep, plan, size, ui, serve, export, init, validate):
     app.command()(command)
 app.add_typer(list_app, name="list")
 app.add_typer(show_app, name="show")

@@ -82,9 +82,13 @@ def draw_workload(
     samples = draw_samples(
         workload, outputs, lambda n: _further_lengths(workload, outputs, n, sample_rng), sample_rng
     )
+    if samples is None and drawn is not None:
+        samples = drawn.samples
     if samples is not None:
         outputs = samples.longest
-    limits = outputs if workload.max_tokens is None else np.maximum(outputs, workload.max_tokens)
+    limits = outputs if drawn is None else np.maximum(outputs, drawn.max_tokens)
+    if workload.max_tokens is not None:
+        limits = np.maximum(outputs, workload.max_tokens)
     with np.errstate(over="ignore"):
         arrival_s = columns["arrival_s"] * workload.time_scale
     if not arrival_s[-1] <= LATEST_ARRIVAL_S:
@@ -107,7 +111,15 @@ def draw_workload(
         samples=samples,
         follows=None if waits is None else waits[0],
         think_s=None if waits is None else waits[1],  # type: ignore[arg-type]
+        leaves_s=None if drawn is None else _leaves_s(drawn, arrival_s),
     )
+
+
+def _leaves_s(drawn: Workload, arrival_s: np.ndarray) -> np.ndarray | None:
+    """When clients of a trace are gone that come at these times: as long after as they were."""
+    if drawn.leaves_s is None or np.array_equal(arrival_s, drawn.arrival_s):
+        return drawn.leaves_s
+    return arrival_s + (drawn.leaves_s - drawn.arrival_s)
 
 
 def _arrivals(given: Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -79,9 +79,12 @@ def simulate_cluster(
 class Source(Arrivals, Protocol):
     """Where a cluster's requests come from: all that it is told of them."""
 
-    workload: Workload  # once no more will come
     samples: Samples | None  # those that requests ask for
     total: float  # requests in all; infinity while more may come
+
+    @property
+    def workload(self) -> Workload:
+        """All that came, once no more will."""
 
     def take(self) -> Request:
         """The request that arrives at `next_arrival_s`."""
@@ -329,6 +332,8 @@ class Cluster(Fleet):
     def lose(self, replica: ClusterReplica, now_s: float) -> None:
         # Held blocks come free before the replica's own.
         lost = self._transfers.lose(replica, now_s) + replica.fail(now_s)
+        if self._listener is not None:
+            self._listener.lost(lost, now_s)
         for request in sorted(lost, key=lambda request: request.index):
             self._transfers.release(request, now_s)
             self.facts.retries[request.index] = self.facts.retries.get(request.index, 0) + 1

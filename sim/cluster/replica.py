@@ -14,6 +14,7 @@ from math import inf, nextafter
 from sim.engine.clock import Clock
 from sim.engine.engine import Device, Engine
 from sim.engine.front_end import ApiServers
+from sim.records import IterationLog
 from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.scheduler import Answering, Scheduler
@@ -173,6 +174,14 @@ class ClusterReplica(Engine):
         self.kv_floor = -1.0
         if gone:
             self._finished(self, gone, now_s)
+
+    def forget(self) -> None:
+        """Drop what is noted of all that is over: there will be no records."""
+        self.log = IterationLog()
+        self.pool.log.forget()
+        self.scheduler.gaps.clear()
+        self.came_s.clear()
+        self.gone_s.clear()
 
     def wake(self, now_s: float) -> None:
         """Blocks came free from outside: if nothing runs, decide anew."""

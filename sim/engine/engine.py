@@ -56,6 +56,9 @@ class Listener(Protocol):
     def ended(self, requests: Sequence[Request], now_s: float) -> None:
         """These are answered, or will not be."""
 
+    def lost(self, requests: Sequence[Request], now_s: float) -> None:
+        """Their replica has failed; they begin anew."""
+
 
 Tokens = list[tuple[Request, int]]
 """Sequences that run, and how many tokens each has got so far."""

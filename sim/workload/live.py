@@ -33,7 +33,7 @@ class LiveSource:
         self.next_arrival_s = inf
         self.total = inf
         self.count = 0  # requests so far
-        self._block_size = block_size
+        self.block_size = block_size
         self._coming: deque[Request] = deque()
         self._kept = _Kept() if keep else None
 
@@ -45,6 +45,7 @@ class LiveSource:
         output_tokens: Sequence[int],
         max_tokens: int,
         block_hashes: Sequence[int] = (),
+        label: str = "",
     ) -> Request:
         """A request arrives then, no earlier than any before it, for answers of these lengths.
 
@@ -55,6 +56,7 @@ class LiveSource:
         request = Request(
             self.count, arrival_s, prompt_tokens, longest, max(longest, max_tokens), block_hashes
         )
+        request.label = label
         if len(output_tokens) > 1:
             assert self.samples is not None, "the policy serves one answer a request"
             request.group = SampleGroup(request, output_tokens)
@@ -99,7 +101,7 @@ class LiveSource:
     def workload(self) -> Workload:
         """All that came, as requests to be simulated. ValueError where there was none."""
         assert self._kept is not None, "a source that does not keep its requests"
-        return self._kept.workload(self._block_size)
+        return self._kept.workload(self.block_size)
 
 
 class _Kept:
@@ -114,6 +116,7 @@ class _Kept:
         self._samples = array("q")  # tokens of each
         self._ids = array("q")
         self._offsets = array("q", [0])
+        self._labels: list[str] = []
 
     def add(self, request: Request, output_tokens: Sequence[int]) -> None:
         self.arrival_s.append(request.arrival_s)
@@ -122,6 +125,7 @@ class _Kept:
         self._max_tokens.append(request.max_tokens)
         self.counts.append(len(output_tokens))
         self._samples.extend(output_tokens)
+        self._labels.append(request.label)
         self._ids.extend(request.block_hashes)
         self._offsets.append(len(self._ids))
 
@@ -143,4 +147,5 @@ class _Kept:
             name="served",
             samples=samples if max(self.counts, default=1) > 1 else None,
             leaves_s=leaves_s if np.isfinite(leaves_s).any() else None,
+            labels=self._labels if any(self._labels) else None,
         )

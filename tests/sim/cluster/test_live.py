@@ -41,6 +41,9 @@ class Heard:
     def ended(self, requests: Sequence[Request], now_s: float) -> None:
         self.over += requests
 
+    def lost(self, requests: Sequence[Request], now_s: float) -> None:
+        pass
+
 
 def load(seed: int, count: int = 60, *, several: bool = False) -> Workload:
     """Requests with prompts that repeat each other; more than one in three clients leave."""
