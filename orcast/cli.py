@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from orcast.calibrate_cli import app as calibrate_app
+from orcast.cli_version import version
 from orcast.compare_cli import compare
 from orcast.export_cli import export
 from orcast.init_cli import init
@@ -22,6 +23,7 @@ from orcast.options import JsonOption, QuietOption, RunFolderOption, SetOption
 from orcast.plan_cli import plan
 from orcast.refine_cli import refine
 from orcast.replay_cli import replay
+from orcast.serve_cli import serve
 from orcast.show_cli import app as show_app
 from orcast.size_cli import size
 from orcast.streams import standard_streams
@@ -47,25 +49,13 @@ ScenarioArgument = Annotated[
 @app.callback()
 def _orcast(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    if version:
-        print(f"orcast {_version()}")
+    if show_version:
+        print(f"orcast {version()}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
-
-
-def _version() -> str:
-    """That of the installed package; of these files, where none is installed."""
-    from importlib import metadata
-
-    from orcast import __version__
-
-    try:
-        return metadata.version("orcast")
-    except metadata.PackageNotFoundError:
-        return __version__
 
 
 @app.command()
@@ -106,7 +96,7 @@ def report(
 
 
 # In the order in which one meets them.
-for command in (compare, replay, trace, sweep, plan, size, laws, ui, export, init, validate):
+for command in (compare, replay, trace, sweep, plan, size, laws, ui, serve, export, init, validate):
     app.command()(command)
 app.add_typer(list_app, name="list")
 app.add_typer(show_app, name="show")

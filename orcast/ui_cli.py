@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orcast.composed import compose
+from orcast.listening import listen
 from orcast.options import SetOption
 from scenarios.errors import InputError
 
@@ -40,7 +39,7 @@ def ui(
     from reports.what_if.page import HOST
     from reports.what_if.server import PageServer
 
-    with _listen(HOST, port) as listening:
+    with listen(HOST, port) as listening:
         app, warnings = what_if(scenario, set_ or [])
         server = PageServer(listening, app.server)
         for warning in warnings:
@@ -140,18 +139,3 @@ def _needs_dash() -> None:
         import dash  # noqa: F401
     except ModuleNotFoundError:
         raise InputError("orcast ui needs the package dash: pip install 'orcast[ui]'") from None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at `port`, or any free one for 0. InputError where it is taken."""
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(128)
-    except OSError as error:
-        listening.close()
-        if error.errno != errno.EADDRINUSE:
-            raise InputError(f"--port {port}: {error.strerror}") from None
-        raise InputError(f"--port {port}: in use; name another, or 0 for any free one") from None
-    return listening

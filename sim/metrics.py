@@ -21,8 +21,8 @@ from sim.records import Records
 
 PERCENTILES = (50, 90, 95, 99)
 # Columns of requests that ended without an answer though an engine could have served them: a full
-# queue, a client's patience, no replica left.
-UNANSWERED = ("refused", "gave_up", "stranded")
+# queue, a client's patience, no replica left, a client that left.
+UNANSWERED = ("refused", "gave_up", "stranded", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)

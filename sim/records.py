@@ -33,8 +33,9 @@ class Records:
     ``requests``: request, arrival_s, scheduled_s, first_token_s, last_token_s, finished_s (NaN
     where rejected), prompt_tokens, output_tokens, cached_tokens, preemptions, rejected, replica;
     where some ask for several answers also samples and sampled_tokens (of all samples, while
-    output_tokens are the longest one's); where queues have limits, refused and gave_up (of the
-    rejected ones); where pools prefill for others, prefilled_s (when a prompt was computed there).
+    output_tokens are the longest one's); where queues have limits, refused and gave_up, where
+    clients leave, cancelled (of the rejected ones); where pools prefill for others, prefilled_s
+    (when a prompt was computed there).
     Behind a front end arrival_s, first_token_s, last_token_s and finished_s are the
     client's; the engine's own are engine_arrival_s and so on.
     ``iterations``: start_s, duration_s, the batch (running, waiting, prefill_seqs, prefill_tokens,
@@ -78,6 +79,9 @@ class _Table:
     def add(self, row: tuple[Any, ...]) -> None:
         self._rows += self._pack(*row)
 
+    def clear(self) -> None:
+        self._rows.clear()
+
     def columns(self) -> Columns:
         rows = np.frombuffer(self._rows, self._dtype)
         return {name: rows[name].copy() for name in self._dtype.names or ()}
@@ -100,6 +104,7 @@ class RequestLog:
         self.refused: set[int] = set()  # by a full queue
         self.gave_up: set[int] = set()  # after waiting for too long
         self.stranded: set[int] = set()  # no replica was left, and none came back
+        self.cancelled: set[int] = set()  # its client was gone
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
         first, last = request.first_token, request.last_token
@@ -149,6 +154,14 @@ class RequestLog:
     def close(self, request: Request) -> None:
         """A preempted request will not come back here."""
         self._open.pop(request.index, None)
+
+    def forget(self) -> None:
+        """Drop what has ended: nobody will ask for it."""
+        self._ended.clear()
+        self._preempted = list(self._open.values())
+        for ended in (self.refused, self.gave_up, self.stranded, self.cancelled):
+            ended.clear()
+        self.aborted_s.clear()
 
     def requests(self) -> Columns:
         """Columns in order of the requests' numbers."""

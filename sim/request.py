@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 
@@ -59,6 +60,7 @@ class Request:
     group: SampleGroup | None = None  # of a request for several samples, and of each of them
     parent: Request | None = None  # of a sample that is served as a request of its own
     sent_s: float = NEVER  # by its client, where a front end lies between
+    leaves_s: float = inf  # when its client is gone, answered or not
 
     @property
     def first_token_s(self) -> float:

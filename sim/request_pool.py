@@ -79,6 +79,31 @@ class RequestPool:
                 for sample in request.group.samples:
                     yield sample.block_table
 
+    def tokens(self) -> list[tuple[Request, int]]:
+        """Sequences that run, and how many tokens each has, those in flight included."""
+        found = []
+        several, decodes = bool(self.in_flight), self.decodes
+        for request in self.running:
+            group = request.group
+            for one in group.samples if group is not None and group.samples else (request,):
+                count = one.num_generated_tokens
+                if one.joined_step >= 0:
+                    own = self.decodes_of(one) if several else decodes
+                    count += own.stored_of(one) - one.num_computed_tokens
+                    if count > one.output_tokens:  # it overruns its end
+                        count = one.output_tokens
+                found.append((one, count))
+        return found
+
+    def holds(self, request: Request) -> bool:
+        """Whether the request is here and has not ended."""
+        return (
+            request in self.running
+            or request in self._fanned
+            or request in self.waiting
+            or request in self.swapped
+        )
+
     def queue_by(self, rules: QueueRules) -> None:
         """From now on wait in that order and within those limits; nobody waits yet."""
         self.waiting = rules.queue()
@@ -261,6 +286,11 @@ class RequestPool:
         if request in self._impatient:
             self._impatient.remove(request)
         self.log.abort(request, now_s)
+
+    def cancel(self, request: Request, now_s: float) -> None:
+        """The client of a request that never was in a queue here is gone."""
+        self.log.cancelled.add(request.index)
+        self.abort(request, now_s)
 
     def preempt(self, request: Request, now_s: float) -> None:
         """Take a request out of ``running``; the caller decides what becomes of its blocks."""

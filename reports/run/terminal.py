@@ -105,6 +105,7 @@ def _own(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("  refused by a full queue:", "refused"),
         ("  gave up waiting:", "gave_up"),
         ("  found no replica:", "stranded"),
+        ("  cancelled:", "cancelled"),
         ("Iterations:", "iterations"),
     ):
         value = figure_of(summary, key)

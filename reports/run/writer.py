@@ -37,6 +37,7 @@ PICTURES = {f"{page}{kind}" for page in ("", "compare-") for kind in ("png", "sv
 OF_THE_SYSTEM = {".DS_Store"}  # what file managers leave in any folder
 FILES |= {"trace.json.gz", "bench.json", "csv"} | PICTURES  # exports
 FILES |= {"profile_export.jsonl", "benchmarks.json"}
+FILES.add("arrivals.jsonl")  # of what was served
 
 
 def folder_name(name: str) -> str:
@@ -46,29 +47,35 @@ def folder_name(name: str) -> str:
 
 @contextmanager
 def fresh_folder(
-    target: Path, *, marker: str = MARKER, files: Collection[str] = frozenset(FILES)
+    target: Path,
+    *,
+    marker: str = MARKER,
+    files: Collection[str] = frozenset(FILES),
+    option: str = "--out",
 ) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     An older folder of results (it has the file `marker`, and none but `files`) is replaced;
     anything else that lies there is left alone. Raises InputError before anything is computed when
     `target` cannot be written or another command is writing it, OSError that names `target`.
+    `option` is the one that named it.
     """
+    given = f"{option} {target}"
     final = real(target)  # a link stays a link
     made = [folder for folder in final.parents if not folder.exists()]  # innermost first
     with ExitStack() as stack:
         stack.callback(_take_away, made)
         try:
-            _check_target(target, marker, files)
+            _check_target(target, marker, files, given)
             for folder in reversed(made):
                 folder.mkdir(exist_ok=True)
-            stack.enter_context(only_writer(final, given=f"--out {target}"))
+            stack.enter_context(only_writer(final, given=given))
             partial = partial_of(final)
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
             partial.mkdir()
         except OSError as error:
-            raise InputError(f"--out {target}: cannot be written: {error.strerror}") from None
-        with _named(target, partial):
+            raise InputError(f"{given}: cannot be written: {error.strerror}") from None
+        with _named(target, partial, option):
             yield partial
             exchange(partial, final)
 
@@ -81,7 +88,7 @@ def _take_away(made: Iterable[Path]) -> None:
 
 
 @contextmanager
-def _named(target: Path, partial: Path) -> Iterator[None]:
+def _named(target: Path, partial: Path, option: str) -> Iterator[None]:
     """An OSError of a file in `partial`, or of none, tells it by where it was to be."""
     try:
         yield
@@ -90,26 +97,28 @@ def _named(target: Path, partial: Path) -> Iterator[None]:
         if where is not None and not where.is_relative_to(partial):
             raise
         told = target if where is None else target / where.relative_to(partial)
-        raise InputError(f"--out {told}: cannot be written: {error.strerror or error}") from error
+        raise InputError(
+            f"{option} {told}: cannot be written: {error.strerror or error}"
+        ) from error
 
 
-def _check_target(target: Path, marker: str, files: Collection[str]) -> None:
+def _check_target(target: Path, marker: str, files: Collection[str], given: str) -> None:
     """InputError where `target` is something that must not be replaced."""
     if Path.cwd().is_relative_to(real(target)):
-        raise InputError(f"--out {target}: the current folder, or one around it; name another one")
+        raise InputError(f"{given}: the current folder, or one around it; name another one")
     if os.path.lexists(real(target)) and not target.is_dir():
         what = "a link that leads nowhere" if target.is_symlink() else "a file"
-        raise InputError(f"--out {target}: {what} is in the way; name a folder")
+        raise InputError(f"{given}: {what} is in the way; name a folder")
     if not target.is_dir():
         return
     found = {entry.name for entry in target.iterdir()} - OF_THE_SYSTEM
     found -= {path.name for name in files for path in leavings(target / name)}
     if found and marker not in found:
         what = KINDS.get(marker, "one of Orcast's")
-        raise InputError(f"--out {target}: not empty and not {what}; name another one")
+        raise InputError(f"{given}: not empty and not {what}; name another one")
     if strangers := sorted(found - set(files)):
         raise InputError(
-            f"--out {target}: holds {strangers[0]}, which is not Orcast's and would be lost; "
+            f"{given}: holds {strangers[0]}, which is not Orcast's and would be lost; "
             "name another folder"
         )
 

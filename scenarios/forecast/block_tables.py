@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scenarios.forecast.deployment import Deployment
-from scenarios.forecast.forecast import serve
+from scenarios.forecast.served import serve
 from sim.engine.block_history import BlockRecorder, EngineHistory
 from sim.latency.pipeline import PipelineLatency
 from sim.records import Records

@@ -94,12 +94,14 @@ def deploy(
     origin: Path | None = None,
     compose: Composer | None = None,
     draw: Drawer | None = None,
+    as_cluster: bool = False,
 ) -> Deployment:
     """Resolve names and files, draw the workload, divide the memory.
 
     Relative paths are looked up in the current folder, then beside `origin`. `compose` makes a
     latency table from other people's measurements (source ``aiconfigurator``); `draw` stands in
-    for `draw_workload` where many runs share their requests. Raises InputError.
+    for `draw_workload` where many runs share their requests. `as_cluster` gives equal replicas that
+    have nothing to do with each other groups, too. Raises InputError.
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
@@ -118,7 +120,9 @@ def deploy(
     cluster = scenario.cluster
     groups: tuple[ReplicaGroup, ...] = ()
     if (
-        not cluster.is_plain
+        as_cluster
+        or not cluster.is_plain
+        or workload.leaves_s is not None
         or scenario.hardware.data_parallel > 1
         or (cluster.replicas > 1 and workload.awaits_answers)
         or (cluster.replicas > 1 and any(tier.kind == "shared" for tier in engine.config.kv_tiers))

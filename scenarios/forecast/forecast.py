@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from scenarios.forecast.kv_figures import kv_group_figures, kv_tier_figures
 from scenarios.forecast.latency_source import Composer
 from scenarios.forecast.queueing import by_class
 from scenarios.forecast.saturation import saturation_warning
+from scenarios.forecast.served import serve
 from scenarios.forecast.verdict import verdict
 from scenarios.schema.scenario import Scenario
-from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
+from sim.cluster.plan import ClusterFacts
 from sim.conservation import conserved
-from sim.engine.block_history import BlockRecorder
-from sim.engine.simulation import simulate
 from sim.kv.contiguous import largest_piece
 from sim.latency.protocol import LatencyModel
 from sim.metrics import UNANSWERED, summarize
@@ -70,10 +68,28 @@ def forecast(
     """
     started_s = time.perf_counter()
     deployment = deploy(scenario, origin=origin, compose=compose, draw=draw)
-    workload = deployment.workload
-    total = len(workload)
+    total = len(deployment.workload)
     tell = None if progress is None else lambda ended: progress(ended, total)
     records, facts = serve(deployment, leap=leap, check=check, progress=tell)
+    mode = "leap" if leap else "step"
+    return concluded(deployment, records, facts, origin=origin, mode=mode, since_s=started_s)
+
+
+def concluded(
+    deployment: Deployment,
+    records: Records,
+    facts: ClusterFacts | None,
+    *,
+    origin: Path | None,
+    mode: str,
+    since_s: float,
+) -> Forecast:
+    """What a run of `deployment` comes to; it began at `since_s` of `time.perf_counter`.
+
+    Raises InputError where no request could be served.
+    """
+    scenario, workload = deployment.scenario, deployment.workload
+    total = len(workload)
     if _unservable(records).all():
         raise InputError(_nothing_fits(deployment, origin))
     if workload.request_ids is not None:
@@ -90,11 +106,11 @@ def forecast(
     summary |= steady_state(records, deployment.slo, **scenario.metrics.model_dump())
     if workload.labels is not None:
         summary["classes"] = by_class(records.requests)
-    wall_s = time.perf_counter() - started_s
+    wall_s = time.perf_counter() - since_s
     summary |= {
         "simulated_requests_per_s": total / wall_s,
         "wall_s": wall_s,
-        "mode": "leap" if leap else "step",
+        "mode": mode,
         "num_gpu_blocks": deployment.memory.num_gpu_blocks,
         "latency": {
             "source": scenario.latency.source,
@@ -140,71 +156,6 @@ def forecast(
     summary["warnings"] = [*cautions, *_warnings(deployment, summary)]
     summary["verdict"] = verdict(summary, deployment.slo)
     return Forecast(deployment, records, summary)
-
-
-def serve(
-    deployment: Deployment,
-    *,
-    leap: bool = True,
-    check: bool = False,
-    progress: Callable[[int], None] | None = None,
-    recorder: BlockRecorder | None = None,
-) -> tuple[Records, ClusterFacts | None]:
-    """Simulate a deployment; facts are of clusters whose replicas have to do with each other.
-
-    A `recorder` notes all block tables of a run that does not leap.
-    """
-    if deployment.groups:
-        return _simulate_cluster(
-            deployment, leap=leap, check=check, progress=progress, recorder=recorder
-        )
-    scenario = deployment.scenario
-    records = simulate(
-        deployment.workload,
-        deployment.config,
-        deployment.latency,
-        scheduler=scenario.engine.scheduler,
-        num_blocks=deployment.memory.usable_blocks,
-        front_end=deployment.front_end,
-        replicas=scenario.cluster.replicas,
-        leap=leap,
-        check=check,
-        progress=progress,
-        recorder=recorder,
-    )
-    return records, None
-
-
-def _simulate_cluster(
-    deployment: Deployment,
-    *,
-    leap: bool,
-    check: bool,
-    progress: Callable[[int], None] | None,
-    recorder: BlockRecorder | None,
-) -> tuple[Records, ClusterFacts]:
-    from sim.cluster.cluster import simulate_cluster
-
-    cluster = deployment.scenario.cluster
-    link, scaling = cluster.kv_link, cluster.autoscaling
-    return simulate_cluster(
-        deployment.workload,
-        deployment.groups,
-        router=cluster.router,
-        kv_link=(
-            None if link is None else KvLink(link.bandwidth_gb_per_s * 1e9, link.latency_us / 1e6)
-        ),
-        autoscaling=None if scaling is None else Autoscaling(**scaling.model_dump()),
-        failures=[
-            Failure(failure.replica, failure.at_s, failure.recover_after_s or math.inf)
-            for failure in cluster.failures
-        ],
-        seed=deployment.scenario.workload.seed,
-        leap=leap,
-        check=check,
-        progress=progress,
-        recorder=recorder,
-    )
 
 
 def _time_parts_s(deployment: Deployment, records: Records) -> dict[str, float]:
@@ -424,7 +375,10 @@ def _warnings(deployment: Deployment, summary: dict[str, Any]) -> list[str]:
         warnings.append(
             f"{stranded} requests found no replica that served, or ever came back to serve, them"
         )
-    too_large = summary["rejected"] - refused - gave_up - stranded
+    cancelled = summary.get("cancelled", 0)
+    if cancelled:
+        warnings.append(f"{cancelled} requests were cancelled: their clients left")
+    too_large = summary["rejected"] - refused - gave_up - stranded - cancelled
     if too_large:
         warnings.append(
             f"{too_large} requests were rejected: each is larger than the KV cache "

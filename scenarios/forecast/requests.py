@@ -101,9 +101,13 @@ def draw_workload(
     samples = draw_samples(
         workload, outputs, lambda n: _further_lengths(workload, outputs, n, sample_rng), sample_rng
     )
+    if samples is None and drawn is not None:
+        samples = drawn.samples
     if samples is not None:
         outputs = samples.longest
-    limits = outputs if workload.max_tokens is None else np.full(len(outputs), workload.max_tokens)
+    limits = outputs if drawn is None else np.maximum(outputs, drawn.max_tokens)
+    if workload.max_tokens is not None:
+        limits = np.full(len(outputs), workload.max_tokens)
     client_think_s = None
     if workload.think_time_s is not None:
         client_think_s = think_times_s(workload.think_time_s, len(outputs), think_rng)
@@ -130,6 +134,7 @@ def draw_workload(
         follows=None if waits is None else waits[0],
         think_s=None if waits is None else waits[1],  # type: ignore[arg-type]
         client_think_s=client_think_s,
+        leaves_s=None if drawn is None else _leaves_s(drawn, arrival_s),
     )
 
 
@@ -149,7 +154,8 @@ def _changed(
         arrival_s=arrival_s,
         prompt_tokens=drawn.prompt_tokens + _image_tokens(workload.images, len(drawn), rng),
         output_tokens=outputs,
-        max_tokens=outputs,
+        max_tokens=np.maximum(outputs, drawn.max_tokens),
+        leaves_s=_leaves_s(drawn, arrival_s),
         content=content,
         notes=(*drawn.notes, *said),
     )
@@ -182,6 +188,13 @@ def _image_tokens(images: Images | None, count: int, rng: np.random.Generator) -
 def _cut(lengths: np.ndarray, max_tokens: int | None) -> np.ndarray:
     """Answers as long as clients let them become."""
     return lengths if max_tokens is None else np.minimum(lengths, max_tokens)
+
+
+def _leaves_s(drawn: Workload, arrival_s: np.ndarray) -> np.ndarray | None:
+    """When clients of a trace are gone that come at these times: as long after as they were."""
+    if drawn.leaves_s is None or np.array_equal(arrival_s, drawn.arrival_s):
+        return drawn.leaves_s
+    return arrival_s + (drawn.leaves_s - drawn.arrival_s)
 
 
 def _arrivals(given: Arrivals, count: int, rng: np.random.Generator) -> np.ndarray:

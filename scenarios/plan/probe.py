@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from scenarios.forecast.deployment import Deployment
 from scenarios.forecast.energy import replica_watts, unit_watts
-from scenarios.forecast.forecast import serve
+from scenarios.forecast.served import serve
 from scenarios.plan.breaking import Bottleneck, bottleneck
 from scenarios.plan.objectives import Objective, latencies_s
 from sim.engine.simulation import simulate

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
+from typing import Protocol
 
 import numpy as np
 
@@ -31,11 +32,13 @@ from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.cluster.routers import ROUTERS, Routing
 from sim.engine.block_history import BlockRecorder, watched
 from sim.engine.device import device_of
-from sim.engine.front_end import ApiServers, FrontEnd
+from sim.engine.engine import Listener
+from sim.engine.front_end import ApiServers, Arrivals, FrontEnd
 from sim.engine.policy import block_allocator, scheduler_class
 from sim.engine.run_log import collect
 from sim.records import Records
 from sim.request import NEVER, Request
+from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
@@ -61,8 +64,10 @@ def simulate_cluster(
     Leaping gives the same records as stepping, for every router. `seed` is the random router's. A
     `recorder` notes all block tables of a run that does not leap.
     """
-    cluster = _Cluster(
-        workload, groups, router=router, kv_link=kv_link, autoscaling=autoscaling, seed=seed,
+    caching = any(group.config.enable_prefix_caching for group in groups)
+    source = RequestSource(workload, block_size=groups[0].config.block_size, prefix_caching=caching)
+    cluster = Cluster(
+        source, groups, router=router, kv_link=kv_link, autoscaling=autoscaling, seed=seed,
         leap=leap, check=check, progress=progress, recorder=recorder,
     )  # fmt: skip
     for failure in failures:
@@ -71,30 +76,55 @@ def simulate_cluster(
     return cluster.records(), cluster.facts
 
 
-class _Cluster(Fleet):
+class Source(Arrivals, Protocol):
+    """Where a cluster's requests come from: all that it is told of them."""
+
+    samples: Samples | None  # those that requests ask for
+    total: float  # requests in all; infinity while more may come
+
+    @property
+    def workload(self) -> Workload:
+        """All that came, once no more will."""
+
+    def take(self) -> Request:
+        """The request that arrives at `next_arrival_s`."""
+
+    def rest(self) -> list[Request]:
+        """Everybody who has not come, and will not."""
+
+
+class Cluster(Fleet):
+    """Replicas, a router, and what comes and goes, over the requests of `source`.
+
+    A driver runs its clock; `listener` hears of tokens and ends where it does not leap.
+    """
+
     def __init__(
         self,
-        workload: Workload,
+        source: Source,
         groups: Sequence[ReplicaGroup],
         *,
-        router: str,
-        kv_link: KvLink | None,
-        autoscaling: Autoscaling | None,
-        seed: int,
-        leap: bool,
-        check: bool,
-        progress: Callable[[int], None] | None,
-        recorder: BlockRecorder | None,
+        router: str = "round_robin",
+        kv_link: KvLink | None = None,
+        autoscaling: Autoscaling | None = None,
+        seed: int = 0,
+        leap: bool = True,
+        check: bool = False,
+        progress: Callable[[int], None] | None = None,
+        recorder: BlockRecorder | None = None,
+        listener: Listener | None = None,
     ) -> None:
         super().__init__()
+        self._source = source
+        self._listener = listener
+        self._gone: set[Request] = set()  # whose clients are, as far as they have not ended
         self._lockstep: Lockstep | None = None  # that ranks are added to
         self._store = shared_store(groups)
         self._steps_with: list[int] = []  # each replica's lockstep, or itself alone
         self._recorder = recorder
-        self._awaits_answers = workload.awaits_answers
+        self._awaits_answers = source.awaits_answers
         self._unequal = len(groups) > 1
-        self._samples = workload.samples
-        self._output_tokens = workload.output_tokens
+        self._samples = source.samples
         self._transfers = KvTransfers(
             kv_link, self.clock, self.facts, partial(self._dispatch, role="decode")
         )
@@ -112,18 +142,13 @@ class _Cluster(Fleet):
         rng = np.random.default_rng([seed, 0x70757465])
         self._memory = {role: Routing(rng) for role in ("both", "prefill", "decode")}
         self._progress = progress
-        self._total = len(workload)
         self._ended = 0
         # Output and limit of requests that are being prefilled.
         self._lengths: dict[Request, tuple[int, int]] = {}
         self._nowhere: dict[str, deque[Request]] = {"both": deque(), "decode": deque()}
-        self.begin(autoscaling)
-        caching = any(group.config.enable_prefix_caching for group in groups)
-        self._source = RequestSource(
-            workload, block_size=groups[0].config.block_size, prefix_caching=caching
-        )
         self._arrival_due = inf
-        self._expect_arrival()
+        self.begin(autoscaling)
+        self.expect_arrival()
 
     def _add_replica(self, group: ReplicaGroup, *, leap: bool, check: bool) -> None:
         config = group.config
@@ -148,6 +173,8 @@ class _Cluster(Fleet):
                 number, self.clock, scheduler, device_of(group.latency), self._on_finished,
                 servers=servers, leap=leap, check=check, awaits_clients=self._awaits_answers,
             )  # fmt: skip
+        if group.role != "prefill":  # whose token nobody gets
+            replica.listener = self._listener
         self.replicas.append(replica)
 
     def _servers(self, group: ReplicaGroup) -> ApiServers | None:
@@ -166,7 +193,8 @@ class _Cluster(Fleet):
 
     # -- requests -----------------------------------------------------------------------------
 
-    def _expect_arrival(self) -> None:
+    def expect_arrival(self) -> None:
+        """Somebody may be the next to come who was not before."""
         next_s = self._source.next_arrival_s
         if next_s < inf and next_s != self._arrival_due:
             self._arrival_due = next_s
@@ -176,12 +204,43 @@ class _Cluster(Fleet):
         self._arrival_due = inf
         source = self._source
         while source.next_arrival_s <= now_s:
-            self._dispatch(source.take(), now_s)
-        self._expect_arrival()
+            request = source.take()
+            if request.leaves_s < inf:
+                self.clock.at(request.leaves_s, ARRIVAL, partial(self.cancel, request))
+            self._dispatch(request, now_s)
+        self.expect_arrival()
+
+    def cancel(self, request: Request, now_s: float) -> None:
+        """The client of a request that has come is gone: it ends, unless it has its answer."""
+        if request.finished_s == request.finished_s:  # not NaN
+            return
+        self._gone.add(request)
+        for queue in self._nowhere.values():
+            if request in queue:
+                queue.remove(request)
+                self._drop(request, now_s)
+                return
+        for replica in self.replicas:
+            if replica.cancel(request, now_s):
+                return
+        # It is on its way from a replica to another, or to one again: dropped when it gets there.
+
+    def _drop(self, request: Request, now_s: float) -> None:
+        """It ends between two replicas."""
+        self._transfers.release(request, now_s)
+        self._restore(request)
+        home = self.replicas[0]
+        home.came_s.append(now_s)
+        home.gone_s.append(now_s)
+        home.pool.cancel(request, now_s)
+        self._count_ended([request], now_s)
 
     def _dispatch(self, request: Request, now_s: float, role: str = "both") -> None:
         """Send a request to a replica of its phase; with none up it waits at the door."""
         self._expect_scaling(now_s)
+        if request in self._gone:
+            self._drop(request, now_s)
+            return
         able = self._able[role]
         if not able:
             self._nowhere[role].append(request)
@@ -233,7 +292,8 @@ class _Cluster(Fleet):
         ended = []
         for request in finished:
             self._restore(request)
-            if not request.num_generated_tokens:  # found no place in the queue, or left it
+            cancelled = request.index in replica.pool.log.cancelled
+            if cancelled or not request.num_generated_tokens:  # found no place, or left it
                 ended.append(request)
                 continue
             size = group.sent_bytes(request.prompt_tokens)
@@ -246,16 +306,20 @@ class _Cluster(Fleet):
             return
         before = self._ended
         self._ended += len(ended)
+        if self._gone:
+            self._gone.difference_update(ended)
+        if self._listener is not None:
+            self._listener.ended(ended, now_s)
         if self._awaits_answers:
             self._source.release(ended, now_s)
-            self._expect_arrival()
+            self.expect_arrival()
         if self._progress is not None and self._ended // _REPORT_EVERY > before // _REPORT_EVERY:
             self._progress(self._ended)
 
     # -- replicas that come and go ------------------------------------------------------------
 
     def is_over(self) -> bool:
-        return self._ended == self._total
+        return self._ended == self._source.total
 
     def num_at_the_door(self) -> int:
         return sum(map(len, self._nowhere.values()))
@@ -268,6 +332,8 @@ class _Cluster(Fleet):
     def lose(self, replica: ClusterReplica, now_s: float) -> None:
         # Held blocks come free before the replica's own.
         lost = self._transfers.lose(replica, now_s) + replica.fail(now_s)
+        if self._listener is not None:
+            self._listener.lost(lost, now_s)
         for request in sorted(lost, key=lambda request: request.index):
             self._transfers.release(request, now_s)
             self.facts.retries[request.index] = self.facts.retries.get(request.index, 0) + 1
@@ -283,6 +349,7 @@ class _Cluster(Fleet):
     def records(self) -> Records:
         """The run's records. Raises AssertionError when a request was left behind."""
         self._strand()
+        workload = self._source.workload
         found = collect(self.replicas)
         ends_s = found.iterations["start_s"] + found.iterations["duration_s"]
         end_s = float(ends_s.max(initial=0.0))
@@ -302,9 +369,9 @@ class _Cluster(Fleet):
             locksteps = np.array(self._steps_with)
             found.iterations.update(tokens_by_step(found.iterations, locksteps))
         # A prefill pool logs those it turns away as it knows them: with one token to generate.
-        found.requests["output_tokens"] = self._output_tokens[found.requests["request"]]
-        if self._samples is not None:
-            found.requests.update(self._samples.columns(found.requests["request"]))
+        found.requests["output_tokens"] = workload.output_tokens[found.requests["request"]]
+        if workload.samples is not None:
+            found.requests.update(workload.samples.columns(found.requests["request"]))
         return found
 
     def _strand(self) -> None:

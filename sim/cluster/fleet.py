@@ -61,6 +61,23 @@ class Fleet:
         """All that a replica has is lost; its requests begin anew."""
         raise NotImplementedError
 
+    @property
+    def num_serving(self) -> int:
+        """Replicas that take requests."""
+        return sum(self._open)
+
+    @property
+    def states(self) -> list[str]:
+        """What becomes of each replica: serving, draining, starting, down or off."""
+        return [
+            "serving" if self._open[number]
+            else "starting" if number in self._starting
+            else "down" if number in self._down_until_s
+            else "draining" if self._up_since_s[number] is not None
+            else "off"
+            for number in range(len(self.replicas))
+        ]  # fmt: skip
+
     # -- replicas that come and go ------------------------------------------------------------
 
     def plan_failure(self, failure: Failure) -> None:

@@ -259,14 +259,9 @@ class Rank(ClusterReplica):
         """Whether no rank has anything in flight: this one alone takes part in others' steps."""
         return self.lockstep.is_idle
 
-    def interrupt(self, at_s: float) -> None:
-        plan, pool = self._plan, self.pool
-        rules = pool.rules
-        if plan is not None and not (
-            self.scheduler.admits_arrivals or (rules is not None and rules.limits)
-        ):
-            return
-        self.lockstep.interrupt(at_s)
+    def interrupt(self, at_s: float, *, leaving: bool = False) -> None:
+        if self._plan is None or leaving or self._heeds_arrivals():
+            self.lockstep.interrupt(at_s)
 
     def _decide_at(self, now_s: float) -> None:
         self.lockstep.decide_at(now_s)

@@ -14,6 +14,7 @@ from math import inf, nextafter
 from sim.engine.clock import Clock
 from sim.engine.engine import Device, Engine
 from sim.engine.front_end import ApiServers
+from sim.records import IterationLog
 from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.scheduler import Answering, Scheduler
@@ -143,6 +144,58 @@ class ClusterReplica(Engine):
             self.is_noted = True
             self._changed.append(self)
 
+    def cancel(self, request: Request, now_s: float) -> bool:
+        """Its client is gone; False where the request is not here.
+
+        In the engine it ends with the next decision, unless it is answered by then.
+        """
+        if request in self._entering:
+            del self._entering[request]
+            self.came_s.append(now_s)
+            self._withdraw(request, now_s)
+        elif request in self._inbox:
+            self._inbox.remove(request)
+            self._withdraw(request, now_s)
+        elif self.pool.holds(request):
+            self._departed.append(request)
+            if self.is_idle:
+                self._decide_at(now_s)
+            else:
+                self.interrupt(self._past(self._going_on_rank, now_s), leaving=True)
+                self._call_when_due()
+        else:
+            return False
+        return True
+
+    def _withdraw(self, request: Request, now_s: float) -> None:
+        """It has not been queued yet, and will not be."""
+        self.pool.cancel(request, now_s)
+        self._lose([request], now_s)
+
+    def let_go(self, now_s: float) -> None:
+        pool = self.pool
+        gone = [request for request in self._departed if pool.holds(request)]
+        self._departed.clear()
+        for request in gone:
+            for sequence in pool.sequences_of(request):
+                if sequence in pool.waiting or sequence in pool.swapped:
+                    pool.queued_tokens -= sequence.prompt_tokens
+            pool.log.cancelled.add(request.index)
+            self.scheduler.abort(request, now_s)
+        self.gone_s += [now_s] * len(gone)
+        self.num_outstanding -= len(gone)
+        self.note_change()
+        if gone:
+            self._finished(self, gone, now_s)
+
+    def forget(self) -> None:
+        """Drop what is noted of all that is over: there will be no records."""
+        self.log = IterationLog()
+        self.pool.log.forget()
+        self.scheduler.gaps.clear()
+        self.came_s.clear()
+        self.gone_s.clear()
+
     def wake(self, now_s: float) -> None:
         """Blocks came free from outside: if nothing runs, decide anew."""
         if self.is_idle:
@@ -194,6 +247,7 @@ class ClusterReplica(Engine):
         """Lose everything: what is under way is void, and all requests come back as new."""
         lost = self.void(now_s)
         self._called_s = inf
+        self._departed.clear()  # its cluster knows
         for request in self._inbox:  # some come with a cache that was computed elsewhere
             request.num_computed_tokens = request.num_generated_tokens = 0
         # A replica that steps has taken in what one in mid-leap still has in its inbox.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from heapq import heappop, heappush
+from math import inf
 from typing import Any
 
 import simpy
@@ -22,6 +23,23 @@ class Clock(simpy.Environment):
     def at(self, time_s: float, rank: int, call: Callable[[float], None]) -> None:
         """Call `call(time_s)` then; of one time, by rank, then in order of asking."""
         heappush(self._queue, (time_s, rank, next(self._eid), call))  # type: ignore[misc]
+
+    @property
+    def next_s(self) -> float:
+        """When something is due; infinity: nothing is."""
+        queue: list[Any] = self._queue
+        return queue[0][0] if queue else inf
+
+    def advance(self, until_s: float) -> None:
+        """Call all that is due by then, and what comes of it by then."""
+        queue: list[Any] = self._queue
+        while queue and queue[0][0] <= until_s:
+            now_s, rank, _, call = heappop(queue)
+            if now_s > self._now:
+                self._now, self.reached = now_s, rank
+            elif rank > self.reached:
+                self.reached = rank
+            call(now_s)
 
     def run(self, until: object = None) -> None:
         """Until nothing is due any more."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -46,6 +47,22 @@ class Device(Protocol):
         """When each of up to `iterations` of it ends, the first at or after `until_s` the last."""
 
 
+class Listener(Protocol):
+    """Who hears of tokens as they go out, from an engine that does not leap."""
+
+    def iteration(self, engine: Engine, batch: Batch, tokens: Tokens) -> None:
+        """An iteration is through; ``batch.emission`` has the times of its tokens."""
+
+    def ended(self, requests: Sequence[Request], now_s: float) -> None:
+        """These are answered, or will not be."""
+
+    def lost(self, requests: Sequence[Request], now_s: float) -> None:
+        """Their replica has failed; they begin anew."""
+
+
+Tokens = list[tuple[Request, int]]
+"""Sequences that run, and how many tokens each has got so far."""
+
 _NOBODY: list[Request] = []
 
 
@@ -58,6 +75,7 @@ class Flight:
     ends_s: list[float]
     next_s: float = -inf  # when stepping decides what follows its first iteration; none: at once
     counts: Counts | None = None  # for its records, once the schedule has moved on
+    tokens: Tokens | None = None  # who will have how many, for a listener
 
 
 class Engine:
@@ -87,6 +105,7 @@ class Engine:
             scheduler.pool.log = ClientLog()
         self.device = device
         self.log = IterationLog()
+        self.listener: Listener | None = None
         self.decision_s = inf  # when to decide next, unless a request comes before
         self._arrivals = arrivals
         self._depth = scheduler.config.batches_in_flight
@@ -95,6 +114,7 @@ class Engine:
         self._checks = Checks() if check else None
         self._flights: deque[Flight] = deque()  # the schedule has moved on over these …
         self._plan: Flight | None = None  # … and not over the latest, which can be cut short
+        self._departed: list[Request] = []  # whose clients are gone since the latest decision
 
     @property
     def is_idle(self) -> bool:
@@ -137,8 +157,14 @@ class Engine:
         """What to compute next, once the schedule has moved on over the latest launch."""
         if self._plan is not None:
             self._move_on()
+        if self._departed:
+            self.let_go(now_s)
         batch = self.scheduler.schedule(now_s)
         return self._ask_again(now_s) if batch is None else batch
+
+    def let_go(self, now_s: float) -> None:
+        """End those whose clients are gone: the schedule has moved on over all that is launched."""
+        raise NotImplementedError
 
     def _ask_again(self, now_s: float) -> Batch | None:
         """Where everybody was preempted, the next decision, at the same time, admits again."""
@@ -206,6 +232,9 @@ class Engine:
         iterations = len(plan.ends_s)
         plan.counts = counts_of(scheduler, plan.batch, iterations)
         scheduler.advance(plan.batch, iterations)
+        if self.listener is not None:
+            assert iterations == 1, "a leap passes by what is to be heard"
+            plan.tokens = scheduler.pool.tokens()
         self._flights.append(plan)
         self._plan = None
 
@@ -226,6 +255,8 @@ class Engine:
         end_s = ends_s[-1]
         assert flight.counts is not None
         self._note(flight, ends_s, flight.counts)
+        if self.listener is not None:
+            self.listener.iteration(self, batch, flight.tokens or [])
         finished = scheduler.collect(batch, end_s)
         self.log.finished(len(finished))
         if self._checks is not None:
@@ -254,20 +285,25 @@ class Engine:
 
     # -- leaps that are cut short -------------------------------------------------------------
 
-    def interrupt(self, at_s: float) -> None:
-        """Something happens then that the plan does not know of: decide as stepping would."""
+    def interrupt(self, at_s: float, *, leaving: bool = False) -> None:
+        """Something happens then that the plan does not know of: decide as stepping would.
+
+        `leaving`: a client is gone, which every decision heeds; else somebody has come.
+        """
         plan = self._plan
-        if plan is None or at_s >= self.decision_s:
-            return
-        rules = self.scheduler.pool.rules
-        # Whether an arrival finds room in the queue, and when it gives up, is not known before.
-        if not (self.scheduler.admits_arrivals or (rules is not None and rules.limits)):
+        if plan is None or at_s >= self.decision_s or not (leaving or self._heeds_arrivals()):
             return
         ends_s, kept = plan.ends_s, self._decided(at_s)
         if kept < len(ends_s):
             del ends_s[kept:]
             self.device.free_s = ends_s[-1]
             self._expect(at_s)
+
+    def _heeds_arrivals(self) -> bool:
+        """Whether an arrival can change what is decided."""
+        rules = self.scheduler.pool.rules
+        # Whether it finds room in the queue, and when it gives up, is not known before.
+        return self.scheduler.admits_arrivals or (rules is not None and rules.limits)
 
     def catch_up(self, ended_s: float, decided_s: float) -> None:
         """Bring all state to what it would be if every iteration were stepped through.

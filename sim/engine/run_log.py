@@ -166,6 +166,8 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         endings += ["refused", "gave_up"]
     if any(engine.scheduler.pool.log.stranded for engine in engines):
         endings.append("stranded")
+    if any(engine.scheduler.pool.log.cancelled for engine in engines):
+        endings.append("cancelled")
     for number, engine in zip(replicas or range(len(engines)), engines, strict=True):
         pool, allocator = engine.scheduler.pool, engine.scheduler.allocator
         hold(not pool.num_unfinished, "a request was left behind")

@@ -46,6 +46,8 @@ def simulate(
     run that does not leap. With a `PipelineLatency` as many batches are in flight as there are
     stages, and every iteration is stepped through.
     """
+    if workload.leaves_s is not None:
+        raise ValueError("clients that leave need a cluster: simulate_cluster")
     if replicas > 1 and any(spec.kind == "shared" for spec in config.kv_tiers):
         raise ValueError("replicas that share a store need one clock: simulate_cluster")
     policy = scheduler_class(scheduler, config, samples=workload.samples)

@@ -30,14 +30,17 @@ class RequestSource:
     ) -> None:
         """Every `stride`-th request of `workload`, beginning with number `first`."""
         mine = slice(first, None, stride)
+        self.workload = workload
+        self.samples = workload.samples
+        self.total = float(len(workload))
         self._first, self._stride = first, stride
         self._arrival_s = workload.arrival_s[mine].tolist()
         self._prompt_tokens = workload.prompt_tokens[mine].tolist()
         self._output_tokens = workload.output_tokens[mine].tolist()
         self._max_tokens = workload.max_tokens[mine].tolist()
         self._labels = workload.labels
-        self._samples = workload.samples
-        self._sample_offsets = [] if self._samples is None else self._samples.offsets.tolist()
+        self._leaves_s = None if workload.leaves_s is None else workload.leaves_s.tolist()
+        self._sample_offsets = [] if self.samples is None else self.samples.offsets.tolist()
         self._content = workload.content if prefix_caching else None
         self._block_size = block_size
         self._next = 0
@@ -140,6 +143,8 @@ class RequestSource:
         request = Request(
             number, arrival_s, prompt_tokens, self._output_tokens[index], self._max_tokens[index]
         )
+        if self._leaves_s is not None:
+            request.leaves_s = self._leaves_s[number]
         if self._labels is not None:
             request.label = self._labels[number]
         if self._content is not None:
@@ -147,9 +152,9 @@ class RequestSource:
             request.block_hashes = self._content.block_hashes(
                 number, self._block_size, prompt_tokens + request.output_tokens
             )
-        if self._samples is not None:
+        if self.samples is not None:
             first, stop = self._sample_offsets[number : number + 2]
             if stop - first > 1:
-                lengths = self._samples.output_tokens[first:stop].tolist()
-                request.group = SampleGroup(request, lengths, self._samples.beam)
+                lengths = self.samples.output_tokens[first:stop].tolist()
+                request.group = SampleGroup(request, lengths, self.samples.beam)
         return request

@@ -81,6 +81,14 @@ TABLE = TraceFormat("table", ())
 FORMATS: dict[str, TraceFormat] = {
     one.name: one
     for one in (
+        # What `orcast serve --record` writes down (sim/workload/trace_served.py)
+        TraceFormat(
+            "orcast",
+            (("arrival_s", "prompt_tokens", "output_tokens", "max_tokens"),),
+            Time(("arrival_s",), "s"),
+            ("prompt_tokens",),
+            ("output_tokens",),
+        ),
         # Azure LLM inference traces (Patel et al., Splitwise, ISCA'24; and their 2024 successors)
         TraceFormat(
             "azure",

@@ -21,6 +21,7 @@ from sim.workload.trace_formats import TABLE, Columns, TraceFormat, guessed_colu
 from sim.workload.trace_prometheus import read_prometheus
 from sim.workload.trace_requests import read_requests, sure_unit
 from sim.workload.trace_results import read_aggregates, read_bench
+from sim.workload.trace_served import read_served
 from sim.workload.workload import Workload
 
 __all__ = ["FORMATS", "Columns", "TraceError", "TraceFile", "read_column", "read_trace"]
@@ -99,6 +100,8 @@ def _read(
 ) -> Workload:
     if format.name in _WHOLE:
         return _WHOLE[format.name](file)
+    if format.name == "orcast":
+        return read_served(file, content=content)
     if format.name == "conversations":
         return read_conversations(file, format, content=content, count=count)
     own_dates = format.name == "azure"

@@ -30,6 +30,8 @@ class Workload:
     think_s: float64, 0 where not given.
     client_think_s: float64, of a closed loop: how long the client that got each request's answer
         waits before it sends another; None: not at all.
+    leaves_s: float64, when each client is gone, answered or not (infinity: never); None: nobody
+        leaves. No earlier than its arrival_s.
     samples: for requests that ask for several answers; output_tokens is then their longest one's.
     request_ids: names from a trace, n of them.
     labels: the class of each request, n of them.
@@ -54,6 +56,7 @@ class Workload:
     follows: NDArray[np.int64] | None = None
     think_s: NDArray[np.float64] = None  # type: ignore[assignment]  # set where somebody follows
     client_think_s: NDArray[np.float64] | None = None
+    leaves_s: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         arrival_s = _column("arrival_s", self.arrival_s, np.dtype(np.float64))
@@ -77,6 +80,7 @@ class Workload:
             "labels": n if self.labels is None else len(self.labels),
             "follows": n if self.follows is None else len(self.follows),
             "client_think_s": n if self.client_think_s is None else len(self.client_think_s),
+            "leaves_s": n if self.leaves_s is None else len(self.leaves_s),
         }
         for column, length in lengths.items():
             if length != n:
@@ -106,6 +110,10 @@ class Workload:
             _refuse("think_s", think_s, ~(think_s >= 0), "0 or more seconds")
             object.__setattr__(self, "follows", follows)
             object.__setattr__(self, "think_s", think_s)
+        if self.leaves_s is not None:
+            leaves_s = _column("leaves_s", self.leaves_s, np.dtype(np.float64))
+            _refuse("leaves_s", leaves_s, ~(leaves_s >= arrival_s), "no earlier than its arrival")
+            object.__setattr__(self, "leaves_s", leaves_s)
         object.__setattr__(self, "arrival_s", arrival_s)
         object.__setattr__(self, "prompt_tokens", prompt_tokens)
         object.__setattr__(self, "output_tokens", output_tokens)
@@ -155,7 +163,10 @@ class Workload:
         """
         if not (math.isfinite(time_scale) and time_scale > 0):
             raise ValueError(f"time_scale is {time_scale}, expected a finite number above 0")
-        return replace(self, arrival_s=self.arrival_s * time_scale)
+        leaves_s = self.leaves_s
+        if leaves_s is not None:  # as long after its arrival
+            leaves_s = leaves_s + self.arrival_s * (time_scale - 1)
+        return replace(self, arrival_s=self.arrival_s * time_scale, leaves_s=leaves_s)
 
     def _part(self, first: int, last: int, *, origin_s: float) -> Workload:
         part = slice(first, last)
@@ -175,6 +186,7 @@ class Workload:
             samples=None if self.samples is None else self.samples.slice(first, last),
             request_ids=None if self.request_ids is None else self.request_ids[part],
             labels=None if self.labels is None else self.labels[part],
+            leaves_s=None if self.leaves_s is None else self.leaves_s[part] - origin_s,
         )
 
 

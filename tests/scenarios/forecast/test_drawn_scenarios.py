@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from scenarios.errors import InputError
-from scenarios.forecast.forecast import forecast, serve
+from scenarios.forecast.forecast import forecast
+from scenarios.forecast.served import serve
 from scenarios.schema.load import parse_scenario
 from sim.records import Records
 from tests.scenarios.forecast.drawn_scenarios import Section, drawn_scenarios

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scenarios.forecast.forecast import forecast, serve
+from scenarios.forecast.forecast import forecast
+from scenarios.forecast.served import serve
 from scenarios.schema.load import parse_scenario
 from tests.sim.serving import assert_same_records
 
