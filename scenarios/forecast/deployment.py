@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.front_end import fitted_front_end, front_end
 from scenarios.forecast.latency_source import Composer, latency_model, parallelism_of
 from scenarios.forecast.links import assumed_links
+from scenarios.forecast.memory import engine_memory, sequence_bytes
 from scenarios.forecast.model_notes import caches_states, model_notes
 from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
@@ -36,8 +36,7 @@ from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload as WorkloadSection
 from sim.cluster.plan import ReplicaGroup, shared_store
 from sim.engine.front_end import FrontEnd
-from sim.kv.memory import MemoryBudget, memory_budget
-from sim.kv.profiling_run import ProfilingRun
+from sim.kv.memory import MemoryBudget
 from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
@@ -184,7 +183,7 @@ def _engine(
     with _at(source, "hardware.gpu"):
         gpu = library.gpu(scenario.hardware.gpu_given, beside=beside)
     with _at(source, "hardware"):
-        memory = with_adapters_memory(_memory(scenario, model, gpu), scenario, model)
+        memory = with_adapters_memory(engine_memory(scenario, model, gpu), scenario, model)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
         if speculating is not None:
@@ -365,61 +364,6 @@ def served_model(scenario: Scenario, *, beside: Path | None) -> ModelSpec:
     if sampling == "truncated" and engine.sampler == "pytorch":
         sampling = "sorted"
     return replace(model, sampling=sampling)
-
-
-def _memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
-    engine = scenario.engine
-    return memory_budget(
-        model,
-        gpu,
-        parallelism=parallelism_of(scenario.hardware),
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        block_size=engine.block_size,
-        kv_cache_dtype=engine.kv_cache_dtype,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_seqs=engine.max_num_seqs,
-        num_gpu_blocks_override=engine.num_gpu_blocks_override,
-        kv_cache_bytes=engine.kv_cache_bytes,
-        null_block=engine.null_block,
-        profiling=profiling_run(engine),
-        by_groups=keeps_by_groups(scenario, model),
-    )
-
-
-def keeps_by_groups(scenario: Scenario, model: ModelSpec) -> bool:
-    """Whether the engine has a table for each group of layers.
-
-    As vLLM V1: not where blocks go to a second tier, nor for chunks beside a draft head that drops
-    the last block it finds.
-    """
-    engine, speculation = scenario.engine, scenario.speculation
-    chunks = any(mixer.kind == "chunked" for mixer in model.mixers)
-    head = speculation is not None and speculation.method == "eagle"
-    return (
-        engine.scheduler == "chunked"
-        and not engine.disable_hybrid_kv_cache_manager
-        and not engine.tiers
-        and not (chunks and head)
-    )
-
-
-def sequence_bytes(model: ModelSpec, kv_cache_dtype: str) -> Callable[[int], float] | None:
-    """What a cache of so many tokens takes, all GPUs of a replica together; None: as many a token.
-
-    Windows and states are as large for a long sequence as for a longer one.
-    """
-    if all(group.window is None for group in model.kv_groups()) and not model.state_bytes():
-        return None
-    return partial(model.kv_bytes, kv_cache_dtype=kv_cache_dtype)
-
-
-def profiling_run(engine: Engine) -> ProfilingRun:
-    """What the engine's profiling run counts."""
-    return ProfilingRun(
-        graphs=engine.memory_profile == "vllm-0.21",
-        context=engine.memory_profile == "vllm-v0",
-        sampler=engine.sampler,
-    )
 
 
 def _engine_config(scenario: Scenario, model: ModelSpec, memory: MemoryBudget) -> EngineConfig:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from scenarios import library
-from scenarios.forecast.deployment import profiling_run
+from scenarios.forecast.memory import profiling_run
 from scenarios.schema.engine import Engine
 from scenarios.schema.sizing import Training
 from scenarios.sizing.layer_tensors import HALF, SINGLE, ActivationSettings

@@ -7,7 +7,7 @@ import pytest
 
 from orcast import simulate
 from scenarios import library
-from scenarios.forecast.deployment import sequence_bytes
+from scenarios.forecast.memory import sequence_bytes
 from sim.kv.layout import cache_layout
 from sim.kv.memory import memory_budget
 

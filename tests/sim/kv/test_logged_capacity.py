@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from scenarios.forecast.deployment import profiling_run
+from scenarios.forecast.memory import profiling_run
 from scenarios.schema.engine import Engine
 from sim.kv.memory import memory_budget
 from sim.model.config import read_config
