@@ -97,7 +97,7 @@ def test_an_unknown_format_says_how_to_name_its_columns(tmp_path, content):
 
 
 def test_an_unknown_format_name_is_refused(tmp_path):
-    assert "unknown format 'azur', expected auto, azure" in message_of(
+    assert "unknown format 'azur', expected auto, orcast, azure" in message_of(
         tmp_path, AZURE, format="azur"
     )
 
