@@ -7,7 +7,7 @@ for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -54,15 +54,28 @@ class OverlappedLatency:
             num_emitting=batch.num_emitting, num_seqs=batch.num_seqs, decided_ahead=True,
         )  # fmt: skip
         host_s = self._host_s(batch.num_seqs)
+        times_s = self._steps_s(step)
         while len(ends_s) < iterations and start_s < until_s:
-            step.context_tokens += decodes
-            step.longest_tokens += 1
-            start_s += max(self.inner.iteration_s(step) - host_s, host_s)
-            if step.extrapolated != extrapolated:
+            step_s, is_extrapolated = next(times_s)
+            start_s += max(step_s - host_s, host_s)
+            if is_extrapolated != extrapolated:
                 break  # a run is wholly inside the measured range or wholly outside
             ends_s.append(start_s)
         batch.decided_ahead = first
         return ends_s
+
+    def _steps_s(self, step: Batch) -> Iterator[tuple[float, bool]]:
+        """Seconds of the iterations that follow a batch of decodes, and which are extrapolated."""
+        known: Callable[[Batch], Iterator[tuple[float, bool]]] | None
+        known = getattr(self.inner, "steps_s", None)
+        if known is not None:
+            yield from known(step)
+            return
+        while True:
+            step.context_tokens += step.num_decodes
+            step.longest_tokens += 1
+            step_s = self.inner.iteration_s(step)
+            yield step_s, step.extrapolated
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As the model's, with the host's part being what of it is not hidden."""
