@@ -26,7 +26,7 @@ from calibrate.profiles.cached_prefixes import behind_prefixes
 from calibrate.profiles.expert_kernels import experts_us
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, Points
 from calibrate.profiles.layer_kernels import STATE, LayerKernels, kernels_of
-from calibrate.profiles.matrix_products import WRITTEN_SCALED, Products
+from calibrate.profiles.matrix_products import WRITTEN_SCALED, Products, products_of
 from calibrate.profiles.precision import Format, expert_formats, weight_format
 from sim.latency.roofline import ELEMENTWISE_OVERHEAD_S
 from sim.latency.sampling import sampling_s
@@ -194,7 +194,7 @@ class Composer:
         """One copy of this product: (rows, µs) at every measured number of rows."""
         dtype = self._format_of(operation).name
         if dtype not in self._products:
-            self._products[dtype] = Products(self.tables, dtype)
+            self._products[dtype] = products_of(self.tables, dtype)
         return self._products[dtype].times_us(
             operation.out_features,
             operation.in_features,
