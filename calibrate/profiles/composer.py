@@ -26,7 +26,7 @@ from calibrate.profiles.cached_prefixes import behind_prefixes
 from calibrate.profiles.expert_kernels import experts_us
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, Points
 from calibrate.profiles.layer_kernels import STATE, LayerKernels, kernels_of
-from calibrate.profiles.matrix_products import WRITTEN_SCALED, Products
+from calibrate.profiles.matrix_products import WRITTEN_SCALED, Products, products_of
 from calibrate.profiles.precision import Format, expert_formats, weight_format
 from sim.latency.roofline import ELEMENTWISE_OVERHEAD_S
 from sim.latency.sampling import sampling_s
@@ -44,9 +44,13 @@ CACHE_MISSES = 0.5
 VALUE_BYTES = 2  # of what is summed over ranks
 
 # Of every sum over ranks: an engine's come to it one after the other, those timed alone together.
-# From vLLM's serving points of Llama-3.1-70B in fp8 on H100 with 4 and 8 in flight (prompts of
+# vLLM's from its serving points of Llama-3.1-70B in fp8 on H100 with 4 and 8 in flight (prompts of
 # 1,024 tokens, 161 sums): 0.73 to 1.45 ms a step, median 1.12, at tensor parallel 2, 4 and 8 alike.
-RANKS_WAIT_US = {"vllm": 6.9}
+# TensorRT-LLM's from its points of Llama-3.1-8B (65 sums) and Qwen3-32B (129) there, with 8 and 16
+# in flight, by what tensor parallel 2, 4 and 8 took longer than 1: medians of 3 to 6 a group, -1 to
+# 6. Engines of which no point was looked at are ASSUMED to wait as long as TensorRT-LLM.
+RANKS_WAIT_US = {"vllm": 6.9, "trtllm": 5.0}
+OTHERS_WAIT_US = 5.0
 
 FAMILIES = {
     "linear": "gemm",
@@ -190,7 +194,7 @@ class Composer:
         """One copy of this product: (rows, µs) at every measured number of rows."""
         dtype = self._format_of(operation).name
         if dtype not in self._products:
-            self._products[dtype] = Products(self.tables, dtype)
+            self._products[dtype] = products_of(self.tables, dtype)
         return self._products[dtype].times_us(
             operation.out_features,
             operation.in_features,
@@ -317,7 +321,7 @@ class Composer:
                 return self.tables.nccl("all_reduce", self.tensor_parallel)
 
         points = self._or_analytic("communication", measured, lambda analytic: {})
-        wait_us = RANKS_WAIT_US.get(self.stands_for or self.tables.backend, 0.0)
+        wait_us = RANKS_WAIT_US.get(self.stands_for or self.tables.backend, OTHERS_WAIT_US)
         return [
             ("all_reduce", self.tensor_parallel, values * VALUE_BYTES, time_us + wait_us)
             for (values,), time_us in points.items()

@@ -53,7 +53,7 @@ class System:
     name: str
     gpu: str
     folder: Path
-    figures: dict[str, Any]
+    figures: dict[str, Any] = field(hash=False)
 
     @property
     def bytes_per_s(self) -> float:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from calibrate.profiles.attention_kernels import Grid
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured
-from calibrate.profiles.matrix_products import Products
+from calibrate.profiles.matrix_products import products_of
 from sim.latency.grid import Line
 from sim.model.spec import MlaSpec
 
@@ -116,7 +116,7 @@ def _module(
 
 def _products_us(tables: KernelTables, heads: int) -> Line:
     """A measured module's products by rows."""
-    mla, hidden, products = MEASURED, MEASURED_HIDDEN_SIZE, Products(tables, "bfloat16")
+    mla, hidden, products = MEASURED, MEASURED_HIDDEN_SIZE, products_of(tables, "bfloat16")
     assert mla.q_lora_rank is not None
     total: dict[int, float] = {}
     for width, depth in (

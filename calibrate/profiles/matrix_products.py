@@ -25,11 +25,17 @@ them, which an engine's CUDA graphs do without. (SGLang's, the same DeepGEMM ker
 3.4 µs, and one whole attention module of vLLM's with five such products takes 94 µs.) Where the
 least product of a format takes that long, times near it are replaced by those of the same format by
 another engine, else of one scale a tensor, which large products match within a tenth on Hopper.
+
+*Kernels of the same libraries.* Products in NVFP4 are CUTLASS's, cuBLASLt's and CuTe DSL's in every
+engine (TensorRT-LLM tunes among all three; vLLM and SGLang take FlashInfer's, which has them). The
+package timed one for each engine, TensorRT-LLM's such that a product of 8,192 x 8,192 takes as long
+as in 16 bits. Each is taken as it was fastest.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import lru_cache
 
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured, Points, System
 from calibrate.profiles.precision import WEIGHT_BYTES
@@ -50,6 +56,8 @@ WEIGHTS_ALONE = ("int4_wo", "int8_wo", "w4a16_mxfp4")  # computed in 16 bits
 KERNELS_BEFORE = ("scale_matrix", "computescale")
 WRITTEN_SCALED = ("o", "down", "shared_down")
 
+SHARED = ("nvfp4",)  # formats whose kernels all engines have of the same libraries
+
 LEAST_READ_BYTES = 2**25  # smaller weights stay in the cache between takes
 AROUND = 5  # measured numbers of rows on either side
 STEADY = 0.95  # of the best utilisation there
@@ -68,12 +76,28 @@ class Products:
         self._tables, self._dtype = tables, dtype
         self._scales = InputScales(tables, dtype)
         points, self.how = _without_launches(tables, dtype)
+        if dtype in SHARED:
+            points, self.how = _fastest(tables, dtype, points)
         self._shapes: Shapes = {}
         for (n, k, m), time_us in points.items():
             self._shapes.setdefault((n, k), {})[m] = time_us
-        for shape, times_us in self._shapes.items():
-            if WEIGHT_BYTES[dtype] * shape[0] * shape[1] >= LEAST_READ_BYTES:
-                self._shapes[shape] = _without_slow_ones(tables.system, shape, times_us, dtype)
+        self._widths = sorted({n for n, _ in self._shapes})
+        self._depths = sorted({k for _, k in self._shapes})
+        self._mended: Shapes = {}
+
+    def _times_us(self, shape: tuple[int, int]) -> dict[int, float]:
+        """A measured shape's times by rows, those that were slow now and then mended."""
+        if shape not in self._mended:
+            times_us, read = self._shapes[shape], WEIGHT_BYTES[self._dtype] * shape[0] * shape[1]
+            if read >= LEAST_READ_BYTES:
+                times_us = _without_slow_ones(self._tables.system, shape, times_us, self._dtype)
+            self._mended[shape] = times_us
+        return self._mended[shape]
+
+    @property
+    def borrowed(self) -> dict[str, str]:
+        """What was taken from another version: family -> "BACKEND VERSION"."""
+        return self._tables.borrowed
 
     def times_us(
         self, width: int, depth: int, *, written_scaled: bool = False
@@ -86,8 +110,8 @@ class Products:
         shapes, system = self._shapes, self._tables.system
         corners = {
             (n, k): share_n * share_k
-            for n, share_n in _neighbours(sorted({n for n, _ in shapes}), width)
-            for k, share_k in _neighbours(sorted({k for _, k in shapes}), depth)
+            for n, share_n in _neighbours(self._widths, width)
+            for k, share_k in _neighbours(self._depths, depth)
             if (n, k) in shapes
         }
         if not corners:
@@ -97,9 +121,10 @@ class Products:
             )
         total = sum(corners.values())
         found = []
-        for m in sorted(set.intersection(*(set(shapes[shape]) for shape in corners))):
+        measured = {shape: self._times_us(shape) for shape in corners}
+        for m in sorted(set.intersection(*(set(times_us) for times_us in measured.values()))):
             utilisation = sum(
-                share / total * _ideal_us(system, (m, *shape), self._dtype) / shapes[shape][m]
+                share / total * _ideal_us(system, (m, *shape), self._dtype) / measured[shape][m]
                 for shape, share in corners.items()
             )
             ideal_us = _ideal_us(system, (m, width, depth), self._dtype)
@@ -116,6 +141,18 @@ class Products:
         m, n, k = shape
         busy = 2e6 * m * n * k / self._tables.system.flops_per_s(self._dtype) / time_us
         return 1.0 + (SUSTAINED - 1.0) * min(busy / BUSY, 1.0)
+
+
+def products_of(tables: KernelTables, dtype: str) -> Products:
+    """`Products` of these tables, read once for all that are composed of them."""
+    made = _made(tables.system, tables.backend, tables.version, dtype)
+    tables.borrowed.update(made.borrowed)
+    return made
+
+
+@lru_cache(maxsize=8)
+def _made(system: System, backend: str, version: str, dtype: str) -> Products:
+    return Products(KernelTables(system, backend, version), dtype)
 
 
 class InputScales:
@@ -188,6 +225,22 @@ def _without_launches(tables: KernelTables, dtype: str) -> tuple[Points, str | N
         kept[key] = min(time_us, others.get(key, time_us)) if bound else time_us
     shortest = min(least_us.values())
     return kept, f"{dtype} products of {whose} where a launch of {shortest:.0f} µs was timed"
+
+
+def _fastest(tables: KernelTables, dtype: str, points: Points) -> tuple[Points, str | None]:
+    """Each product as the engine timed it that was fastest, and whether another was."""
+    fastest, engines = dict(points), []
+    for other in tables.elsewhere():
+        try:
+            found = other.products(dtype)
+        except NotMeasured:
+            continue
+        faster = {key: us for key, us in found.items() if key in fastest and us < fastest[key]}
+        if faster:
+            fastest.update(faster)
+            engines.append(f"{other.backend} {other.version}")
+    named = " and ".join(engines)
+    return fastest, f"{dtype} products as {named} ran them, where faster" if engines else None
 
 
 def _without_slow_ones(

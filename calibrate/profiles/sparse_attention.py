@@ -14,7 +14,7 @@ from typing import Any
 from calibrate.profiles.attention_kernels import Grid
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured
 from calibrate.profiles.latent_attention import LEAST_US
-from calibrate.profiles.matrix_products import Products
+from calibrate.profiles.matrix_products import Products, products_of
 from sim.latency.grid import Line
 from sim.model.layers import Mixer
 
@@ -91,7 +91,7 @@ def _module(
                 kv_cache_dtype=kv_dtype,
                 **wanted,
             )
-            products = _products_us(Products(tables, dtype), mixer, degree)
+            products = _products_us(products_of(tables, dtype), mixer, degree)
         except NotMeasured as error:
             refusal = refusal or error
             continue

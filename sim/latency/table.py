@@ -9,7 +9,7 @@ looked up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -183,6 +183,20 @@ class TableLatency:
             context += decodes
             longest += 1
         return ends_s
+
+    def steps_s(self, batch: Batch) -> Iterator[tuple[float, bool]]:
+        """Seconds of the iterations after one of decodes alone, each with a token more a sequence,
+        and whether it leaves the measured range: what `iteration_s` would say, to the last bit."""
+        decodes, context, longest = batch.num_decodes, batch.context_tokens, batch.longest_tokens
+        eager = self._launch_s > 0.0 and self._is_eager(batch)
+        kernels_s, besides_s = self._eager_parts_s(batch) if eager else (self._fixed_s(batch), 0.0)
+        decode_s, most = self._attention.decode_s, self._attention.longest * decodes
+        outside = self._outside(replace(batch, context_tokens=0))
+        while True:
+            context += decodes
+            longest += 1
+            step_s = kernels_s + decode_s(decodes, context, longest)
+            yield self._launched(step_s, besides_s) if eager else step_s, outside or context > most
 
     def further_queries_s(self, num_decodes: int, context_tokens: int, query_tokens: int) -> float:
         """Decode attention with `query_tokens` in all, beyond one for each sequence."""

@@ -1,10 +1,11 @@
 """Forecasts against measurements, a table a data set: `python -m tests.benchmarks.accuracy`.
 
-    python -m tests.benchmarks.accuracy [PART...] [--source SOURCE]...
+    python -m tests.benchmarks.accuracy [PART...] [--source SOURCE]... [--every N]
 
 PART is one of those below, by default all of them. SOURCE is a latency source that the parts
 `open-loop` and `silicon` are forecast with, by default `auto`, which is what
-scenarios default to, and `roofline`.
+scenarios default to, and `roofline`. N takes every Nth point of each group of `silicon`, without
+its decisions.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     asked.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     asked.add_argument("--source", action="append", default=[])
+    asked.add_argument("--every", type=int, default=1)
     given = asked.parse_args()
     for part in given.parts:
         if part not in PARTS:
@@ -36,7 +38,11 @@ def main() -> None:
     for part in given.parts or PARTS:
         title, data, show = PARTS[part]
         print(f"## {title}\n\nData: {PUBLIC[data]}.\n", flush=True)
-        show(given.source or SOURCES)
+        sources = given.source or SOURCES
+        if part == "silicon" and given.every > 1:
+            silicon.main(sources, every=given.every)
+        else:
+            show(sources)
 
 
 if __name__ == "__main__":

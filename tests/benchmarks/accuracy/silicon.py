@@ -37,19 +37,34 @@ class Forecasts:
         return self._known[key]
 
 
-def main(sources: Sequence[str]) -> None:
-    """Print both tables: errors of TPOT by group, and regret of decisions."""
+def main(sources: Sequence[str], *, every: int = 1) -> None:
+    """Print both tables: errors of TPOT by group, and regret of decisions.
+
+    Of every `every`th point of each group, by degrees, lengths and concurrency; then no decisions.
+    """
     read, left_out = points()
     print(f"{len(read)} rows are one engine in a closed loop. Left out: ", end="")
     print("; ".join(f"{count} {why}" for why, count in sorted(left_out.items())) + ".\n")
+    if every > 1:
+        print(f"Every {every}th of each group.\n")
+        sampled = (sorted(members, key=_place)[::every] for _, members in by_group(read))
+        read = [point for members in sampled for point in members]
     with tempfile.TemporaryDirectory() as folder:
         for source in sources:
             forecasts = Forecasts(source, Path(folder))
             started_s = time.process_time()
             print(f"`latency.source: {source}`\n")
-            print_groups(read, forecasts)
-            print_decisions(read, forecasts)
+            print_groups(read, forecasts, smallest=-(-SMALLEST_GROUP // every))
+            if every == 1:
+                print_decisions(read, forecasts)
             print(f"\n{time.process_time() - started_s:.0f} s of computing.\n")
+
+
+def _place(point: Point) -> tuple[int, ...]:
+    return (
+        point.tensor_parallel, point.data_parallel, point.experts_over, point.prompt_tokens,
+        point.output_tokens, point.concurrency,
+    )  # fmt: skip
 
 
 def _means_ms(requests: Mapping[str, np.ndarray], point: Point) -> tuple[float, float]:
@@ -74,7 +89,7 @@ def _means_ms(requests: Mapping[str, np.ndarray], point: Point) -> tuple[float, 
     return ttft_ms, tpot_ms
 
 
-def print_groups(read: list[Point], forecasts: Forecasts) -> None:
+def print_groups(read: list[Point], forecasts: Forecasts, *, smallest: int) -> None:
     """Errors of TPOT and TTFT; groups that are too small, and those without a forecast, below."""
     print(
         "| model | GPU | engine | weights | points | TPOT error, mean | bias | p90 "
@@ -90,7 +105,7 @@ def print_groups(read: list[Point], forecasts: Forecasts) -> None:
             if isinstance(pair, str):
                 of_reason = refused.setdefault(pair, {})
                 of_reason[" ".join(group)] = of_reason.get(" ".join(group), 0) + 1
-        if len(answered) < SMALLEST_GROUP:
+        if len(answered) < smallest:
             small += len(answered)
             continue
         ttft = np.array([pair[0] / point.ttft_ms for point, pair in answered]) - 1
@@ -102,7 +117,7 @@ def print_groups(read: list[Point], forecasts: Forecasts) -> None:
         )
     print(
         "\n† nothing was fitted or chosen after a look at these; ‡ one thing was chosen after it. "
-        f"{small} points in groups below {SMALLEST_GROUP}."
+        f"{small} points in groups below {smallest}."
     )
     for reason, groups in sorted(refused.items()):
         names = ", ".join(f"{name} ({count})" for name, count in sorted(groups.items()))

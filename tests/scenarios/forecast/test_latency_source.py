@@ -148,8 +148,10 @@ def test_scales_of_float8_are_different_kernels() -> None:
 @needs.tables
 def test_weights_of_four_bits_are_measured_where_a_gpu_computes_in_them() -> None:
     nvfp4 = {"weight_dtype": "nvfp4"}
-    measured = deployed(hardware={"gpu": "b200"}, engine=nvfp4).latency
-    assert basis(measured) == "measured"
+    measured = deployed(hardware={"gpu": "b200"}, engine=nvfp4)
+    assert basis(measured.latency) == "estimated", "of several engines' kernels, the fastest"
+    told = origins(measured)["Linear layers, norms, activations"]
+    assert "nvfp4 products as" in told and "ran them, where faster" in told
     assert deployed(engine=nvfp4).latency.label.endswith("; analytic: linear")
 
 

@@ -1,21 +1,27 @@
 """Windows, chunks and states in the roofline: what is looked back on, and what that costs."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scenarios import library
 from sim.batch import Batch, PrefillChunk
+from sim.latency.attention_table import AttentionTable, pairs
 from sim.latency.bounded_attention import BoundedAttention
 from sim.latency.pipeline import roofline_latency
 from sim.latency.protocol import LatencyModel
+from sim.latency.table_data import LatencyTable
+from sim.latency.table_folder import TableError, read_table, rows_of, table_of, write_table
 from sim.model.config import read_config
 from sim.model.parallelism import Parallelism
 from sim.model.spec import ModelSpec
 from sim.request import Request
+from tests.sim.latency.tables import LENGTHS, META, rows
 
 WINDOW = 512
 
@@ -130,3 +136,63 @@ def test_an_indexer_scores_everything_and_attention_reads_the_best() -> None:
     far = decoding(8, 60_000), decoding(8, 61_000)
     slopes = [served.iteration_s(far[1]) - served.iteration_s(far[0]) for served in (dense, fewer)]
     assert 0 < slopes[1] < 0.5 * slopes[0]
+
+
+# -- measured ---------------------------------------------------------------------------------
+
+
+def half_windowed() -> LatencyTable:
+    """The small table, and layers with a window and a state beside."""
+    reaches = {WINDOW: (256, 1024), 1: (1,)}
+    parts = {
+        **rows(),
+        "bounded_decode": [
+            (reach, n, context, 50.0 + 0.1 * n * min(context, reach))
+            for reach, contexts in reaches.items()
+            for n in (1, 64)
+            for context in contexts
+        ],
+        "bounded_prefill": [
+            (reach, new, cached, 20.0 + 1e-3 * pairs(new, cached, reach))
+            for reach in reaches
+            for new in LENGTHS
+            for cached in ((0, reach) if reach > 1 else (0,))
+        ],
+    }
+    return table_of(META, parts)
+
+
+def test_measured_windows_take_no_longer_past_their_end_and_states_have_none(
+    tmp_path: Path,
+) -> None:
+    table = half_windowed()
+    write_table(tmp_path / "table", table.meta, rows_of(table))
+    whole = AttentionTable(table_of(META, rows()), skew=False)
+    for each in (table, read_table(tmp_path / "table")):
+        attention = AttentionTable(each, skew=False)
+        for context in (256, 1024, 4096, 9000):
+            found_s = (each.decode_s(64, 64 * context, 0) for each in (attention, whole))
+            found_us = 1e6 * float(np.subtract(*found_s))
+            seen = min(context, WINDOW) + 1  # the state's own token
+            assert found_us == pytest.approx(2 * 50 + 0.1 * 64 * seen, rel=1e-4)
+    (tmp_path / "table" / "bounded_prefill.csv").unlink()
+    with pytest.raises(TableError, match=r"bounded_prefill\.csv: missing"):
+        read_table(tmp_path / "table")
+
+
+def test_several_prompts_within_a_window_score_what_each_scores() -> None:
+    """For attention to every token two prompts of half a length score half the pairs."""
+    attention, whole = (
+        AttentionTable(t, skew=False) for t in (half_windowed(), table_of(META, rows()))
+    )
+    someone = Request(0, 0.0, 1, 1, 1)
+    for lengths, cached in (((2048,), 0), ((1024, 1024), 0), ((512, 256), 4096)):
+        chunks = [PrefillChunk(someone, new, cached) for new in lengths]
+        beside_us = 1e6 * (attention.prefills_s(chunks, 0, 0) - whole.prefills_s(chunks, 0, 0))
+        scored = sum(pairs(new, cached, reach) for new in lengths for reach in (WINDOW, 1))
+        assert beside_us == pytest.approx(40 + 1e-3 * scored, rel=0.02)
+
+
+@given(new=st.integers(1, 400), cached=st.integers(0, 400), reach=st.integers(1, 300))
+def test_pairs_within_a_reach_are_the_rooflines(new: int, cached: int, reach: int) -> None:
+    assert pairs(new, cached, reach) == bounded(reach).pairs(new, cached)

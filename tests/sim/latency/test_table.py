@@ -338,6 +338,9 @@ def test_a_run_adds_up_single_iterations_to_the_last_bit(
     crosses = sequences <= 64 and mean <= 4096 < mean + iterations - 1
     assert len(ends_s) == (4096 - mean + 1 if crosses else iterations)
     assert model.run_ends_s(batch, 1.25, iterations, expected[0]) == expected[:1]
+    for j, (step_s, outside) in zip(range(1, iterations), model.steps_s(batch), strict=False):
+        step = decodes(sequences, mean + j, longest=mean + extra + j)
+        assert (step_s, outside) == (model.iteration_s(step), step.extrapolated)
 
 
 @settings(max_examples=100, deadline=None)
