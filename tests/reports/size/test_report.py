@@ -11,7 +11,7 @@ import pytest
 
 from reports.size.figures import costs, deployments, iso_flops, laws, training_memory
 from reports.size.report import size_report
-from reports.size.text import days, headline, memory, power, short, usd
+from reports.size.text import days, headline, memory, power, short, title, usd
 from scenarios.sizing.load import load_sizing
 from scenarios.sizing.sizing import size
 from tests import needs
