@@ -162,7 +162,7 @@ def outcomes(beside: Beside) -> Iterator[Figure]:
             }
         ]
         layout = chart_layout(
-            x={"type": "category"},
+            x={"type": "category", "range": [-0.6, len(values) - 0.4]},
             y={"title": {"text": UNITS[key]}, "tickformat": ",~g"},
             height_px=200,
             left_px=66,
