@@ -20,6 +20,15 @@ OVERLAID = 6  # lines that one chart still keeps apart; more runs get a chart ea
 # Far apart in hue and in lightness, also for those who do not see all hues.
 LINES = ("decode", "prefill", "running", "e2e", "preempted", "waiting")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+UNITS = {
+    "output": "tokens/s",
+    "request_goodput": "requests/s",
+    "slo_attainment": "%",
+    "kv_utilization": "%",
+    "preemptions": "preemptions",
+    "usd_per_hour": "USD",
+    "usd_per_million_output_tokens": "USD",
+}
 SHARES = {"slo_attainment", "kv_utilization"}
 
 
@@ -153,8 +162,8 @@ def outcomes(beside: Beside) -> Iterator[Figure]:
             }
         ]
         layout = chart_layout(
-            x={"type": "category"},
-            y={"title": {"text": "%" if key in SHARES else ""}, "tickformat": ",~g"},
+            x={"type": "category", "range": [-0.6, len(values) - 0.4]},
+            y={"title": {"text": UNITS[key]}, "tickformat": ",~g"},
             height_px=200,
             left_px=66,
         )

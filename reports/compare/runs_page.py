@@ -139,7 +139,7 @@ def _differences(beside: Beside) -> Iterator[Section]:
     inside = "<p>Not a single setting differs.</p>"
     if rows:  # texts of any length, which a narrow page must wrap
         inside = table(("Setting", *beside["names"]), rows)
-        inside = inside.replace("<table>", '<table class="facts">', 1)
+        inside = inside.replace("<table>", '<table class="dense">', 1)
     yield Section("scenario", "What differs in the scenarios", [panel(inside)], link="Scenario")
 
 

@@ -35,6 +35,7 @@ def layout(name: str, knobs: Sequence[Knob], *, page: str) -> Any:
             _bar(name),
             html.Main(
                 [
+                    html.H1(name, className="unseen"),
                     # The answer comes before the questions: a phone shows one below the other.
                     html.Section(
                         [
@@ -47,7 +48,11 @@ def layout(name: str, knobs: Sequence[Knob], *, page: str) -> Any:
                     ),
                     html.Aside(controls, className="knobs", **{"aria-label": "Knobs"}),
                     html.Section(
-                        [html.Div(_charts(), className="row"), _again()],
+                        [
+                            html.H2("Distributions, and load over time", className="unseen"),
+                            html.Div(_charts(), className="row"),
+                            _again(),
+                        ],
                         className="charts",
                     ),
                 ],

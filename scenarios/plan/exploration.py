@@ -166,7 +166,9 @@ def undeployable(error: InputError, origin: Path | None) -> tuple[str, str] | No
     where, _, words = words.partition(": ")
     if where.startswith("cluster.groups["):  # of one of a unit's pools
         inside, _, rest = words.partition(": ")
-        where, words = (inside, rest) if inside in UNDEPLOYABLE else (where, words)
+        if inside not in UNDEPLOYABLE:
+            return "refused", words
+        where, words = inside, rest
     status = UNDEPLOYABLE.get(where.partition(".")[0])
     return None if status is None else (status, words)
 

@@ -9,12 +9,14 @@ import json
 import os
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from tests import needs
 from tests.orcast.command_line import orcast
+from tests.reports.audit import THEMES, WIDTHS, audit, show
 from tests.reports.browser import Browser
 
 pytestmark = needs.browser
@@ -31,10 +33,10 @@ def _run(folder: Path, name: str, *settings: str) -> Path:
 
 
 def _compare(folder: Path) -> Path:
-    for name, rate in (("a", 20), ("b", 40)):
+    for name, rate in (("a", 20), ("b", 40), ("c", 60)):
         rate_of = f"workload.arrivals.request_rate={rate}"
         _ok("run", "quickstart", *FEW, *NAMED, "--set", rate_of, "--out", folder / name)
-    _ok("compare", folder / "a", folder / "b")
+    _ok("compare", folder / "a", folder / "b", folder / "c")
     return folder / "a" / "compare.html"
 
 
@@ -98,9 +100,9 @@ def test_a_report_is_drawn_quiet_and_offline(browser: Browser, tmp_path: Path, k
     browser.open(page.as_uri())
     browser.wait_for(f"location.href === {json.dumps(page.as_uri())}")
     charts = browser.wait_for("Number(document.documentElement.dataset.drawn)")
-    for width in (1280, 390):
-        browser.resize(width, 2400)
-        browser.wait_for("document.documentElement.scrollWidth <= innerWidth")
+    for width, theme in product(WIDTHS, THEMES):
+        show(browser, width=width, theme=theme)
+        assert audit(browser) == [], f"{theme}, {width} px"
         empty = browser.run(
             "[...document.querySelectorAll('.plot')].filter(plot => !plot.querySelector("
             "'.trace path, .point path, .hm image, .heatmaplayer image, .shapelayer path')"
@@ -120,7 +122,7 @@ def test_a_report_is_drawn_quiet_and_offline(browser: Browser, tmp_path: Path, k
             height = browser.run("document.documentElement.scrollHeight")
             browser.resize(width, min(height, 9000))
             browser.run("new Promise(resolve => setTimeout(resolve, 500))")
-            browser.screenshot(Path(folder) / f"{kind}-{width}.png")
+            browser.screenshot(Path(folder) / f"{kind}-{width}-{theme}.png")
     assert charts == browser.run("document.querySelectorAll('.plot').length") > 0
     assert browser.run("document.querySelectorAll('img[onerror], h1 b').length") == 0
     if kind not in ("calibration", "compare"):  # these name tables and folders, not scenarios

@@ -7,6 +7,7 @@ import re
 import shlex
 import socket
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from scenarios.errors import InputError
 from scenarios.forecast.deployment import deploy
 from scenarios.schema.load import load_scenario
 from tests.orcast.command_line import refusal
+from tests.reports.audit import THEMES, WIDTHS, audit, show
 from tests.reports.browser import Browser
 from tests.reports.what_if.page_server import served
 
@@ -90,11 +92,12 @@ def test_a_turned_knob_changes_the_forecast(url: str, tmp_path: Path) -> None:
         assert second["Output tokens/s"][1] != "–"
         assert browser.run("document.title").startswith("<script>document.title = 'taken'</script>")
         assert "<b>bold</b>" in browser.run("document.querySelector('.what').textContent")
-        for width in (1280, 390):
-            browser.resize(width, 1600)
+        for width, theme in product(WIDTHS, THEMES):
+            show(browser, width=width, theme=theme, height=1600)
             browser.wait_for(drawn)
-            browser.wait_for(f"document.documentElement.scrollWidth <= {width}")
-            browser.screenshot(tmp_path / f"what-if-{width}.png")
+            assert audit(browser) == [], f"{theme}, {width} px"
+            browser.screenshot(tmp_path / f"what-if-{width}-{theme}.png")
+        show(browser, width=390, theme="light", height=1600)
         before = browser.run("getComputedStyle(document.body).backgroundColor")
         word = "document.getElementById('theme-button').textContent"
         assert browser.run(word) == "Dark", "the word of every report"

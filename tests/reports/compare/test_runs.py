@@ -134,6 +134,7 @@ def test_a_page_is_whole_and_text_stays_text() -> None:
     assert len({*names}) == len(names)
     for figure in figures:
         Figure(data=figure["data"], layout=figure["layout"])
+        assert figure["layout"]["xaxis"]["range"], "the page's script narrows it"
     cdf = next(figure for figure in figures if figure["name"] == "cdf-ttft")
     assert [trace["name"] for trace in cdf["data"]] == ["A", "B", "C"]
 
