@@ -127,7 +127,7 @@ def main() -> None:
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         sys.exit(_refuse(where + (error.strerror or str(error))))
     except MemoryError:
-        what = " ".join(sys.argv[1:3])
+        what = " ".join(sys.argv[1:])
         sys.exit(_refuse(f"{what}: not enough memory on this machine; nothing was written"))
     except (KeyboardInterrupt, typer.Abort):
         status = 130

@@ -127,7 +127,7 @@ def _check_run(folder: Path, format_: str) -> None:
 def _csv(folder: Path, out: Path | None) -> str:
     from reports.export.result_folder import tables_of
     from reports.export.target import check_file, check_folder
-    from scenarios.whole import whole_file
+    from scenarios.whole import filled_folder
 
     paths = tables_of(folder)
     target = out or folder / "csv"
@@ -135,10 +135,9 @@ def _csv(folder: Path, out: Path | None) -> str:
     tables = {name: _table(path) for name, path in paths.items()}
     for name, table in tables.items():
         check_file(target / f"{name}.csv", "csv", columns=",".join(table.columns[:2]))
-    target.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        with whole_file(target / f"{name}.csv") as partial:
-            _harmless(table).to_csv(partial, index=False)
+    with filled_folder(target) as partial:
+        for name, table in tables.items():
+            _harmless(table).to_csv(partial / f"{name}.csv", index=False)
     return f"Written: {target}"
 
 

@@ -100,6 +100,30 @@ def exchange(partial: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def filled_folder(target: Path) -> Iterator[Path]:
+    """A folder whose files come to lie in `target` when the block ends well: all at once where
+    there is no such folder yet, else one after the other in the place of those of before.
+
+    Raises InputError where another command fills it, OSError naming `target`.
+    """
+    final = real(target)
+    with named(target):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(final, given=f"--out {target}"):
+            partial = partial_of(final)
+            try:
+                partial.mkdir()
+                yield partial
+                if final.is_dir():
+                    for path in sorted(partial.iterdir()):
+                        path.replace(final / path.name)
+                else:
+                    partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
 def partial_of(final: Path) -> Path:
     """A name for what is to become `final`: like those that are swept, never seen before."""
     return final.with_name(f".{_short(final.name)}.{secrets.token_hex(4)}.partial")

@@ -25,7 +25,7 @@ def read_bytes(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
             words = f"{size / 1e6:,.0f} MB, at most {most_bytes / 1e6:,.0f} are read"
             raise OSError(errno.EFBIG, words, str(path))
         try:
-            return file.read(most_bytes + 1)
+            return file.read()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
 

@@ -1,13 +1,12 @@
 """The charts of a report as still pictures, for slides: PNG or SVG, one file a chart."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reports.page.page import Figure
 from reports.page.style import PALETTE, colour, template
-from scenarios.whole import named, only_writer, partial_of, real
+from scenarios.whole import filled_folder
 
 WIDTH_PX = 960
 SCALE = 2  # PNG pixels per point, so that a slide stays sharp
@@ -32,10 +31,7 @@ def write_images(folder: Path, figures: Sequence[Figure], kind: str) -> list[Pat
     import plotly.graph_objects as go
     import plotly.io
 
-    final = real(folder)
-    with only_writer(final, given=f"--out {folder}"), named(folder):
-        partial = partial_of(final)
-        partial.mkdir()
+    with filled_folder(folder) as partial:
         try:
             plotly.io.write_images(
                 [go.Figure(_still(figure)) for figure in figures],
@@ -44,14 +40,10 @@ def write_images(folder: Path, figures: Sequence[Figure], kind: str) -> list[Pat
                 height=[figure.layout["height"] + 90 for figure in figures],
                 scale=SCALE if kind == "png" else 1,
             )
-            for path in picture_paths(partial, figures, kind):
-                path.replace(final / path.name)
         except Exception as error:  # kaleido raises what its browser raised
             if "hrome" in str(error) or "rowser" in str(error):
                 raise RuntimeError(f"pictures need a Chromium on PATH: {error}") from None
             raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return picture_paths(folder, figures, kind)
 
 

@@ -6,10 +6,12 @@ of async events: queue, prefill, decode, preempted.
 """
 
 import gzip
+import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -37,15 +39,23 @@ def write_trace(
     A name that ends in .gz is compressed. Events are written as they are made, so that a long run
     needs no more memory than a short one.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
     written = 0
-    with whole_file(path) as partial, opened(partial, "wt", encoding="utf-8") as file:
+    with whole_file(path) as partial, _opened(partial, packed=path.suffix == ".gz") as file:
         file.write('{"displayTimeUnit":"ms","traceEvents":[\n')
         for event in _events(records, start_s, end_s):
             file.write((",\n" if written else "") + json.dumps(event, separators=(",", ":")))
             written += 1
         file.write("\n]}\n")
     return written
+
+
+@contextmanager
+def _opened(path: Path, *, packed: bool) -> Iterator[TextIO]:
+    """A text file to be written, compressed without the time: equal runs have equal bytes."""
+    with path.open("wb") as raw:
+        inner = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packed else raw
+        with io.TextIOWrapper(inner, encoding="utf-8", newline="\n") as file:  # type: ignore[arg-type]
+            yield file
 
 
 def _events(records: RunRecords, start_s: float, end_s: float) -> Iterator[Event]:

@@ -5,6 +5,7 @@ this page in a frame: hence Host, Origin and the headers. A local program can se
 """
 
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from reports.what_if.server import MOST_BODY_BYTES
 if TYPE_CHECKING:
     from dash import Dash
 
+NONCE = "the-nonce-of-this-answer"  # in the index, where its style sheets' nonce comes to stand
 _HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 _PATHS = re.compile(
     r"/(_dash-(layout|dependencies|update-component|component-suites/.+)|assets/.+)?"
@@ -27,8 +29,8 @@ def guard(app: "Dash") -> None:
 
     server = app.server
     server.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
+    hashes = app.csp_hashes()
     headers = {
-        "Content-Security-Policy": _policy(app.csp_hashes()),
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
         "Referrer-Policy": "no-referrer",
@@ -48,7 +50,11 @@ def guard(app: "Dash") -> None:
             abort(413)
 
     def head(response: Any) -> Any:
-        response.headers.update(headers)
+        nonce = secrets.token_urlsafe(16)
+        if response.mimetype == "text/html" and not response.direct_passthrough:
+            response.set_data(response.get_data().replace(NONCE.encode(), nonce.encode()))
+        policy = _policy(hashes, nonce)
+        response.headers.update(headers | {"Content-Security-Policy": policy})
         return response
 
     def failed(error: Exception) -> Any:
@@ -74,13 +80,13 @@ def own_code() -> Iterator[None]:
     g.in_own_code = False
 
 
-def _policy(script_hashes: Any) -> str:
+def _policy(script_hashes: Any, nonce: str) -> str:
     return "; ".join(
         (
             "default-src 'none'",
             "connect-src 'self'",
             " ".join(("script-src 'self'", *script_hashes)),
-            "style-src 'self' 'unsafe-inline'",
+            f"style-src 'self' 'nonce-{nonce}'",
             "img-src 'self' data: blob:",
             "font-src 'self' data:",
             "base-uri 'none'",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from reports.page.style import style_sheet
 from reports.what_if.answers import Alive, Answers, Ask, SupersededError, Turn
 from reports.what_if.figures import Snapshot, figures
-from reports.what_if.guard import guard, own_code
+from reports.what_if.guard import NONCE, guard, own_code
 from reports.what_if.layout import CHARTS, layout
 from reports.what_if.said import bar_word, ignored_note, refusal, table, verdict
 from reports.what_if.server import has_left
@@ -44,6 +44,7 @@ def what_if_app(
         update_title="",
         serve_locally=True,
         assets_folder=str(Path(__file__).parent / "assets"),
+        assets_ignore=r"^nonce\.js$",  # which the index loads itself, before all others
     )
     app.index_string = _index(style_sheet())
     app.layout = lambda: layout(name, knobs, page=secrets.token_hex(8))
@@ -213,7 +214,8 @@ def _index(css: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{{%title%}}</title><style>{css}</style>{{%css%}}"
+        f'<title>{{%title%}}</title><style nonce="{NONCE}">{css}</style>'
+        '<script src="assets/nonce.js"></script>{%css%}'
         '<link rel="icon" href="data:,"></head>'
         "<body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body></html>"
     )

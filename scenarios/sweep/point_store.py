@@ -10,6 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from scenarios.whole import named
+
 FOLDER = "points"
 _ANSWER = re.compile(r"[0-9a-f]{32}\.json")  # named by the key of its point
 
@@ -49,8 +51,9 @@ class PointStore:
         partial = self.folder / f".{key}.{secrets.token_hex(4)}.partial"
         try:
             sealed = f'{{"sha256": "{_seal(key, text)}", "answer": {text}}}'
-            partial.write_text(sealed, encoding="utf-8")
-            os.replace(partial, self._path(key))
+            with named(self._path(key)):
+                partial.write_text(sealed, encoding="utf-8")
+                os.replace(partial, self._path(key))
         finally:
             partial.unlink(missing_ok=True)
 

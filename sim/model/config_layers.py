@@ -58,10 +58,13 @@ def read_runs(
 def _runs(layers: Iterable[Layer]) -> Iterable[tuple[Layer, int]]:
     """Equal layers in a row with their number; equal ones are one object."""
     same: dict[Layer, Layer] = {}
+    known: dict[int, tuple[Layer, Layer]] = {}  # by identity: to hash a layer is to visit all of it
     last: Layer | None = None
     count = 0
     for layer in layers:
-        one = same.setdefault(layer, layer)
+        if id(layer) not in known:
+            known[id(layer)] = layer, same.setdefault(layer, layer)
+        one = known[id(layer)][1]
         if last is not None and one is not last:
             yield last, count
             count = 0

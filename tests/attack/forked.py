@@ -40,7 +40,7 @@ class Ended:
 class Watch:
     """Counts the calls by which a process changes files; does something at one of them."""
 
-    def __init__(self, at: int | None, act: Callable[[], None]) -> None:
+    def __init__(self, at: int | None, act: Callable[[str], None]) -> None:
         self.calls, self._at, self._act = 0, at, act
         sys.addaudithook(self._saw)
 
@@ -56,16 +56,16 @@ class Watch:
             return
         self.calls += 1
         if self._at is not None and self.calls == self._at:
-            self._act()
+            self._act(os.fsdecode(arguments[0]))
 
 
-def _die() -> None:
+def _die(_: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _fails(number: int) -> Callable[[], None]:
-    def fail() -> None:
-        raise OSError(number, os.strerror(number))
+def _fails(number: int) -> Callable[[str], None]:
+    def fail(path: str) -> None:
+        raise OSError(number, os.strerror(number), path)
 
     return fail
 

@@ -18,7 +18,7 @@ from tests.attack.kinds import KINDS, Attack, Results
 from tests.orcast.command_line import orcast
 
 LONGEST_S = 20  # of processor time; of waiting for what does not come, `WAITING_S`
-WAITING_S = 120
+WAITING_S = 600
 ENDED: Counter[int] = Counter()  # inputs by exit status
 LONGEST_TEXT = 300  # of a refusal, beyond the paths in it
 

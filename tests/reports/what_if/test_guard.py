@@ -39,6 +39,13 @@ def test_no_script_but_the_servers_own_may_run(client: Any) -> None:
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
     allowed = policy["script-src"].split()
     assert allowed[0] == "'self'" and all(each.startswith("'sha256-") for each in allowed[1:])
+    styles = policy["style-src"].split()
+    assert "unsafe-inline" not in response.headers["Content-Security-Policy"]
+    assert styles[0] == "'self'" and len(styles) == 2
+    nonce = styles[1].removeprefix("'nonce-").removesuffix("'")
+    assert f'<style nonce="{nonce}">' in response.text
+    again = client.get("/", headers=TO_HERE)
+    assert nonce not in again.text + again.headers["Content-Security-Policy"], "known beforehand"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Referrer-Policy"] == "no-referrer"
     missing = client.get("/nothing", headers=TO_HERE)
