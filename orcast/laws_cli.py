@@ -32,7 +32,7 @@ def laws(
     ] = None,
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=2, max=10_000, help="Resamplings of the runs.")
-    ] = 50,
+    ] = 20,
     confidence: Annotated[float, typer.Option("--confidence", min=0.01, max=0.999)] = 0.95,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     out: Annotated[

@@ -1,4 +1,4 @@
-"""The table of docs/lectures.md: every figure of ours is computed again, and must be the page's."""
+"""The table of docs/lecture-figures.md: every figure of ours is computed again."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from orcast.forecasted import Forecasted
 from scenarios import library
 from scenarios.errors import InputError
 from scenarios.sizing.layer_tensors import ActivationSettings, layer_activations
-from scenarios.sizing.model_anatomy import parameter_split
-from scenarios.sizing.scaling_law import LAWS
+from scenarios.sizing.model_anatomy import forward_flops_per_token, parameter_split
+from scenarios.sizing.scaling_fit import fit_power, read_one_column
+from scenarios.sizing.scaling_law import JOINT_MIXTURE, LAWS, RosenfeldLaw
 from scenarios.sizing.training import Degrees
 from scenarios.sizing.training_figures import training_figures
+from scenarios.sizing.training_layout import layouts
+from scenarios.sizing.training_step import training_step
 from sim.kv.cache import BlockAllocator
 from sim.speculation.acceptance import chain
+from tests import needs
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "lectures.md"
+PAGE = ROOT / "docs" / "lecture-figures.md"
 EXAMPLES = ROOT / "docs" / "examples"
 POOL = EXAMPLES / "request-pool.csv"
 GOPHER = 5.76e23  # FLOPs
@@ -225,6 +229,80 @@ def exchanged() -> str:
     return " / ".join(f"{sent[kind] / 1e6:.1f} MB" for kind in kinds)
 
 
+def operator_classes() -> str:
+    settings = ActivationSettings(8, 512, "none", fused_attention=False, dropout=True)
+    model, gpu = library.model(str(EXAMPLES / "bert-large.json")), library.gpu("v100-32gb")
+    found = training_step(model, settings, Degrees(), gpu).figures()["classes"].values()
+    shares = (
+        " / ".join(f"{100 * one['flop_share']:.2f}" for one in found),
+        " / ".join(f"{100 * one['time_share']:.1f}" for one in found),
+    )
+    return "; ".join(f"{one} %" for one in shares)
+
+
+def attention_time() -> str:
+    model, gpu = library.model(str(EXAMPLES / "gpt-3-760m.json")), library.gpu("a100-40gb")
+    ratios = []
+    for length in (1024, 4096, 16384):
+        fused, plain = (
+            training_step(
+                model, ActivationSettings(1, length, "none", kind), Degrees(), gpu
+            ).attention_s
+            for kind in (True, False)
+        )
+        ratios.append(f"{plain / fused:.1f} ×")
+    return " / ".join(ratios)
+
+
+def deviation() -> str:
+    torch = pytest.importorskip("torch", reason=needs.KERNELS)
+    pytest.importorskip("triton", reason=needs.KERNELS)
+    from kernels.numerics import deviations
+
+    found = deviations((128, 512), (32,), generator=torch.Generator().manual_seed(0))[1]
+    return " / ".join(f"{one:.1e}" for one in (found.standard, found.flash, found.flash_rounded))
+
+
+def rosenfeld() -> str:
+    law = RosenfeldLaw("r", "", 406.4, 0.34, 410.7, 0.29, 1.69, 1.0, 11.76)
+    best = law.optimum(GOPHER)
+    return f"{best.parameters / 1e9:.1f}B on {best.tokens / 1e12:.2f}T tokens"
+
+
+def mixture_over_dense() -> str:
+    mixed, dense = library.model("mixtral-8x7b"), library.model("mistral-7b-v0.1")
+    flops = [forward_flops_per_token(model, 4096) for model in (mixed, dense)]
+    parameters = mixed.num_parameters / dense.num_parameters
+    return f"{parameters:.1f} × / {flops[0] / flops[1]:.1f} ×"
+
+
+def mixtures_law() -> str:
+    return " / ".join(f"{JOINT_MIXTURE.of(each).optimum(1e21).loss:.3f}" for each in (1, 8, 32))
+
+
+def mean_of_samples() -> str:
+    axis = read_one_column(EXAMPLES / "laws" / "mean-of-samples.csv")
+    assert axis is not None
+    law = fit_power(axis[1], bootstrap=0)[0]
+    return f"{law.a:.2f} and {law.alpha:.2f}"
+
+
+def refusal() -> str:
+    with pytest.raises(InputError, match="does not fit") as error:
+        orcast.simulate(
+            "single-stream", overrides={"model": "gpt-3-175b", "hardware.gpu": "a100-40gb"}
+        )
+    said = re.search(r"; (\d+) GPUs of that kind would do(.*)$", str(error.value))
+    assert said is not None
+    return said[1] + said[2]
+
+
+def step_on_h100() -> str:
+    model, gpu = library.model("llama-2-7b"), library.gpu("h100-sxm")
+    best = layouts(model, ActivationSettings(1, 4096), gpu, gpus=64, batch_tokens=4e6)[0]
+    return f"{best.step.figures()['mfu']:.1%}"
+
+
 def latent_cache() -> str:
     return f"{library.model('deepseek-v3').kv_bytes(1):,} B"
 
@@ -255,6 +333,21 @@ ROWS: dict[str, Callable[[], str]] = {
     "parameters of Mixtral's experts over those a token uses": experts,
     "bytes a layer sends forward, Llama-2-7B, 8 ranks: Ulysses / ring": exchanged,
     "cache of a token of DeepSeek-V3": latent_cache,
+    "operator classes of BERT-large's training step on a V100: share of FLOPs, of time": (
+        operator_classes
+    ),
+    "attention without over with FlashAttention, time of a training step, 1K / 4K / 16K, A100": (
+        attention_time
+    ),
+    "deviation from float64, 512 tokens: standard / flash, float32 kept / flash, bf16 kept": (
+        deviation
+    ),
+    "the same, `rosenfeld` with the course's terms": rosenfeld,
+    "Mixtral 8x7B over Mistral 7B: parameters / FLOPs of a token": mixture_over_dense,
+    "loss of 1e21 FLOPs, `joint-moe`, 1 / 8 / 32 experts for each that a token uses": mixtures_law,
+    "squared error of the mean of n samples with σ = 2: a and α of a / n^α": mean_of_samples,
+    "GPT-3 175B on A100-40GB: what a refusal says would do": refusal,
+    "a training step of Llama-2-7B on 64 H100: share of the peak, 6 N a token": step_on_h100,
 }
 
 
@@ -270,3 +363,8 @@ def rows_of_the_page() -> dict[str, str]:
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_of_the_lectures_table_is_what_comes_out(row: str) -> None:
     assert rows_of_the_page()[row] == ROWS[row]()
+
+
+def test_every_row_of_the_page_is_checked() -> None:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    assert len(lines) - 2 == len(ROWS) == len(rows_of_the_page())

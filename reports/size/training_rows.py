@@ -43,6 +43,7 @@ def training_tables(figures: Figures) -> Iterator[tuple[tuple[str, ...], Rows]]:
         parts = [
             (what, f"{1e3 * seconds:,.2f}") for what, seconds in step["seconds_by_part"].items()
         ]
+        parts.insert(1, ("  of it attention", f"{1e3 * step['attention_s']:,.2f}"))
         yield ("A step", "ms"), [*parts, ("in all", f"{1e3 * step['step_s']:,.2f}")]
         yield _CLASSES, [_class(kind, one) for kind, one in step["classes"].items()]
 

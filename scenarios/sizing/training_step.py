@@ -23,7 +23,7 @@ for. Ranks are placed tensor, sequence, data, pipeline, innermost first, in node
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Work:
     num_bytes: float
     forward_s: float
     backward_s: float
+    of_attention: bool = False  # scores, softmax and values; not the projections around them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class StepTime:
     tokens: int  # of a step, all data-parallel ranks together
     devices: int
     peak_flops_per_s: float
+    attention_s: float  # of all micro-batches, in computing
     model_flops: float  # three forward passes of every token, attention with its masked half
     six_n_flops: float
 
@@ -88,6 +90,7 @@ class StepTime:
         return {
             "step_s": self.step_s,
             "seconds_by_part": self.by_part,
+            "attention_s": self.attention_s,
             "tokens": self.tokens,
             "tokens_per_s": self.tokens_per_s,
             "mfu": self.share_of_peak(self.six_n_flops),
@@ -144,6 +147,8 @@ def training_step(
         tokens=tokens,
         devices=degrees.devices,
         peak_flops_per_s=gpu.bfloat16_flops_per_s,
+        attention_s=m
+        * sum(passes * one.forward_s + one.backward_s for one in work if one.of_attention),
         model_flops=3.0 * tokens * forward_flops_per_token(model, settings.sequence_length),
         six_n_flops=6.0 * tokens * model.num_activated_parameters,
     )
@@ -201,7 +206,8 @@ def _micro_batch(
         whole.forward_s * share,
         whole.backward_s * share,
     )
-    yield from _attention(stage, settings, degrees, gpu, moving)
+    for part in _attention(stage, settings, degrees, gpu, moving):
+        yield replace(part, of_attention=True)
 
     h, layers = model.hidden_size, stage.num_layers
     yield moving(NORMALISATION, 2.0 * layers * tokens * h, 2 * HALF, NORM_FLOPS, 2 * layers)
