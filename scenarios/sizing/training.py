@@ -274,7 +274,7 @@ def gpus_to_hold_weights(model: ModelSpec, gpu: Gpu, *, utilization: float) -> i
     least = math.ceil(model.weight_bytes() / room)
     for gpus in range(least, 8 * model.num_layers + 1):
         for degree in degrees:
-            if gpus % degree == 0 and gpus // degree <= model.num_layers:
-                if fits(degree, gpus // degree):
-                    return gpus
+            stages, left = divmod(gpus, degree)
+            if not left and stages <= model.num_layers and fits(degree, stages):
+                return gpus
     return None
