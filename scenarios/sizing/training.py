@@ -36,7 +36,6 @@ from scenarios.sizing.layer_tensors import (
     outer_activations,
 )
 from scenarios.sizing.model_anatomy import forward_flops_per_token, parameter_split
-from sim.kv.memory import fewest_gpus
 from sim.model.hardware import Gpu
 from sim.model.power import attainable_flops_per_s, board_watts
 from sim.model.spec import ModelSpec
@@ -264,5 +263,18 @@ def gpus_to_hold_weights(model: ModelSpec, gpu: Gpu, *, utilization: float) -> i
             for at, share in enumerate(shares)
         )
 
-    best = fewest_gpus(model, fits, degrees=range(1, 9))
-    return None if best is None else best[0] * best[1]
+    def splits(degree: int) -> bool:
+        try:
+            model.check_tensor_parallel(degree)
+        except ValueError:
+            return False
+        return True
+
+    degrees = [degree for degree in range(8, 0, -1) if splits(degree)]
+    least = math.ceil(model.weight_bytes() / room)
+    for gpus in range(least, 8 * model.num_layers + 1):
+        for degree in degrees:
+            stages, left = divmod(gpus, degree)
+            if not left and stages <= model.num_layers and fits(degree, stages):
+                return gpus
+    return None

@@ -251,15 +251,17 @@ def fewest_gpus(
     ``fits`` holds for every longer pipeline if it holds for one.
     """
     best: tuple[int, int] | None = None
-    for degree in degrees:
-        if not _splits(model, degree) or not fits(degree, model.num_layers):
+    for degree in sorted(degrees, reverse=True):
+        most = model.num_layers
+        if best is not None:  # only fewer GPUs are better
+            most = min(most, (best[0] * best[1] - 1) // degree)
+        if most < 1 or not _splits(model, degree) or not fits(degree, most):
             continue
-        low, high = 0, model.num_layers  # low does not fit, high does
+        low, high = 0, most  # low does not fit, high does
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if fits(degree, middle) else (middle, high)
-        if best is None or degree * high <= best[0] * best[1]:
-            best = degree, high
+        best = degree, high
     return best
 
 

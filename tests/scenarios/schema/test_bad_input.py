@@ -350,7 +350,9 @@ def test_some_requests_larger_than_the_kv_cache_are_counted_and_warned_of(policy
 def test_a_model_too_large_is_refused_with_the_number_of_gpus_that_would_do() -> None:
     line = with_settings("model=gpt-3-175b", scenario=SMALL)
     assert "hardware: gpt-3-175b does not fit on 1 x a100-40gb" in line
-    assert "; 10 GPUs of that kind would do (12 as one tensor-parallel group" in line
+    assert (
+        "11 GPUs of that kind would do (pipeline_parallel 11), or 16 (tensor_parallel 16)" in line
+    )
 
 
 def test_heads_that_cannot_be_split_are_named() -> None:
