@@ -17,11 +17,13 @@ from orcast.options import JobsOption, JsonOption, SetOption
 from orcast.overrides import as_settings
 from orcast.task_progress import TaskProgress
 
+ANY, FEWEST = "plan-any", 1000  # requests of a trace whose own lengths are planned with
+
 
 def plan(
     scenario: Annotated[
         str, typer.Argument(metavar="[SCENARIO]", help="A scenario file, or a library name.")
-    ] = "plan-any",
+    ] = ANY,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="What to serve, instead of the scenario's.")
     ] = None,
@@ -77,6 +79,8 @@ def plan(
         | ({"plan.objectives": []} if limits else {})  # those limits, and no others
         | {f"slo.{name}": limit for name, limit in limits.items()}
     )
+    if trace is not None and scenario == ANY and not _long(set_):
+        settings += _lengths_of(trace)
     settings += set_ or []
     if prices is not None:
         settings.append(f"plan.prices={json.dumps(str(prices))}")
@@ -93,6 +97,24 @@ def plan(
         )
         write_plan(partial, answer)
     _show(answer, folder, as_json=as_json)
+
+
+def _long(settings: list[str] | None) -> bool:
+    """Whether the lengths of requests are said."""
+    said = ("workload.trace=", "workload.lengths", "workload.classes", "workload=")
+    return any(one.startswith(said) for one in settings or [])
+
+
+def _lengths_of(trace: str) -> list[str]:
+    """The trace's own lengths, where it has requests enough for every run of a plan."""
+    from orcast.trace_options import open_workload
+    from scenarios.library import find_file
+
+    found, _ = open_workload({"trace": str(find_file(trace, beside=None) or trace)})
+    if len(found) < FEWEST:
+        return []
+    arrivals = {"process": "poisson", "request_rate": 1.0}
+    return as_settings({"workload.trace": trace, "workload.arrivals": arrivals})
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def _question(table: str, recording: Path, settings: list[str], partial: Path) -
 def _workload_of(recording: Path) -> list[str]:
     """The recording's own arrivals and lengths, where it has them."""
     file = recording / "requests.jsonl" if recording.is_dir() else recording
-    return [f"workload={{trace: {str(file)!r}}}"] if file.suffix in (".json", ".jsonl") else []
+    named = Path(file.stem) if file.suffix in (".gz", ".zst") else file
+    known = named.suffix in (".json", ".jsonl")
+    return [f"workload={{trace: {str(file)!r}}}"] if known else []
 
 
 def _table_of(latency: LatencyModel) -> tuple[dict[str, Any], dict[str, Any]]:

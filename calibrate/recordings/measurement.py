@@ -33,7 +33,7 @@ from calibrate.recordings.measurement_types import Floats as Floats
 from calibrate.recordings.measurement_types import Measurement as Measurement
 from calibrate.recordings.measurement_types import MeasurementError as MeasurementError
 from sim import plain_file
-from sim.workload.trace_file import GZIP, TraceError, TraceFile
+from sim.workload.trace_file import GZIP, ZSTD, TraceError, TraceFile
 from sim.workload.trace_formats import TraceFormat
 from sim.workload.trace_results import bench_object
 from sim.workload.traces import trace_format
@@ -94,7 +94,7 @@ def read_measurement(path: Path, label: str | None = None) -> Measurement:
 def _text_of(file: Path) -> str:
     try:
         data = plain_file.read_bytes(file)
-        if data[:2] == GZIP:
+        if data[:2] == GZIP or data[:4] == ZSTD:
             return TraceFile.of_bytes(file, data).text
         return data.decode("utf-8")
     except TraceError as error:

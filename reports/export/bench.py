@@ -19,7 +19,8 @@ def bench_result(
     """Statistics in ms, arrays in s; requests in order of arrival, those that completed."""
     requests = records.requests
     done = np.flatnonzero(np.isfinite(requests["finished_s"]))
-    times_s = token_times_s(records)
+    # A client's gap lies between two chunks, however many tokens a chunk has.
+    times_s = token_times_s(records, portions=scenario.get("speculation") is not None)
     workload = scenario.get("workload") or {}
     arrivals = workload.get("arrivals") or {}
     result: dict[str, Any] = {

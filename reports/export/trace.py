@@ -159,8 +159,11 @@ def _us(seconds: float) -> float:
     return round(float(seconds) * 1e6, 3)
 
 
-def token_times_s(records: RunRecords) -> list[Floats]:
+def token_times_s(records: RunRecords, *, portions: bool = False) -> list[Floats]:
     """When each completed request's tokens came, [output_tokens] seconds each, in row order.
+
+    `portions`: where an iteration may hand over several tokens (speculation), when each portion
+    came, as a client sees them: fewer times than tokens.
 
     A decoding request gets a token at the end of every iteration of its replica that decodes, but
     for the time it was preempted. Where that does not add up to its output (more than one token an
@@ -201,7 +204,8 @@ def token_times_s(records: RunRecords) -> list[Floats]:
             kept[back[:excess]] = False
         times = shown_s[low:high][kept]
         shown_first_s = float(requests["first_token_s"][row])
-        if len(times) != output - 1:
+        whole = 0 < len(times) < output - 1 if portions else False
+        if len(times) != output - 1 and not whole:
             times = np.linspace(shown_first_s, float(requests[shown_last][row]), output)[1:]
         found.append(np.concatenate(([shown_first_s], times)))
     return found

@@ -161,3 +161,45 @@ def load_profile(answer: Answer) -> Figure | None:
         data,
         layout,
     )
+
+
+def replicas_over_time(answer: Answer) -> Figure | None:
+    """Replicas hour by hour: those that the load asks for, and what an autoscaler had."""
+    found = answer.get("over_time")
+    if not found or not found["off"]:
+        return None
+    size_s = 3600.0 if found["window_s"] * len(found["needed"]) > 2 * 3600 else 60.0
+    edges = [number * found["window_s"] / size_s for number in range(len(found["needed"]) + 1)]
+    began = round(found["from_s"] / found["window_s"])
+    rows = (
+        ("asked for by the load", "held", edges, found["needed"]),
+        ("autoscaled", "accent", edges[began:], found["on"]["replicas"]),
+        ("always up", "good", edges[began:], found["off"]["replicas"]),
+    )
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name,
+            "x": compact(x[: len(y) + 1], 6),
+            "y": compact([*y, y[-1]]),
+            "line": {"shape": "hv", "color": colour(thing), "width": 1.8},
+            "hovertemplate": f"{name}: %{{y:.3~g}} replicas<extra></extra>",
+        }
+        for name, thing, x, y in rows
+    ]
+    unit = "h" if size_s == 3600.0 else "min"
+    layout = chart_layout(
+        x={"title": {"text": f"time in the trace ({unit})"}, "range": [0, edges[-1]]},
+        y={"title": {"text": "replicas"}, "rangemode": "tozero"},
+        height_px=270,
+        left_px=62,
+    )
+    return Figure(
+        "replicas-over-time",
+        "Replicas over the day",
+        "Means of each window; the autoscaler goes by unfinished requests, and takes its time.",
+        data,
+        layout,
+        tuple(Key(name, thing, (at,)) for at, (name, thing, _, _) in enumerate(rows)),
+    )

@@ -16,7 +16,7 @@ from reports.page.page import (
     warning_box,
 )
 from reports.plan.figures import cost_bars, cost_front, goodput_bars, speed_front
-from reports.plan.load_figures import load_profile, until_it_breaks
+from reports.plan.load_figures import load_profile, replicas_over_time, until_it_breaks
 from reports.plan.words import (
     STATUS,
     breaking,
@@ -113,7 +113,12 @@ def _sections(answer: Answer) -> Iterator[Section]:
         )
     breaks: list[Figure] = [
         figure
-        for figure in (until_it_breaks(answer), load_profile(answer), goodput_bars(answer))
+        for figure in (
+            until_it_breaks(answer),
+            load_profile(answer),
+            replicas_over_time(answer),
+            goodput_bars(answer),
+        )
         if figure is not None
     ]
     if breaks:

@@ -135,6 +135,7 @@ def breaking(answer: Answer) -> Iterator[str]:
             f"Replicas that follow the load, window by window, would cost {money(following)} an "
             f"hour in the mean, {saved:.0%} less (starting a replica taken to cost nothing)."
         )
+    yield from over_time(answer)
     if chosen["mean_watts"] is not None:
         yield (
             f"Its GPUs draw {count(chosen['mean_watts'])} W, "
@@ -142,6 +143,45 @@ def breaking(answer: Answer) -> Iterator[str]:
             f"{money(chosen['electricity_usd_per_hour'])} of electricity an hour, estimated; a "
             "rented GPU's price includes it."
         )
+
+
+def over_time(answer: Answer) -> Iterator[str]:
+    """A load that varies: what the fleet takes over its time, autoscaled and not."""
+    found = answer.get("over_time")
+    if not found or not found["off"]:
+        return
+    hours = (found["until_s"] - found["from_s"]) / 3600
+    off, on = found["off"], found["on"]
+    limits = {one["name"]: one["limit_ms"] for one in answer["objectives"]}
+
+    def kept(run: Mapping[str, Any]) -> str:
+        if run["kept"]:
+            return "keep every limit"
+        told = ", ".join(
+            f"{name} {'–' if value is None else plain(value)} ms (limit {plain(limits[name])})"
+            for name, value in run["latencies_ms"].items()
+            if value is None or value > limits[name]
+        )
+        return f"do NOT keep {told}, though {run['share_kept']:.1%} of the requests keep all"
+
+    fixed = max(off["replicas"])
+    yield (
+        f"Over {plain(hours)} h of the trace ({count(found['requests'])} requests simulated), "
+        f"{plain(fixed)} replicas that are always up take {money(off['usd'])} and {kept(off)}."
+    )
+    low, high = min(on["replicas"]), max(on["replicas"])
+    yield (
+        f"Autoscaled (one for every {plain(found['autoscaling']['target_outstanding'])} unfinished "
+        f"requests, {plain(found['autoscaling']['startup_s'])} s to start), {plain(low)} to "
+        f"{plain(high)} replicas take {money(on['usd'])}, {_against(on['usd'], off['usd'])}, "
+        f"and {kept(on)}."
+    )
+
+
+def _against(cost: float, other: float) -> str:
+    """``30 % less``."""
+    more = round(cost / other - 1, 2)
+    return "as much" if not more else f"{abs(more):.0%} {'more' if more > 0 else 'less'}"
 
 
 def runner_up(answer: Answer) -> str:

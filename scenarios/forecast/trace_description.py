@@ -51,7 +51,7 @@ def _rate(requests: int, span_s: float) -> float | None:
 
 
 def _over_time(arrival_s: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Rates of equal windows; the last one, which the trace may not fill, is left out of the peak.
+    """Rates of equal windows; the last one, which the trace may not fill, is not the lowest.
 
     None where all requests come at once.
     """
@@ -71,8 +71,8 @@ def _over_time(arrival_s: NDArray[np.float64]) -> dict[str, Any] | None:
     return {
         "window_s": window_s,
         "requests_per_s": (counts / window_s).tolist(),
-        "peak_per_s": float(whole.max() / window_s),
-        "peak_at_s": float(np.argmax(whole) * window_s),
+        "peak_per_s": float(counts.max() / window_s),
+        "peak_at_s": float(np.argmax(counts) * window_s),
         "lowest_per_s": float(whole.min() / window_s),
     }
 

@@ -1,4 +1,4 @@
-"""Traces as they lie on disk: packed with zstd, as Parquet, or as the simulator reads them."""
+"""Traces as they lie on disk: as Parquet, or as the simulator reads them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from pathlib import Path
 from scenarios import library
 from scenarios.schema.workload import TraceColumns
 from sim.workload import TraceError, Workload, read_trace
-from sim.workload.trace_file import STDIN, ZSTD, TraceFile, read_bytes
+from sim.workload.trace_file import STDIN, TraceFile, read_bytes
 from sim.workload.traces import Columns
 
 PARQUET = b"PAR1"
-MOST_BYTES = 8 * 2**30  # of an unpacked trace
 
 
 def open_trace(path: str | os.PathLike[str]) -> TraceFile:
     """A trace of any packing. Raises TraceError, one line that names the file."""
     name, data = read_bytes(path)
-    if data[:4] == ZSTD:
-        data = _unpacked(name, data)
     if data[:4] == PARQUET:
         return _parquet(name, data)
     return TraceFile.of_bytes(name, data)
@@ -68,19 +65,6 @@ def token_counter(name: str, *, beside: Path | None = None) -> Callable[[str], i
     except Exception as error:  # the package raises bare ones
         raise TraceError(f"{file}: no tokenizer of Hugging Face's: {error!s:.120}") from None
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _unpacked(path: Path, data: bytes) -> bytes:
-    import pyarrow as pa
-
-    try:
-        with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as packed:
-            text: bytes = packed.read(MOST_BYTES + 1)
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"{path}: a damaged zstd file ({error!s:.120})") from None
-    if len(text) > MOST_BYTES:
-        raise TraceError(f"{path}: unpacks to more than {MOST_BYTES / 2**30:g} GiB")
-    return text
 
 
 def _parquet(path: Path, data: bytes) -> TraceFile:

@@ -30,6 +30,7 @@ from scenarios.plan.probe import (
 from scenarios.plan.replications import Replications
 from scenarios.plan.target import Target
 from scenarios.quantity import plain
+from scenarios.schema.cluster import Autoscaling
 from scenarios.schema.plan import Plan
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.workload import Workload
@@ -49,6 +50,7 @@ class Task:
     replications: Replications
     origin: Path | None
     compose: Composer | None
+    autoscaling: Autoscaling | None = None  # the scenario's, of a load that varies
 
 
 @dataclass(frozen=True, slots=True)

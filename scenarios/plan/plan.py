@@ -11,6 +11,7 @@ from scenarios.errors import InputError
 from scenarios.forecast.latency_source import Composer
 from scenarios.plan.answer import Outcome, answer
 from scenarios.plan.candidates import Candidate, candidates_of
+from scenarios.plan.day import over_time
 from scenarios.plan.exploration import (
     Exploration,
     Rerun,
@@ -47,6 +48,12 @@ def plan(
     Raises InputError for a question that cannot be asked. A service level that no deployment
     meets is no such question: its answer has `chosen` None and the nearest miss.
     """
+    varies = scenario.plan is not None and scenario.plan.load is not None
+    varies = varies and scenario.plan.load.trace is not None  # type: ignore[union-attr]
+    scaling = scenario.cluster.autoscaling if varies else None
+    if scaling is not None:  # for the chosen fleet, over the trace's time
+        cluster = scenario.cluster.model_copy(update={"autoscaling": None})
+        scenario = scenario.model_copy(update={"cluster": cluster})
     unlike = scenario.cluster.groups and not has_pools(scenario)
     for name, value, given in (
         ("groups", "[]", unlike),
@@ -68,7 +75,8 @@ def plan(
     replications.check()
     candidates = candidates_of(scenario, origin=origin)
     tasks = [
-        Task(each, asked, objectives, target, replications, origin, compose) for each in candidates
+        Task(each, asked, objectives, target, replications, origin, compose, scaling)
+        for each in candidates
     ]
     explored = run_tasks(explore, tasks, jobs=jobs, progress=progress)
     if all(one.status in IMPOSSIBLE for one in explored):
@@ -78,10 +86,12 @@ def plan(
         for candidate, found in zip(candidates, explored, strict=True)
     ]
     chosen = cheapest(outcomes)
-    check, curve = None, list[Trial]()
+    check, curve, day = None, list[Trial](), None
     if chosen is not None:
-        check, curve = _checked(tasks[outcomes.index(chosen)], chosen, jobs)
-    return answer(scenario, tasks[0], outcomes, chosen, check, curve)
+        task = tasks[outcomes.index(chosen)]
+        check, curve = _checked(task, chosen, jobs)
+        day = over_time(task, chosen)
+    return answer(scenario, tasks[0], outcomes, chosen, check, curve) | {"over_time": day}
 
 
 def _none_is_possible(candidates: Sequence[Candidate], explored: Sequence[Exploration]) -> str:

@@ -49,13 +49,19 @@ def load_scenario(name: str, overrides: Iterable[str] = ()) -> tuple[Scenario, P
     ``-`` is standard input, whose relative paths are the current folder's. Returns it with the file
     it came from. Raises InputError, one line naming file and YAML path.
     """
+    content, path = read_content(name)
+    overridden = apply_overrides(content, overrides)
+    forget_replaced_source(content, overridden)
+    return parse_scenario(content, origin=str(path), overridden=overridden), path
+
+
+def read_content(name: str) -> tuple[dict[str, Any], Path]:
+    """What the scenario `name` (path, library name, or `-`) says, and the file it came from."""
     path = Path(STDIN) if name == "-" else scenario_path(name)
     content = read_yaml_input(path) if name == "-" else read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys such as model, hardware, workload")
-    overridden = apply_overrides(content, overrides)
-    forget_replaced_source(content, overridden)
-    return parse_scenario(content, origin=str(path), overridden=overridden), path
+    return content, path
 
 
 def load_mapping(

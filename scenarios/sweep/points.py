@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from scenarios import library
 from scenarios.errors import InputError
 from scenarios.schema.load import (
     apply_overrides,
     forget_replaced_source,
     parse_scenario,
     parse_sweep,
+    read_content,
     set_value,
 )
 from scenarios.schema.scenario import Scenario
@@ -66,11 +66,8 @@ def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[Axis] = 
     Raises InputError before anything runs: for what no point can be made of, an axis that does not
     exist, or a scenario that is refused at every point.
     """
-    path = library.scenario_path(name)
+    content, path = read_content(name)
     axes = list(axes)
-    content = library.read_yaml(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping of keys such as model, hardware, workload")
     overridden = apply_overrides(content, overrides)
     section = parse_sweep(content, origin=str(path), overridden=overridden)
     content.pop("sweep", None)

@@ -56,8 +56,8 @@ class TraceFile:
         """The file `path`, whose bytes are known, unpacked if it is compressed."""
         if data[:2] == GZIP:
             data = _unpacked(path, data)
-        if data[:4] == ZSTD:
-            raise TraceError(f"{path}: is compressed with zstd: unpack it with zstd -d")
+        elif data[:4] == ZSTD:
+            data = _unpacked_zstd(path, data)
         if data.startswith(_LFS):
             raise TraceError(
                 f"{path}:1: a Git LFS pointer, not the data; `git lfs pull` fetches the file itself"
@@ -113,6 +113,19 @@ def _unpacked(path: Path, data: bytes) -> bytes:
             text = packed.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"{path}: a damaged gzip file ({error})") from None
+    if len(text) > MOST_BYTES:
+        raise TraceError(f"{path}: unpacks to more than {MOST_BYTES / 2**30:g} GiB")
+    return text
+
+
+def _unpacked_zstd(path: Path, data: bytes) -> bytes:
+    import pyarrow as pa
+
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as packed:
+            text: bytes = packed.read(MOST_BYTES + 1)
+    except (pa.ArrowException, OSError) as error:
+        raise TraceError(f"{path}: a damaged zstd file ({error!s:.120})") from None
     if len(text) > MOST_BYTES:
         raise TraceError(f"{path}: unpacks to more than {MOST_BYTES / 2**30:g} GiB")
     return text

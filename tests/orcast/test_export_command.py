@@ -73,6 +73,23 @@ def test_token_times_are_the_iterations_ends(run_folder: Path) -> None:
     assert np.percentile(gaps_s, 99) * 1e3 == pytest.approx(summary["p99_itl_ms"], rel=1e-9)
 
 
+def test_under_speculation_a_gap_lies_between_two_portions(tmp_path: Path) -> None:
+    settings = [
+        "workload.num_requests=30",
+        "latency={source: fixed, iteration_ms: 10}",
+        "speculation={method: ngram, num_draft_tokens: 3, acceptance: {rate: 0.7}}",
+    ]
+    given = [part for setting in settings for part in ("--set", setting)]
+    assert orcast("run", "quickstart", *given, "--out", tmp_path / "run").status == 0
+    assert orcast("export", tmp_path / "run", "bench").status == 0
+    result = json.loads((tmp_path / "run" / "bench.json").read_text())
+    gaps_s = np.concatenate([np.array(each) for each in result["itls"]])
+    assert gaps_s.mean() * 1e3 == pytest.approx(result["mean_itl_ms"], rel=1e-9)
+    assert result["mean_itl_ms"] > 1.5 * result["mean_tpot_ms"]
+    outcome = orcast("compare", tmp_path / "run", tmp_path / "run" / "bench.json", "--json")
+    assert abs(json.loads(outcome.stdout)["metrics"]["e2e"]["p99"]["diff_pct"]) < 1e-6
+
+
 def test_vllms_json_compares_with_the_run_it_is_from(run_folder: Path) -> None:
     assert orcast("export", str(run_folder), "bench").status == 0
     records, _, _ = load_run(run_folder)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from scenarios.schema.load import load_scenario
+from scenarios.sweep.axes import axes_from_mapping
+from scenarios.sweep.points import load_study
 from tests.orcast.command_line import orcast, refusal
 
 
@@ -79,6 +81,10 @@ def test_a_scenario_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     outcome = orcast("run", "-", "--json")
     assert json.loads(outcome.stdout)["completed"] > 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    axes = axes_from_mapping({"engine.max_num_seqs": [8, 16]}, source="axes")
+    study = load_study("-", axes=axes)
+    assert len(study.points) == 2
     monkeypatch.setattr(sys, "stdin", io.StringIO("modle: tiny"))
     assert refusal("run", "-").startswith("standard input: ")
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scenarios.errors import InputError
 from scenarios.forecast.forecast import forecast
+from scenarios.plan import day
 from scenarios.plan.answer import front
 from scenarios.plan.candidates import candidates_of
 from scenarios.plan.deploying import to_deploy
@@ -189,7 +190,10 @@ def test_without_a_plan_the_scenarios_own_load_is_planned_for() -> None:
     assert answer["scenario"]["plan"]["load"]["request_rate"] == 30
 
 
-def test_a_load_that_varies_is_served_at_its_busiest(tmp_path: Path) -> None:
+def test_a_load_that_varies_is_served_at_its_busiest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(day, "MOST_SERVED", 13_500)  # two of its four minutes
     # Two busy minutes of 6/s between quiet ones of 1/s.
     rows = []
     for minute, rate in enumerate([1, 6, 6, 1, 1]):
@@ -197,7 +201,8 @@ def test_a_load_that_varies_is_served_at_its_busiest(tmp_path: Path) -> None:
     path = tmp_path / "day.csv"
     path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
     load = f"plan.load={{trace: {path}, window_s: 60, growth: 30}}"
-    row = only(load)
+    scaling = "target_outstanding: 30, check_every_s: 1, startup_s: 1, cooldown_s: 5"
+    row = only(load, f"cluster.autoscaling={{{scaling}}}")
     found = row["answer"]["load"]
     assert found["profile_request_rate"] == pytest.approx([30, 180, 180, 30], rel=0.02)
     assert found["request_rate"] == pytest.approx(180, rel=0.02)
@@ -206,6 +211,17 @@ def test_a_load_that_varies_is_served_at_its_busiest(tmp_path: Path) -> None:
     quiet = -(-30.5 // row["goodput_low"])
     share = (row["replicas"] + quiet) / 2 / row["replicas"]
     assert row["usd_per_hour_following"] == pytest.approx(row["usd_per_hour"] * share)
+    served = row["answer"]["over_time"]
+    assert served["needed"] == [quiet, row["replicas"], row["replicas"], quiet]
+    assert (served["from_s"], served["until_s"]) == (0.0, 120.0)
+    off, on = served["off"], served["on"]
+    assert off["replicas"] == [row["replicas"]] * 2
+    assert off["replica_hours"] == pytest.approx(row["replicas"] * 120 / 3600, rel=0.1)
+    assert off["kept"] is True
+    assert on["replicas"][0] < on["replicas"][1] <= row["replicas"]
+    assert served["autoscaling"]["startup_s"] == 1
+    assert on["usd"] < off["usd"]
+    assert on["share_kept"] <= off["share_kept"]
     with pytest.raises(InputError, match=r"plan\.load\.window_s: 999 s is longer than the trace"):
         plan(small(f"plan.load={{trace: {path}, window_s: 999}}"))
 

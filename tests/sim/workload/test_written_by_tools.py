@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from calibrate.recordings.client_records import aggregates_in
@@ -55,3 +56,11 @@ def test_aggregates_are_those_that_were_written(name, requests, duration_s):
         assert found.metrics["ttft"][statistic] == pytest.approx(TTFT_S * 1e3)
         assert found.metrics["tpot"][statistic] == pytest.approx(TPOT_S * 1e3)
     assert len(read_trace(FILES / name)) == requests
+
+
+def test_a_packed_recording_is_read_as_it_is(tmp_path):
+    path = tmp_path / "profile_export.jsonl.zst"
+    with pa.output_stream(path, compression="zstd") as stream:
+        stream.write((FILES / "aiperf-0.13.jsonl").read_bytes())
+    assert len(read_measurement(path)) == 3
+    assert len(read_trace(path)) == 2
