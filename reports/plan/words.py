@@ -19,6 +19,7 @@ STATUS = {
     "ceiling": "too slow for the load",
     "no_load": "misses the SLO",
     "replicas": "too many replicas",
+    "dearer": "costs more",
 }
 
 # What is said of a chosen deployment whose times nobody measured.

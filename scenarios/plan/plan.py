@@ -21,11 +21,12 @@ from scenarios.plan.exploration import (
     rerun,
 )
 from scenarios.plan.objectives import objectives_of
+from scenarios.plan.racing import race
 from scenarios.plan.replications import Replications
 from scenarios.plan.target import Target, following_share, replicas_for, target_of
 from scenarios.schema.plan import Load, Plan
 from scenarios.schema.scenario import Scenario
-from scenarios.sweep.processes import run_tasks
+from scenarios.sweep.processes import Processes
 
 # Statuses of what cannot be tried at all; a service level that is missed is no such thing.
 IMPOSSIBLE = {"refused": "refused", "memory": "too large", "unmeasured": "without latency data"}
@@ -68,7 +69,20 @@ def plan(
     tasks = [
         Task(each, asked, objectives, target, replications, origin, compose) for each in candidates
     ]
-    explored = run_tasks(explore, tasks, jobs=jobs, progress=progress)
+    with Processes(jobs) as processes:
+        if asked.explore == "cheapest" and target.users is None:
+            explored = race(tasks, processes, progress)
+        else:  # how much users ask for is known only once their answers' times are
+            explored = processes.run(explore, tasks, progress=progress)
+        return _answered(scenario, tasks, explored, processes)
+
+
+def _answered(
+    scenario: Scenario, tasks: list[Task], explored: Sequence[Exploration], processes: Processes
+) -> dict[str, Any]:
+    """The cheapest of what was explored, tried as a whole, and everything else."""
+    origin, asked, target = tasks[0].origin, tasks[0].plan, tasks[0].target
+    candidates = [task.candidate for task in tasks]
     if all(one.status in IMPOSSIBLE for one in explored):
         raise InputError(f"{origin or 'scenario'}: {_none_is_possible(candidates, explored)}")
     outcomes = [
@@ -78,7 +92,7 @@ def plan(
     chosen = cheapest(outcomes)
     check, curve = None, list[Trial]()
     if chosen is not None:
-        check, curve = _checked(tasks[outcomes.index(chosen)], chosen, jobs)
+        check, curve = _checked(tasks[outcomes.index(chosen)], chosen, processes)
     return answer(scenario, tasks[0], outcomes, chosen, check, curve)
 
 
@@ -136,7 +150,7 @@ def cheapest(outcomes: Sequence[Outcome]) -> Outcome | None:
     return min((one for one in outcomes if one.meets), key=rank, default=None)
 
 
-def _checked(task: Task, chosen: Outcome, jobs: int) -> tuple[Trial, list[Trial]]:
+def _checked(task: Task, chosen: Outcome, processes: Processes) -> tuple[Trial, list[Trial]]:
     """The chosen fleet without its spares at the load itself; one replica at loads up to and
     beyond its goodput, for a curve."""
     assert chosen.replicas is not None
@@ -151,7 +165,7 @@ def _checked(task: Task, chosen: Outcome, jobs: int) -> tuple[Trial, list[Trial]
         for rate_per_s, replicas, requests in asked
         for seed in seeds
     ]
-    samples = run_tasks(rerun, given, jobs=jobs)
+    samples = processes.run(rerun, given)
     whole, *curve = [
         put_together(asked[at][0], samples[at * len(seeds) : (at + 1) * len(seeds)], task)
         for at in range(len(asked))
