@@ -20,6 +20,7 @@ STATUS = {
     "ceiling": "too slow for the load",
     "no_load": "misses the SLO",
     "replicas": "too many replicas",
+    "dearer": "costs more",
 }
 
 

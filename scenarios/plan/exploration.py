@@ -16,7 +16,7 @@ from scenarios.forecast.latency_source import Composer
 from scenarios.plan.breaking import Bottleneck
 from scenarios.plan.candidates import Candidate
 from scenarios.plan.ceiling import SLACK, Ceiling, Engines, ceiling
-from scenarios.plan.goodput import Goodput, find_goodput
+from scenarios.plan.goodput import Goodput, TooLow, find_goodput
 from scenarios.plan.objectives import Objective
 from scenarios.plan.probe import (
     Probe,
@@ -28,7 +28,7 @@ from scenarios.plan.probe import (
     run_saturated,
 )
 from scenarios.plan.replications import Replications
-from scenarios.plan.target import Target
+from scenarios.plan.target import Target, replicas_for
 from scenarios.quantity import plain
 from scenarios.schema.cluster import Autoscaling
 from scenarios.schema.plan import Plan
@@ -51,6 +51,14 @@ class Task:
     origin: Path | None
     compose: Composer | None
     autoscaling: Autoscaling | None = None  # the scenario's, of a load that varies
+    to_beat_usd: float = inf  # an hour: a deployment that costs more is not wanted
+
+    def usd_per_hour(self, goodput_per_s: float) -> float:
+        """What the candidate costs where a replica is promised so many requests per second."""
+        if goodput_per_s <= 0:
+            return inf
+        replicas = replicas_for(self.target.peak_per_s, goodput_per_s, self.plan)
+        return round(replicas * self.candidate.price_usd_per_hour, 6)  # prices are decimals
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,8 @@ class Exploration:
     `status`: ``meets``, or why no number of replicas can: ``refused`` by the schema, ``memory``,
     ``unmeasured`` (the scenario's latency source has no times for it),
     ``idle`` (too slow even alone), ``ceiling`` (the roofline is below the load), ``no_load``
-    (every load tried broke an objective). `miss` is how many times too much it is, for those that
+    (every load tried broke an objective), or ``dearer`` (it costs more than another that meets, and
+    was given up). `miss` is how many times too much it is, for those that
     can be compared; `reason` says it in words.
     """
 
@@ -79,6 +88,7 @@ class Exploration:
     reason: str = ""
     miss: float = inf
     ceiling_per_s: float | None = None
+    idle_share: float = 0.0  # the lowest latencies that there can be, over their limits: the worst
     saturated_per_s: float | None = None  # what leaves an engine whose queue is never empty
     goodput_per_s: float = 0.0
     low_per_s: float = 0.0
@@ -106,8 +116,13 @@ class Exploration:
         return replicas * self.idle_watts + more
 
 
-def explore(task: Task) -> Exploration:
-    """Rule a candidate out by its schema, memory or roofline, or search its goodput."""
+def bounded(task: Task) -> Exploration:
+    """A candidate that is not simulated yet: ruled out, or ``open`` and its ceiling known."""
+    found = _bounded(task)
+    return found if isinstance(found, Exploration) else Exploration("open", **found[1])
+
+
+def _bounded(task: Task) -> Exploration | tuple[Deployment, dict[str, Any]]:
     check_stop()
     scenario = task.candidate.scenario
     if scenario is None:
@@ -123,6 +138,9 @@ def explore(task: Task) -> Exploration:
     bounds = ceiling(engines_of(deployment, task), sample, task.objectives)
     known: dict[str, Any] = {
         "ceiling_per_s": None if isinf(bounds.requests_per_s) else bounds.requests_per_s,
+        "idle_share": max(
+            idle_s / one.limit_s for one, idle_s in zip(task.objectives, bounds.idle_s, strict=True)
+        ),
         "latency": {
             "label": deployment.latency.label,
             "measured": deployment.latency.measured,
@@ -135,6 +153,15 @@ def explore(task: Task) -> Exploration:
     if ruled_out is not None:
         status, miss, reason = ruled_out
         return Exploration(status, reason, miss, **known)
+    return deployment, known
+
+
+def explore(task: Task) -> Exploration:
+    """Rule a candidate out by its schema, memory or roofline, or search its goodput."""
+    found = _bounded(task)
+    if isinstance(found, Exploration):
+        return found
+    deployment, known = found
 
     def trial(rate_per_s: float, seed: int, requests: int, head_start: int) -> Sample:
         check_stop()
@@ -154,8 +181,28 @@ def explore(task: Task) -> Exploration:
         confidence=task.plan.confidence,
         tolerance=task.plan.tolerance,
         most_requests=task.replications.most_requests(),
+        # What serves nothing at all has a better reason than its price.
+        enough=lambda rate_per_s: (
+            rate_per_s <= 0 or task.usd_per_hour(rate_per_s) <= task.to_beat_usd
+        ),
     )
+    if isinstance(goodput, TooLow):
+        known |= _tried(goodput.known, task.objectives)
+        return dearer(task, goodput.most_per_s, known)
     return _explored(goodput, task.objectives, known)
+
+
+def dearer(task: Task, most_per_s: float, known: dict[str, Any]) -> Exploration:
+    """Given up: at no more than so many requests per second of a replica it costs too much."""
+    usd, beaten = task.usd_per_hour(most_per_s), task.to_beat_usd
+    most = "as few replicas as there may be"
+    if most_per_s < inf:
+        most = f"no more than {most_per_s:.3g} requests/s a replica"
+    return Exploration(
+        "dearer",
+        f"costs at least {usd / beaten - 1:.1%} more: {most}; given up, plan.explore is cheapest",
+        **known,
+    )
 
 
 def undeployable(error: InputError, origin: Path | None) -> tuple[str, str] | None:
@@ -251,12 +298,7 @@ def _ruled_out(bounds: Ceiling, task: Task) -> tuple[str, float, str] | None:
 def _explored(
     goodput: Goodput, objectives: tuple[Objective, ...], known: dict[str, Any]
 ) -> Exploration:
-    known |= {
-        "saturated_per_s": goodput.saturated_per_s,
-        "requests": goodput.requests,
-        "settled": goodput.settled,
-        "trials": tuple(_plain(one, objectives) for one in goodput.probes),
-    }
+    known |= _tried(goodput, objectives)
     kept, broken = goodput.kept, goodput.broken
     if kept is None:
         if broken is None:
@@ -294,6 +336,15 @@ def _explored(
         watts=kept.watts,
         **known,
     )
+
+
+def _tried(goodput: Goodput, objectives: tuple[Objective, ...]) -> dict[str, Any]:
+    return {
+        "saturated_per_s": goodput.saturated_per_s,
+        "requests": goodput.requests,
+        "settled": goodput.settled,
+        "trials": tuple(_plain(one, objectives) for one in goodput.probes),
+    }
 
 
 def _worst(probe: Probe, objectives: tuple[Objective, ...]) -> tuple[Objective, float]:

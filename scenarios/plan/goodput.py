@@ -81,18 +81,39 @@ def find_goodput(
     confidence: float,
     tolerance: float,
     most_requests: int | None = None,
-) -> Goodput:
+    enough: Callable[[float], bool] | None = None,
+) -> Goodput | TooLow:
     """Narrow the bracket around the goodput to `tolerance` (relative), at best.
 
     A run has `requests` requests, and more where many are in the system at once, up to
-    `most_requests`.
+    `most_requests`. `enough` says of requests per second whether they would do; the search ends as
+    soon as the lower end of the interval is known to come out at no more than would not.
     """
     most = min(requests * MOST_LONGER, most_requests or requests * MOST_LONGER)
     search = _Search(trial, fill, objectives, seeds=seeds, requests=requests, most=most)
-    bracket = search.bracket()
-    if bracket is None:
-        return search.nothing()
-    return search.answer(*search.narrow(*bracket, log(1 + tolerance)), confidence)
+    search.enough = enough
+    try:
+        search.check_enough(search.full_per_s)
+        bracket = search.bracket()
+        if bracket is None:
+            return search.nothing()
+        return search.answer(*search.narrow(*bracket, log(1 + tolerance)), confidence)
+    except _NotEnough as known:
+        return TooLow(known.most_per_s, search.nothing())
+
+
+@dataclass(frozen=True, slots=True)
+class TooLow:
+    """A search that was given up: the lower end of its interval is at most `most_per_s`."""
+
+    most_per_s: float
+    known: Goodput
+
+
+class _NotEnough(Exception):
+    def __init__(self, most_per_s: float) -> None:
+        super().__init__()
+        self.most_per_s = most_per_s
 
 
 class _Search:
@@ -114,6 +135,7 @@ class _Search:
         self.asked, self.requests, self.most = requests, min(requests, most), most
         self.probes: list[Probe] = []
         self.settled = True
+        self.enough: Callable[[float], bool] | None = None
         self.saturated = [self._saturated(fill, seed) for seed in range(seeds)]
         self.full_per_s = float(np.mean([one.rate_per_s for one in self.saturated]))
 
@@ -143,9 +165,16 @@ class _Search:
             if not short or self.requests >= self.most:
                 self.settled &= not short
                 self.probes.append(found)
+                if not found.kept:
+                    self.check_enough(rate_per_s)
                 return found
             # A little more than that: the next higher load keeps more in the system.
             self.requests = min(ceil(1.2 * self.requests * needed / judged), self.most)
+
+    def check_enough(self, most_per_s: float) -> None:
+        """What is promised stays below any load that broke, and below a full engine's rate."""
+        if self.enough is not None and not self.enough(most_per_s):
+            raise _NotEnough(most_per_s)
 
     def _patience(self, rate_per_s: float) -> float:
         """Requests in which a wait as long as is allowed can come about, a few times over."""

@@ -22,12 +22,13 @@ from scenarios.plan.exploration import (
     rerun,
 )
 from scenarios.plan.objectives import objectives_of
+from scenarios.plan.racing import race
 from scenarios.plan.replications import Replications
 from scenarios.plan.space import has_pools
 from scenarios.plan.target import Target, following_share, replicas_for, target_of
 from scenarios.schema.plan import Load, Plan
 from scenarios.schema.scenario import Scenario
-from scenarios.sweep.processes import run_tasks
+from scenarios.sweep.processes import Processes
 
 # Statuses of what cannot be tried at all; a service level that is missed is no such thing.
 IMPOSSIBLE = {"refused": "refused", "memory": "too large", "unmeasured": "without latency data"}
@@ -78,7 +79,20 @@ def plan(
         Task(each, asked, objectives, target, replications, origin, compose, scaling)
         for each in candidates
     ]
-    explored = run_tasks(explore, tasks, jobs=jobs, progress=progress)
+    with Processes(jobs) as processes:
+        if asked.explore == "cheapest" and target.users is None:
+            explored = race(tasks, processes, progress)
+        else:  # how much users ask for is known only once their answers' times are
+            explored = processes.run(explore, tasks, progress=progress)
+        return _answered(scenario, tasks, explored, processes)
+
+
+def _answered(
+    scenario: Scenario, tasks: list[Task], explored: Sequence[Exploration], processes: Processes
+) -> dict[str, Any]:
+    """The cheapest of what was explored, tried as a whole, and everything else."""
+    origin, asked, target = tasks[0].origin, tasks[0].plan, tasks[0].target
+    candidates = [task.candidate for task in tasks]
     if all(one.status in IMPOSSIBLE for one in explored):
         raise InputError(f"{origin or 'scenario'}: {_none_is_possible(candidates, explored)}")
     outcomes = [
@@ -89,7 +103,7 @@ def plan(
     check, curve, day = None, list[Trial](), None
     if chosen is not None:
         task = tasks[outcomes.index(chosen)]
-        check, curve = _checked(task, chosen, jobs)
+        check, curve = _checked(task, chosen, processes)
         day = over_time(task, chosen)
     return answer(scenario, tasks[0], outcomes, chosen, check, curve) | {"over_time": day}
 
@@ -148,7 +162,7 @@ def cheapest(outcomes: Sequence[Outcome]) -> Outcome | None:
     return min((one for one in outcomes if one.meets), key=rank, default=None)
 
 
-def _checked(task: Task, chosen: Outcome, jobs: int) -> tuple[Trial, list[Trial]]:
+def _checked(task: Task, chosen: Outcome, processes: Processes) -> tuple[Trial, list[Trial]]:
     """The chosen fleet without its spares at the load itself; one replica at loads up to and
     beyond its goodput, for a curve."""
     assert chosen.replicas is not None
@@ -163,7 +177,7 @@ def _checked(task: Task, chosen: Outcome, jobs: int) -> tuple[Trial, list[Trial]
         for rate_per_s, replicas, requests in asked
         for seed in seeds
     ]
-    samples = run_tasks(rerun, given, jobs=jobs)
+    samples = processes.run(rerun, given)
     whole, *curve = [
         put_together(asked[at][0], samples[at * len(seeds) : (at + 1) * len(seeds)], task)
         for at in range(len(asked))

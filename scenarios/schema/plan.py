@@ -128,6 +128,8 @@ class Plan(Section):
     seeds: Annotated[int, Field(ge=3, le=64)] = 8  # independent runs of every load tried
     requests: Annotated[int, Field(ge=100, le=10**6)] = 1000  # in each of them, at least
     tolerance: Annotated[float, Field(ge=1e-3, le=0.5, allow_inf_nan=False)] = 0.02
+    # `cheapest`: what cannot be the cheapest any more is given up, its goodput not searched
+    explore: Literal["all", "cheapest"] = "all"
     prices: str | None = None  # YAML file {gpu: USD per hour}; default: the library's prices
 
     @model_validator(mode="after")

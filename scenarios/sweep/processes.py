@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.synchronize import Event
-from typing import TypeVar
+from typing import Self, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -31,6 +31,66 @@ def check_stop() -> None:
         raise Stopped
 
 
+class Processes:
+    """Helpers that are kept for all the tasks of a question: each costs a start of Python's.
+
+    A context manager: what is left to do as it ends is given up.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        """One job works in this process."""
+        self._jobs = jobs
+        self._pool: ProcessPoolExecutor | None = None
+        # Fresh processes, not forks: this one may have threads, and they do not survive a fork.
+        self._context = multiprocessing.get_context("spawn")
+        self._stop: Event | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None and self._stop is not None:
+            self._stop.set()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(
+        self,
+        work: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Result]:
+        """`work` of every task, in the order of the tasks; `progress` is told (done, total).
+
+        `work` has to be a function of a module, tasks and results picklable. An exception of any
+        task is raised here.
+        """
+        found: dict[int, Result] = {}
+
+        def note(index: int, result: Result) -> None:
+            found[index] = result
+            if progress is not None:
+                progress(len(found), len(tasks))
+
+        if self._jobs <= 1 or len(tasks) <= 1:
+            for index, task in enumerate(tasks):
+                note(index, work(task))
+        else:
+            pool = self._helpers()
+            numbers = {pool.submit(work, task): index for index, task in enumerate(tasks)}
+            for done in as_completed(numbers):
+                note(numbers[done], done.result())
+        return [found[index] for index in range(len(tasks))]
+
+    def _helpers(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._stop = self._context.Event()
+            self._pool = ProcessPoolExecutor(
+                self._jobs, mp_context=self._context, initializer=_begin, initargs=(self._stop,)
+            )
+        return self._pool
+
+
 def run_tasks(
     work: Callable[[Task], Result],
     tasks: Sequence[Task],
@@ -38,36 +98,9 @@ def run_tasks(
     jobs: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Result]:
-    """`work` of every task, in the order of the tasks; `progress` is told (done, total).
-
-    `work` has to be a function of a module, tasks and results picklable. One job works in this
-    process. An exception of any task is raised here, and the others are given up.
-    """
-    found: dict[int, Result] = {}
-
-    def note(index: int, result: Result) -> None:
-        found[index] = result
-        if progress is not None:
-            progress(len(found), len(tasks))
-
-    if jobs <= 1 or len(tasks) <= 1:
-        for index, task in enumerate(tasks):
-            note(index, work(task))
-        return [found[index] for index in range(len(tasks))]
-    # Fresh processes, not forks: this one may have threads, and they do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(
-        min(jobs, len(tasks)), mp_context=context, initializer=_begin, initargs=(stop,)
-    )
-    try:
-        numbers = {pool.submit(work, task): index for index, task in enumerate(tasks)}
-        for done in as_completed(numbers):
-            note(numbers[done], done.result())
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-    return [found[index] for index in range(len(tasks))]
+    """`Processes.run` with helpers of its own, no more than there are tasks."""
+    with Processes(min(jobs, len(tasks))) as processes:
+        return processes.run(work, tasks, progress=progress)
 
 
 def _begin(stop: Event) -> None:

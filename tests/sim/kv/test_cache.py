@@ -166,3 +166,14 @@ def test_no_sequence_of_operations_loses_a_block(data: st.DataObject) -> None:
                 position = data.draw(st.integers(0, len(request.block_table) - 1))
                 allocator.write(request.block_table, position)
         allocator.check([request.block_table for request in tables])
+
+
+def test_blocks_come_back_behind_those_that_were_never_in_use() -> None:
+    allocator = BlockAllocator(3000, 1)
+    table: list[int] = []
+    allocator.allocate(table, 700)
+    allocator.free(table)
+    handed_out = allocator.take(2950)
+    assert handed_out == [*range(700, 3000), *range(699, 49, -1)]
+    assert allocator.num_free == 50
+    allocator.check([handed_out])
