@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = scenario_names()
 # Commands that are parsed and not run here, and why.
 PARSED_ONLY = {
-    r"^ui\b": "a server, which runs until it is interrupted; it has tests of its own",
+    r"^(ui|serve)\b": "a server, which runs until it is interrupted; it has tests of its own",
     r"^validate\b|^calibrate (run|report)\b": "measures on a device, with PyTorch",
     r"aiconfigurator": "needs the tables that come with the package aiconfigurator-core",
     r"PROFILE|FILE|recorded/|\.jsonl|\.csv|my-|mine": "needs a file that only its reader has",
