@@ -301,10 +301,15 @@ def test_metrics_are_those_that_dashboards_ask_for(server: Server, client: opena
     assert gained["vllm:prompt_tokens_total"] == 1
     assert gained["vllm:request_success_total"] == 1
     assert gained["vllm:inter_token_latency_seconds_count"] == 4
-    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds",
-                 "request_queue_time_seconds", "request_prefill_time_seconds",
-                 "request_decode_time_seconds", "request_time_per_output_token_seconds"):  # fmt: skip
-        assert gained[f"vllm:{name}_count"] == 1
+    for name in (
+        "time_to_first_token",
+        "e2e_request_latency",
+        "request_queue_time",
+        "request_prefill_time",
+        "request_decode_time",
+        "request_time_per_output_token",
+    ):
+        assert gained[f"vllm:{name}_seconds_count"] == 1
     text = httpx.get(f"{server.url}/metrics").text
     assert 'vllm:time_to_first_token_seconds_bucket{engine="0",le="0.001"' in text
     assert 'le="2560.0"' in text and 'le="+Inf"' in text
