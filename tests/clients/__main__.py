@@ -134,7 +134,9 @@ def tried(name: str, program: str, folder: Path) -> bool:
         assert server.stdout is not None
         found = re.search(r"http://\S+(?=/v1)", server.stdout.readline())
         assert found, "orcast serve did not start"
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment = os.environ | {"VLLM_NO_USAGE_STATS": "1"}
+        if name != "aiperf":  # which takes a folder for a name on the hub when it is offline
+            environment["HF_HUB_OFFLINE"] = "1"
         if name == "vllm":
             environment["PYTHONPATH"] = str(folder)
         with (out / "log").open("wb") as log:
