@@ -26,7 +26,7 @@ VLLM_INSTALL := $(subst $(VENV),$(VLLM),$(INSTALL))
 COUNT ?= 1000
 SEED ?= 1
 
-.PHONY: demo test attack test-vllm serve-vllm check-vllm coverage lint bench browser lock clean always
+.PHONY: demo test attack test-clients test-vllm serve-vllm check-vllm coverage lint bench browser lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -48,6 +48,12 @@ serve-vllm: $(VENV)/.core $(VLLM)/.vllm
 # runs/check-vllm/README.md. A quarter of an hour; nothing else should run meanwhile.
 check-vllm: $(VENV)/.core $(VLLM)/.vllm
 	$(RUN)/python -m tests.vllm.whole_loop --python $(VLLM)/bin/python
+
+# Other people's clients, unchanged, against `orcast serve`. inference-perf needs Python 3.12: where it is
+# installed, `.venv/bin/python -m tests.clients --inference-perf PROGRAM`.
+test-clients: $(VENV)/.dev $(VLLM)/.vllm .venv-guidellm/.client .venv-aiperf/.client
+	$(RUN)/python -m tests.clients --vllm $(VLLM)/bin/python \
+		--guidellm .venv-guidellm/bin/guidellm --aiperf .venv-aiperf/bin/aiperf
 
 # Hostile inputs of every kind for as long as is told, an hour unless `make attack SECONDS=600`;
 # `SEED=7`: other ones. tests/attack/ has a few of each that `make test` tries.
@@ -103,6 +109,14 @@ $(VLLM)/.vllm: requirements-vllm.txt requirements-torch-cpu.txt requirements-tor
 		{ set -x; $(VLLM_INSTALL) --require-hashes -r requirements-torch.txt; }
 	@touch $@
 
+# A client of `make test-clients`, in an environment of its own.
+.venv-%/.client: requirements-%.txt requirements-torch-cpu.txt requirements-torch.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	$(subst $(VENV),.venv-$*,$(INSTALL)) -r requirements-$*.txt
+	@$(subst $(VENV),.venv-$*,$(INSTALL)) --require-hashes -r requirements-torch-cpu.txt 2> /dev/null || \
+		{ set -x; $(subst $(VENV),.venv-$*,$(INSTALL)) --require-hashes -r requirements-torch.txt; }
+	@touch $@
+
 # As root where there is apt, as in a container; elsewhere a browser is its user's business.
 browser:
 	@for name in $(BROWSERS); do if command -v $$name > /dev/null; then exit 0; fi; done; \
@@ -145,4 +159,4 @@ $(ENDS): always | $(UV) $(RUN)/python
 endif
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest .venv-lock $(VLLM) runs
+	rm -rf .venv .venv-newest .venv-oldest .venv-lock .venv-guidellm .venv-aiperf $(VLLM) runs

@@ -35,6 +35,7 @@ WORDS = {
     "tables": "the package aiconfigurator-core (no wheels for this machine)",
     "ray": "Ray (extra cluster)",
     "dash": "Dash (extra ui)",
+    "serve": "Starlette, uvicorn, httptools, prometheus-client (extra serve), openai and httpx",
     "tokenizers": "the package tokenizers",
     "kaleido": "kaleido (extra images)",
     "not-root": "a user who may not read and write everything, as root may",
@@ -59,6 +60,10 @@ _MET: dict[str, Callable[[], bool]] = {
     "tables": lambda: find_spec("aiconfigurator_core") is not None,
     "ray": lambda: find_spec("ray") is not None,
     "dash": lambda: find_spec("dash") is not None,
+    "serve": lambda: all(
+        find_spec(one) is not None
+        for one in ("starlette", "uvicorn", "httptools", "prometheus_client", "openai", "httpx")
+    ),
     "tokenizers": lambda: find_spec("tokenizers") is not None,
     "kaleido": lambda: find_spec("kaleido") is not None,
     "not-root": lambda: os.geteuid() != 0,
@@ -105,4 +110,5 @@ linux = pytest.mark.needs("linux")
 
 KERNELS = reason("kernels")
 DASH = reason("dash")
+SERVE = reason("serve")
 TOKENIZERS = reason("tokenizers")

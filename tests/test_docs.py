@@ -29,7 +29,7 @@ NAMES = scenario_names()
 # Commands that are parsed and not run here, and why.
 PARSED_ONLY = {
     r"^laws\b": "fits for a minute; it has tests of its own",
-    r"^ui\b": "a server, which runs until it is interrupted; it has tests of its own",
+    r"^(ui|serve)\b": "a server, which runs until it is interrupted; it has tests of its own",
     r"^validate\b|^calibrate (run|report|numerics)\b": "needs PyTorch; it has tests of its own",
     r"aiconfigurator": "needs the tables that come with the package aiconfigurator-core",
     r"PROFILE|FILE|recorded/|\.jsonl|\.csv|my-|mine": "needs a file that only its reader has",

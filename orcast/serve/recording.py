@@ -24,6 +24,7 @@ CHANGED = (
     "limits were changed while it was served: a simulation of the same arrivals has those that it "
     "began with"
 )
+UNSHOWN = "Limits were changed while it was served: it cannot be simulated again to be drawn."
 
 
 def write_recording(
@@ -48,7 +49,9 @@ def write_recording(
         records,
         scenario=result.scenario,
         summary=result.summary,
-        details=run_details(result, origin=origin),
+        details=run_details(
+            result, origin=origin, unrepeatable=UNSHOWN if engine.settings_changed else None
+        ),
     )
 
 

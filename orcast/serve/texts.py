@@ -137,7 +137,7 @@ class Filler:
         rng = np.random.default_rng(_SEED)
         drawn = rng.integers(len(tokens.words), size=_LENGTH)
         self._words = [tokens.words[at] for at in drawn.tolist()] * 2
-        self._ids = tokens.word_ids[drawn]
+        self._ids = np.tile(tokens.word_ids[drawn], 2)
 
     def text(self, place: int, start: int, stop: int) -> str:
         """Tokens `start` to `stop` - 1 of the answer that enters at `place`."""
@@ -156,5 +156,5 @@ class Filler:
 
     def ids(self, place: int, count: int) -> Ids:
         """The tokens of an answer of so many."""
-        found: Ids = np.take(self._ids, np.arange(place, place + count), mode="wrap")
-        return found
+        at = place % _LENGTH
+        return np.resize(self._ids[at : at + _LENGTH], count)

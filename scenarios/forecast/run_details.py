@@ -65,8 +65,13 @@ class RunDetails:
     model: dict[str, Any]
 
 
-def run_details(forecast: Forecast, *, origin: Path | None = None) -> RunDetails:
-    """The details of a finished run; `origin` is the scenario's file."""
+def run_details(
+    forecast: Forecast, *, origin: Path | None = None, unrepeatable: str | None = None
+) -> RunDetails:
+    """The details of a finished run; `origin` is the scenario's file.
+
+    `unrepeatable`: why it cannot be simulated once more, in words, where it cannot.
+    """
     deployment, records = forecast.deployment, forecast.records
     beside = None if origin is None else origin.parent
     model = model_figures(deployment.model, deployment.scenario.engine.kv_cache_dtype)
@@ -75,7 +80,7 @@ def run_details(forecast: Forecast, *, origin: Path | None = None) -> RunDetails
     return RunDetails(
         operators_s=operator_seconds(deployment, records.iterations),
         work=sampled_work(deployment, records, beside=beside),
-        blocks=block_tables(deployment, records),
+        blocks=unrepeatable or block_tables(deployment, records),
         origins=tuple(latency_origins(deployment)),
         model=model,
     )
