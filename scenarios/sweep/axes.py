@@ -71,31 +71,32 @@ def axes_from_mapping(given: Mapping[str, Any], *, source: str) -> list[Axis]:
     return [_axis(name, values, source=f"{source}.{name}") for name, values in given.items()]
 
 
-def merged(axes: Iterable[Axis], more: Iterable[Axis]) -> list[Axis]:
+def merged(axes: Iterable[Axis], more: Iterable[Axis], *, source: str = "sweep") -> list[Axis]:
     """`axes`, then `more`, where an axis takes the place of an earlier one with a path of its own.
 
-    Raises InputError for two among `more` that share a path, or paths inside one another.
+    Raises InputError for two among `more` that share a path, or paths inside one another; `source`
+    says where they are from.
     """
     result, latest = list(axes), list[Axis]()
     for axis in more:
         for other in latest:
-            _refuse_overlap(axis, other)
+            _refuse_overlap(axis, other, source)
         latest.append(axis)
         here = next((at for at, old in enumerate(result) if set(old.paths) & set(axis.paths)), None)
         result = [old for old in result if not set(old.paths) & set(axis.paths)]
         result.insert(len(result) if here is None else here, axis)
     for at, axis in enumerate(result):
         for other in result[:at]:
-            _refuse_overlap(axis, other)
+            _refuse_overlap(axis, other, source)
     return result
 
 
-def _refuse_overlap(axis: Axis, other: Axis) -> None:
+def _refuse_overlap(axis: Axis, other: Axis, source: str) -> None:
     for path in axis.paths:
         for theirs in other.paths:
             if f"{path}.".startswith(f"{theirs}.") or f"{theirs}.".startswith(f"{path}."):
                 raise InputError(
-                    f"sweep: {path} and {theirs} are on two axes at once; "
+                    f"{source}: {path} and {theirs} are on two axes at once; "
                     f"link them ({path}+OTHER=1:2,3:4) or keep one"
                 )
 

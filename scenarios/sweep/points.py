@@ -72,7 +72,7 @@ def load_study(name: str, overrides: Iterable[str] = (), axes: Iterable[Axis] = 
     section = parse_sweep(content, origin=str(path), overridden=overridden)
     content.pop("sweep", None)
     own = axes_from_mapping(section.axes, source=f"{path}: sweep.axes")
-    every = merged(merged([], own), axes)
+    every = merged(merged([], own, source=f"{path}: sweep.axes"), axes, source=f"{path}: sweep")
     if not every:
         raise InputError(
             f"{path}: no axes; add a section sweep, or e.g. --axis engine.max_num_seqs=16..256:x2"
