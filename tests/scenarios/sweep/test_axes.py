@@ -152,7 +152,7 @@ def test_an_axis_of_the_command_line_takes_the_place_of_the_files() -> None:
 def test_a_path_is_on_one_axis_only() -> None:
     whole = axis_from_text("workload.lengths.prompt={distribution: fixed, tokens: 7}")
     inside = axis_from_text("workload.lengths.prompt.mean=64,128")
-    with pytest.raises(InputError, match="^study.yaml: .* are on two axes at once"):
+    with pytest.raises(InputError, match=r"^study\.yaml: .* are on two axes at once"):
         merged([], [whole, inside], source="study.yaml")
 
 
