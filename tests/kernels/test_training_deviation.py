@@ -6,9 +6,13 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-import torch
 
-from kernels.training_deviation import RUNS, Training, distances, drifts, sentences, trained
+from tests import needs
+
+torch = pytest.importorskip("torch", reason=needs.KERNELS)
+pytest.importorskip("triton", reason=needs.KERNELS)
+
+from kernels.training_deviation import RUNS, Training, distances, drifts, sentences, trained  # noqa: E402
 
 TINY = Training(
     steps=4, layers=1, width=16, heads=2, tokens=24, batch=2, vocabulary=12, block_tokens=8
@@ -41,8 +45,8 @@ def test_without_rounding_flash_trains_the_same_weights():
 
 
 def test_the_language_can_be_learnt():
-    losses, _ = after(replace(TINY, dtype=torch.float32), steps=60)
-    assert losses[-1] < 0.9 * losses[0]
+    losses, _ = after(replace(TINY, dtype=torch.float32), steps=40)
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_every_run_drifts_and_another_seed_furthest():
