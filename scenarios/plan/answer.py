@@ -229,7 +229,7 @@ def _why_not(one: Outcome, chosen: Outcome | None, asked: Plan, target: Target) 
         text = "costs as much with more GPUs" if one.gpus > chosen.gpus else text
     text += f": {one.explored.breaks} breaks at {one.explored.goodput_per_s:.3g} requests/s"
     if one.replicas is not None:
-        text += f" a replica, {one.replicas} are needed"
+        text += f" a replica, {one.replicas} {'is' if one.replicas == 1 else 'are'} needed"
     at_best = replicas_for(target.peak_per_s, one.explored.high_per_s, asked)
     if round(at_best * one.candidate.price_usd_per_hour, 6) < chosen.usd_per_hour:
         text += f" ({at_best} at the upper end of the interval, which would be cheaper)"

@@ -72,8 +72,8 @@ def test_a_gpu_that_nobody_measured_does_not_win_unmarked() -> None:
     printed = " ".join(outcome.stdout.split())
     answer = json.loads(Path("runs/plan-small/plan.json").read_text())
     assert answer["chosen"] == "h100-pcie"
-    assert "per million output tokens (iteration times analytic, not measured)." in printed
-    assert "iteration times of some candidates are analytic, not measured" in printed
+    assert "per million output tokens (iteration times are analytic, not measured)." in printed
+    assert "Iteration times of 1 of 2 candidates are analytic, not measured" in printed
     bases = {row["label"]: row["basis"] for row in answer["candidates"]}
     assert bases == {"h100-pcie": "analytic", "h100-sxm": "measured"}
     columns = pq.read_table(Path("runs/plan-small/candidates.parquet")).column("basis")
