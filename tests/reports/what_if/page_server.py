@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from orcast.ui_cli import _listen
+from orcast.listening import listen
 from reports.what_if.page import HOST
 from reports.what_if.server import PageServer
 
@@ -17,7 +17,7 @@ TO_HERE = {"Host": f"{HOST}:8050"}
 @contextmanager
 def served(app: Any, **bounds: Any) -> Iterator[str]:
     """The address at which a WSGI application is served meanwhile."""
-    listening = _listen(HOST, 0)
+    listening = listen(HOST, 0)
     server = PageServer(listening, app, **bounds)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
