@@ -339,7 +339,10 @@ class BlockAllocator:
         start = first_token // self.block_size
         stop = min(last_token // self.block_size, len(request.block_hashes))
         if start < stop:
-            self.cache(request.block_table[start:stop], request.block_hashes[start:stop])
+            table = request.block_table
+            if start and table[start - 1] not in self._hash_of:
+                self.keeps_prefixes = False  # what came back from the host is published no more
+            self.cache(table[start:stop], request.block_hashes[start:stop])
 
     def cache_all(self, request: Request, num_tokens: int) -> None:
         """Publish every block that the first `num_tokens` tokens of a request fill.

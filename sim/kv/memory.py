@@ -169,14 +169,13 @@ def memory_budget(
         by_groups=by_groups,
     )
     stages = model.stages(spread.pipeline_parallel)
-    budgets = []
+    budgets, before = [], None
     for number, stage in enumerate(stages):
-        weights = stage.weight_bytes(
-            tp,
-            expert_parallel=groups,
-            first_stage=number == 0,
-            last_stage=number == len(stages) - 1,
-        )
+        first, last = number == 0, number == len(stages) - 1
+        if before == (stage, first, last):
+            continue  # one as the one before has its budget too
+        before = stage, first, last
+        weights = stage.weight_bytes(tp, expert_parallel=groups, first_stage=first, last_stage=last)
         activation = activation_bytes(
             stage, tokens, rows, tp, ranks=groups, sampler=profiling.sampler
         )
