@@ -124,7 +124,7 @@ def nearby(name: str, overrides: list[str], known: list[Knob]) -> Remedies:
             try:
                 settings = [*overrides, *as_overrides(known, turned)]
                 scenario, origin = load_scenario(name, settings)
-                deploy(scenario, origin=origin, compose=compose)
+                deploy(scenario, origin=origin, compose=compose, remedy=False)
             except ValueError:
                 return False
             return True

@@ -94,8 +94,11 @@ def deploy(
     compose: Composer | None = None,
     draw: Drawer | None = None,
     as_cluster: bool = False,
+    remedy: bool = True,
 ) -> Deployment:
     """Resolve names and files, draw the workload, divide the memory.
+
+    `remedy`: whether a refusal for lack of memory says what would do, which is a search.
 
     Relative paths are looked up in the current folder, then beside `origin`. `compose` makes a
     latency table from other people's measurements (source ``aiconfigurator``); `draw` stands in
@@ -104,7 +107,7 @@ def deploy(
     """
     source = str(origin or "scenario")
     beside = None if origin is None else origin.parent
-    engine = _engine(scenario, source, beside=beside, compose=compose)
+    engine = _engine(scenario, source, beside=beside, compose=compose, remedy=remedy)
     with _at(source, "workload"):
         check_drawn(scenario.workload, engine.memory.block_size)
         workload = (draw or draw_workload)(scenario.workload, scenario.engine, beside)
@@ -168,7 +171,12 @@ class _Engine:
 
 
 def _engine(
-    scenario: Scenario, source: str, *, beside: Path | None, compose: Composer | None
+    scenario: Scenario,
+    source: str,
+    *,
+    beside: Path | None,
+    compose: Composer | None,
+    remedy: bool = True,
 ) -> _Engine:
     """The engine of a scenario, or of one of its groups; `source` says whose, in errors."""
     with _at(source, "model"):
@@ -183,7 +191,8 @@ def _engine(
     with _at(source, "hardware.gpu"):
         gpu = library.gpu(scenario.hardware.gpu_given, beside=beside)
     with _at(source, "hardware"):
-        memory = with_adapters_memory(engine_memory(scenario, model, gpu), scenario, model)
+        memory = engine_memory(scenario, model, gpu, remedy=remedy)
+        memory = with_adapters_memory(memory, scenario, model)
     with _at(source, "speculation"):
         speculating = speculator(scenario, model, beside=beside)
         if speculating is not None:

@@ -14,8 +14,11 @@ from sim.model.hardware import Gpu
 from sim.model.spec import ModelSpec
 
 
-def engine_memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudget:
-    """What a replica's GPUs leave for its KV cache. Raises ValueError where that is nothing."""
+def engine_memory(
+    scenario: Scenario, model: ModelSpec, gpu: Gpu, *, remedy: bool = True
+) -> MemoryBudget:
+    """What a replica's GPUs leave for its KV cache. Raises ValueError where that is nothing, with
+    what would do unless `remedy` is false."""
     engine = scenario.engine
     return memory_budget(
         model,
@@ -31,6 +34,7 @@ def engine_memory(scenario: Scenario, model: ModelSpec, gpu: Gpu) -> MemoryBudge
         null_block=engine.null_block,
         profiling=profiling_run(engine),
         by_groups=keeps_by_groups(scenario, model),
+        remedy=remedy,
     )
 
 
