@@ -32,7 +32,8 @@ PARSED_ONLY = {
     r"^(ui|serve)\b": "a server, which runs until it is interrupted; it has tests of its own",
     r"^validate\b|^calibrate (run|report|numerics)\b": "needs PyTorch; it has tests of its own",
     r"aiconfigurator": "needs the tables that come with the package aiconfigurator-core",
-    r"PROFILE|FILE|recorded/|runs/served/|\.jsonl|\.csv|my-|mine": "needs a file that only its reader has",
+    r"PROFILE|FILE|recorded/|\.jsonl|\.csv|my-|mine": "needs a file that only its reader has",
+    r"runs/served/": "needs what a live endpoint recorded",
     r"(^| |=)tables?(/|$)": "needs a latency table that only its reader has",
     r"^export .* (png|svg)$": "needs kaleido and a browser; it has tests of its own",
 }
