@@ -220,7 +220,7 @@ FILES = {
     "no model": (b"name: a\n", r": model: missing \(and 2 more\)"),
     "itself": (
         b"name: &a [*a]\n",
-        r":1:1: not valid YAML: its aliases stand for over 1,000,000 values",
+        r": not valid YAML: its aliases stand for over 1,000,000 values",
     ),
     "deep brackets": (
         b"name: " + b"[" * 20_000 + b"]" * 20_000,
