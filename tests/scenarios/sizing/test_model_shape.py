@@ -11,7 +11,7 @@ DENSE = ShapeRules()
 SPARSE = ShapeRules(num_experts=64, experts_per_token=8, expert_width_ratio=0.25)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=8)
 @given(exponent=st.floats(9, 12.2))
 @pytest.mark.parametrize("rules", [DENSE, SPARSE], ids=["dense", "experts"])
 def test_a_shape_is_near_its_size_and_sound(rules: ShapeRules, exponent: float) -> None:
