@@ -16,6 +16,7 @@ from typer.main import get_command
 
 import orcast as front_door
 from orcast.cli import app, main
+from tests import needs
 from tests.orcast.command_line import orcast
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def test_a_wrong_call_is_told_in_one_line(arguments: tuple[str, ...], words: str
     assert words in outcome.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@needs.linux  # /dev/full
 def test_output_that_nobody_can_write_or_wants_ends_in_a_line_or_quietly() -> None:
     def ended(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         program = f'"{sys.executable}" -m orcast {command}'
