@@ -171,11 +171,10 @@ def replicas_over_time(answer: Answer) -> Figure | None:
     size_s = 3600.0 if found["window_s"] * len(found["needed"]) > 2 * 3600 else 60.0
     edges = [number * found["window_s"] / size_s for number in range(len(found["needed"]) + 1)]
     began = round(found["from_s"] / found["window_s"])
-    rows = (
-        ("asked for by the load", "held", edges, found["needed"]),
-        ("autoscaled", "accent", edges[began:], found["on"]["replicas"]),
-        ("always up", "good", edges[began:], found["off"]["replicas"]),
-    )
+    rows = [("asked for by the load", "held", edges, found["needed"])]
+    if found["on"]:
+        rows.append(("autoscaled", "accent", edges[began:], found["on"]["replicas"]))
+    rows.append(("always up", "good", edges[began:], found["off"]["replicas"]))
     data = [
         {
             "type": "scatter",

@@ -170,6 +170,12 @@ def over_time(answer: Answer) -> Iterator[str]:
         f"Over {plain(hours)} h of the trace ({count(found['requests'])} requests simulated), "
         f"{plain(fixed)} replicas that are always up take {money(off['usd'])} and {kept(off)}."
     )
+    if not on:
+        yield (
+            "Units of several engines that come and go are not simulated: with autoscaling nothing "
+            "is known of them."
+        )
+        return
     low, high = min(on["replicas"]), max(on["replicas"])
     yield (
         f"Autoscaled (one for every {plain(found['autoscaling']['target_outstanding'])} unfinished "

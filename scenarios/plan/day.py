@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import InputError
+from scenarios.forecast.deployment import Deployment
 from scenarios.plan.answer import Outcome
 from scenarios.plan.exploration import Task, deploy_engine
 from scenarios.plan.objectives import Objective, latencies_s
+from scenarios.plan.probe import is_unit, serve_replicas
 from scenarios.plan.target import replicas_for
 from sim.cluster.cluster import simulate_cluster
 from sim.cluster.plan import Autoscaling, ClusterFacts, ReplicaGroup
@@ -30,7 +32,9 @@ SEEDED = 0
 def over_time(task: Task, chosen: Outcome) -> dict[str, Any] | None:
     """The chosen fleet over the load's time, with autoscaling off and on; None for a steady load.
 
-    `needed`: replicas that each window's rate asks for, spares included. Times in s.
+    Units of several engines (pools, data-parallel ranks) come and go in no simulation: of those
+    ``off`` alone is known. `needed`: replicas that each window's rate asks for, spares included.
+    Times in s.
     """
     target, asked, explored = task.target, task.plan, chosen.explored
     if target.profile_per_s is None or chosen.replicas is None:
@@ -52,19 +56,30 @@ def over_time(task: Task, chosen: Outcome) -> dict[str, Any] | None:
     }
     if workload is None:
         return found
-    scaling = _autoscaling(task, chosen, min(needed[first:last]))
-    found["autoscaling"] = asdict(scaling)
-    for name, how in (("off", None), ("on", scaling)):
-        records, facts = _served(task, chosen, workload, how)
+    deployment = deploy_engine(task.candidate.scenario, origin=task.origin, compose=task.compose)
+    windows = last - first
+
+    def run(records: Records, facts: ClusterFacts | None) -> dict[str, Any]:
+        """Of a fleet that comes and goes, by its facts; None: of one that is always up."""
+        assert workload is not None and chosen.replicas is not None
         ended_s = float(np.nanmax(records.requests["finished_s"], initial=0.0))
-        span_s = max((last - first) * target.window_s, ended_s)  # what waits then is served
-        up_s = sum(facts.up_s) if how is not None else chosen.replicas * span_s
-        found[name] = {
+        span_s = max(windows * target.window_s, ended_s)  # what waits then is served
+        up_s = chosen.replicas * span_s if facts is None else sum(facts.up_s)
+        always = [float(chosen.replicas)] * windows
+        return {
             "replica_hours": up_s / 3600,
             "usd": up_s / 3600 * task.candidate.price_usd_per_hour,
-            "replicas": _replicas(facts, last - first, target.window_s),
-            **_kept(task.objectives, workload, records, last - first, target.window_s),
+            "replicas": always if facts is None else _replicas(facts, windows, target.window_s),
+            **_kept(task.objectives, workload, records, windows, target.window_s),
         }
+
+    if is_unit(deployment):
+        found["off"] = run(serve_replicas(deployment, workload, chosen.replicas), None)
+        return found
+    found["off"] = run(_served(deployment, workload, chosen.replicas, None)[0], None)
+    scaling = _autoscaling(task, chosen, min(needed[first:last]))
+    found["autoscaling"] = asdict(scaling)
+    found["on"] = run(*_served(deployment, workload, chosen.replicas, scaling))
     return found
 
 
@@ -118,10 +133,18 @@ def _again(content: PromptContent, rows: NDArray[np.int64]) -> PromptContent:
 
 def _autoscaling(task: Task, chosen: Outcome, fewest: int) -> Autoscaling:
     """The scenario's own, or as many replicas as keep each of them where the plan has it: with no
-    more unfinished requests than at its goodput, head-room kept (Little's law)."""
-    assert task.candidate.scenario is not None and chosen.replicas is not None
+    more unfinished requests than at its goodput, head-room kept (Little's law).
+
+    InputError where the scenario's own asks for more replicas than there are.
+    """
+    assert chosen.replicas is not None
     given = task.autoscaling
     if given is not None:
+        if given.min_replicas > chosen.replicas:
+            raise InputError(
+                f"{task.origin or 'scenario'}: cluster.autoscaling.min_replicas: "
+                f"{given.min_replicas} is above the {chosen.replicas} replicas that the plan finds"
+            )
         return Autoscaling(**given.model_dump())
     known = chosen.explored
     at_once = known.low_per_s * (1 - task.plan.headroom) * (known.e2e_s or 1.0)
@@ -129,18 +152,11 @@ def _autoscaling(task: Task, chosen: Outcome, fewest: int) -> Autoscaling:
 
 
 def _served(
-    task: Task, chosen: Outcome, workload: Workload, scaling: Autoscaling | None
+    deployment: Deployment, workload: Workload, replicas: int, scaling: Autoscaling | None
 ) -> tuple[Records, ClusterFacts]:
-    """The fleet's run. InputError where the scenario asks for more replicas than there are."""
-    assert task.candidate.scenario is not None and chosen.replicas is not None
-    if scaling is not None and scaling.min_replicas > chosen.replicas:
-        raise InputError(
-            f"{task.origin or 'scenario'}: cluster.autoscaling.min_replicas: "
-            f"{scaling.min_replicas} is above the {chosen.replicas} replicas that the plan finds"
-        )
-    deployment = deploy_engine(task.candidate.scenario, origin=task.origin, compose=task.compose)
+    """The run of a fleet of single engines."""
     group = ReplicaGroup(
-        chosen.replicas,
+        replicas,
         replace(
             deployment.config,
             pipeline_stages=deployment.scenario.hardware.pipeline_parallel,

@@ -124,7 +124,7 @@ def run_sample(
     early_s = workload.arrival_s[min(head_start, window.start)]
     if head_start:
         workload = replace(workload, arrival_s=np.maximum(workload.arrival_s - early_s, 0.0))
-    records = _serve(deployment, workload, replicas)
+    records = serve_replicas(deployment, workload, replicas)
     every = records.requests
     order = np.argsort(every["request"], kind="stable")
     requests = {name: column[order][window] for name, column in every.items()}
@@ -154,7 +154,7 @@ def run_saturated(deployment: Deployment, workload: Workload) -> Saturation:
     Tokens are counted, not requests, from when a share FILLED has left until the queue is empty:
     which request ends just inside is chance.
     """
-    records = _serve(deployment, replace(workload, arrival_s=np.zeros(len(workload))), 1)
+    records = serve_replicas(deployment, replace(workload, arrival_s=np.zeros(len(workload))), 1)
     requests, iterations = records.requests, records.iterations
     served = ~requests["rejected"]
     peak = _peak(deployment, iterations)
@@ -226,7 +226,8 @@ def _peak(deployment: Deployment, iterations: Mapping[str, NDArray]) -> int:
     return sum(peaks)
 
 
-def _serve(deployment: Deployment, workload: Workload, replicas: int) -> Records:
+def serve_replicas(deployment: Deployment, workload: Workload, replicas: int) -> Records:
+    """The run of so many replicas, each one engine or a unit of several."""
     if is_unit(deployment):
         records, _ = serve(replace(_times(deployment, replicas), workload=workload))
         return records

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from reports.plan.report import plan_report
+from reports.plan.words import over_time
 from scenarios.errors import InputError
 from scenarios.forecast.forecast import forecast
 from scenarios.plan.candidates import candidates_of
@@ -136,6 +140,25 @@ def test_pools_that_are_chosen_come_with_a_command_for_each() -> None:
     again = parse_scenario(deployed["scenario"] | {"plan": None}, origin="chosen")
     assert again.cluster.num_replicas == 3 * row["replicas"]
     assert forecast(again).summary["slo_met"]
+
+
+def test_a_unit_of_pools_is_served_as_one_over_a_varying_load(tmp_path: Path) -> None:
+    path = tmp_path / "day.csv"
+    rows = [f"2023-11-16 18:00:{k / 5:09.6f},300,40" for k in range(300)]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+    answer = plan(
+        small(ANALYTIC, "plan.candidates.pools=[{prefill: 1, decode: 2}]", "plan.seeds=3",
+              "plan.requests=100", "plan.tolerance=0.5",
+              f"plan.load={{trace: {path}, window_s: 20, growth: 5}}")
+    )  # fmt: skip
+    (row,) = answer["candidates"]
+    served = answer["over_time"]
+    assert served["off"]["replicas"] == [row["replicas"]] * len(served["needed"])
+    assert served["off"]["kept"], "two engines decode and one prefills, as was planned"
+    assert served["on"] is served["autoscaling"] is None
+    words = " ".join(over_time(answer))
+    assert "come and go are not simulated" in words
+    assert "replicas-over-time" in plan_report(answer)
 
 
 def test_speculation_is_in_the_commands_that_have_a_flag_for_it() -> None:
