@@ -58,8 +58,9 @@ def laws(
     figures = study(fits, at=at)
     if out is not None:
         from reports.size.law_report import law_report
+        from scenarios.whole import write_whole
 
-        out.write_text(law_report(figures), encoding="utf-8")
+        write_whole(out, law_report(figures))
     if as_json:
         print(json.dumps(figures))
         return
