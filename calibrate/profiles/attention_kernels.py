@@ -17,7 +17,9 @@ Against the measured windows of 128 and 1,024 tokens: `tests/calibrate/profiles`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from calibrate.profiles.kernel_tables import KernelTables, NotMeasured
@@ -43,19 +45,24 @@ def prefill_us(
 
     Raises NotMeasured where query heads lie outside what was measured.
     """
-    shape: dict[str, Any] = {
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "kv_dtype": kv_dtype,
-    }
+    timed = partial(
+        _prefill_us, tables, heads=heads, kv_heads=kv_heads, head_dim=head_dim, kv_dtype=kv_dtype
+    )
+    return _bounded(timed, window, _within)
+
+
+def _bounded(
+    timed: Callable[..., tuple[Grid, str | None]],
+    window: int,
+    of_whole: Callable[[Grid, int], Grid],
+) -> tuple[Grid, str | None]:
+    """The window's own kernel where it was measured; else of attention to every token."""
     if window:
-        try:
-            return _prefill_us(tables, **shape, window=window)
-        except NotMeasured:
-            whole, how = _prefill_us(tables, **shape, window=0)
-            return _within(whole, window), _and(WITHIN, how)
-    return _prefill_us(tables, **shape, window=0)
+        with suppress(NotMeasured):
+            return timed(window=window)
+        whole, how = timed(window=0)
+        return of_whole(whole, window), _and(WITHIN, how)
+    return timed(window=0)
 
 
 def _prefill_us(
@@ -95,19 +102,10 @@ def decode_us(
 
     Raises NotMeasured where neither these heads nor a part of them were measured.
     """
-    shape: dict[str, Any] = {
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "kv_dtype": kv_dtype,
-    }
-    if window:
-        try:
-            return _decode_us(tables, **shape, window=window)
-        except NotMeasured:
-            whole, how = _decode_us(tables, **shape, window=0)
-            return _beyond_held(whole, window), _and(WITHIN, how)
-    return _decode_us(tables, **shape, window=0)
+    timed = partial(
+        _decode_us, tables, heads=heads, kv_heads=kv_heads, head_dim=head_dim, kv_dtype=kv_dtype
+    )
+    return _bounded(timed, window, _beyond_held)
 
 
 def _decode_us(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenarios.errors import InputError
+from scenarios.tokenizer_file import read_tokenizer
 
 Ids = NDArray[np.int64]
 
@@ -70,21 +71,10 @@ class FromFile:
     """A ``tokenizer.json`` of Hugging Face's, or a folder that has one. InputError for others."""
 
     def __init__(self, path: Path) -> None:
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise InputError(f"--tokenizer {path}: no such file, expected a tokenizer.json")
         try:
-            from tokenizers import Tokenizer
-        except ModuleNotFoundError:
-            raise InputError(
-                f"--tokenizer {path}: needs the package tokenizers: pip install tokenizers"
-            ) from None
-        try:
-            self._tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the package raises bare ones
-            raise InputError(
-                f"--tokenizer {path}: no tokenizer of Hugging Face's: {error!s:.120}"
-            ) from None
+            self._tokenizer, file = read_tokenizer(path)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise InputError(f"--tokenizer {error}") from None
         self.name = f"tokenizer {file}"
         self.words, self.word_ids = self._filler(path)
 

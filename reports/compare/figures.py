@@ -145,17 +145,23 @@ def overlaid_cdf(metric: str, a_s: Floats, b_s: Floats, names: tuple[str, str]) 
                 "hovertemplate": f"{name}: %{{y:.4~g}} % within %{{x:.4~g}} {unit}<extra></extra>",
             }
         )
+    layout = cdf_layout(f"{short} ({unit}{', log scale' if logarithmic else ''})")
+    layout["xaxis"] |= _span(low_s / size_s, high_s / size_s, logarithmic)
+    keys = (Key(names[0], thing, (1,)), Key(names[1], "held", (0,)))
+    return Figure(f"cdf-{metric}", title, "", data, layout, keys)
+
+
+def cdf_layout(title: str) -> dict[str, Any]:
+    """Of shares of requests over a latency; what the latency's axis spans is yet to be said."""
     layout = chart_layout(
-        x={"title": {"text": f"{short} ({unit}{', log scale' if logarithmic else ''})"}},
+        x={"title": {"text": title}},
         y={"title": {"text": "% of requests"}, "range": [0, 102], "dtick": 25},
         height_px=286,
         left_px=52,
     )
     layout["margin"]["t"] = 26
     layout["hovermode"] = "closest"
-    layout["xaxis"] |= _span(low_s / size_s, high_s / size_s, logarithmic)
-    keys = (Key(names[0], thing, (1,)), Key(names[1], "held", (0,)))
-    return Figure(f"cdf-{metric}", title, "", data, layout, keys)
+    return layout
 
 
 _UNDER: dict[str, Any] = {"color": colour("held"), "width": 5}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.compare.figures import LOOKS, Side, end_s_of, load_over_time
+from reports.compare.figures import LOOKS, Side, cdf_layout, end_s_of, load_over_time
 from reports.compare.runs_words import OUTCOMES, Beside
 from reports.page.figures import TIME_HEIGHT_PX, TimeAxis, chart_layout, log_ticks
 from reports.page.page import Figure, Key
@@ -80,14 +80,7 @@ def _cdf(
                 "<extra></extra>",
             }
         )
-    layout = chart_layout(
-        x={"title": {"text": f"{short} ({unit}{', log scale' if logarithmic else ''})"}},
-        y={"title": {"text": "% of requests"}, "range": [0, 102], "dtick": 25},
-        height_px=286,
-        left_px=52,
-    )
-    layout["margin"]["t"] = 26
-    layout["hovermode"] = "closest"
+    layout = cdf_layout(f"{short} ({unit}{', log scale' if logarithmic else ''})")
     low, high = low_s / size_s, high_s / size_s
     if logarithmic:
         ends = [float(np.log10(low)), float(np.log10(high))]

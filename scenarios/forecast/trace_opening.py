@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scenarios import library
 from scenarios.schema.workload import TraceColumns
+from scenarios.tokenizer_file import read_tokenizer
 from sim.workload import TraceError, Workload, read_trace
 from sim.workload.trace_file import STDIN, TraceFile, read_bytes
 from sim.workload.traces import Columns
@@ -50,20 +51,12 @@ def read_scenario_trace(
 def token_counter(name: str, *, beside: Path | None = None) -> Callable[[str], int]:
     """A function that counts a text's tokens, by a tokenizer.json or a folder that has one."""
     path = library.find_file(name, beside=beside) or Path(name)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise TraceError(f"{file}: no such file, expected a tokenizer.json")
     try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise TraceError(
-            f"{file}: needs the package tokenizers (pip install tokenizers); without "
-            "workload.tokenizer lengths are estimated"
-        ) from None
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises bare ones
-        raise TraceError(f"{file}: no tokenizer of Hugging Face's: {error!s:.120}") from None
+        tokenizer, _ = read_tokenizer(path)
+    except ModuleNotFoundError as error:
+        raise TraceError(f"{error}; without workload.tokenizer lengths are estimated") from None
+    except ValueError as error:
+        raise TraceError(str(error)) from None
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 

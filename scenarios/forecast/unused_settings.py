@@ -80,7 +80,8 @@ def without_effect_on_time(scenario: Scenario) -> list[str]:
 
 
 def other_than_measured(latency: LatencyModel, gpu: Gpu, scenario: Scenario) -> list[str]:
-    """Notes where the table's times are of another GPU or cache type than the scenario's."""
+    """Notes where the table's times are of another GPU or cache type than the scenario's, and what
+    the table says against itself."""
     if not isinstance(latency, TableLatency):
         if scenario.latency.source != "fixed":
             return []

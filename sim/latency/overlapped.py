@@ -7,12 +7,18 @@ for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from sim.batch import Batch
-from sim.latency.protocol import HostOverhead, LatencyModel
+from sim.latency.protocol import (
+    HostOverhead,
+    LatencyModel,
+    Steps,
+    ends_one_by_one,
+    steps_one_by_one,
+)
 
 
 class OverlappedLatency:
@@ -44,38 +50,14 @@ class OverlappedLatency:
         self, batch: Batch, start_s: float, iterations: int, until_s: float
     ) -> list[float]:
         """One iteration after the other: which of the two is slower may change on the way."""
-        first = batch.decided_ahead
-        start_s += self.iteration_s(batch)
-        ends_s = [start_s]
-        decodes, extrapolated = batch.num_decodes, batch.extrapolated
-        step = Batch(
-            num_decodes=decodes, context_tokens=batch.context_tokens,
-            longest_tokens=batch.longest_tokens, num_tokens=batch.num_tokens,
-            num_emitting=batch.num_emitting, num_seqs=batch.num_seqs, decided_ahead=True,
-        )  # fmt: skip
-        host_s = self._host_s(batch.num_seqs)
-        times_s = self._steps_s(step)
-        while len(ends_s) < iterations and start_s < until_s:
-            step_s, is_extrapolated = next(times_s)
-            start_s += max(step_s - host_s, host_s)
-            if is_extrapolated != extrapolated:
-                break  # a run is wholly inside the measured range or wholly outside
-            ends_s.append(start_s)
-        batch.decided_ahead = first
-        return ends_s
+        return ends_one_by_one(batch, start_s, iterations, until_s, self.iteration_s, self._steps_s)
 
-    def _steps_s(self, step: Batch) -> Iterator[tuple[float, bool]]:
-        """Seconds of the iterations that follow a batch of decodes, and which are extrapolated."""
-        known: Callable[[Batch], Iterator[tuple[float, bool]]] | None
-        known = getattr(self.inner, "steps_s", None)
-        if known is not None:
-            yield from known(step)
-            return
-        while True:
-            step.context_tokens += step.num_decodes
-            step.longest_tokens += 1
-            step_s = self.inner.iteration_s(step)
-            yield step_s, step.extrapolated
+    def _steps_s(self, step: Batch) -> Steps:
+        host_s = self._host_s(step.num_seqs)
+        known: Callable[[Batch], Steps] | None = getattr(self.inner, "steps_s", None)
+        inner_s = steps_one_by_one(step, self.inner.iteration_s) if known is None else known(step)
+        for step_s, extrapolated in inner_s:
+            yield max(step_s - host_s, host_s), extrapolated
 
     def parts_s(self, iterations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As the model's, with the host's part being what of it is not hidden."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,35 +102,46 @@ class FixedLatency:
     operators_s = parts_s
 
 
+# Seconds of the iterations that follow a batch of decodes, and which of them are extrapolated.
+Steps = Iterator[tuple[float, bool]]
+
+
 def ends_one_by_one(
     batch: Batch,
     start_s: float,
     iterations: int,
     until_s: float,
     iteration_s: Callable[[Batch], float],
+    steps_s: Callable[[Batch], Steps] | None = None,
 ) -> list[float]:
     """`LatencyModel.run_ends_s` iteration after iteration, for a model that knows no faster way.
 
-    Every one but the first was decided ahead, where that makes a difference.
+    Every one but the first was decided ahead, where that makes a difference. ``steps_s`` says what
+    they take, from a batch as the first one that is its to change; None: ``iteration_s`` does.
     """
-    first = batch.decided_ahead
     start_s += iteration_s(batch)
     ends_s = [start_s]
-    decodes, extrapolated = batch.num_decodes, batch.extrapolated
     step = Batch(
-        num_decodes=decodes, context_tokens=batch.context_tokens,
+        num_decodes=batch.num_decodes, context_tokens=batch.context_tokens,
         longest_tokens=batch.longest_tokens, num_tokens=batch.num_tokens,
         num_emitting=batch.num_emitting, num_seqs=batch.num_seqs, decided_ahead=True,
     )  # fmt: skip
+    times_s = steps_one_by_one(step, iteration_s) if steps_s is None else steps_s(step)
     while len(ends_s) < iterations and start_s < until_s:
-        step.context_tokens += decodes
-        step.longest_tokens += 1
-        start_s += iteration_s(step)
-        if step.extrapolated != extrapolated:
+        step_s, extrapolated = next(times_s)
+        start_s += step_s
+        if extrapolated != batch.extrapolated:
             break  # a run is wholly inside the measured range or wholly outside
         ends_s.append(start_s)
-    batch.decided_ahead = first
     return ends_s
+
+
+def steps_one_by_one(step: Batch, iteration_s: Callable[[Batch], float]) -> Steps:
+    """What follows ``step``, whose sequences grow by a token each time; it is changed."""
+    while True:
+        step.context_tokens += step.num_decodes
+        step.longest_tokens += 1
+        yield iteration_s(step), step.extrapolated
 
 
 def looked_up(

@@ -9,7 +9,7 @@ looked up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from sim.latency.expert_table import ExpertTable
 from sim.latency.grid import Line
 from sim.latency.operators import by_class, operator_class
 from sim.latency.padding import padded
-from sim.latency.protocol import HostOverhead, looked_up
+from sim.latency.protocol import HostOverhead, Steps, looked_up
 from sim.latency.refinement import Refinement
 from sim.latency.table_data import LatencyTable
 from sim.latency.table_lines import check_shape, measured_host, one_line
@@ -184,7 +184,7 @@ class TableLatency:
             longest += 1
         return ends_s
 
-    def steps_s(self, batch: Batch) -> Iterator[tuple[float, bool]]:
+    def steps_s(self, batch: Batch) -> Steps:
         """Seconds of the iterations after one of decodes alone, each with a token more a sequence,
         and whether it leaves the measured range: what `iteration_s` would say, to the last bit."""
         decodes, context, longest = batch.num_decodes, batch.context_tokens, batch.longest_tokens

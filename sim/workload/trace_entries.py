@@ -213,28 +213,12 @@ def _within(file: TraceFile, value: Any, path: Keys, place: str) -> Iterator[Ent
 
 def _elements(file: TraceFile) -> Iterator[Entry]:
     """The objects of a JSON array, each with the line it begins in."""
-    text, decoder = file.text, json.JSONDecoder()
-    at, line, counted = text.index("[") + 1, 1, 0
-    number = 0
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        line += text.count("\n", counted, at)
-        counted = at
-        if at >= len(text):
-            raise file.error(line, "the array does not end, expected ]")
-        if text[at] == "]":
-            return
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            line = getattr(error, "lineno", line)
-            message = getattr(error, "msg", "nested too deeply")
-            raise file.error(line, f"not JSON ({message}), expected an array of objects") from None
+    begin = file.text.index("[") + 1
+    values = _values(file, begin, closing="]", expected="an array of objects")
+    for number, (line, row) in enumerate(values):
         if not isinstance(row, dict):
             raise file.error(line, f"{shown(row)} is not a JSON object, expected objects")
         yield Entry(file, line, row, f"element {number}: ")
-        number += 1
 
 
 def _lines(file: TraceFile) -> Iterator[Entry]:
@@ -265,22 +249,32 @@ def json_objects(file: TraceFile) -> Iterator[tuple[int, Any]]:
         yield line, row
 
 
-def _values(file: TraceFile) -> Iterator[tuple[int, Any]]:
+def _values(
+    file: TraceFile, at: int = 0, *, closing: str = "", expected: str = "JSON objects"
+) -> Iterator[tuple[int, Any]]:
+    """JSON values one after the other, with or without commas, each with the line it begins in.
+
+    They end with the text, or with `closing`, which then must come.
+    """
     text, decoder = file.text, json.JSONDecoder()
-    at, line, counted = 0, 1, 0
+    line, counted = 1, 0
     while True:
         while at < len(text) and text[at] in " \t\r\n,":
             at += 1
         line += text.count("\n", counted, at)
         counted = at
         if at >= len(text):
+            if closing:
+                raise file.error(line, f"the array does not end, expected {closing}")
+            return
+        if text[at] == closing:
             return
         try:
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             where = getattr(error, "lineno", line)
             message = getattr(error, "msg", "nested too deeply")
-            raise file.error(where, f"not JSON ({message}), expected JSON objects") from None
+            raise file.error(where, f"not JSON ({message}), expected {expected}") from None
         yield line, value
 
 
