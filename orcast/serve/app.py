@@ -29,6 +29,7 @@ from orcast.serve.errors import ApiError, phrased
 from orcast.serve.faults import Faults
 from orcast.serve.live_state import LiveState
 from orcast.serve.texts import chat_ids
+from reports.live.page import content_policy
 
 log = logging.getLogger("orcast.serve")
 
@@ -36,9 +37,7 @@ MOST_BODY_BYTES = 64 * 2**20
 BODY_S = 30.0  # for each piece of a body
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "Content-Security-Policy": content_policy(),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from html import escape
 
 from reports.live.script import SCRIPT
@@ -92,9 +94,32 @@ main.live{max-width:1400px;padding-top:20px}.bar>div{max-width:1400px}
  border:1px solid var(--edge);border-radius:8px;padding:4px 8px}
 .controls button{background:var(--accent);color:var(--surface);border:0;border-radius:8px;
  padding:6px 14px}
+#settings{margin-top:12px}
 #said{min-height:1.5em;font-size:14px;margin-top:8px}
 #lost{display:none}[data-lost=lost] #lost{display:block}
 """
+
+
+_COLOURS = "".join(  # by class: a style of its own on an element is not allowed
+    f".line.of-{colour}{{stroke:var(--{colour})}}i.of-{colour}{{background:var(--{colour})}}"
+    for colour in sorted({line.colour for chart in CHARTS for line in chart.lines})
+)
+
+
+def content_policy() -> str:
+    """The Content-Security-Policy under which the page's own style and script run, and no other."""
+    style, script = (
+        f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+        for text in (_style(), SCRIPT)
+    )
+    return (
+        f"default-src 'none'; connect-src 'self'; style-src {style}; script-src {script}; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _style() -> str:
+    return style_sheet() + _CSS + _COLOURS
 
 
 def live_page(name: str, *, settings: Mapping[str, tuple[float, float, bool]], keyed: bool) -> str:
@@ -115,7 +140,7 @@ def live_page(name: str, *, settings: Mapping[str, tuple[float, float, bool]], k
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(name)} · live · Orcast</title>",
-            f'<style>{style_sheet()}{_CSS}</style><link rel="icon" href="data:,"></head><body>',
+            f'<style>{_style()}</style><link rel="icon" href="data:,"></head><body>',
             '<div class="bar"><div><span class="brand">Orcast</span>',
             f"<nav>{escape(name)}, live</nav>",
             '<button class="theme" id="theme" type="button">Dark</button></div></div>',
@@ -143,8 +168,7 @@ def _cards() -> str:
 
 def _figure(chart: Chart) -> str:
     keys = "".join(
-        f'<span class="key"><i style="background:var(--{line.colour})"></i>'
-        f"{escape(line.label)}</span>"
+        f'<span class="key"><i class="of-{line.colour}"></i>{escape(line.label)}</span>'
         for line in chart.lines
     )
     return (
@@ -177,7 +201,7 @@ def _controls(settings: Sequence[str] | Mapping[str, object], *, keyed: bool) ->
         else ""
     )
     return (
-        '<form class="panel" id="settings" style="margin-top:12px"><h3>Limits and faults</h3>'
+        '<form class="panel" id="settings"><h3>Limits and faults</h3>'
         f'<div class="controls">{fields}{key}<button>Change</button></div>'
         '<p id="said" role="status"></p></form>'
     )

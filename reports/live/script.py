@@ -73,7 +73,7 @@ function draw(chart) {
       path += `${pen}${x(row.at_s).toFixed(1)} ${y(value).toFixed(1)}`;
       pen = "L";
     }
-    svg.append(element("path", {d: path, class: "line", style: `stroke:var(--${line.colour})`}));
+    svg.append(element("path", {d: path, class: `line of-${line.colour}`}));
   }
 }
 

@@ -286,6 +286,7 @@ def test_other_paths_answer(server: Server) -> None:
     assert (found["count"], found["max_model_len"], len(found["tokens"])) == (2, 4096, 2)
     page = httpx.get(server.url)
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    assert "unsafe-inline" not in page.headers["content-security-policy"]
     assert "served, live" in page.text
     state = httpx.get(f"{server.url}/live/state").json()
     assert [one["state"] for one in state["replicas"]] == ["serving", "serving"]
