@@ -35,6 +35,13 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{round(value):,}"
 
 
+def money(value: float | None) -> str:
+    """US dollars, to the cent or to three digits where that is finer."""
+    if value is None:
+        return MISSING
+    return f"${value:,.2f}" if value >= 1 else f"${plain(value)}"
+
+
 def milliseconds(value_ms: float | None) -> str:
     """A duration given in milliseconds, in the unit that reads best."""
     if value_ms is None or not math.isfinite(value_ms):

@@ -12,7 +12,7 @@ from typing import Any
 
 from reports.compare.figures import LOOKS
 from reports.compare.headline import STATISTICS, changed, share, signed
-from scenarios.quantity import GAP, MISSING, count, milliseconds, percent, plain, seconds
+from scenarios.quantity import GAP, MISSING, count, milliseconds, money, percent, plain, seconds
 
 Beside = Mapping[str, Any]  # what `orcast compare --json` prints of runs of one kind
 LONGEST_VALUE = 40  # of a setting in a sentence, in letters
@@ -108,16 +108,12 @@ def _change(base: float | None, value: float | None, kind: str) -> str:
     return changed(base, value)
 
 
-def usd(value: float | None) -> str:
-    return MISSING if value is None else f"${plain(value)}" if value < 1 else f"${value:,.2f}"
-
-
 # Label, how a figure is written, and whether it is a rate, a share or a count.
 OUTCOMES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
     "request_goodput": ("Goodput (requests/s)", plain, "rate"),
     "slo_attainment": ("Requests within the SLO", percent, "share"),
-    "usd_per_million_output_tokens": ("Per million output tokens", usd, "rate"),
-    "usd_per_hour": ("Cost an hour", usd, "rate"),
+    "usd_per_million_output_tokens": ("Per million output tokens", money, "rate"),
+    "usd_per_hour": ("Cost an hour", money, "rate"),
     "preemptions": ("Preemptions", count, "count"),
     "kv_utilization": ("KV memory used", percent, "share"),
 }
@@ -270,7 +266,7 @@ def _figures(beside: Beside) -> Iterator[str]:
 def _texts(label: str, values: Sequence[float | None]) -> list[str]:
     if label == "mean E2E":
         return [milliseconds(value) for value in values]
-    show = usd if label == "a million output tokens" else plain
+    show = money if label == "a million output tokens" else plain
     unit = " requests/s" if label == "goodput" else ""
     return [f"{show(value)}{unit}" for value in values]
 

@@ -8,8 +8,8 @@ from reports.page.figures import chart_layout
 from reports.page.gpu_looks import gpu_look
 from reports.page.page import Figure, Key, plotly_text
 from reports.page.style import colour
-from reports.plan.words import money, ranked, row_of
-from scenarios.quantity import compact
+from reports.plan.words import ranked, row_of
+from scenarios.quantity import compact, money
 
 Answer = Mapping[str, Any]
 Row = Mapping[str, Any]

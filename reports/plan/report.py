@@ -21,7 +21,6 @@ from reports.plan.words import (
     STATUS,
     breaking,
     lost,
-    money,
     question,
     ranked,
     row_of,
@@ -31,7 +30,7 @@ from reports.plan.words import (
 )
 from reports.run.report import FOOTER
 from reports.run.scenario_section import scenario_section
-from scenarios.quantity import GAP, MISSING, count, percent, plain
+from scenarios.quantity import GAP, MISSING, count, money, percent, plain
 
 Answer = Mapping[str, Any]
 

@@ -9,14 +9,13 @@ from reports.page.records import Columns
 from reports.plan.words import (
     STATUS,
     breaking,
-    money,
     question,
     ranked,
     runner_up,
     summary,
     verdict,
 )
-from scenarios.quantity import MISSING, plain
+from scenarios.quantity import MISSING, money, plain
 
 if TYPE_CHECKING:
     from rich.console import Group

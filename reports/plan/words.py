@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scenarios.forecast.basis import caution, times_are
-from scenarios.quantity import count, plain
+from scenarios.quantity import count, money, plain
 
 Answer = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -97,13 +97,6 @@ def fleet(row: Row, answer: Answer) -> str:
     spares = {0: "", 1: ", one of them spare"}.get(spare, f", {spare} of them spare")
     gpus = "1 GPU" if row["gpus"] == 1 else f"{row['gpus']} GPUs"
     return f"{replicas} of {row['label']}{spares} ({gpus})"
-
-
-def money(value: float | None) -> str:
-    """US dollars, to the cent or to three digits where that is finer."""
-    if value is None:
-        return "–"
-    return f"${value:,.2f}" if value >= 1 else f"${plain(value)}"
 
 
 def breaking(answer: Answer) -> Iterator[str]:
