@@ -152,13 +152,16 @@ def run_saturated(deployment: Deployment, workload: Workload) -> Saturation:
     """The rate at which requests like these leave an engine that they all wait for.
 
     Tokens are counted, not requests, from when a share FILLED has left until the queue is empty:
-    which request ends just inside is chance.
+    which request ends just inside is chance. The queue is the engine's: what its front end lets
+    through at most is the rate where that is less.
     """
-    records = serve_replicas(deployment, replace(workload, arrival_s=np.zeros(len(workload))), 1)
+    records = serve_replicas(
+        deployment, replace(workload, arrival_s=np.zeros(len(workload))), 1, fronted=False
+    )
     requests, iterations = records.requests, records.iterations
     served = ~requests["rejected"]
     peak = _peak(deployment, iterations)
-    nothing = Bottleneck(0, 0, 0, 0, 0, 0, 0, 0)
+    nothing = Bottleneck.none()
     if not served.any():
         return Saturation(0.0, peak, True, nothing)
     start_s = float(np.quantile(requests["finished_s"][served], FILLED))
@@ -179,17 +182,25 @@ def run_saturated(deployment: Deployment, workload: Workload) -> Saturation:
     emitted = float(iterations["emitted"][inside].sum())
     tokens = float(requests["output_tokens"][served].mean())
     rate_per_s = emitted / busy_s / tokens / float(served.mean()) if busy_s > 0 else inf
-    return Saturation(
-        rate_per_s,
-        peak,
-        full,
-        bottleneck(
-            iterations,
-            requests,
-            between_s=(start_s, end_s),
-            config=deployment.config,
-        ),
-    )
+    found = bottleneck(iterations, requests, between_s=(start_s, end_s), config=deployment.config)
+    passes_per_s = _front_end_per_s(deployment, workload.prompt_tokens.mean(), tokens)
+    if passes_per_s < rate_per_s:
+        rate_per_s, found = passes_per_s, replace(found, fronted=1.0)
+    return Saturation(rate_per_s, peak, full, found)
+
+
+def _front_end_per_s(deployment: Deployment, prompt_tokens: float, output_tokens: float) -> float:
+    """Requests per second that one replica's front ends let through, in all pools they pass."""
+    if not is_unit(deployment):
+        front_end = deployment.front_end
+        return inf if front_end is None else front_end.most_per_s(prompt_tokens, output_tokens)
+    pools: dict[str, float] = {}
+    for group in deployment.groups:
+        if group.front_end is not None:
+            streamed = 1.0 if group.role == "prefill" else output_tokens
+            each_per_s = group.front_end.most_per_s(prompt_tokens, streamed)
+            pools[group.role] = pools.get(group.role, 0.0) + group.replicas * each_per_s
+    return min(pools.values(), default=inf)
 
 
 def is_unit(deployment: Deployment) -> bool:
@@ -197,11 +208,14 @@ def is_unit(deployment: Deployment) -> bool:
     return sum(group.replicas for group in deployment.groups) > 1
 
 
-def _times(deployment: Deployment, replicas: int) -> Deployment:
+def _times(deployment: Deployment, replicas: int, *, fronted: bool = True) -> Deployment:
     """So many units as one cluster."""
     groups = tuple(
-        # A front end is in no plan's figures, of one engine or of many.
-        replace(group, replicas=replicas * group.replicas, front_end=None)
+        replace(
+            group,
+            replicas=replicas * group.replicas,
+            front_end=group.front_end if fronted else None,
+        )
         for group in deployment.groups
     )
     return replace(deployment, groups=groups)
@@ -226,10 +240,13 @@ def _peak(deployment: Deployment, iterations: Mapping[str, NDArray]) -> int:
     return sum(peaks)
 
 
-def serve_replicas(deployment: Deployment, workload: Workload, replicas: int) -> Records:
-    """The run of so many replicas, each one engine or a unit of several."""
+def serve_replicas(
+    deployment: Deployment, workload: Workload, replicas: int, *, fronted: bool = True
+) -> Records:
+    """The run of so many replicas, each one engine or a unit of several, behind its front end."""
     if is_unit(deployment):
-        records, _ = serve(replace(_times(deployment, replicas), workload=workload))
+        units = _times(deployment, replicas, fronted=fronted)
+        records, _ = serve(replace(units, workload=workload))
         return records
     return simulate(
         workload,
@@ -237,6 +254,7 @@ def serve_replicas(deployment: Deployment, workload: Workload, replicas: int) ->
         deployment.latency,
         scheduler=deployment.scenario.engine.scheduler,
         num_blocks=deployment.memory.usable_blocks,
+        front_end=deployment.front_end if fronted else None,
         replicas=replicas,
     )
 

@@ -46,6 +46,12 @@ class FrontEnd:
             self.per_request_s + self.per_prompt_token_s + self.per_output_token_s + self.latency_s
         )
 
+    def most_per_s(self, prompt_tokens: float, output_tokens: float) -> float:
+        """Requests per second of so many tokens, in the mean, beyond which one direction queues."""
+        received_s = self.per_request_s + self.per_prompt_token_s * prompt_tokens
+        busy_s = max(received_s, self.per_output_token_s * output_tokens)
+        return self.api_servers / busy_s if busy_s > 0 else inf
+
 
 class ApiServers:
     """The processes of one engine's front end, and until when they are busy."""

@@ -98,4 +98,4 @@ class DeterministicServer:
         return Saturation(1.0, 1, True, NOTHING)
 
 
-NOTHING = Bottleneck(0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Bottleneck.none()

@@ -1,21 +1,24 @@
 """The cheapest deployment: against exhaustive search, and every way a candidate can lose."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scenarios.errors import InputError
 from scenarios.forecast.forecast import forecast
+from scenarios.forecast.served import serve
 from scenarios.plan import day
 from scenarios.plan.answer import front
 from scenarios.plan.candidates import candidates_of
 from scenarios.plan.deploying import to_deploy
 from scenarios.plan.exploration import deploy_engine
-from scenarios.plan.objectives import objectives_of
+from scenarios.plan.objectives import latencies_s, objectives_of
 from scenarios.plan.plan import plan
 from scenarios.plan.probe import pooled, run_sample, run_saturated
 from scenarios.plan.replications import Replications
@@ -344,6 +347,33 @@ def test_what_breaks_first_is_named() -> None:
     full = only("slo={ttft_ms: 900000, percentile: 90}")
     assert full["breaks_first"] == "throughput"
     assert full["breaks_why"].startswith("the engine is full; ")
+
+
+@pytest.mark.parametrize("cluster", [None, "cluster={replicas: 2, router: round_robin}"])
+def test_a_front_end_that_streams_too_slowly_is_what_breaks(cluster: str | None) -> None:
+    # Answers of 40 tokens in the mean, one millisecond of a process each: 25 requests a second.
+    asked = ["frontend.per_output_token_us=1000", *([cluster] if cluster else [])]
+    one = only(*asked)
+    two = only(*asked, "frontend.api_server_count=2")
+    alone = only(*asked, "frontend.enabled=false")
+    assert 15 < one["goodput"] < 25
+    assert 2 * 0.85 < two["goodput"] / one["goodput"] < 2 * 1.25
+    assert alone["goodput"] > 1.2 * two["goodput"]
+    assert "api_server_count" in one["breaks_why"]
+    assert "api_server_count" not in alone["breaks_why"]
+
+
+def test_a_plans_latencies_are_those_of_a_run_of_the_same_requests() -> None:
+    scenario = small("engine.generation=vllm", "frontend.latency_us=20000")
+    deployment = deploy_engine(scenario, origin=None, compose=None)
+    runs = Replications(scenario.workload, scenario.engine, None, 1)
+    workload = runs.at_unit_rate(0, 100).scaled(1 / 20)
+    objectives = objectives_of(scenario)
+    planned = run_sample(deployment, workload, objectives).latencies_s
+    records, _ = serve(replace(deployment, workload=workload))
+    assert records.requests["first_token_s"].min() > 0.04
+    for one, values in zip(objectives, planned, strict=True):
+        assert np.isin(values, latencies_s(records.requests, one)).all()
 
 
 def test_each_class_of_requests_has_its_own_objective() -> None:
