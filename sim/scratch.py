@@ -48,7 +48,7 @@ class Scratch:
 
 
 class StoredColumns(Table):
-    """Columns of numbers, or of short texts, in a `Scratch`, each read anew whenever it is asked for."""
+    """Columns of numbers, or short texts, in a `Scratch`, each read anew when it is asked for."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch

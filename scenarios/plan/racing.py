@@ -15,14 +15,14 @@ from math import inf
 from scenarios.plan.ceiling import SLACK
 from scenarios.plan.exploration import Exploration, Task, bounded, dearer, explore
 from scenarios.plan.target import replicas_for
-from scenarios.sweep.processes import Processes
+from scenarios.sweep.processes import TaskWorkers
 
 ABREAST = 2  # candidates explored at once; a fixed number, for the same answer with any `jobs`
 
 
 def race(
     tasks: Sequence[Task],
-    processes: Processes,
+    processes: TaskWorkers,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Exploration]:
     """What is known of each task's candidate once the cheapest is found."""

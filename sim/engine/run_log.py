@@ -168,8 +168,8 @@ def collect(
     """The records of engines that have nothing left to do.
 
     `replicas` says to which replica each belongs, where a replica has several (the virtual engines
-    of a pipeline); by default each is one. `scratch` is what they keep their records on. Raises ConservationError when a request or a block was
-    left behind.
+    of a pipeline); by default each is one. `scratch` is what they keep their records on. Raises
+    ConservationError when a request or a block was left behind.
     """
     requests, iterations, preemptions = list[Table](), list[Table](), list[Table]()
     gaps, weights = [], []
