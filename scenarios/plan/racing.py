@@ -36,7 +36,7 @@ def race(
     best_usd = inf
     while order := [at for at in order if least[at] <= best_usd]:
         abreast, order = order[:ABREAST], order[ABREAST:]
-        running = [replace(tasks[at], to_beat_usd=best_usd) for at in abreast]
+        running = [replace(tasks[at], to_beat_usd=best_usd, bounds=known[at]) for at in abreast]
         for at, found in zip(abreast, processes.run(explore, running), strict=True):
             known[at] = found
             if found.status == "meets" and _is_fleet(tasks[at], found.low_per_s):
@@ -71,8 +71,4 @@ def _is_fleet(task: Task, low_per_s: float) -> bool:
 
 
 def _never_begun(task: Task, found: Exploration) -> Exploration:
-    known = {
-        name: getattr(found, name)
-        for name in ("ceiling_per_s", "idle_share", "latency", "notes", "idle_watts")
-    }
-    return dearer(task, _most_per_s(found), known)
+    return dearer(task, _most_per_s(found), found.known_before)
