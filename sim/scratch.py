@@ -13,7 +13,7 @@ from threading import Lock
 import numpy as np
 
 Table = MutableMapping[str, np.ndarray]
-WINDOW = 1 << 19  # rows that are in memory at once, of a table that is not
+WINDOW = 1 << 17  # rows that are in memory at once, of a table that is not
 
 
 class Scratch:
