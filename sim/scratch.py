@@ -39,7 +39,7 @@ class Scratch:
     def read(self, offset: int, dtype: np.dtype, count: int) -> np.ndarray:
         """So many values that begin there."""
         found = np.empty(count, dtype)
-        rest = memoryview(found.view(np.uint8) if count else b"")
+        rest = found.view(np.uint8).data
         with self._lock:
             self._file.seek(offset)
             while len(rest):
@@ -62,7 +62,7 @@ class StoredColumns(Table):
             if name not in self._parts:
                 self._parts[name], self._dtypes[name] = [], values.dtype
             assert values.dtype == self._dtypes[name], "a column is of one type"
-            data = memoryview(np.ascontiguousarray(values).view(np.uint8))
+            data = np.ascontiguousarray(values).view(np.uint8).data
             self._parts[name].append((self._scratch.write(data), len(values)))
 
     def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ class StoredColumns(Table):
     def __setitem__(self, name: str, values: np.ndarray) -> None:
         assert values.dtype.kind in "ifbU", f"column {name} is of {values.dtype}"
         self._dtypes[name] = values.dtype
-        data = memoryview(np.ascontiguousarray(values).view(np.uint8))
+        data = np.ascontiguousarray(values).view(np.uint8).data
         self._parts[name] = [(self._scratch.write(data), len(values))]
 
     def __delitem__(self, name: str) -> None:
@@ -116,7 +116,8 @@ class Rows(Mapping[str, np.ndarray]):
         self._columns, self._chosen = columns, chosen
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._columns[name][self._chosen]
+        picked: np.ndarray = self._columns[name][self._chosen]
+        return picked
 
     def __contains__(self, name: object) -> bool:
         return name in self._columns

@@ -241,7 +241,7 @@ def serve_replicas(deployment: Deployment, workload: Workload, replicas: int) ->
     )
 
 
-def _resident(requests: dict[str, NDArray]) -> float:
+def _resident(requests: Mapping[str, NDArray]) -> float:
     """Requests in the system that the judged arrivals found, in the mean."""
     served = ~requests["rejected"]
     arrivals, gone = (np.sort(requests[name][served]) for name in ("arrival_s", "finished_s"))
