@@ -18,7 +18,7 @@ pytestmark = needs.ray
 
 ASKED = (
     "plan.candidates={gpus: [h100-sxm, a100-80gb]}",
-    *("plan.seeds=2", "plan.requests=100", "plan.tolerance=0.3", "plan.load.request_rate=45"),
+    *("plan.seeds=3", "plan.requests=100", "plan.tolerance=0.3", "plan.load.request_rate=45"),
 )
 
 
