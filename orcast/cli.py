@@ -27,7 +27,8 @@ from orcast.serve_cli import serve
 from orcast.show_cli import app as show_app
 from orcast.size_cli import size
 from orcast.streams import standard_streams
-from orcast.sweep_cli import sweep, with_ray_address
+from orcast.sweep_cli import sweep
+from orcast.task_workers import with_ray_address
 from orcast.trace_cli import trace
 from orcast.ui_cli import ui
 from orcast.validate_cli import validate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -78,7 +79,7 @@ class Forecasted(Forecast):
 STATISTICS = ("mean", "median", "p90", "p99")
 
 
-def _frame(columns: dict[str, Any]) -> pd.DataFrame:
+def _frame(columns: Mapping[str, Any]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(dict(columns))

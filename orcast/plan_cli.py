@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -16,6 +15,7 @@ from orcast.composed import compose
 from orcast.options import JobsOption, JsonOption, SetOption
 from orcast.overrides import as_settings
 from orcast.task_progress import TaskProgress
+from orcast.task_workers import RayOption, task_workers
 
 ANY, FEWEST = "plan-any", 1000  # requests of a trace whose own lengths are planned with
 
@@ -62,6 +62,7 @@ def plan(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder (default: runs/NAME).")
     ] = None,
     jobs: JobsOption = None,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the cheapest deployment for a load, what breaks it first, and why the others lost."""
@@ -85,6 +86,7 @@ def plan(
     if prices is not None:
         settings.append(f"plan.prices={json.dumps(str(prices))}")
     loaded, origin = load_scenario(scenario, settings)
+    workers = task_workers(jobs, ray)
     folder = out or Path("runs") / _folder_name(loaded.name)
     progress = TaskProgress("exploring deployments")
     with fresh_folder(folder, marker=MARKER, files=FILES) as partial, progress:
@@ -92,7 +94,7 @@ def plan(
             loaded,
             origin=origin,
             compose=compose,
-            jobs=jobs or available_cores(),
+            workers=workers,
             progress=progress.show,
         )
         write_plan(partial, answer)
@@ -144,10 +146,3 @@ def _show(answer: dict[str, Any], folder: Path, *, as_json: bool) -> None:
     if answer["chosen"] is not None:
         print(f"To forecast it again: orcast run {shlex.quote(str(folder / 'chosen.yaml'))}")
     print(f"Report: {folder / 'report.html'}")
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

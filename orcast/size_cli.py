@@ -12,8 +12,8 @@ import typer
 
 from orcast.composed import compose
 from orcast.options import JobsOption, JsonOption
-from orcast.plan_cli import available_cores
 from orcast.task_progress import TaskProgress
+from orcast.task_workers import RayOption, task_workers
 from scenarios.errors import InputError
 
 
@@ -38,6 +38,7 @@ def size(
         typer.Option("--out", metavar="DIR", help="Folder for report, tables, model and plan."),
     ] = None,
     jobs: JobsOption = None,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Size a model and its cluster by scaling laws; say what training and serving cost."""
@@ -48,6 +49,7 @@ def size(
     from scenarios.sizing.sizing import size as answer
 
     loaded, origin = load_sizing(sizing, set_ or [])
+    workers = task_workers(jobs, ray)
     progress = TaskProgress("serving models")
     with nullcontext() if out is None else fresh_size_folder(out) as partial, progress:
         try:
@@ -55,7 +57,7 @@ def size(
                 loaded,
                 origin=origin,
                 compose=compose,
-                jobs=jobs or available_cores(),
+                workers=workers,
                 progress=progress.show,
             )
         except InputError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -13,12 +12,10 @@ import typer
 
 from orcast.composed import compose
 from orcast.options import JsonOption, SetOption
+from orcast.task_workers import RayOption, point_workers
 
 if TYPE_CHECKING:
     from scenarios.sweep.sweep import SweepResult
-
-HERE = "this machine"  # --ray without an address
-_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d+")
 
 
 def sweep(
@@ -46,29 +43,20 @@ def sweep(
         int | None,
         typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes (default: all cores)."),
     ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="[ADDRESS]",
-            help="Run on the Ray cluster at this address; without one, on a local one.",
-        ),
-    ] = None,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate a scenario at every setting of its axes; what was simulated before is kept."""
     from reports.run.writer import folder_name
     from reports.sweep.folder import check_target, write_sweep
-    from scenarios.errors import InputError
     from scenarios.schema.load import load_scenario
     from scenarios.sweep.axes import axis_from_text
     from scenarios.sweep.points import load_study
     from scenarios.sweep.rate_curve import rate_axis
     from scenarios.sweep.sweep import run_sweep
 
-    if ray is not None and jobs is not None:
-        raise InputError("--jobs and --ray: a cluster says itself how many run at once; keep one")
     started_s = time.perf_counter()
+    workers = point_workers(jobs, ray)
     axes = [axis_from_text(text) for text in axis or []]
     if rate_curve:
         loaded, origin = load_scenario(scenario, set_ or [])
@@ -79,7 +67,7 @@ def sweep(
     try:
         with _Progress() as progress:
             result = run_sweep(
-                study, _workers(jobs, ray), folder=folder, compose=compose, progress=progress.show
+                study, workers, folder=folder, compose=compose, progress=progress.show
             )
     except KeyboardInterrupt:
         kept = f"orcast: interrupted; the same command goes on from what is in {folder}"
@@ -98,16 +86,6 @@ def sweep(
         sys.exit(1)
 
 
-def _workers(jobs: int | None, ray: str | None) -> Any:
-    from scenarios.sweep.point_workers import local_workers
-
-    if ray is None:
-        return local_workers(jobs)
-    from scenarios.sweep.ray_workers import ray_workers
-
-    return ray_workers(None if ray == HERE else ray)
-
-
 def _show(result: SweepResult, folder: Path, wall_s: float) -> None:
     from rich.console import Console
 
@@ -119,15 +97,6 @@ def _show(result: SweepResult, folder: Path, wall_s: float) -> None:
     print(f"{result.computed} points simulated in {wall_s:.1f} s{rate}{before}.")
     print(f"Table: {folder / 'sweep.parquet'}")
     print(f"Report: {folder / 'report.html'}")
-
-
-def with_ray_address(arguments: list[str]) -> list[str]:
-    """``--ray`` may stand alone: then the cluster is one on this machine."""
-    given = list(arguments)
-    for at, argument in enumerate(given):
-        if argument == "--ray" and not _ADDRESS.fullmatch(" ".join(given[at + 1 : at + 2])):
-            given[at] = f"--ray={HERE}"
-    return given
 
 
 class _Progress:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sim.records import Columns, RequestLog
+from sim.records import RequestLog
 from sim.request import NEVER, Request
+from sim.scratch import Table
 
 # Of a request, what both know, at different times.
 CLIENT_TIMES = ("arrival_s", "first_token_s", "last_token_s", "finished_s")
@@ -33,11 +34,8 @@ class ClientLog(RequestLog):
         )  # fmt: skip
 
 
-def as_clients_saw(requests: Columns) -> Columns:
+def as_clients_saw(requests: Table) -> None:
     """A `ClientLog`'s columns under their names: the client's times, then ``engine_…``."""
-    columns = {
-        name: requests[f"client_{name}"] if name in CLIENT_TIMES else column
-        for name, column in requests.items()
-        if not name.startswith("client_")
-    }
-    return columns | {f"engine_{name}": requests[name] for name in CLIENT_TIMES}
+    for name in CLIENT_TIMES:
+        requests[f"engine_{name}"] = requests[name]
+        requests[name] = requests.pop(f"client_{name}")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sim.records import Records
+from sim.scratch import Rows
 
 PERCENTILES = (50, 90, 95, 99)
 # Columns of requests that ended without an answer though an engine could have served them: a full
@@ -68,7 +69,9 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
     """The headline figures of a run, JSON-ready. Statistics of nothing are None."""
     requests, iterations = records.requests, records.iterations
     served = ~requests["rejected"]
-    times = request_times_s({name: column[served] for name, column in requests.items()})
+    # First, while memory has no other figure of every request.
+    itl = statistics_ms("itl", records.gaps_s, records.gap_weights)
+    times = request_times_s(Rows(requests, served))
     completed = int(served.sum())
     duration_s = 0.0
     if completed:
@@ -96,7 +99,7 @@ def summarize(records: Records, slo: Slo | None = None) -> dict[str, Any]:
     for name, values_s in times.items():
         summary |= statistics_ms(name, values_s)
     # `request_itl` is over requests, each with its mean gap; vLLM's `itl` pools all gaps.
-    summary |= statistics_ms("itl", records.gaps_s, records.gap_weights)
+    summary |= itl
     gaps_s = records.gaps_s
     summary["max_itl_ms"] = float(gaps_s.max()) * 1e3 if len(gaps_s) else None
     if slo is not None and slo.limits:

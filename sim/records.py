@@ -7,7 +7,7 @@ the start of the run.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sim.request import NEVER, Request
+from sim.scratch import WINDOW, Scratch, Table, joined
 
 Columns = dict[str, np.ndarray]
 
@@ -28,7 +29,8 @@ _PACKED = {"f8": "d", "i8": "q", "i4": "i", "?": "?"}  # as `struct` calls these
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The tables of a run, as columns of equal length.
+    """The tables of a run, as columns of equal length; those of requests and iterations may be on
+    disk, and each of their columns is then read whenever it is asked for.
 
     ``requests``: request, arrival_s, scheduled_s, first_token_s, last_token_s, finished_s (NaN
     where rejected), prompt_tokens, output_tokens, cached_tokens, preemptions, rejected, replica;
@@ -58,8 +60,8 @@ class Records:
     computed again), stored, held in the end.
     """
 
-    requests: Columns
-    iterations: Columns
+    requests: Table
+    iterations: Table
     preemptions: Columns
     gaps_s: np.ndarray
     gap_weights: np.ndarray
@@ -71,19 +73,40 @@ class Records:
 class _Table:
     """Rows of numbers, packed as they come, that become columns of the given types."""
 
+    KEPT_BYTES = 1 << 16  # in memory, once there is a file for the rows
+
     def __init__(self, **dtypes: str) -> None:
         self._dtype = np.dtype(list(dtypes.items()))
         self._rows = bytearray()
         self._pack = Struct("=" + "".join(map(_PACKED.__getitem__, dtypes.values()))).pack
+        self.scratch: Scratch | None = None
+        self._written: list[tuple[int, int]] = []  # where in the file, and how many rows
 
     def add(self, row: tuple[Any, ...]) -> None:
         self._rows += self._pack(*row)
+        if self.scratch is not None and len(self._rows) >= self.KEPT_BYTES:
+            self._written.append(
+                (self.scratch.write(self._rows), len(self._rows) // self._dtype.itemsize)
+            )
+            self._rows.clear()
 
     def clear(self) -> None:
         self._rows.clear()
+        self._written.clear()
 
-    def columns(self) -> Columns:
-        rows = np.frombuffer(self._rows, self._dtype)
+    def parts(self) -> Iterator[Columns]:
+        """All rows as columns: at once, or so many as fit in memory at a time."""
+        pieces: list[np.ndarray] = []
+        if self.scratch is not None:
+            for offset, count in self._written:
+                pieces.append(self.scratch.read(offset, self._dtype, count))
+                if sum(map(len, pieces)) >= WINDOW:
+                    yield self._columns(np.concatenate(pieces))
+                    pieces.clear()
+        rest = np.frombuffer(self._rows, self._dtype)
+        yield self._columns(np.concatenate([*pieces, rest]) if pieces else rest)
+
+    def _columns(self, rows: np.ndarray) -> Columns:
         return {name: rows[name].copy() for name in self._dtype.names or ()}
 
 
@@ -105,6 +128,10 @@ class RequestLog:
         self.gave_up: set[int] = set()  # after waiting for too long
         self.stranded: set[int] = set()  # no replica was left, and none came back
         self.cancelled: set[int] = set()  # its client was gone
+
+    def keep_on(self, scratch: Scratch) -> None:
+        """From now on rows are on disk, and so are the columns that they become."""
+        self._ended.scratch = scratch
 
     def finish(self, request: Request, *, rejected: bool = False) -> None:
         first, last = request.first_token, request.last_token
@@ -163,11 +190,13 @@ class RequestLog:
             ended.clear()
         self.aborted_s.clear()
 
-    def requests(self) -> Columns:
+    def requests(self) -> Table:
         """Columns in order of the requests' numbers."""
-        columns = self._ended.columns()
+        columns = joined(self._ended.parts(), self._ended.scratch)
         order = np.argsort(columns["request"], kind="stable")
-        return {name: column[order] for name, column in columns.items()}
+        for name in columns:
+            columns[name] = columns[name][order]
+        return columns
 
     def preemptions(self) -> Columns:
         rows = np.array(self._preempted, dtype="f8").reshape(-1, 3)
@@ -191,9 +220,12 @@ class IterationLog:
         # What most runs have none of, by run: see `_RARE`.
         self._rare: dict[int, Rare] = {}
         self._finished = array("i")
-        self._long: list[int] = []  # numbers of the runs of more than one iteration …
-        self._ends_s = array("d")  # … and where each of their iterations ends
+        self._ends_s = array("d")  # of each iteration of the runs of more than one
         self._growth = array("q")  # run, iteration, blocks, times; and again
+
+    def keep_on(self, scratch: Scratch) -> None:
+        """From now on rows are on disk, and so are the columns that they become."""
+        self._runs.scratch = scratch
 
     def append(
         self,
@@ -214,7 +246,6 @@ class IterationLog:
         if rare is not None:
             self._rare[number] = rare
         if iterations > 1:
-            self._long.append(number)
             self._ends_s.extend(ends_s)
             for growth in block_growth or ():
                 self._growth.extend((number, *growth))
@@ -233,7 +264,7 @@ class IterationLog:
         tiers: bool = False,
         gaps: Sequence[tuple[float, int]],
         seen: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-    ) -> tuple[Columns, np.ndarray, np.ndarray]:
+    ) -> tuple[Table, np.ndarray, np.ndarray]:
         """A row per iteration (`Records.iterations`), and the inter-token gaps with weights.
 
         A token is in `tables` of a sequence's block tables, and growth of fewer than no times is
@@ -244,8 +275,51 @@ class IterationLog:
         ``ended`` besides: requests that had been served to their end when it was decided. `seen`
         tells of iterations' ends and tokens when clients see those, where a front end lies between.
         """
-        runs = self._runs.columns()
-        runs |= self._rare_columns(len(runs["start_s"]))
+        parts = self._spread(num_blocks, block_size, tables, tiers)
+        iterations = joined(parts, self._runs.scratch)
+        weights = iterations.pop("steady")
+        emitting = weights > 0
+        odd = np.array(gaps, dtype="f8").reshape(-1, 2)
+        if seen is None:
+            del iterations["end_s"]
+            waited_s = iterations["duration_s"]
+        else:
+            # Who decodes steadily had the tokens of the iteration before.
+            waited_s = seen(iterations.pop("end_s"), iterations["emitted"])
+            iterations["seen_s"] = waited_s
+            waited_s = np.diff(waited_s, prepend=0.0)
+        gaps_s = np.concatenate((waited_s[emitting], odd[:, 0]))
+        return iterations, gaps_s, np.concatenate((weights[emitting], odd[:, 1]))
+
+    def _spread(
+        self, num_blocks: int, block_size: int, tables: int, tiers: bool
+    ) -> Iterator[Columns]:
+        """The runs' rows, each spread over its iterations, part by part.
+
+        ``end_s`` and ``steady`` besides: the decodes that had waited for as long as it took.
+        """
+        start, ended = 0, 0
+        every_end_s = np.frombuffer(self._ends_s)
+        for runs in self._runs.parts():
+            stop, counts = start + len(runs["start_s"]), runs["iterations"]
+            further = ended + int(counts[counts > 1].sum())
+            ends_s = every_end_s[ended:further]
+            yield self._iterations(runs, start, ends_s, num_blocks, block_size, tables, tiers)
+            start, ended = stop, further
+
+    def _iterations(
+        self,
+        runs: Columns,
+        start: int,
+        ends_s: np.ndarray,
+        num_blocks: int,
+        block_size: int,
+        tables: int,
+        tiers: bool,
+    ) -> Columns:
+        """Of the runs from number `start` on; `ends_s` of those with more than one iteration."""
+        stop = start + len(runs["start_s"])
+        runs = runs | self._rare_columns(start, stop)
         counts = runs.pop("iterations")
         first = np.cumsum(counts) - counts  # each run's first iteration
         total = int(counts.sum())
@@ -256,10 +330,7 @@ class IterationLog:
             return runs[name].take(run_of)
 
         end_s = spread("end_s")
-        if self._long:
-            long_runs = np.zeros(len(counts), dtype=bool)
-            long_runs[self._long] = True
-            end_s[long_runs.take(run_of)] = np.frombuffer(self._ends_s)
+        end_s[(counts > 1).take(run_of)] = ends_s
         start_s = np.empty(total)
         start_s[1:] = end_s[:-1]
         start_s[first] = runs["start_s"]
@@ -267,7 +338,7 @@ class IterationLog:
 
         added = spread("growth") * ahead * np.int32(tables)
         shared = spread("shared_blocks") * np.int32(block_size)
-        taken, given = self._added_blocks(first, run_of, block_size)
+        taken, given = self._added_blocks(start, stop, first, run_of, block_size)
         used = spread("stored_tokens") + added - shared + given * np.int32(block_size)
         reserved = np.maximum(spread("reserved_tokens") - added, 0)
         held = (spread("kv_blocks") + taken + given) * np.int32(block_size)
@@ -278,9 +349,11 @@ class IterationLog:
             return column
 
         finished = np.zeros(total, dtype="i4")
-        finished[first + counts - 1] = self._finished
+        finished[first + counts - 1] = self._finished[start:stop]
+        steady = spread("growth")
+        steady[first] = runs["steady"]
         prefill_seqs, decode_seqs = spread("prefill_seqs"), spread("decode_seqs")
-        iterations = {
+        return {
             "start_s": start_s,
             "duration_s": duration_s,
             "running": spread("running"),
@@ -306,36 +379,30 @@ class IterationLog:
             "preempted": at_first("preempted"),
             "finished": finished,
             "extrapolated": spread("extrapolated"),
+            "end_s": end_s,
+            "steady": steady,
         }
-        weights = spread("growth")
-        weights[first] = runs["steady"]
-        emitting = weights > 0
-        odd = np.array(gaps, dtype="f8").reshape(-1, 2)
-        waited_s = duration_s
-        if seen is not None:
-            # Who decodes steadily had the tokens of the iteration before.
-            iterations["seen_s"] = seen(end_s, iterations["emitted"])
-            waited_s = np.diff(iterations["seen_s"], prepend=0.0)
-        gaps_s = np.concatenate((waited_s[emitting], odd[:, 0]))
-        return iterations, gaps_s, np.concatenate((weights[emitting], odd[:, 1]))
 
-    def _rare_columns(self, num_runs: int) -> Columns:
-        columns = {name: np.zeros(num_runs, dtype=dtype) for name, dtype in _RARE.items()}
-        if self._rare:
-            where = list(self._rare)
-            values = zip(*self._rare.values(), strict=True)
+    def _rare_columns(self, start: int, stop: int) -> Columns:
+        columns = {name: np.zeros(stop - start, dtype=dtype) for name, dtype in _RARE.items()}
+        rare = self._rare.items()
+        mine = {number - start: values for number, values in rare if start <= number < stop}
+        if mine:
+            where = list(mine)
+            values = zip(*mine.values(), strict=True)
             for column, found in zip(columns.values(), values, strict=True):
                 column[where] = found
         return columns
 
     def _added_blocks(
-        self, first: np.ndarray, run_of: np.ndarray, block_size: int
+        self, start: int, stop: int, first: np.ndarray, run_of: np.ndarray, block_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Blocks taken, and given back (below 0), since the first iteration of each one's run."""
         none = np.zeros(len(run_of), dtype="i4")
-        if not self._growth:
+        every = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4)
+        growth = every[slice(*np.searchsorted(every[:, 0], (start, stop)))] - (start, 0, 0, 0)
+        if not len(growth):
             return none, none
-        growth = np.frombuffer(self._growth, dtype="i8").reshape(-1, 4)
         taken = growth[:, 3] > 0
 
         def added(some: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sim.metrics import Slo, request_times_s, statistics_ms
 from sim.records import Records
+from sim.scratch import Rows
 
 BATCH, FEWEST_BATCHES = 5, 10
 
@@ -36,7 +37,7 @@ def steady_state(
         from_s = first_s + warmup_s
     within = (arrival_s >= from_s) & (arrival_s <= until_s)
     served = within & ~requests["rejected"]
-    times = request_times_s({name: column[served] for name, column in requests.items()})
+    times = request_times_s(Rows(requests, served))
     ended = (requests["finished_s"] >= from_s) & (requests["finished_s"] <= until_s)
     span_s = until_s - from_s
     tokens = requests.get("sampled_tokens", requests["output_tokens"])[ended].sum()

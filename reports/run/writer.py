@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from scenarios.errors import InputError
 from scenarios.whole import exchange, leavings, only_writer, partial_of, real
+from sim.scratch import StoredColumns, windows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,13 +141,17 @@ def write_run(
     from reports.run.report import run_report
 
     def write(name: str) -> None:
+        columns, file = getattr(records, name), folder / f"{name}.parquet"
         # Dictionaries cost more time than they save space on columns that hardly repeat.
-        pq.write_table(
-            arrow_table(getattr(records, name)),
-            folder / f"{name}.parquet",
-            compression="lz4",
-            use_dictionary=False,
-        )
+        kept = {"compression": "lz4", "use_dictionary": False}
+        if not isinstance(columns, StoredColumns):
+            pq.write_table(arrow_table(columns), file, **kept)
+            return
+        parts = map(arrow_table, windows(columns))
+        first = next(parts)
+        with pq.ParquetWriter(file, first.schema, **kept) as writer:
+            for part in chain([first], parts):
+                writer.write_table(part)
 
     # Arrow compresses outside the interpreter's lock, while the page is made.
     with ThreadPoolExecutor() as pool:

@@ -14,6 +14,7 @@ from scenarios.forecast.latency_source import parallelism_of
 from sim.model.power import Draw, PoweredEngine, draw_of, prompt_pairs
 from sim.model.work import ModelWork
 from sim.records import Records
+from sim.scratch import Rows
 
 
 def engines(deployment: Deployment, beside: Path | None) -> Iterator[PoweredEngine]:
@@ -96,7 +97,7 @@ def energy(
     pairs, prefilled = prompt_pairs(records.requests), float(iterations["prefill_tokens"].sum())
     draws: list[Draw] = []
     for number, engine in enumerate(engines(deployment, beside)):
-        own = {name: values[group_of == number] for name, values in iterations.items()}
+        own = Rows(iterations, group_of == number)
         share = float(own["prefill_tokens"].sum()) / prefilled if prefilled else 0.0
         mine_s = float(sum(up for up, at in zip(up_s, replica_group, strict=True) if at == number))
         draw = draw_of(engine, own, prefill_pairs=share * pairs, up_s=mine_s)

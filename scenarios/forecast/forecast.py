@@ -29,6 +29,7 @@ from sim.latency.protocol import LatencyModel
 from sim.metrics import UNANSWERED, summarize
 from sim.model.expert_routing import ExpertRouting
 from sim.records import Records
+from sim.scratch import windows
 from sim.speculation.summary import speculation_figures
 from sim.steady_state import steady_state
 
@@ -103,7 +104,10 @@ def concluded(
         records.requests["request_class"] = classes[records.requests["request"]]
     laws = conserved(records)
     summary = summarize(records, deployment.slo) | {"conservation": laws}
-    summary |= steady_state(records, deployment.slo, **scenario.metrics.model_dump())
+    kept = scenario.metrics
+    summary |= steady_state(
+        records, deployment.slo, warmup_s=kept.warmup_s, cooldown_s=kept.cooldown_s
+    )
     if workload.labels is not None:
         summary["classes"] = by_class(records.requests)
     wall_s = time.perf_counter() - since_s
@@ -160,19 +164,19 @@ def concluded(
 
 def _time_parts_s(deployment: Deployment, records: Records) -> dict[str, float]:
     """Seconds of all iterations by part; each group's latency model splits its own."""
-    iterations = records.iterations
-    shares = [(deployment.latency, iterations)]
-    if deployment.groups:
-        group_of = deployment.group_of(iterations["replica"])
-        shares = [
-            (group.latency, {name: values[rows] for name, values in iterations.items()})
-            for number, group in enumerate(deployment.groups)
-            if (rows := group_of == number).any()
-        ]
     total: dict[str, float] = {}
-    for latency, own in shares:
-        for part, seconds in latency.parts_s(own).items():
-            total[part] = total.get(part, 0.0) + float(seconds.sum())
+    for iterations in windows(records.iterations):
+        shares = [(deployment.latency, iterations)]
+        if deployment.groups:
+            group_of = deployment.group_of(iterations["replica"])
+            shares = [
+                (group.latency, {name: values[rows] for name, values in iterations.items()})
+                for number, group in enumerate(deployment.groups)
+                if (rows := group_of == number).any()
+            ]
+        for latency, own in shares:
+            for part, seconds in latency.parts_s(own).items():
+                total[part] = total.get(part, 0.0) + float(seconds.sum())
     return total
 
 

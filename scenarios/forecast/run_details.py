@@ -25,6 +25,7 @@ from sim.model.hardware import Gpu
 from sim.model.prefill_contexts import prefill_contexts
 from sim.model.work import Features
 from sim.records import Columns, Records
+from sim.scratch import Table
 
 MAX_SAMPLED_ITERATIONS = 2_000
 KINDS = ("prefill", "mixed", "decode")
@@ -86,7 +87,7 @@ def run_details(
     )
 
 
-def operator_seconds(deployment: Deployment, iterations: Columns) -> Columns:
+def operator_seconds(deployment: Deployment, iterations: Table) -> Columns:
     """Seconds of each iteration by class of operation; each group's latency model splits its own.
 
     Classes that take no time at all are left out.
@@ -103,9 +104,7 @@ def operator_seconds(deployment: Deployment, iterations: Columns) -> Columns:
     return {name: seconds for name, seconds in found.items() if seconds.any()}
 
 
-def _shares(
-    deployment: Deployment, iterations: Columns
-) -> Iterator[tuple[LatencyModel, np.ndarray]]:
+def _shares(deployment: Deployment, iterations: Table) -> Iterator[tuple[LatencyModel, np.ndarray]]:
     """Latency models and the rows that are theirs."""
     group_of = deployment.group_of(iterations["replica"])
     models = [group.latency for group in deployment.groups] or [deployment.latency]

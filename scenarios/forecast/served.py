@@ -12,6 +12,7 @@ from sim.cluster.plan import Autoscaling, ClusterFacts, Failure, KvLink
 from sim.engine.block_history import BlockRecorder
 from sim.engine.simulation import simulate
 from sim.records import Records
+from sim.scratch import Scratch
 
 
 def serve(
@@ -26,11 +27,13 @@ def serve(
 
     A `recorder` notes all block tables of a run that does not leap.
     """
+    scenario = deployment.scenario
+    scratch = Scratch() if scenario.metrics.records == "disk" else None
     if deployment.groups:
         return _simulate_cluster(
-            deployment, leap=leap, check=check, progress=progress, recorder=recorder
-        )
-    scenario = deployment.scenario
+            deployment, leap=leap, check=check, progress=progress, recorder=recorder,
+            scratch=scratch,
+        )  # fmt: skip
     records = simulate(
         deployment.workload,
         deployment.config,
@@ -43,6 +46,7 @@ def serve(
         check=check,
         progress=progress,
         recorder=recorder,
+        scratch=scratch,
     )
     return records, None
 
@@ -54,6 +58,7 @@ def _simulate_cluster(
     check: bool,
     progress: Callable[[int], None] | None,
     recorder: BlockRecorder | None,
+    scratch: Scratch | None,
 ) -> tuple[Records, ClusterFacts]:
     from sim.cluster.cluster import simulate_cluster
 
@@ -65,6 +70,7 @@ def _simulate_cluster(
         check=check,
         progress=progress,
         recorder=recorder,
+        scratch=scratch,
         **cluster_options(deployment.scenario),
     )
 

@@ -52,6 +52,7 @@ class Task:
     compose: Composer | None
     autoscaling: Autoscaling | None = None  # the scenario's, of a load that varies
     to_beat_usd: float = inf  # an hour: a deployment that costs more is not wanted
+    bounds: Exploration | None = None  # what `bounded` found, where that was asked before
 
     def usd_per_hour(self, goodput_per_s: float) -> float:
         """What the candidate costs where a replica is promised so many requests per second."""
@@ -108,6 +109,12 @@ class Exploration:
     latency: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def known_before(self) -> dict[str, Any]:
+        """What is known of a candidate before any load is tried."""
+        names = ("ceiling_per_s", "idle_share", "latency", "notes", "idle_watts")
+        return {name: getattr(self, name) for name in names}
+
     def fleet_watts(self, load_per_s: float, replicas: int) -> float | None:
         """What a fleet draws at a load: each replica's draw grows with its share of the load."""
         if self.watts is None or self.idle_watts is None or self.goodput_per_s <= 0:
@@ -158,10 +165,15 @@ def _bounded(task: Task) -> Exploration | tuple[Deployment, dict[str, Any]]:
 
 def explore(task: Task) -> Exploration:
     """Rule a candidate out by its schema, memory or roofline, or search its goodput."""
-    found = _bounded(task)
-    if isinstance(found, Exploration):
-        return found
-    deployment, known = found
+    if task.bounds is None:
+        found = _bounded(task)
+        if isinstance(found, Exploration):
+            return found
+        deployment, known = found
+    else:
+        assert task.bounds.status == "open" and task.candidate.scenario is not None
+        scenario, known = task.candidate.scenario, task.bounds.known_before
+        deployment = deploy_engine(scenario, origin=task.origin, compose=task.compose)
 
     def trial(rate_per_s: float, seed: int, requests: int, head_start: int) -> Sample:
         check_stop()

@@ -28,7 +28,7 @@ from scenarios.plan.space import has_pools
 from scenarios.plan.target import Target, following_share, replicas_for, target_of
 from scenarios.schema.plan import Load, Plan
 from scenarios.schema.scenario import Scenario
-from scenarios.sweep.processes import Processes
+from scenarios.sweep.processes import Processes, TaskWorkers
 
 # Statuses of what cannot be tried at all; a service level that is missed is no such thing.
 IMPOSSIBLE = {"refused": "refused", "memory": "too large", "unmeasured": "without latency data"}
@@ -42,10 +42,12 @@ def plan(
     origin: Path | None = None,
     compose: Composer | None = None,
     jobs: int = 1,
+    workers: TaskWorkers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The plan of a scenario as JSON-ready data; the same to the byte whatever `jobs` is.
 
+    `workers` do the work in the place of so many processes, those of a cluster for instance.
     Raises InputError for a question that cannot be asked. A service level that no deployment
     meets is no such question: its answer has `chosen` None and the nearest miss.
     """
@@ -79,7 +81,7 @@ def plan(
         Task(each, asked, objectives, target, replications, origin, compose, scaling)
         for each in candidates
     ]
-    with Processes(jobs) as processes:
+    with Processes(jobs) if workers is None else workers as processes:
         if asked.explore == "cheapest" and target.users is None:
             explored = race(tasks, processes, progress)
         else:  # how much users ask for is known only once their answers' times are
@@ -88,7 +90,7 @@ def plan(
 
 
 def _answered(
-    scenario: Scenario, tasks: list[Task], explored: Sequence[Exploration], processes: Processes
+    scenario: Scenario, tasks: list[Task], explored: Sequence[Exploration], processes: TaskWorkers
 ) -> dict[str, Any]:
     """The cheapest of what was explored, tried as a whole, and everything else."""
     origin, asked, target = tasks[0].origin, tasks[0].plan, tasks[0].target
@@ -162,7 +164,7 @@ def cheapest(outcomes: Sequence[Outcome]) -> Outcome | None:
     return min((one for one in outcomes if one.meets), key=rank, default=None)
 
 
-def _checked(task: Task, chosen: Outcome, processes: Processes) -> tuple[Trial, list[Trial]]:
+def _checked(task: Task, chosen: Outcome, processes: TaskWorkers) -> tuple[Trial, list[Trial]]:
     """The chosen fleet without its spares at the load itself; one replica at loads up to and
     beyond its goodput, for a curve."""
     assert chosen.replicas is not None

@@ -259,7 +259,7 @@ def serve_replicas(
     )
 
 
-def _resident(requests: dict[str, NDArray]) -> float:
+def _resident(requests: Mapping[str, NDArray]) -> float:
     """Requests in the system that the judged arrivals found, in the mean."""
     served = ~requests["rejected"]
     arrivals, gone = (np.sort(requests[name][served]) for name in ("arrival_s", "finished_s"))

@@ -15,14 +15,14 @@ from math import inf
 from scenarios.plan.ceiling import SLACK
 from scenarios.plan.exploration import Exploration, Task, bounded, dearer, explore
 from scenarios.plan.target import replicas_for
-from scenarios.sweep.processes import Processes
+from scenarios.sweep.processes import TaskWorkers
 
 ABREAST = 2  # candidates explored at once; a fixed number, for the same answer with any `jobs`
 
 
 def race(
     tasks: Sequence[Task],
-    processes: Processes,
+    processes: TaskWorkers,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Exploration]:
     """What is known of each task's candidate once the cheapest is found."""
@@ -36,7 +36,7 @@ def race(
     best_usd = inf
     while order := [at for at in order if least[at] <= best_usd]:
         abreast, order = order[:ABREAST], order[ABREAST:]
-        running = [replace(tasks[at], to_beat_usd=best_usd) for at in abreast]
+        running = [replace(tasks[at], to_beat_usd=best_usd, bounds=known[at]) for at in abreast]
         for at, found in zip(abreast, processes.run(explore, running), strict=True):
             known[at] = found
             if found.status == "meets" and _is_fleet(tasks[at], found.low_per_s):
@@ -71,8 +71,4 @@ def _is_fleet(task: Task, low_per_s: float) -> bool:
 
 
 def _never_begun(task: Task, found: Exploration) -> Exploration:
-    known = {
-        name: getattr(found, name)
-        for name in ("ceiling_per_s", "idle_share", "latency", "notes", "idle_watts")
-    }
-    return dearer(task, _most_per_s(found), known)
+    return dearer(task, _most_per_s(found), found.known_before)

@@ -31,11 +31,16 @@ class Slo(Section):
 
 
 class Metrics(Section):
-    """Seconds after the first arrival, and before the last, whose requests the summary's
-    `steady_state` leaves out; its other figures are of the whole run."""
+    """What is kept of a run, and what of it counts.
+
+    `warmup_s` and `cooldown_s`: seconds after the first arrival, and before the last, whose
+    requests the summary's `steady_state` leaves out; its other figures are of the whole run.
+    `records` on disk: requests and iterations are written to a temporary file as they come, and
+    read from there column by column, for runs whose records are larger than the memory."""
 
     warmup_s: NotNegative | Literal["auto"] = 0.0  # auto: found from the answers' times (MSER-5)
     cooldown_s: NotNegative = 0.0
+    records: Literal["memory", "disk"] = "memory"
 
 
 class Scenario(Section):

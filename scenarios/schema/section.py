@@ -21,4 +21,6 @@ Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 class Section(BaseModel):
     """Unknown keys are refused; numbers are not guessed from text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", defer_build=True, strict=True, frozen=True, protected_namespaces=()
+    )

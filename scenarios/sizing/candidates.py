@@ -25,7 +25,7 @@ from scenarios.sizing.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, KaplanLa
 from scenarios.sizing.serving_cost import serving_cost
 from scenarios.sizing.serving_price import RuledOut, ServingCost, cheapest, nearest_miss
 from scenarios.sizing.training import TrainingCost, cost_of_flops
-from scenarios.sweep.processes import run_tasks
+from scenarios.sweep.processes import TaskWorkers
 from sim.model.config import read_config
 from sim.model.hardware import Gpu
 from sim.model.spec import ModelSpec
@@ -233,8 +233,7 @@ class Maker:
     def served(
         self,
         candidates: Sequence[Candidate],
-        *,
-        jobs: int,
+        workers: TaskWorkers,
         progress: Callable[[int, int], None] | None,
     ) -> list[Candidate]:
         """The same candidates with what serving costs; those ruled out already stay as they are."""
@@ -252,7 +251,7 @@ class Maker:
             for at in asked
         ]
         found = list(candidates)
-        costs = run_tasks(_serve, tasks, jobs=jobs, progress=progress)
+        costs = workers.run(_serve, tasks, progress=progress)
         for at, tried in zip(asked, costs, strict=True):
             reason = ""
             if cheapest(tried) is None:

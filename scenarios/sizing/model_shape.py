@@ -12,6 +12,7 @@ below eight heads of width are multiples of one.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,9 @@ def nearest_shape(
 
     Raises ``ValueError`` where even the smallest such model is more than a third larger.
     """
-    best = min(_candidates(parameters, rules, name, count), key=lambda one: one[0])[1]
+    sizes = _Sizes(rules, count)
+    _, layers, units = min(_candidates(parameters, sizes))
+    best = _shape(layers, units, rules, name)
     if count(best) > parameters * TOO_LARGE:
         least = smallest_shape(rules, name=name)
         raise ValueError(
@@ -79,28 +82,71 @@ def smallest_shape(rules: ShapeRules, *, name: str) -> ModelSpec:
     return _shape(1, 1, rules, name)
 
 
-def _candidates(
-    parameters: float, rules: ShapeRules, name: str, count: Count
-) -> Iterator[tuple[float, ModelSpec]]:
-    """Shapes and how far each is from what is wanted; per depth the best one or two widths."""
-    for layers in range(1, MOST_LAYERS + 1):
-        ideal = rules.aspect_ratio * layers
-        low = max(1, round(ideal / ASPECT_FACTOR / rules.head_dim))
-        high = max(low, round(ideal * ASPECT_FACTOR / rules.head_dim))
-        below, above = low, high  # bisection: parameters grow with the width
-        while above - below > 1:
-            middle = (below + above) // 2
-            if count(_shape(layers, middle, rules, name)) < parameters:
-                below = middle
-            else:
-                above = middle
-        for units in {low, *(_whole(units) for units in (below, above, above + 4))}:
-            if not low <= units <= high:
-                continue
-            shape = _shape(layers, units, rules, name)
-            off = abs(math.log(count(shape) / parameters))
-            aspect = abs(math.log(units * rules.head_dim / ideal))
-            yield SIZE_WEIGHT * off + aspect, shape
+class _Sizes:
+    """Parameters of shapes by layers and width in heads, two models read for each width.
+
+    All layers are alike, so a count is linear in their number.
+    """
+
+    def __init__(self, rules: ShapeRules, count: Count) -> None:
+        self.rules, self._count = rules, count
+        self._of_width: dict[int, tuple[int, int]] = {}  # of no layer, of each
+
+    def __call__(self, layers: int, units: int) -> int:
+        if units not in self._of_width:
+            one, two = (self._count(_shape(each, units, self.rules, "sized")) for each in (1, 2))
+            self._of_width[units] = 2 * one - two, two - one
+        rest, each = self._of_width[units]
+        return rest + layers * each
+
+    def ideal_units(self, layers: int) -> float:
+        return self.rules.aspect_ratio * layers / self.rules.head_dim
+
+    def narrowest(self, layers: int) -> int:
+        return max(1, round(self.ideal_units(layers) / ASPECT_FACTOR))
+
+    def widest(self, layers: int) -> int:
+        return max(self.narrowest(layers), round(self.ideal_units(layers) * ASPECT_FACTOR))
+
+
+def _candidates(parameters: float, sizes: _Sizes) -> Iterator[tuple[float, int, int]]:
+    """How far off, layers and width of the shapes that may be the nearest.
+
+    Parameters grow with depth and width: from the first depth that has a shape large enough on,
+    search up and down until the size alone is farther off than the best shape.
+    """
+    depths = range(1, MOST_LAYERS + 1)
+    first = bisect_left(depths, parameters, key=lambda layers: sizes(layers, sizes.widest(layers)))
+    best = math.inf
+    for layers in depths[first:]:
+        if SIZE_WEIGHT * math.log(sizes(layers, sizes.narrowest(layers)) / parameters) > best:
+            break
+        for found in _of_depth(layers, parameters, sizes):
+            best = min(best, found[0])
+            yield found
+    for layers in reversed(depths[:first]):
+        if SIZE_WEIGHT * math.log(parameters / sizes(layers, sizes.widest(layers))) > best:
+            break
+        for found in _of_depth(layers, parameters, sizes):
+            best = min(best, found[0])
+            yield found
+
+
+def _of_depth(layers: int, parameters: float, sizes: _Sizes) -> Iterator[tuple[float, int, int]]:
+    """The best one or two widths of a depth."""
+    low, high = sizes.narrowest(layers), sizes.widest(layers)
+    below, above = low, high  # bisection: parameters grow with the width
+    while above - below > 1:
+        middle = (below + above) // 2
+        if sizes(layers, middle) < parameters:
+            below = middle
+        else:
+            above = middle
+    for units in {low, *(_whole(units) for units in (below, above, above + 4))}:
+        if low <= units <= high:
+            off = abs(math.log(sizes(layers, units) / parameters))
+            aspect = abs(math.log(units / sizes.ideal_units(layers)))
+            yield SIZE_WEIGHT * off + aspect, layers, units
 
 
 def _whole(units: int) -> int:

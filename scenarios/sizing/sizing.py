@@ -42,6 +42,7 @@ from scenarios.sizing.sized_model import (
     training_memory_figures,
 )
 from scenarios.sizing.training import flops_of_usd
+from scenarios.sweep.processes import Processes, TaskWorkers
 from sim.model.hardware import Gpu
 
 FEW_TOKENS_PER_PARAMETER = 200  # beyond, laws are extrapolated: Sardana et al. 2024, section 4
@@ -63,10 +64,12 @@ def size(
     origin: Path | None = None,
     compose: Composer | None = None,
     jobs: int = 1,
+    workers: TaskWorkers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sized:
     """Answer `sizing` with so many processes; the same to the byte whatever `jobs` is.
 
+    `workers` do the work in the place of those processes, a cluster's for instance.
     `progress` is told (done, total) of the models whose serving is searched for.
 
     `compose` makes latency tables for serving with source ``aiconfigurator``. Raises InputError
@@ -100,7 +103,8 @@ def size(
         reference = maker.compute_optimal(flops)
         candidates = [reference, *maker.smaller(reference, flops)]
         summary |= _budget_figures(sizing, law, reference, flops, gpu)
-    candidates = maker.served(candidates, jobs=jobs, progress=progress)
+    with Processes(jobs) if workers is None else workers as those:
+        candidates = maker.served(candidates, those, progress)
     return _sized(maker, summary, candidates, _answer(candidates), flops)
 
 

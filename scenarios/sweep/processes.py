@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.synchronize import Event
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -31,8 +31,25 @@ def check_stop() -> None:
         raise Stopped
 
 
+class TaskWorkers(Protocol):
+    """Who does independent tasks: `Processes` of this machine, or a cluster's."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def run(
+        self,
+        work: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Result]:
+        """`work` of every task, in their order; `progress` is told (done, total)."""
+
+
 class Processes:
-    """Helpers that are kept for all the tasks of a question: each costs a start of Python's.
+    """TaskWorkers that are kept for all the tasks of a question: each costs a start of Python's.
 
     A context manager: what is left to do as it ends is given up.
     """
@@ -89,18 +106,6 @@ class Processes:
                 self._jobs, mp_context=self._context, initializer=_begin, initargs=(self._stop,)
             )
         return self._pool
-
-
-def run_tasks(
-    work: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    *,
-    jobs: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Result]:
-    """`Processes.run` with helpers of its own, no more than there are tasks."""
-    with Processes(min(jobs, len(tasks))) as processes:
-        return processes.run(work, tasks, progress=progress)
 
 
 def _begin(stop: Event) -> None:

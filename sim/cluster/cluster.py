@@ -10,7 +10,7 @@ first token included. A replica that fails loses what it has; its requests begin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import Protocol
@@ -35,9 +35,10 @@ from sim.engine.device import device_of
 from sim.engine.engine import Listener
 from sim.engine.front_end import ApiServers, Arrivals, FrontEnd
 from sim.engine.policy import block_allocator, scheduler_class
-from sim.engine.run_log import collect
+from sim.engine.run_log import collect, keep_on
 from sim.records import Records
 from sim.request import NEVER, Request
+from sim.scratch import Scratch
 from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
@@ -58,11 +59,13 @@ def simulate_cluster(
     check: bool = False,
     progress: Callable[[int], None] | None = None,
     recorder: BlockRecorder | None = None,
+    scratch: Scratch | None = None,
 ) -> tuple[Records, ClusterFacts]:
     """Serve `workload` on all replicas of `groups`, numbered in order.
 
     Leaping gives the same records as stepping, for every router. `seed` is the random router's. A
-    `recorder` notes all block tables of a run that does not leap.
+    `recorder` notes all block tables of a run that does not leap. On a `scratch` records are kept
+    as they come, not in memory.
     """
     caching = any(group.config.enable_prefix_caching for group in groups)
     source = RequestSource(workload, block_size=groups[0].config.block_size, prefix_caching=caching)
@@ -72,8 +75,23 @@ def simulate_cluster(
     )  # fmt: skip
     for failure in failures:
         cluster.plan_failure(failure)
+    if scratch is not None:
+        keep_on(scratch, cluster.replicas)
     cluster.clock.run()
-    return cluster.records(), cluster.facts
+    return cluster.records(scratch), cluster.facts
+
+
+def _looked_up(
+    known: Mapping[int, float], numbers: np.ndarray, other: float, dtype: str
+) -> np.ndarray:
+    """What is known of requests of ascending `numbers`; `other` of those of whom nothing is."""
+    column = np.full(len(numbers), other, dtype)
+    if known:
+        keys, values = np.array(list(known)), np.array(list(known.values()))
+        at = np.minimum(np.searchsorted(numbers, keys), len(numbers) - 1)
+        there = numbers[at] == keys
+        column[at[there]] = values[there]
+    return column
 
 
 class Source(Arrivals, Protocol):
@@ -346,25 +364,20 @@ class Cluster(Fleet):
 
     # -- the end ------------------------------------------------------------------------------
 
-    def records(self) -> Records:
+    def records(self, scratch: Scratch | None = None) -> Records:
         """The run's records. Raises AssertionError when a request was left behind."""
         self._strand()
         workload = self._source.workload
-        found = collect(self.replicas)
+        found = collect(self.replicas, scratch=scratch)
         ends_s = found.iterations["start_s"] + found.iterations["duration_s"]
         end_s = float(ends_s.max(initial=0.0))
         for number, since_s in enumerate(self._up_since_s):
             if since_s is not None:
                 self.facts.up_s[number] += max(end_s - since_s, 0.0)
-        retries = self.facts.retries
-        found.requests["retries"] = np.array(
-            [retries.get(number, 0) for number in found.requests["request"].tolist()], dtype="i4"
-        )
+        numbers = found.requests["request"]
+        found.requests["retries"] = _looked_up(self.facts.retries, numbers, 0, "i4")
         if any(group.role == "prefill" for group in self._groups):
-            prefilled_s = self.facts.prefilled_s
-            found.requests["prefilled_s"] = np.array(
-                [prefilled_s.get(number, NEVER) for number in found.requests["request"].tolist()]
-            )
+            found.requests["prefilled_s"] = _looked_up(self.facts.prefilled_s, numbers, NEVER, "f8")
         if self._lockstep is not None:
             locksteps = np.array(self._steps_with)
             found.iterations.update(tokens_by_step(found.iterations, locksteps))

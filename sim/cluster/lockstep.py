@@ -14,7 +14,7 @@ decided alone: when its batch begins and ends, and when to decide next.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -149,7 +149,7 @@ def step_ends_s(
     return ends_s
 
 
-def tokens_by_step(iterations: Columns, locksteps: np.ndarray) -> Columns:
+def tokens_by_step(iterations: Mapping[str, np.ndarray], locksteps: np.ndarray) -> Columns:
     """Columns beside those of recorded iterations: tokens of the fullest rank of their step, and of
     all its ranks. `locksteps` [replicas]: which one each belongs to, as numbers.
 

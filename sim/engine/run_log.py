@@ -15,6 +15,7 @@ from sim.kv.groups import GroupedAllocator
 from sim.kv.offload import TieredAllocator
 from sim.records import Columns, IterationLog, Rare, Records
 from sim.schedulers.scheduler import Scheduler
+from sim.scratch import Scratch, StoredColumns, Table
 
 
 class Serving(Protocol):
@@ -151,14 +152,27 @@ class Checks:
         scheduler.allocator.check(scheduler.pool.tables())
 
 
-def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -> Records:
+def keep_on(scratch: Scratch, engines: Sequence[Serving]) -> None:
+    """What engines note down from now on is on disk, and so will be the records' columns."""
+    for engine in engines:
+        engine.log.keep_on(scratch)
+        engine.scheduler.pool.log.keep_on(scratch)
+
+
+def collect(
+    engines: Sequence[Serving],
+    replicas: Sequence[int] | None = None,
+    *,
+    scratch: Scratch | None = None,
+) -> Records:
     """The records of engines that have nothing left to do.
 
     `replicas` says to which replica each belongs, where a replica has several (the virtual engines
-    of a pipeline); by default each is one. Raises ConservationError when a request or a block was
-    left behind.
+    of a pipeline); by default each is one. `scratch` is what they keep their records on. Raises
+    ConservationError when a request or a block was left behind.
     """
-    requests, iterations, preemptions, gaps, weights = [], [], [], [], []
+    requests, iterations, preemptions = list[Table](), list[Table](), list[Table]()
+    gaps, weights = [], []
     rules = [engine.scheduler.pool.rules for engine in engines]
     tiered = any(_is_tiered(engine) for engine in engines)
     endings = []  # the ways to end without an answer that this run has
@@ -187,9 +201,9 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
             ran["waiting"] = waiting_at(served, ran, pool.log.aborted_s)
         del ran["ended"]
         if isinstance(pool.log, ClientLog):
-            served = as_clients_saw(served)
+            as_clients_saw(served)
         if isinstance(engine.scheduler, Verifying):
-            ran |= engine.scheduler.iteration_columns()
+            ran.update(engine.scheduler.iteration_columns())
         for name in endings:
             left = list(getattr(pool.log, name))
             served[name] = np.isin(served["request"], np.array(left, dtype="i8"))
@@ -201,9 +215,9 @@ def collect(engines: Sequence[Serving], replicas: Sequence[int] | None = None) -
         gaps.append(gaps_s)
         weights.append(gap_weights)
     return Records(
-        requests=_merge(requests, by="request"),
-        iterations=_merge(iterations, by="start_s"),
-        preemptions=_merge(preemptions, by="preempted_s"),
+        requests=_merge(requests, by="request", scratch=scratch),
+        iterations=_merge(iterations, by="start_s", scratch=scratch),
+        preemptions=dict(_merge(preemptions, by="preempted_s", scratch=None)),
         gaps_s=np.concatenate(gaps),
         gap_weights=np.concatenate(weights),
         tables=_tables(engines, replicas or range(len(engines))),
@@ -242,7 +256,7 @@ def _tiers(engines: Sequence[Serving], replicas: Sequence[int]) -> Columns:
     return dict(zip(names, np.concatenate(tables).T, strict=True))
 
 
-def waiting_at(requests: Columns, iterations: Columns, aborted_s: dict[int, float]) -> np.ndarray:
+def waiting_at(requests: Table, iterations: Table, aborted_s: dict[int, float]) -> np.ndarray:
     """Requests that had arrived by an iteration's start and were not in it, nor gone."""
     arrivals = np.sort(requests["arrival_s"])
     rejected = requests["rejected"]
@@ -259,7 +273,7 @@ def waiting_at(requests: Columns, iterations: Columns, aborted_s: dict[int, floa
     return _queue(arrivals, gone_s, iterations)
 
 
-def _queue(came_s: np.ndarray, gone_s: np.ndarray, iterations: Columns) -> np.ndarray:
+def _queue(came_s: np.ndarray, gone_s: np.ndarray, iterations: Table) -> np.ndarray:
     """Requests at an iteration's start that had come, were not running, nor finished, nor gone."""
     start_s = iterations["start_s"]
     inside = iterations["running"] + iterations["ended"]
@@ -268,9 +282,11 @@ def _queue(came_s: np.ndarray, gone_s: np.ndarray, iterations: Columns) -> np.nd
     return waiting.astype("i4")
 
 
-def _merge(tables: list[Columns], *, by: str) -> Columns:
+def _merge(tables: list[Table], *, by: str, scratch: Scratch | None) -> Table:
     if len(tables) == 1:
         return tables[0]
-    merged = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    order = np.argsort(merged[by], kind="stable")
-    return {name: column[order] for name, column in merged.items()}
+    merged: Table = {} if scratch is None else StoredColumns(scratch)
+    order = np.argsort(np.concatenate([table[by] for table in tables]), kind="stable")
+    for name in tables[0]:
+        merged[name] = np.concatenate([table[name] for table in tables])[order]
+    return merged

@@ -12,13 +12,14 @@ from sim.engine.engine import Engine
 from sim.engine.front_end import ApiServers, Arrivals, FrontEnd, Reception
 from sim.engine.policy import block_allocator, scheduler_class, shares_of
 from sim.engine.replica import Replica
-from sim.engine.run_log import collect
+from sim.engine.run_log import collect, keep_on
 from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
 from sim.records import Records
 from sim.request_pool import RequestPool
 from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.scheduler import Scheduler
+from sim.scratch import Scratch
 from sim.workload.source import RequestSource
 from sim.workload.workload import Workload
 
@@ -36,6 +37,7 @@ def simulate(
     check: bool = False,
     progress: Callable[[int], None] | None = None,
     recorder: BlockRecorder | None = None,
+    scratch: Scratch | None = None,
 ) -> Records:
     """Serve `workload` on `replicas` equal engines, requests dealt out in turn.
 
@@ -43,7 +45,8 @@ def simulate(
     jumps from decision to decision; without it every iteration is one event. Both give the same
     records. `check` verifies the conservation laws after every decision. `progress` is called now
     and then with the number of requests that have ended. A `recorder` notes all block tables of a
-    run that does not leap. With a `PipelineLatency` as many batches are in flight as there are
+    run that does not leap. On a `scratch` records are kept as they come, not in memory. With a
+    `PipelineLatency` as many batches are in flight as there are
     stages, and every iteration is stepped through.
     """
     if workload.leaves_s is not None:
@@ -97,12 +100,15 @@ def simulate(
         ]  # fmt: skip
         report = None if progress is None else ended
         served.append(Replica(Clock(), engines, source, progress=report))
+    every = [engine for replica in served for engine in replica.engines]
+    if scratch is not None:
+        keep_on(scratch, every)
     # Dealt out in turn, requests leave replicas nothing to tell each other: one after the other
     # they find what they need in the CPU's cache, which sixty-four at once do not.
     for replica in served:
         replica.clock.run()
     numbers = [number for number, replica in enumerate(served) for _ in replica.engines]
-    records = collect([engine for replica in served for engine in replica.engines], numbers)
+    records = collect(every, numbers, scratch=scratch)
     stages = [device for device in devices if isinstance(device, Stages)]
     if stages:
         records = replace(records, stages=stage_columns(stages))

@@ -19,8 +19,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import takewhile
+from itertools import repeat, takewhile
 from operator import is_not
+from typing import Any
 
 from sim.conservation import hold
 from sim.kv.tables import TableRule
@@ -139,7 +140,7 @@ class BlockAllocator:
         else:
             self._head = head + count
         if self._idle and not self._idle.isdisjoint(blocks):
-            self._evict(list(filter(self._idle.__contains__, blocks)))
+            self._evict(blocks)
         self.num_free -= count
         if self._head > self._compact_at:
             del self._queue[: self._head]
@@ -185,12 +186,19 @@ class BlockAllocator:
 
     def _released(self, table: list[int]) -> list[int]:
         """Those of a table that no other holds, last first."""
-        shared = self._references.keys() & table if self._references else ()
-        if not shared:
+        references = self._references
+        if not references:
             return table[::-1]
-        for block in shared:
-            self._unshare(block)
-        return [block for block in reversed(table) if block not in shared]
+        # What is shared is a prefix, most often.
+        shared = list(takewhile(references.__contains__, table))
+        own = table[len(shared) :]
+        if not references.keys().isdisjoint(own):
+            shared += filter(references.__contains__, own)
+            own = [block for block in own if block not in references]
+        if shared:
+            self._unshare(shared)
+        own.reverse()
+        return own
 
     def _put_first(self, blocks: list[int]) -> None:
         """Let these be handed out next. They were taken from the head: no dead entries are left."""
@@ -227,14 +235,13 @@ class BlockAllocator:
                 self._dead[block] = dead - 1
         return blocks
 
-    def _unshare(self, block: int) -> None:
-        """A table lets go of a block that several hold."""
-        references = self._references
-        if references[block] == 2:
-            del references[block]
-        else:
-            references[block] -= 1
-        self.shared_blocks -= 1
+    def _unshare(self, blocks: Sequence[int]) -> None:
+        """A table lets go of blocks that several hold."""
+        counts = list(map(self._references.pop, blocks))
+        self.shared_blocks -= len(counts)
+        if counts.count(2) < len(counts):
+            pairs = zip(blocks, counts, strict=True)
+            self._references.update({block: count - 1 for block, count in pairs if count > 2})
 
     def _add_references(self, blocks: Sequence[int]) -> None:
         references = self._references
@@ -272,7 +279,7 @@ class BlockAllocator:
         if source not in self._references:
             return None
         (target,) = self.take(1)
-        self._unshare(source)
+        self._unshare((source,))
         table[position] = target
         return source, target
 
@@ -377,15 +384,21 @@ class BlockAllocator:
     def forget(self, table: Sequence[int]) -> None:
         """What these blocks hold is not to be found again (it turned out to be wrong)."""
         self.keeps_prefixes = False  # others may have gone on from them
-        self._forget(list(filter(self._hash_of.__contains__, table)))
+        self._forget(list(table))
 
     def _evict(self, blocks: list[int]) -> None:
-        """Cached blocks are about to be handed out for something else."""
+        """Blocks, some of them cached, are about to be handed out for something else."""
         self._forget(blocks)
 
     def _forget(self, blocks: list[int]) -> None:
+        """What is known of these is known no more; of some nothing may be."""
         self._idle.difference_update(blocks)
-        hashes = list(map(self._hash_of.pop, blocks))
+        known = len(self._hash_of)
+        hashes: list[Any] = list(map(self._hash_of.pop, blocks, repeat(None)))
+        if known - len(self._hash_of) < len(blocks):
+            pairs = zip(blocks, hashes, strict=True)
+            blocks = [block for block, block_hash in pairs if block_hash is not None]
+            hashes = [block_hash for block_hash in hashes if block_hash is not None]
         if not self._twins or self._twins.keys().isdisjoint(hashes):
             deque(map(self._block_of.pop, hashes), maxlen=0)
             return

@@ -104,7 +104,9 @@ class TieredAllocator(BlockAllocator):
 
     def _evict(self, blocks: list[int]) -> None:
         for block in blocks:  # one by one: of twins only the last one's content goes down
-            block_hash = self._hash_of[block]
+            block_hash = self._hash_of.get(block)
+            if block_hash is None:
+                continue
             assert isinstance(block_hash, int), "one table a sequence"
             if block_hash not in self._twins:  # no other device block has the same content
                 self.tiers.store(block_hash, block)

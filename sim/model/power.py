@@ -16,6 +16,7 @@ fan or switch, and no change of clock.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,6 @@ import numpy as np
 from sim.model.hardware import Gpu
 from sim.model.parallelism import Parallelism
 from sim.model.work import Features, ModelWork
-from sim.records import Columns
 
 MEMORY_BOUND = 0.3
 JOULES_PER_KWH = 3.6e6
@@ -69,7 +69,11 @@ def attainable_flops_per_s(gpu: Gpu, weight_dtype: str) -> float:
 
 
 def draw_of(
-    engine: PoweredEngine, iterations: Columns, *, prefill_pairs: float, up_s: float
+    engine: PoweredEngine,
+    iterations: Mapping[str, np.ndarray],
+    *,
+    prefill_pairs: float,
+    up_s: float,
 ) -> Draw | None:
     """What equal replicas drew in these iterations of theirs.
 
@@ -104,7 +108,7 @@ def draw_of(
     return Draw(gpus * up_s, gpus * busy_s, gpus * compute_s, gpus * up_s * watts)
 
 
-def prompt_pairs(requests: Columns) -> float:
+def prompt_pairs(requests: Mapping[str, np.ndarray]) -> float:
     """(query, key) pairs of all prompts, each computed once beyond what was cached of it."""
     served = ~requests["rejected"]
     prompts = requests["prompt_tokens"][served].astype(np.float64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.records import Columns
+from sim.scratch import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class PrefillContexts:
 
 
 def prefill_contexts(
-    requests: Columns, iterations: Columns, *, wanted: np.ndarray | None = None
+    requests: Table, iterations: Table, *, wanted: np.ndarray | None = None
 ) -> PrefillContexts:
     """Contexts of the prefills of each iteration; with `wanted` (rows) only those need be right."""
     count = len(iterations["start_s"])
@@ -59,7 +59,7 @@ def prefill_contexts(
 
 
 def _spans(
-    requests: Columns, iterations: Columns, prefills: np.ndarray
+    requests: Table, iterations: Table, prefills: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First and last iteration of each prompt (positions in `prefills`), in order of the queue.
 

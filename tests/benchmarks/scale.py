@@ -76,9 +76,13 @@ def forecast_of(scenario: str, *settings: str, leap: bool = True) -> Measured:
     )
 
 
-def million(requests: int, replicas: int = 1, router: str | None = None) -> Measured:
+def million(
+    requests: int, replicas: int = 1, router: str | None = None, *, on_disk: bool = False
+) -> Measured:
     """The scenario `million`, cut short or on a cluster at the same load for each replica."""
     settings = [f"workload.num_requests={requests}"]
+    if on_disk:
+        settings.append("metrics.records=disk")
     settings.append(f"workload.arrivals.request_rate={RATE * replicas}")
     if router is not None:
         settings += [f"cluster.replicas={replicas}", f"cluster.router={router}"]
@@ -210,12 +214,16 @@ ROWS = (
     *(Row(f"requests-1e{power}", f"`million`, 10^{power} requests",
           lambda _, count=10**power: million(count), "", long=power > 5)  # type: ignore[misc]
       for power in (4, 5, 6)),
+    *(Row(f"disk-1e{power}", f"`million`, 10^{power} requests, records on disk",
+          lambda _, count=10**power: million(count, on_disk=True), goal, long=True)  # type: ignore[misc]
+      for power, goal in ((6, ""), (7, "250 s, 1.5 GB"))),
     *(Row(f"grow-{count}", f"{count:,} replicas, 5·10⁴ requests",
           lambda _, count=count: million(50_000, count, "least_outstanding"), "")  # type: ignore[misc]
       for count in (1, 4, 16, 64, 256, 1024)),
 )  # fmt: skip
 SERIES = {
     "requests": {10**power: f"requests-1e{power}" for power in (4, 5, 6)},
+    "requests on disk": {10**power: f"disk-1e{power}" for power in (6, 7)},
     "replicas": {count: f"grow-{count}" for count in (1, 4, 16, 64, 256, 1024)},
 }
 

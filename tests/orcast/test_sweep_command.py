@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import orcast as package
-from orcast.sweep_cli import HERE, with_ray_address
+from orcast.task_workers import HERE, with_ray_address
 from reports.sweep.folder import check_target
 from scenarios.errors import InputError
 from tests import needs
