@@ -238,7 +238,9 @@ class DecodeTiles:
     num_stages: int
 
 
-def choose_tiles(rows: int, on: gpu.Gpu, *, head_dim: int = 128, latent: bool = False) -> DecodeTiles:
+def choose_tiles(
+    rows: int, on: gpu.Gpu, *, head_dim: int = 128, latent: bool = False
+) -> DecodeTiles:
     """Tiles for ``rows`` = query tokens × query heads of one KV head.
 
     64 keys of 128 are 32 KiB of K and V. The gather leaves num_stages − 1 buffers, so 4 stages give
@@ -249,7 +251,7 @@ def choose_tiles(rows: int, on: gpu.Gpu, *, head_dim: int = 128, latent: bool = 
     block_m = min(64, max(16, triton.next_power_of_2(rows)))
     stages = 4 if on.is_hopper else 3
     if latent:
-        return DecodeTiles(min(block_m, 32 if on.is_hopper else 16), 32, 128, 8, stages - 1)
+        return DecodeTiles(block_m if on.is_hopper else 16, 32, 128, 8, 3)
     wide = head_dim > 128
     return DecodeTiles(
         block_m=block_m,

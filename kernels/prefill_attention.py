@@ -284,7 +284,7 @@ def choose_tiles(
 ) -> PrefillTiles:
     """Tiles for a launch; the reasons and predictions are in NOTES.md."""
     if head_dim > 128:  # accumulators and queries are twice as wide
-        return PrefillTiles(128, 32, 8, 4 if on.is_hopper else 3)
+        return PrefillTiles(128, 32, 8, 4) if on.is_hopper else PrefillTiles(64, 32, 8, 3)
     if on.is_hopper:
         if paged:
             return CANDIDATES["paged"][0]
