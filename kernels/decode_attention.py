@@ -239,19 +239,20 @@ class DecodeTiles:
 
 
 def choose_tiles(
-    rows: int, on: gpu.Gpu, *, head_dim: int = 128, latent: bool = False
+    rows: int, on: gpu.Gpu, *, head_dim: int = 128, latent: bool = False, widened: bool = False
 ) -> DecodeTiles:
     """Tiles for ``rows`` = query tokens × query heads of one KV head.
 
     64 keys of 128 are 32 KiB of K and V. The gather leaves num_stages − 1 buffers, so 4 stages give
     96 KiB and two programs an SM on Hopper; 3 stages do the same in an A100's 163 KiB. Heads of 256
     take half the keys for the same bytes. A latent key of 576 is 1.1 KiB, and its accumulator is
-    512 wide: 32 keys, one program an SM.
+    512 wide: 32 keys, one program an SM; ``widened`` from float8 it takes more registers.
     """
     block_m = min(64, max(16, triton.next_power_of_2(rows)))
     stages = 4 if on.is_hopper else 3
     if latent:
-        return DecodeTiles(block_m if on.is_hopper else 16, 32, 128, 8, 3)
+        most = (32 if widened else 64) if on.is_hopper else 16
+        return DecodeTiles(min(block_m, most), 32, 128, 8, 3)
     wide = head_dim > 128
     return DecodeTiles(
         block_m=block_m,
@@ -379,7 +380,7 @@ def latent_attention(
             q, cache, latent_dim=latent_dim, block_tables=block_tables, context_lens=context_lens,
             scale=scale, query_len=query_len, kv_scale=kv_scale,
         )  # fmt: skip
-    tiles = choose_tiles(query_len * q.shape[1], gpu.gpu_of(q), latent=True)
+    tiles = choose_tiles(query_len * q.shape[1], gpu.gpu_of(q), latent=True, widened=cache.dtype != q.dtype)
     return _launch(
         q, cache, cache, tiles, block_tables=block_tables, context_lens=context_lens,
         query_len=query_len, scale=scale * kv_scale, v_scale=kv_scale, window=0, softcap=0.0,

@@ -26,6 +26,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import gpu
 from kernels.checks import Backend, float_types, require, require_backend, require_tensor
+from kernels.tile_time import best_splits, product_s
 
 
 @triton.jit
@@ -104,7 +105,8 @@ def _linear_kernel(
             accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         k_from, k_end = 0, K
         if SPLITS > 1:
-            k_from = tl.program_id(1) * split_depth
+            # Without the hint loads by pointer are taken as unaligned, and are not pipelined.
+            k_from = tl.multiple_of(tl.program_id(1) * split_depth, BLOCK_K)
             k_end = tl.minimum(k_from + split_depth, K)
         for k in range(k_from, k_end, BLOCK_K):
             x = load_tile(x_source, row, k, M, K, BLOCK_M, BLOCK_K, TMA)
@@ -198,7 +200,6 @@ CANDIDATES = {
         LinearTiles(128, 128, 64, 8, 4),
         LinearTiles(128, 256, 64, 4, 3, warp_specialize=True),
         LinearTiles(128, 128, 64, 8, 4, store_tma=True),
-        LinearTiles(128, 64, 64, 4, 4, persistent=False),
     ),
     "few": (
         LinearTiles(16, 64, 128, 4, 5, swap=True, persistent=False),
@@ -211,17 +212,13 @@ CANDIDATES = {
 }
 
 
-def choose_splits(tiles: int, depth: int, slots: int) -> int:
-    """Programs that share a tile's depth, so that few tiles fill the GPU's ``slots``.
-
-    The fewest that fill nine tenths of the slots of their last wave, of 1, 2, 4 and 8, with 512
-    columns a split at least: below that its pipeline does not fill, and partial sums, 4 bytes an
-    output and split, are as many bytes as the weight's.
-    """
-    allowed = [n for n in (1, 2, 4, 8) if n == 1 or depth >= 512 * n]
-    filled = {n: tiles * n / (-(-tiles * n // slots) * slots) for n in allowed}
-    wanted = min(0.9, max(filled.values()))
-    return next(n for n in allowed if filled[n] >= wanted)
+# Tiles for 65 tokens and more on Hopper; `product_s` says which are fastest for a shape.
+_ONE_WAVE = (
+    CANDIDATES["many"][0],
+    CANDIDATES["many"][1],
+    LinearTiles(128, 64, 64, 4, 4),
+    LinearTiles(64, 64, 128, 4, 4),
+)
 
 
 def choose_tiles(
@@ -231,11 +228,11 @@ def choose_tiles(
 
     ``in_features`` 0 (not known) splits no tile's depth.
     """
-    tiles_256 = triton.cdiv(num_tokens, 128) * triton.cdiv(out_features, 256)
     if num_tokens <= 64:
         block_m = max(16, triton.next_power_of_2(num_tokens))
-        tiles = triton.cdiv(num_tokens, block_m) * triton.cdiv(out_features, 64)
-        splits = choose_splits(tiles, in_features, 2 * on.multiprocessors)
+        splits = best_splits(
+            num_tokens, out_features, in_features, block_m=block_m, block_n=64, on=on
+        )
         if not on.is_hopper:
             options = {"persistent": False, "tma": False, "splits": splits}
             return LinearTiles(block_m, 64, 64, 4, 5, **options)
@@ -244,24 +241,18 @@ def choose_tiles(
         options = {"swap": True, "persistent": False, "splits": splits}
         return LinearTiles(block_m, 64, 128, 4, stages, **options)
     if not on.is_hopper:
+        tiles_256 = triton.cdiv(num_tokens, 128) * triton.cdiv(out_features, 256)
         if tiles_256 < on.multiprocessors:
             return LinearTiles(64, 128, 32, 4, 4, persistent=False, tma=False)
         return LinearTiles(128, 128, 32, 8, 4, persistent=False, tma=False)
-    if tiles_256 >= on.multiprocessors:
-        return CANDIDATES["many"][0]
-    # Of the tiles that one wave holds the largest; two of 128 × 64 share an SM.
-    one_wave = (
-        (LinearTiles(128, 128, 64, 8, 4), 1),
-        (LinearTiles(128, 64, 64, 4, 4, persistent=False), 2),
-        (LinearTiles(64, 64, 128, 4, 3, persistent=False), 2),
-    )
-    for tiles, on_sm in reversed(one_wave):
-        count = triton.cdiv(num_tokens, tiles.block_m) * triton.cdiv(out_features, tiles.block_n)
-        slots = on_sm * on.multiprocessors
-        if count <= slots:
-            splits = choose_splits(count, in_features, slots)
-            return replace(tiles, persistent=False, splits=splits) if splits > 1 else tiles
-    return one_wave[0][0]
+    times_s = {}
+    for tiles in _ONE_WAVE:
+        shape = {"block_m": tiles.block_m, "block_n": tiles.block_n, "on": on}
+        splits = best_splits(num_tokens, out_features, in_features, **shape)
+        depth = in_features or 4096
+        split = replace(tiles, splits=splits, persistent=tiles.persistent and splits == 1)
+        times_s[split] = product_s(num_tokens, out_features, depth, splits=splits, **shape)
+    return min(times_s, key=times_s.__getitem__)
 
 
 def require_aligned_rows(name: str, tensor: torch.Tensor) -> None:

@@ -33,12 +33,11 @@ def test_numbers_are_divided_by_the_largest_of_their_row_or_group(group, draw):
     ids=["split, swapped", "persistent"],
 )
 def test_products_count_times_the_scales_of_a_checkpoint(tiles, kind, draw, close):
-    """Weights that quantise without rounding: the product is that of the widened operands."""
-    x, weight = draw(21, 336), draw(200, 336)
+    """The activations are their own float8: what is off is what the weight loses."""
+    x, weight = draw(17, 336), draw(200, 336)
     x = x.to(torch.float8_e4m3fn).to(x.dtype)
     x[:, ::128] = 448.0
-    x[:, 1::2] *= 16.0  # activations that are their own float8: the scale of each group is 1
-    x = x.clamp(-448, 448)
+    # The scale of each group is 1.
     packed = quantize_weight(weight, kind=kind)
     bias = draw(200)
     out = float8_linear(x, packed, bias=bias, tiles=tiles)

@@ -8,7 +8,6 @@ import torch
 from kernels.gpu import Gpu
 from kernels.linear import (
     LinearTiles,
-    choose_splits,
     choose_tiles,
     fastest_backend,
     linear,
@@ -40,21 +39,25 @@ def test_every_number_of_tokens_matches_the_reference(num_tokens, draw, close):
 )
 def test_every_kind_of_tile_matches_the_reference(tiles, draw, close):
     # Odd in every dimension: more tiles than programs, ragged rows, columns and depth.
-    x, weight, bias = draw(101, 136), draw(204, 136), draw(204)
+    x, weight, bias = draw(70, 136), draw(204, 136), draw(204)
     expected = linear_reference(x.double(), weight.double(), bias.double())
     close(linear(x, weight, bias=bias, tiles=tiles), expected)
 
 
 def test_few_tiles_are_split_until_they_fill_the_gpu_and_no_further():
-    assert choose_splits(64, 4096, 264) == 4  # 4096 -> 4096: 256 of 264
-    assert choose_splits(64, 1024, 264) == 2  # 512 columns a split at least
-    assert choose_splits(264, 4096, 264) == 1
-    assert choose_splits(1, 0, 264) == 1
     on = Gpu("sm_90", (9, 0), 132)
-    for tokens in (128, 256, 512):  # one wave, all of it in use
-        tiles = choose_tiles(tokens, 4096, on, in_features=4096)
-        count = -(-tokens // tiles.block_m) * -(-4096 // tiles.block_n) * tiles.splits
-        assert 0.9 * 132 <= count <= 264, tiles
+
+    def programs(tokens, out_features, in_features):
+        tiles = choose_tiles(tokens, out_features, on, in_features=in_features)
+        count = -(-tokens // tiles.block_m) * -(-out_features // tiles.block_n)
+        return count, tiles.splits
+
+    assert programs(16, 4096, 4096) == (64, 2)  # 64 programs on 132 multiprocessors
+    assert programs(16, 4096, 512) == (64, 1)  # too shallow
+    assert programs(16, 28_672, 4096)[1] == 1  # wide enough
+    assert programs(16, 4096, 0)[1] == 1
+    assert programs(512, 4096, 4096) == (128, 1)  # one wave
+    assert programs(8192, 4096, 4096) == (1024, 1)
 
 
 def test_no_tokens_give_no_rows(draw):
