@@ -1,6 +1,8 @@
-"""A decoder-only transformer composed of the kernels (Llama and Qwen3, dense or experts).
+"""A decoder-only transformer composed of the kernels: Llama, Qwen, Gemma and gpt-oss.
 
     h ← h + attention(norm(h)),   h ← h + mlp(norm(h)),   logits = norm(h) Wᵀ
+
+Gemma norms what attention and MLP give before it is added, too.
 
 One forward pass serves a mixed batch, packed: first the tokens of decoding sequences, then the new
 tokens of prefilling ones. Everything but attention runs on all tokens at once (selective batching,
@@ -21,6 +23,7 @@ from kernels.kv_cache_write import kv_cache_write
 from kernels.linear import Product, fastest_backend, linear
 from kernels.model_config import ModelConfig
 from kernels.moe import moe
+from kernels.mxfp4 import PARTS, widened
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary_table
@@ -61,6 +64,14 @@ class LayerWeights:
     router: torch.Tensor | None = None  # [num_experts, hidden]
     experts_gate_up: torch.Tensor | None = None  # [num_experts, 2 · moe_intermediate, hidden]
     experts_down: torch.Tensor | None = None  # [num_experts, hidden, moe_intermediate]
+    post_attention_norm: torch.Tensor | None = None  # [hidden]
+    post_mlp_norm: torch.Tensor | None = None  # [hidden]
+    qkv_bias: torch.Tensor | None = None  # [qkv_features]
+    output_bias: torch.Tensor | None = None  # [hidden]
+    sinks: torch.Tensor | None = None  # [num_heads]
+    router_bias: torch.Tensor | None = None  # [num_experts]
+    experts_gate_up_bias: torch.Tensor | None = None  # [num_experts, 2 · moe_intermediate]
+    experts_down_bias: torch.Tensor | None = None  # [num_experts, hidden]
 
     def tensors(self) -> list[torch.Tensor]:
         """Those that are present."""
@@ -78,8 +89,22 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.qk_norm:
         shapes |= {"q_norm": (head_dim,), "k_norm": (head_dim,)}
+    if config.post_norms:
+        shapes |= {"post_attention_norm": (hidden,), "post_mlp_norm": (hidden,)}
+    if config.qkv_bias:
+        shapes["qkv_bias"] = (config.qkv_features,)
+    if config.output_bias:
+        shapes["output_bias"] = (hidden,)
+    if config.sinks:
+        shapes["sinks"] = (config.num_heads,)
     if config.num_experts:
         experts, width = config.num_experts, config.moe_intermediate_size
+        if config.expert_bias:
+            shapes |= {
+                "router_bias": (experts,),
+                "experts_gate_up_bias": (experts, 2 * width),
+                "experts_down_bias": (experts, hidden),
+            }
         shapes |= {
             "router": (experts, hidden),
             "experts_gate_up": (experts, 2 * width, hidden),
@@ -104,7 +129,17 @@ _SOURCES: dict[str, tuple[str, ...]] = {
     "router": ("mlp.gate",),
     "experts_gate_up": ("gate_proj", "up_proj"),
     "experts_down": ("down_proj",),
+    "qkv_bias": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "output_bias": ("self_attn.o_proj",),
+    "router_bias": ("mlp.router",),
+    "post_attention_norm": ("post_attention_layernorm",),
+    "post_mlp_norm": ("post_feedforward_layernorm",),
 }
+_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+
+
+def _is_norm(name: str) -> bool:
+    return name.endswith("norm")
 
 
 class Transformer:
@@ -140,13 +175,18 @@ class Transformer:
         self.final_norm, self.head = final_norm, head
         self.backend: Backend = backend
         self.linear_backend = linear_backend or backend
+        # As the working dtype holds it.
+        self.embedding_scale = float(torch.tensor(config.embedding_scale, dtype=embeddings.dtype))
+        positions = (config.head_dim, config.max_positions)
+        device = embeddings.device
         self.table = rotary_table(
-            config.head_dim,
-            config.max_positions,
-            theta=config.rope_theta,
-            scaling=config.rope_scaling,
-            device=embeddings.device,
+            *positions, theta=config.rope_theta, scaling=config.rope_scaling, device=device
         )
+        self.local_table = self.table  # of layers with a window
+        if config.local_rope_theta:
+            self.local_table = rotary_table(
+                *positions, theta=config.local_rope_theta, device=device
+            )
 
     @classmethod
     def random(
@@ -167,9 +207,10 @@ class Transformer:
         allowed = float_types() if backend == "triton" else (*HALF_TYPES, torch.float32)
         require(dtype in allowed, f"dtype: must be bf16 or fp16, got {dtype}")
 
-        def draw(shape: tuple[int, ...]) -> torch.Tensor:
-            if len(shape) == 1:
-                return torch.ones(shape, dtype=dtype, device=device)
+        def draw(shape: tuple[int, ...], name: str = "") -> torch.Tensor:
+            if len(shape) == 1 and (not name or _is_norm(name)):
+                kind = torch.float32 if config.norm_offset else dtype
+                return torch.ones(shape, dtype=kind, device=device)
             weight = torch.empty(shape, dtype=dtype, device=device)
             return weight.normal_(0.0, shape[-1] ** -0.5, generator=generator)
 
@@ -179,7 +220,7 @@ class Transformer:
             config,
             embeddings=embeddings,
             layers=[
-                LayerWeights(**{name: draw(shape) for name, shape in shapes.items()})
+                LayerWeights(**{name: draw(shape, name) for name, shape in shapes.items()})
                 for _ in range(config.num_layers)
             ],
             final_norm=draw((config.hidden_size,)),
@@ -205,31 +246,66 @@ class Transformer:
         one copy in memory. Raises: ValueError for a missing name or a wrong shape.
         """
 
+        first = f"{_PREFIXES[0]}embed_tokens.weight"
+        model = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in tensors), None)
+        require(model is not None, f"tensors: {first} is missing")
+
         def get(name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
             if name not in tensors:
                 raise ValueError(f"tensors: {name} is missing")
             tensor = tensors[name]
             fits = shape is None or tuple(tensor.shape) == shape
             require(fits, f"tensors: {name} must be {shape}, got {tuple(tensor.shape)}")
+            if config.norm_offset and name.removesuffix(".weight").endswith("norm"):
+                return tensor.to(device=device, dtype=torch.float32) + 1.0
             return tensor.to(device=device, dtype=dtype)
 
-        def stacked(prefix: str, names: tuple[str, ...]) -> torch.Tensor:
-            parts = [get(f"{prefix}{name}.weight") for name in names]
+        def stacked(prefix: str, names: tuple[str, ...], kind: str = "weight") -> torch.Tensor:
+            parts = [get(f"{prefix}{name}.{kind}") for name in names]
             return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
+        sources = dict(_SOURCES)
+        if config.post_norms:
+            sources["mlp_norm"] = ("pre_feedforward_layernorm",)
+        if config.expert_bias:
+            sources["router"] = ("mlp.router",)
+
+        def get_packed(prefix: str, name: str) -> torch.Tensor:
+            """gpt-oss's tensor of all experts: transposed, gate and up rows by turns."""
+            stem = "gate_up_proj" if "gate_up" in name else "down_proj"
+            bias = name.endswith("_bias")
+            if bias:
+                weight = get(f"{prefix}{stem}_bias")
+            elif f"{prefix}{stem}_blocks" in tensors:
+                blocks, scales = (tensors[f"{prefix}{stem}_{part}"] for part in PARTS)
+                weight = widened(blocks, scales).to(device=device, dtype=dtype)
+            else:
+                weight = get(f"{prefix}{stem}").transpose(1, 2)
+            if stem == "gate_up_proj":
+                weight = torch.cat((weight[:, ::2], weight[:, 1::2]), dim=1)
+            shape = _layer_shapes(config)[name]
+            fits = tuple(weight.shape) == shape
+            require(fits, f"tensors: {prefix}{stem} must be {shape}, got {tuple(weight.shape)}")
+            return weight.contiguous()
+
         def layer(index: int) -> LayerWeights:
-            prefix = f"model.layers.{index}."
+            prefix = f"{model}layers.{index}."
             weights: dict[str, torch.Tensor] = {}
             for name, shape in _layer_shapes(config).items():
-                if name.startswith("experts_"):
+                if config.expert_bias and name.startswith("experts_"):
+                    weight = get_packed(f"{prefix}mlp.experts.", name)
+                elif name.startswith("experts_"):
                     weight = torch.empty(shape, dtype=dtype, device=device)
                     for expert in range(config.num_experts):
                         of_expert = stacked(f"{prefix}mlp.experts.{expert}.", _SOURCES[name])
                         fits = of_expert.shape == weight[expert].shape
                         require(fits, f"tensors: {prefix}{name} does not fit {shape}")
                         weight[expert] = of_expert
+                elif name == "sinks":
+                    weight = get(f"{prefix}self_attn.sinks", shape)
                 else:
-                    weight = stacked(prefix, _SOURCES[name])
+                    kind = "bias" if name.endswith("_bias") else "weight"
+                    weight = stacked(prefix, sources[name], kind)
                     fits = tuple(weight.shape) == shape
                     require(
                         fits,
@@ -239,13 +315,13 @@ class Transformer:
             return LayerWeights(**weights)
 
         table = (config.vocab_size, config.hidden_size)
-        embeddings = get("model.embed_tokens.weight", table).contiguous()
+        embeddings = get(f"{model}embed_tokens.weight", table).contiguous()
         tied = config.tie_word_embeddings
         return cls(
             config,
             embeddings=embeddings,
             layers=[layer(index) for index in range(config.num_layers)],
-            final_norm=get("model.norm.weight", (config.hidden_size,)),
+            final_norm=get(f"{model}norm.weight", (config.hidden_size,)),
             head=embeddings if tied else get("lm_head.weight", table).contiguous(),
             backend=backend,
             linear_backend=linear_backend,
@@ -282,6 +358,7 @@ class Transformer:
         residual = embedding(
             batch.token_ids,
             self.embeddings,
+            scale=self.embedding_scale,
             backend="torch" if backend == "best" else backend,  # torch's own refuses padded ids
         )
         hidden = rms_norm(residual, self.layers[0].input_norm, eps=eps, backend=backend)
@@ -290,19 +367,26 @@ class Transformer:
                 hidden = rms_norm(
                     hidden, layer.input_norm, residual=residual, eps=eps, backend=backend
                 )
-            hidden = self._attention(hidden, layer, batch, kv_cache[index])
+            hidden = self._attention(hidden, layer, batch, kv_cache[index], index)
+            if layer.post_attention_norm is not None:
+                hidden = rms_norm(hidden, layer.post_attention_norm, eps=eps, backend=backend)
             hidden = rms_norm(hidden, layer.mlp_norm, residual=residual, eps=eps, backend=backend)
             hidden = self._mlp(hidden, layer)
+            if layer.post_mlp_norm is not None:
+                hidden = rms_norm(hidden, layer.post_mlp_norm, eps=eps, backend=backend)
         return rms_norm(hidden, self.final_norm, residual=residual, eps=eps, backend=backend)
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the given rows of ``hidden`` (all by default): [num_rows, vocab_size]."""
         if rows is not None:
             hidden = hidden.index_select(0, rows)
-        return self._linear(hidden, self.head)
+        logits, cap = self._linear(hidden, self.head), self.config.logit_softcap
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
-    def _linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return linear(x, weight, backend=self._backend_for(x, weight))
+    def _linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return linear(x, weight, bias=bias, backend=self._backend_for(x, weight))
 
     def _backend_for(
         self, x: torch.Tensor, weight: torch.Tensor, product: Product = linear
@@ -318,6 +402,7 @@ class Transformer:
                 hidden,
                 layer.gate_up,
                 layer.down,
+                activation=config.activation,
                 backend=self._backend_for(hidden, layer.gate_up, gate_up),
                 down_backend=self._backend_for(hidden, layer.down),
             )
@@ -331,6 +416,10 @@ class Transformer:
             layer.experts_down,
             top_k=config.experts_per_token,
             renormalize=config.renormalize_experts,
+            activation=config.activation,
+            router_bias=layer.router_bias,
+            gate_up_bias=layer.experts_gate_up_bias,
+            down_bias=layer.experts_down_bias,
             backend=self.backend,
         )
 
@@ -340,9 +429,10 @@ class Transformer:
         layer: LayerWeights,
         batch: ForwardBatch,
         layer_cache: torch.Tensor,
+        index: int,
     ) -> torch.Tensor:
         config, backend = self.config, self.backend
-        packed = self._linear(hidden, layer.qkv).unflatten(1, (-1, config.head_dim))
+        packed = self._linear(hidden, layer.qkv, layer.qkv_bias).unflatten(1, (-1, config.head_dim))
         heads, kv_heads = config.num_heads, config.num_kv_heads
         q, k, v = packed.split([heads, kv_heads, kv_heads], dim=1)
         k_cache, v_cache = layer_cache[0], layer_cache[1]
@@ -355,15 +445,15 @@ class Transformer:
             v_cache=v_cache,
             slot_mapping=batch.slot_mapping,
             positions=batch.positions,
-            table=self.table,
+            table=self.local_table if config.is_sliding(index) else self.table,
             q_norm_weight=layer.q_norm,
             k_norm_weight=layer.k_norm,
             eps=config.rms_norm_eps,
             update_k=reads_packed,
             backend=backend,
         )
-        attended = self.attend(q, k, v, batch, layer_cache)
-        return self._linear(attended.flatten(1), layer.output)
+        attended = self.attend(q, k, v, batch, layer_cache, index=index)
+        return self._linear(attended.flatten(1), layer.output, layer.output_bias)
 
     def attend(
         self,
@@ -372,18 +462,28 @@ class Transformer:
         v: torch.Tensor,
         batch: ForwardBatch,
         layer_cache: torch.Tensor,
+        *,
+        index: int = 0,
     ) -> torch.Tensor:
         """Attention of one layer, new keys and values already written and rotated.
 
         Args:
             q: [T, num_heads, head_dim]; k, v: [T, num_kv_heads, head_dim], of the same tokens.
             layer_cache: [2, num_blocks, block_size, num_kv_heads, head_dim].
+            index: of the layer: whether it has the window, and its sinks.
 
         Returns: [T, num_heads, head_dim], contiguous.
         """
         config, backend = self.config, self.backend
         reads_packed = batch.cu_seqlens is not None and not batch.has_past
         k_cache, v_cache = layer_cache[0], layer_cache[1]
+        options = {
+            "scale": config.attention_scale or None,
+            "window": config.window_of(index),
+            "softcap": config.softcap,
+            "sinks": self.layers[index].sinks,
+            "backend": backend,
+        }
         decodes, decode_tokens = batch.num_decodes, batch.num_decodes * batch.query_len
         parts = []
         if decodes:
@@ -395,8 +495,7 @@ class Transformer:
                     block_tables=batch.block_tables[:decodes],
                     context_lens=batch.context_lens[:decodes],
                     query_len=batch.query_len,
-                    window=config.window,
-                    backend=backend,
+                    **options,
                 )
             )
         if batch.cu_seqlens is not None:
@@ -411,8 +510,7 @@ class Transformer:
                     v[decode_tokens:] if reads_packed else v_cache,
                     cu_seqlens=batch.cu_seqlens,
                     **({} if reads_packed else past),
-                    window=config.window,
-                    backend=backend,
+                    **options,
                 )
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
