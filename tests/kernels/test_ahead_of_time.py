@@ -36,7 +36,7 @@ MATRIX_KERNELS = {
 # What changes from batch to batch: a new value must not mean a new kernel.
 COUNTS = {
     "M", "num_pairs", "num_queries", "num_rows", "num_seqs", "num_splits", "num_tokens",
-    "table_stride", "tiles_m", "total_tokens",
+    "split_depth", "table_stride", "total_tokens",
 }  # fmt: skip
 
 
