@@ -37,18 +37,13 @@ EXPERTS = SMALL | {
     "moe_intermediate_size": 64,
     "norm_topk_prob": True,
 }
-GEMMA = SMALL | {
-    "model_type": "gemma2",
+GEMMA = SMALL | {  # what its second and third generation have, in one
+    "model_type": "gemma3_text",
     "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention"],
     "query_pre_attn_scalar": 32,
     "attn_logit_softcapping": 2.0,
     "final_logit_softcapping": 3.0,
-}
-GEMMA_3 = GEMMA | {
-    "model_type": "gemma3_text",
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "layer_types": ["sliding_attention", "full_attention"],
     "rope_local_base_freq": 50.0,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
 }
@@ -67,8 +62,7 @@ GPT_OSS = SMALL | {
 }  # fmt: skip
 QWEN_2 = LLAMA | {"model_type": "qwen2"}
 ALL = {
-    "qwen3": SMALL, "qwen2": QWEN_2, "experts": EXPERTS,
-    "gemma 2": GEMMA, "gemma 3": GEMMA_3, "gpt-oss": GPT_OSS,
+    "qwen 3": SMALL, "qwen 2": QWEN_2, "experts": EXPERTS, "gemma": GEMMA, "gpt-oss": GPT_OSS,
 }  # fmt: skip
 BLOCK = 16
 
@@ -221,6 +215,8 @@ def test_chunked_prefill_and_mixed_batches_give_the_plain_logits(
     mixed = _batch(tables, [(0, 30, 31), (1, 9, 21)], device, ids=ids, decodes=1)
     logits = transformer.logits(transformer.forward(mixed, cache))
     close(logits, torch.cat((plain[0][30:31], plain[1][9:21])), slack=slack)
+    if config is not SMALL:
+        return
     # a padded CUDA-graph batch, of which only the first row counts
     padded = _batch(tables, [(0, 31, 32)], device, ids=ids, decodes=1, padding=3)
     rows = torch.tensor([0], device=device)
