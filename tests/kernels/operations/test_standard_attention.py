@@ -8,7 +8,7 @@ import torch
 from kernels.prefill_attention import prefill_attention
 from kernels.standard_attention import standard_attention, standard_attention_reference
 
-HEADS = [(2, 2), (8, 2), (16, 1)]  # queries' and keys'
+HEADS = [(2, 2), (6, 2), (5, 1)]  # queries' and keys'
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ HEADS = [(2, 2), (8, 2), (16, 1)]  # queries' and keys'
     [
         *((d, *h, 3, 130) for d, h in zip((64, 80, 128), HEADS, strict=True)),
         (96, 8, 2, 1, 1),
-        (256, 2, 1, 70, 70),
+        (256, 2, 1, 20, 70),
     ],
 )
 def test_standard_attention_matches_the_reference(
@@ -38,8 +38,8 @@ def test_a_window_hides_older_keys(window, draw, close):
 
 
 def test_flash_and_standard_attention_agree(draw, close, device):
-    q, k, v = draw(150, 8, 128), draw(150, 2, 128), draw(150, 2, 128)
-    bounds = torch.tensor([0, 150], device=device)
+    q, k, v = draw(70, 4, 128), draw(70, 1, 128), draw(70, 1, 128)
+    bounds = torch.tensor([0, 70], device=device)
     flash = prefill_attention(q, k, v, cu_seqlens=bounds)
     close(flash, standard_attention(q, k, v), slack=3)
 
