@@ -380,7 +380,9 @@ def latent_attention(
             q, cache, latent_dim=latent_dim, block_tables=block_tables, context_lens=context_lens,
             scale=scale, query_len=query_len, kv_scale=kv_scale,
         )  # fmt: skip
-    tiles = choose_tiles(query_len * q.shape[1], gpu.gpu_of(q), latent=True, widened=cache.dtype != q.dtype)
+    tiles = choose_tiles(
+        query_len * q.shape[1], gpu.gpu_of(q), latent=True, widened=cache.dtype != q.dtype
+    )
     return _launch(
         q, cache, cache, tiles, block_tables=block_tables, context_lens=context_lens,
         query_len=query_len, scale=scale * kv_scale, v_scale=kv_scale, window=0, softcap=0.0,
@@ -395,7 +397,7 @@ def _check(
     require_backend(backend, q)
     dtypes = float_types() if backend == "triton" else None
     require_heads("q", q, (None, None, None), dtypes=dtypes)
-    num_tokens = q.shape[0]
+    num_tokens = int(q.shape[0])
     require(query_len >= 1, f"query_len: must be at least 1, got {query_len}")
     whole = num_tokens % query_len == 0
     require(whole, f"q: {num_tokens} rows are no multiple of query_len {query_len}")

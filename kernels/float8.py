@@ -61,7 +61,7 @@ class Float8Weight:
 
     @property
     def by_block(self) -> bool:
-        return self.scales.dim() == 2
+        return len(self.scales.shape) == 2
 
     @property
     def shape(self) -> torch.Size:

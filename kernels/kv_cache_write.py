@@ -62,7 +62,7 @@ def _rotated_halves(
 @triton.jit
 def _stored(x, inverse_scale, TYPE: tl.constexpr):
     """``x`` as a cache of this type holds it."""
-    if TYPE == tl.float8e4nv:
+    if tl.float8e4nv == TYPE:
         x = x.to(tl.float32) * inverse_scale
         x = tl.minimum(tl.maximum(x, -448.0), 448.0)
     return x.to(TYPE)

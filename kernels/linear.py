@@ -234,12 +234,10 @@ def choose_tiles(
             num_tokens, out_features, in_features, block_m=block_m, block_n=64, on=on
         )
         if not on.is_hopper:
-            options = {"persistent": False, "tma": False, "splits": splits}
-            return LinearTiles(block_m, 64, 64, 4, 5, **options)
+            return LinearTiles(block_m, 64, 64, 4, 5, persistent=False, tma=False, splits=splits)
         # About 100 KiB each, so that two programs share an SM and no wave is left half empty.
         stages = {16: 5, 32: 4, 64: 3}[block_m]
-        options = {"swap": True, "persistent": False, "splits": splits}
-        return LinearTiles(block_m, 64, 128, 4, stages, **options)
+        return LinearTiles(block_m, 64, 128, 4, stages, swap=True, persistent=False, splits=splits)
     if not on.is_hopper:
         tiles_256 = triton.cdiv(num_tokens, 128) * triton.cdiv(out_features, 256)
         if tiles_256 < on.multiprocessors:
@@ -247,11 +245,15 @@ def choose_tiles(
         return LinearTiles(128, 128, 32, 8, 4, persistent=False, tma=False)
     times_s = {}
     for tiles in _ONE_WAVE:
-        shape = {"block_m": tiles.block_m, "block_n": tiles.block_n, "on": on}
-        splits = best_splits(num_tokens, out_features, in_features, **shape)
-        depth = in_features or 4096
+        block_m, block_n = tiles.block_m, tiles.block_n
+        splits = best_splits(
+            num_tokens, out_features, in_features, block_m=block_m, block_n=block_n, on=on
+        )
         split = replace(tiles, splits=splits, persistent=tiles.persistent and splits == 1)
-        times_s[split] = product_s(num_tokens, out_features, depth, splits=splits, **shape)
+        times_s[split] = product_s(
+            num_tokens, out_features, in_features or 4096,
+            block_m=block_m, block_n=block_n, splits=splits, on=on,
+        )  # fmt: skip
     return min(times_s, key=times_s.__getitem__)
 
 

@@ -10,9 +10,9 @@ The token is then the first, in vocabulary order, where the kept mass passes u t
 first largest logit.
 
 A row's logits are read once, by several programs: each holds a part of the vocabulary in registers
-and leaves its largest logit, its mass, and its likeliest tokens (at most CANDIDATES, all that exceed
-a cutoff). A second program merges the parts. If more tokens than stay exceed every cutoff, the
-candidates are all that matter, and threshold and token are found among them; where a flat
+and leaves its largest logit, its mass, and its likeliest tokens (CANDIDATES at most, all that
+exceed a cutoff). A second program merges the parts. If more tokens than stay exceed every cutoff,
+the candidates are all that matter, and threshold and token are found among them; where a flat
 distribution keeps more, the merging program goes through the row, pass after pass. A row that
 holds a NaN, or whose largest logit is not finite, is told.
 """
@@ -275,7 +275,7 @@ def choose_part(vocab_size: int) -> int:
     4096 are 32 a thread at four warps, and 32 parts of a vocabulary of 128 Ki: enough programs for
     one row, and 2,048 candidates, which the merging program holds in registers.
     """
-    part = min(4096, max(64, triton.next_power_of_2(vocab_size)))
+    part: int = min(4096, max(64, triton.next_power_of_2(vocab_size)))
     while triton.cdiv(vocab_size, part) > 128:
         part *= 2
     return part

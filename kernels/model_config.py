@@ -1,4 +1,4 @@
-"""The architecture of a decoder as its kernels need it: Llama, Qwen, Gemma, gpt-oss and the like."""
+"""The architecture of a decoder as its kernels need it: Llama, Qwen, Gemma, gpt-oss."""
 
 from __future__ import annotations
 

@@ -33,7 +33,6 @@ from kernels.linear import (
     tile_source,
 )
 
-
 Activation = Literal["silu", "gelu", "clamped"]
 """Of gated MLPs: Llama's and Qwen's; Gemma's (``gelu_pytorch_tanh``); gpt-oss's."""
 

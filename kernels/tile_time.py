@@ -6,7 +6,7 @@
 multiprocessors that have a program at all, since each takes only so many bytes a second. Every tile
 reads BLOCK_M rows of x and BLOCK_N of W, from L2 at best: small tiles are bound by these operands.
 *Sums* is what splitting a tile's depth costs: float32 partial sums written and read, and a launch.
-The rates are assumptions that rank choices, not measurements; no table of latencies is made of them.
+The rates are assumptions that rank choices, not measurements; no table of latencies rests on them.
 """
 
 from __future__ import annotations

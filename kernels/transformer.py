@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -477,7 +478,7 @@ class Transformer:
         config, backend = self.config, self.backend
         reads_packed = batch.cu_seqlens is not None and not batch.has_past
         k_cache, v_cache = layer_cache[0], layer_cache[1]
-        options = {
+        options: dict[str, Any] = {
             "scale": config.attention_scale or None,
             "window": config.window_of(index),
             "softcap": config.softcap,

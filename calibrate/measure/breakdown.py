@@ -240,7 +240,8 @@ def by_block_size(rig: Rig) -> list[dict[str, Any]]:
             packed = rig.normal(given.num_tokens, heads + 2 * kv_heads, rig.config.head_dim)
             q, k, v = packed.split([heads, kv_heads, kv_heads], dim=1)
             calls: list[Call] = [
-                partial(rig.model.attend, q, k, v, batch, cache[layer], index=layer) for layer in range(layers)
+                partial(rig.model.attend, q, k, v, batch, cache[layer], index=layer)
+                for layer in range(layers)
             ]
             row[name] = round(rig.timer.measure(calls).time_us, 2)
         rows.append(row)

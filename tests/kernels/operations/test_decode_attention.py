@@ -37,9 +37,7 @@ def _check(inputs, close, *, num_splits=None, **options):
     return out
 
 
-@pytest.mark.parametrize(
-    ("group", "head_dim"), [(1, 64), (2, 80), (4, 128), (7, 96), (16, 256)]
-)
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (2, 80), (4, 128), (7, 96), (16, 256)])
 def test_every_group_and_head_size_matches_the_reference(group, head_dim, paged, close):
     shape = {"heads": 2 * group, "kv_heads": 2, "head_dim": head_dim}
     _check(paged([1, 130, 65], **shape), close, num_splits=2)
@@ -54,9 +52,7 @@ def test_caps_and_sinks_change_the_softmax_as_in_the_reference(
     inputs["q"] *= 3.0
     sinks = draw(6) * 2 + 1 if sunk else None
     plain = decode_attention_reference(**inputs, window=window)
-    out = _check(
-        inputs, close, num_splits=num_splits, softcap=softcap, window=window, sinks=sinks
-    )
+    out = _check(inputs, close, num_splits=num_splits, softcap=softcap, window=window, sinks=sinks)
     assert (out - plain).norm() > 0.05 * plain.norm()
 
 
@@ -69,9 +65,7 @@ def test_a_float8_cache_counts_times_its_scales(num_splits, paged, close):
 
 
 @pytest.mark.parametrize(("heads", "query_len"), [(5, 1), (9, 2)])
-def test_latent_keys_are_values_too_and_all_heads_share_them(
-    heads, query_len, paged, draw, close
-):
+def test_latent_keys_are_values_too_and_all_heads_share_them(heads, query_len, paged, draw, close):
     inputs = paged([query_len, 70], heads=heads, kv_heads=1, head_dim=80, query_len=query_len)
     cache = inputs.pop("k_cache")
     del inputs["v_cache"]

@@ -69,8 +69,9 @@ def test_a_float8_cache_holds_what_its_scales_leave(draw, device):
     for name in ("k_cache", "v_cache"):
         assert torch.equal(inputs[name].float(), expected[name].float())
     assert inputs["k_cache"].float().abs().max() == 448
+    plain = _inputs(draw, device, tokens=5, heads=4, kv_heads=2, head_dim=64)
     with pytest.raises(ValueError, match="only of a float8 cache"):
-        kv_cache_write(**_inputs(draw, device, tokens=5, heads=4, kv_heads=2, head_dim=64), **scales)
+        kv_cache_write(**plain, **scales)
 
 
 @pytest.mark.parametrize("block_size", [20, 256])

@@ -62,9 +62,7 @@ def _check(inputs, close, *, tiles=None, **options):
     return out
 
 
-@pytest.mark.parametrize(
-    ("group", "head_dim"), [(1, 64), (2, 80), (4, 128), (7, 96), (16, 256)]
-)
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (2, 80), (4, 128), (7, 96), (16, 256)])
 def test_every_group_and_head_size_matches_the_reference(group, head_dim, packed, close):
     shape = {"heads": 2 * group, "kv_heads": 2, "head_dim": head_dim}
     _check(packed([5, 70], **shape), close)

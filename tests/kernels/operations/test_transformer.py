@@ -274,9 +274,7 @@ def _hugging_face_tensors(transformer: Transformer) -> dict[str, torch.Tensor]:
         if config.expert_bias:
             named["mlp.router"] = layer.router
             turns = [layer.experts_gate_up, layer.experts_gate_up_bias]
-            weight, bias = (
-                torch.stack(t.chunk(2, dim=1), dim=2).flatten(1, 2) for t in turns
-            )
+            weight, bias = (torch.stack(t.chunk(2, dim=1), dim=2).flatten(1, 2) for t in turns)
             extra |= {
                 "self_attn.o_proj.bias": layer.output_bias,
                 "self_attn.sinks": layer.sinks,
