@@ -78,6 +78,20 @@ class Float8Weight:
         return (self.values.to(scales.dtype) * scales).to(dtype)
 
 
+def stacked(parts: list[Float8Weight]) -> Float8Weight:
+    """Weights of the same depth as one, their rows one after another.
+
+    Raises: ValueError where blocks of 128 rows would straddle two of them.
+    """
+    values = torch.cat([part.values.view(torch.uint8) for part in parts]).view(FLOAT8)
+    if parts[0].by_block:
+        whole = all(part.shape[0] % BLOCK == 0 for part in parts[:-1])
+        require(whole, f"float8: rows to stack must be multiples of {BLOCK}")
+        return Float8Weight(values, torch.cat([part.scales for part in parts]))
+    scales = [part.scales.expand(part.shape[0]) for part in parts]
+    return Float8Weight(values, torch.cat(scales))
+
+
 def quantize(
     x: torch.Tensor, *, group: int = 0, backend: Backend = "triton"
 ) -> tuple[torch.Tensor, torch.Tensor]:

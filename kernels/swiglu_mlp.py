@@ -111,6 +111,50 @@ def _gate_up_kernel(
         tl.store(y_ptr + rows[:, None] * N + columns[None, :], y, mask=inside)
 
 
+@triton.jit
+def _gated_kernel(
+    x_ptr,  # [num_rows, 2 · N], gate columns then up columns
+    y_ptr,  # [num_rows, N]
+    N,
+    ACTIVATION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < N
+    gate_ptrs = x_ptr + row * 2 * N + columns
+    gate = tl.load(gate_ptrs, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_ptrs + N, mask=inside, other=0.0).to(tl.float32)
+    y = gated_product(gate, up, ACTIVATION)
+    tl.store(y_ptr + row * N + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def gated(
+    x: torch.Tensor, *, activation: Activation = "silu", backend: Backend = "triton"
+) -> torch.Tensor:
+    """The activation alone, where gate and up are a product in float8.
+
+    Args:
+        x: [num_rows, 2 · intermediate], gate columns first, bf16 or fp16, contiguous.
+
+    Returns: [num_rows, intermediate], dtype of ``x``. Raises: ValueError on a wrong argument.
+    """
+    require_backend(backend, x)
+    require_tensor("x", x, (None, None), dtypes=float_types() if backend == "triton" else None)
+    require(x.shape[1] % 2 == 0, f"x: gate and up must be equally wide, got {x.shape[1]} columns")
+    if backend != "triton":
+        gate, up = x.float().chunk(2, dim=-1)
+        return gated_product_reference(gate, up, activation).to(x.dtype)
+    num_rows, width = x.shape[0], x.shape[1] // 2
+    y = torch.empty((num_rows, width), dtype=x.dtype, device=x.device)
+    if y.numel():
+        block = min(2048, triton.next_power_of_2(width))
+        _gated_kernel[(num_rows, triton.cdiv(width, block))](
+            x, y, width, ACTIVATION=activation, BLOCK=block, num_warps=4
+        )
+    return y
+
+
 # What a tuning run on a GPU tries; block_n counts gated outputs, each from two rows of the weight.
 CANDIDATES = {
     "many": (LinearTiles(128, 128, 64, 8, 3), LinearTiles(128, 128, 64, 8, 4)),

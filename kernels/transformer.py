@@ -20,15 +20,18 @@ import torch
 from kernels.checks import HALF_TYPES, Backend, LinearBackend, float_types, require, require_backend
 from kernels.decode_attention import decode_attention
 from kernels.embedding import embedding
+from kernels.float8 import Float8Weight, float8_linear
+from kernels.float8 import stacked as stacked_float8
 from kernels.kv_cache_write import kv_cache_write
 from kernels.linear import Product, fastest_backend, linear
 from kernels.model_config import ModelConfig
 from kernels.moe import moe
 from kernels.mxfp4 import PARTS, widened
+from kernels.paged_cache import FLOAT8
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary_table
-from kernels.swiglu_mlp import gate_up, swiglu_mlp
+from kernels.swiglu_mlp import gate_up, gated, swiglu_mlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +53,24 @@ class ForwardBatch:
     has_past: bool = True  # whether any prefilling sequence has earlier tokens in the cache
 
 
+Weight = torch.Tensor | Float8Weight
+
+
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The tensors of one decoder layer; dense layers have no expert tensors, and vice versa."""
+    """The tensors of one decoder layer; dense layers have no expert tensors, and vice versa.
+
+    Dense products may have weights in float8.
+    """
 
     input_norm: torch.Tensor  # [hidden]
-    qkv: torch.Tensor  # [qkv_features, hidden], query rows, key rows, value rows
-    output: torch.Tensor  # [hidden, num_heads · head_dim]
+    qkv: Weight  # [qkv_features, hidden], query rows, key rows, value rows
+    output: Weight  # [hidden, num_heads · head_dim]
     mlp_norm: torch.Tensor  # [hidden]
     q_norm: torch.Tensor | None = None  # [head_dim]
     k_norm: torch.Tensor | None = None  # [head_dim]
-    gate_up: torch.Tensor | None = None  # [2 · intermediate, hidden]
-    down: torch.Tensor | None = None  # [hidden, intermediate]
+    gate_up: Weight | None = None  # [2 · intermediate, hidden]
+    down: Weight | None = None  # [hidden, intermediate]
     router: torch.Tensor | None = None  # [num_experts, hidden]
     experts_gate_up: torch.Tensor | None = None  # [num_experts, 2 · moe_intermediate, hidden]
     experts_down: torch.Tensor | None = None  # [num_experts, hidden, moe_intermediate]
@@ -73,11 +82,19 @@ class LayerWeights:
     router_bias: torch.Tensor | None = None  # [num_experts]
     experts_gate_up_bias: torch.Tensor | None = None  # [num_experts, 2 · moe_intermediate]
     experts_down_bias: torch.Tensor | None = None  # [num_experts, hidden]
+    k_scale: float = 1.0  # of a float8 KV cache
+    v_scale: float = 1.0
 
     def tensors(self) -> list[torch.Tensor]:
         """Those that are present."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return [value for value in values if value is not None]
+        found: list[torch.Tensor] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Float8Weight):
+                found += [value.values, value.scales]
+            elif isinstance(value, torch.Tensor):
+                found.append(value)
+        return found
 
 
 def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -141,6 +158,13 @@ _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 
 def _is_norm(name: str) -> bool:
     return name.endswith("norm")
+
+
+def _cache_scales(layer: LayerWeights, cache: torch.Tensor) -> dict[str, float]:
+    """Those of a float8 cache; none of another."""
+    if cache.dtype != FLOAT8:
+        return {}
+    return {"k_scale": layer.k_scale, "v_scale": layer.v_scale}
 
 
 class Transformer:
@@ -243,6 +267,10 @@ class Transformer:
     ) -> Transformer:
         """Weights under their Hugging Face names, as safetensors files hold them.
 
+        Dense weights in float8 stay so, with the scales that the checkpoint has beside them
+        (``weight_scale_inv`` a block of 128 × 128, ``weight_scale`` a channel or tensor; those of
+        experts are widened).
+
         ``tensors`` is asked for one name at a time, so a mapping that reads a file on access keeps
         one copy in memory. Raises: ValueError for a missing name or a wrong shape.
         """
@@ -261,9 +289,31 @@ class Transformer:
                 return tensor.to(device=device, dtype=torch.float32) + 1.0
             return tensor.to(device=device, dtype=dtype)
 
-        def stacked(prefix: str, names: tuple[str, ...], kind: str = "weight") -> torch.Tensor:
-            parts = [get(f"{prefix}{name}.{kind}") for name in names]
-            return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+        def get_weight(name: str) -> Weight:
+            values = tensors[name] if name in tensors else None
+            if values is None or values.dtype != FLOAT8:
+                return get(name)
+            found = [end for end in ("_scale_inv", "_scale") if f"{name}{end}" in tensors]
+            require(bool(found), f"tensors: {name}_scale is missing")
+            scales = tensors[f"{name}{found[0]}"].to(device=device, dtype=torch.float32)
+            by_block = scales.dim() == 2 and scales.shape[1] > 1
+            scales = scales.contiguous() if by_block else scales.reshape(-1)
+            return Float8Weight(values.to(device), scales)
+
+        def stacked(prefix: str, names: tuple[str, ...], kind: str = "weight") -> Weight:
+            parts = [get_weight(f"{prefix}{name}.{kind}") for name in names]
+            narrow = [part for part in parts if isinstance(part, Float8Weight)]
+            if narrow:
+                require(
+                    len(narrow) == len(parts), f"tensors: {prefix}{names} mix float8 and others"
+                )
+                return stacked_float8(narrow)
+            wide = [part for part in parts if isinstance(part, torch.Tensor)]
+            return wide[0].contiguous() if len(wide) == 1 else torch.cat(wide)
+
+        def scale(prefix: str, which: str) -> float:
+            name = f"{prefix}self_attn.{which}_scale"
+            return float(tensors[name]) if name in tensors else 1.0
 
         sources = dict(_SOURCES)
         if config.post_norms:
@@ -291,7 +341,7 @@ class Transformer:
 
         def layer(index: int) -> LayerWeights:
             prefix = f"{model}layers.{index}."
-            weights: dict[str, torch.Tensor] = {}
+            weights: dict[str, Any] = {}
             for name, shape in _layer_shapes(config).items():
                 if config.expert_bias and name.startswith("experts_"):
                     weight = get_packed(f"{prefix}mlp.experts.", name)
@@ -299,6 +349,8 @@ class Transformer:
                     weight = torch.empty(shape, dtype=dtype, device=device)
                     for expert in range(config.num_experts):
                         of_expert = stacked(f"{prefix}mlp.experts.{expert}.", _SOURCES[name])
+                        if isinstance(of_expert, Float8Weight):
+                            of_expert = of_expert.widened(dtype)
                         fits = of_expert.shape == weight[expert].shape
                         require(fits, f"tensors: {prefix}{name} does not fit {shape}")
                         weight[expert] = of_expert
@@ -313,7 +365,8 @@ class Transformer:
                         f"tensors: {prefix}{name} must be {shape}, got {tuple(weight.shape)}",
                     )
                 weights[name] = weight
-            return LayerWeights(**weights)
+            scales = {f"{which}_scale": scale(prefix, which) for which in "kv"}
+            return LayerWeights(**weights, **scales)
 
         table = (config.vocab_size, config.hidden_size)
         embeddings = get(f"{model}embed_tokens.weight", table).contiguous()
@@ -344,13 +397,19 @@ class Transformer:
         element_bytes: int = self.embeddings.element_size()
         return 2 * config.num_layers * config.num_kv_heads * config.head_dim * element_bytes
 
-    def new_kv_cache(self, num_blocks: int, block_size: int = 16) -> torch.Tensor:
-        """A zeroed cache: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]."""
+    def new_kv_cache(
+        self, num_blocks: int, block_size: int = 16, *, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A zeroed cache: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim].
+
+        In the weights' dtype, or float8_e4m3fn if asked for.
+        """
         config = self.config
         shape = (
             config.num_layers, 2, num_blocks, block_size, config.num_kv_heads, config.head_dim
         )  # fmt: skip
-        return torch.zeros(shape, dtype=self.embeddings.dtype, device=self.embeddings.device)
+        kind = dtype or self.embeddings.dtype
+        return torch.zeros(shape, dtype=kind, device=self.embeddings.device)
 
     def forward(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Hidden states after the final norm, [T, hidden]; new keys and values go to the cache."""
@@ -385,8 +444,10 @@ class Transformer:
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     def _linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
+        if isinstance(weight, Float8Weight):
+            return float8_linear(x, weight, bias=bias, backend=self.backend)
         return linear(x, weight, bias=bias, backend=self._backend_for(x, weight))
 
     def _backend_for(
@@ -398,6 +459,11 @@ class Transformer:
 
     def _mlp(self, hidden: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
         config = self.config
+        if isinstance(layer.gate_up, Float8Weight) or isinstance(layer.down, Float8Weight):
+            assert layer.gate_up is not None and layer.down is not None
+            both = self._linear(hidden, layer.gate_up)
+            product = gated(both, activation=config.activation, backend=self.backend)
+            return self._linear(product, layer.down)
         if layer.gate_up is not None and layer.down is not None:
             return swiglu_mlp(
                 hidden,
@@ -451,6 +517,7 @@ class Transformer:
             k_norm_weight=layer.k_norm,
             eps=config.rms_norm_eps,
             update_k=reads_packed,
+            **_cache_scales(layer, k_cache),
             backend=backend,
         )
         attended = self.attend(q, k, v, batch, layer_cache, index=index)
@@ -496,13 +563,15 @@ class Transformer:
                     block_tables=batch.block_tables[:decodes],
                     context_lens=batch.context_lens[:decodes],
                     query_len=batch.query_len,
+                    **_cache_scales(self.layers[index], k_cache),
                     **options,
                 )
             )
         if batch.cu_seqlens is not None:
-            past = {
+            past: dict[str, Any] = {
                 "block_tables": batch.block_tables[decodes:],
                 "context_lens": batch.context_lens[decodes:],
+                **_cache_scales(self.layers[index], k_cache),
             }
             parts.append(
                 prefill_attention(

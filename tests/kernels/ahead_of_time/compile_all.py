@@ -28,7 +28,7 @@ from kernels.moe import moe
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.standard_attention import standard_attention
-from kernels.swiglu_mlp import gate_up
+from kernels.swiglu_mlp import gate_up, gated
 
 BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
 
@@ -129,6 +129,7 @@ def products() -> None:
                     product(tensor(8192 if kind == "many" else 16, 4096), weight, tiles=tiles)
     linear(tensor(256, 2880), tensor(5120, 2880), bias=tensor(5120))  # gpt-oss
     gate_up(tensor(64, 3584), tensor(28_672, 3584), activation="gelu")  # Gemma 2
+    gated(tensor(64, 36_864))  # of a float8 product
     real = tensor(256, dtype=torch.float32)
     if ARCH > 80:
         # DeepSeek-V3: by block; the others by token and channel.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.float8 import quantize_weight
 from kernels.model_config import ModelConfig
 from kernels.mxfp4 import widened
 from kernels.rotary import rotary_table
@@ -317,6 +318,35 @@ def test_weights_come_back_from_a_safetensors_file(config, model, tmp_path, devi
         pairs = zip(ours.tensors(), theirs.tensors(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
     assert torch.equal(original.head, loaded.head)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "channel", "block"])
+def test_float8_weights_and_caches_of_a_checkpoint_stay_close_to_wide_ones(
+    kind, model, ids, tables, device, dtype
+):
+    wide = model(SMALL | {"intermediate_size": 256}, backend="torch")
+    tensors = _hugging_face_tensors(wide)
+    for name in [n for n in tensors if "_proj" in n]:
+        packed = quantize_weight(tensors[name], kind=kind)
+        tensors[name] = packed.values
+        end = "_scale_inv" if kind == "block" else "_scale"
+        scales = packed.scales[:, None] if kind == "channel" else packed.scales
+        tensors[f"{name}{end}"] = scales[0] if kind == "tensor" else scales
+    tensors |= {f"model.layers.{layer}.self_attn.k_scale": torch.tensor(0.25) for layer in (0, 1)}
+    narrow = Transformer.from_tensors(
+        wide.config, tensors, dtype=dtype, device=device, backend="torch"
+    )
+    assert narrow.layers[0].k_scale == 0.25 and narrow.layers[0].v_scale == 1.0
+    assert narrow.weight_bytes < 0.6 * wide.weight_bytes
+    outputs = []
+    for transformer, cached in ((wide, None), (narrow, torch.float8_e4m3fn)):
+        cache = transformer.new_kv_cache(8, BLOCK, dtype=cached)
+        first = _batch(tables, [(0, 0, 30), (1, 0, 9)], device, ids=ids, has_past=False)
+        transformer.forward(first, cache)
+        mixed = _batch(tables, [(0, 30, 31), (1, 9, 21)], device, ids=ids, decodes=1)
+        outputs.append(transformer.forward(mixed, cache).float())
+    apart = (outputs[0] - outputs[1]).norm() / outputs[0].norm()
+    assert 1e-3 < apart < 0.1
 
 
 def test_mxfp4_blocks_are_widened_exactly():
