@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -53,7 +53,7 @@ class ForwardBatch:
     has_past: bool = True  # whether any prefilling sequence has earlier tokens in the cache
 
 
-Weight = torch.Tensor | Float8Weight
+Weight: TypeAlias = torch.Tensor | Float8Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def _is_norm(name: str) -> bool:
     return name.endswith("norm")
 
 
-def _cache_scales(layer: LayerWeights, cache: torch.Tensor) -> dict[str, float]:
+def _cache_scales(layer: LayerWeights, cache: torch.Tensor) -> dict[str, Any]:
     """Those of a float8 cache; none of another."""
     if cache.dtype != FLOAT8:
         return {}
@@ -290,7 +290,7 @@ class Transformer:
             return tensor.to(device=device, dtype=dtype)
 
         def get_weight(name: str) -> Weight:
-            values = tensors[name] if name in tensors else None
+            values = tensors.get(name)
             if values is None or values.dtype != FLOAT8:
                 return get(name)
             found = [end for end in ("_scale_inv", "_scale") if f"{name}{end}" in tensors]
@@ -304,9 +304,8 @@ class Transformer:
             parts = [get_weight(f"{prefix}{name}.{kind}") for name in names]
             narrow = [part for part in parts if isinstance(part, Float8Weight)]
             if narrow:
-                require(
-                    len(narrow) == len(parts), f"tensors: {prefix}{names} mix float8 and others"
-                )
+                alike = len(narrow) == len(parts)
+                require(alike, f"tensors: {prefix}{names} mix float8 and others")
                 return stacked_float8(narrow)
             wide = [part for part in parts if isinstance(part, torch.Tensor)]
             return wide[0].contiguous() if len(wide) == 1 else torch.cat(wide)

@@ -20,6 +20,8 @@ from tests import needs
 pytest.importorskip("torch", reason=needs.KERNELS)
 pytest.importorskip("triton", reason=needs.KERNELS)
 
+from tests.benchmarks import cost_model
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -153,3 +155,12 @@ def test_matrix_kernels_load_ahead_of_their_products(compiled):
         if c["kernel"] in pipelined and c["async_copies"] + c["tma_loads"] == 0
     ]
     assert not stalled, "\n".join(stalled)
+
+
+def test_no_kernel_got_worse_than_it_was_accepted(compiled):
+    """Fewer programs on a multiprocessor or more registers: a silent loss, found without a GPU."""
+    costs = [cost_model.cost(one) for one in compiled]
+    found = cost_model.worse(costs, cost_model.read())
+    assert not found, "\n".join(found)
+    names = cost_model.worst_by_name(costs).keys()
+    assert names <= cost_model.read().keys(), "python -m tests.benchmarks.cost_model --write"
