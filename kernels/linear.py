@@ -391,7 +391,9 @@ def for_float8(tiles: LinearTiles, *, by_block: bool) -> LinearTiles:
     """The same tile for operands of one byte: twice the depth a step, 128 where scales change."""
     block_k = 128 if by_block else max(32, 2 * tiles.block_k)
     block_n = min(tiles.block_n, 128) if by_block else tiles.block_n
-    return replace(tiles, block_k=block_k, block_n=block_n, store_tma=False)
+    # A block's product and the sum that it adds to are accumulators both: more warps hold them.
+    num_warps = 8 if by_block and tiles.block_m >= 64 and not tiles.swap else tiles.num_warps
+    return replace(tiles, block_k=block_k, block_n=block_n, num_warps=num_warps, store_tma=False)
 
 
 def linear_reference(

@@ -44,10 +44,16 @@ def _route_kernel(
     weights_ptr,  # [num_tokens, TOP_K] float32
     ranks_ptr,  # [num_tokens, TOP_K] int32: the pair's place among its expert's
     counts_ptr,  # [NUM_EXPERTS] int32, zero before
+    preference_ptr,  # [NUM_EXPERTS] where PREFERRED: added to scores when experts are chosen
     num_tokens,
+    scale,
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     RENORMALIZE: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PREFERRED: tl.constexpr,
+    GROUPS: tl.constexpr,  # of experts, of which KEPT_GROUPS are chosen first
+    KEPT_GROUPS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_EXPERTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -61,23 +67,50 @@ def _route_kernel(
     logits = tl.load(logits_ptr + offsets, mask=inside, other=float("-inf")).to(tl.float32)
     numbers = tl.where(logits == logits, logits, float("-inf"))
     largest = tl.where(used, tl.max(numbers, 1), 0.0)
-    probabilities = tl.math.exp2((logits - largest[:, None]) * 1.4426950408889634)
+    if SIGMOID:
+        probabilities = 1.0 / (1.0 + tl.math.exp2(-1.4426950408889634 * logits))
+    else:
+        probabilities = tl.math.exp2((logits - largest[:, None]) * 1.4426950408889634)
     total = tl.sum(probabilities, 1)  # NaN if any is: so are all weights of that token
     # A NaN equals nothing, itself included: it must not be what the experts are chosen by.
     likely = tl.where(probabilities == probabilities, probabilities, 0.0)
-    remaining = tl.where((experts < NUM_EXPERTS)[None, :], likely, -1.0)
+    remaining = tl.where((experts < NUM_EXPERTS)[None, :], likely, float("-inf"))
+    if PREFERRED:
+        preference = tl.load(preference_ptr + experts, mask=experts < NUM_EXPERTS, other=0.0)
+        remaining += preference.to(tl.float32)[None, :]
+    if GROUPS > 1:  # the experts are as many as the block's
+        WIDTH: tl.constexpr = NUM_EXPERTS // GROUPS
+        in_groups = tl.reshape(remaining, [BLOCK_TOKENS, GROUPS, WIDTH])
+        member = tl.arange(0, WIDTH)[None, None, :]
+        best_of = tl.max(in_groups, 2)  # [BLOCK_TOKENS, GROUPS]
+        first_of = tl.min(tl.where(in_groups == best_of[:, :, None], member, WIDTH), 2)
+        others = tl.where(member == first_of[:, :, None], float("-inf"), in_groups)
+        left = best_of + tl.max(others, 2)  # a group counts as its best two
+        group = tl.arange(0, GROUPS)[None, :]
+        kept = left != left  # none
+        for _ in tl.static_range(KEPT_GROUPS):
+            best_left = tl.max(left, 1)[:, None]
+            first_left = tl.min(tl.where(left == best_left, group, GROUPS), 1)[:, None]
+            kept = kept | (group == first_left)
+            left = tl.where(group == first_left, float("-inf"), left)
+        in_groups = tl.where(kept[:, :, None], in_groups, float("-inf"))
+        remaining = tl.reshape(in_groups, [BLOCK_TOKENS, BLOCK_EXPERTS])
     chosen = tl.zeros([BLOCK_TOKENS, BLOCK_K], tl.int32)
     weights = tl.zeros([BLOCK_TOKENS, BLOCK_K], tl.float32)
     for place in tl.static_range(TOP_K):
         best = tl.max(remaining, 1)
         first = tl.min(tl.where(remaining == best[:, None], experts[None, :], BLOCK_EXPERTS), 1)
-        remaining = tl.where(experts[None, :] == first[:, None], -1.0, remaining)
+        taken = experts[None, :] == first[:, None]
+        remaining = tl.where(taken, float("-inf"), remaining)
         here = (places == place)[None, :]
         chosen = tl.where(here, first[:, None], chosen)
-        weights = tl.where(here, best[:, None], weights)
+        own = tl.sum(tl.where(taken, likely, 0.0), 1)
+        weights = tl.where(here, own[:, None], weights)
     if RENORMALIZE:
         total = tl.where(total == total, tl.sum(weights, 1), total)
-    weights = weights / tl.where(used, total, 1.0)[:, None]
+    elif SIGMOID:
+        total = tl.where(total == total, 1.0, total)
+    weights = weights * scale / tl.where(used, total, 1.0)[:, None]
     pair_used = used[:, None] & (places < TOP_K)[None, :]
     pairs = tokens.to(tl.int64)[:, None] * TOP_K + places[None, :]
     ranks = tl.atomic_add(counts_ptr + chosen, 1, mask=pair_used, sem="relaxed")
@@ -229,13 +262,35 @@ class Routing:
     counts: torch.Tensor  # [num_experts] int32
 
 
-def route(logits: torch.Tensor, top_k: int, *, renormalize: bool = True) -> Routing:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How experts are chosen beyond the k likeliest; the defaults change nothing.
+
+    DeepSeek-V3 (technical report, section 2.1.2) scores an expert by the sigmoid of its logit, adds
+    a preference when it chooses but not when it weighs, takes the ``kept_groups`` of ``groups``
+    whose best two score highest, then experts of these, and multiplies the weights by ``scale``.
+    """
+
+    sigmoid: bool = False
+    preference: torch.Tensor | None = None  # [num_experts] float32
+    groups: int = 1  # a power of two, as num_experts then is
+    kept_groups: int = 1
+    scale: float = 1.0
+
+
+LIKELIEST = Rule()
+
+
+def route(
+    logits: torch.Tensor, top_k: int, *, renormalize: bool = True, rule: Rule = LIKELIEST
+) -> Routing:
     """Choose the experts of each token from its router logits, with the Triton kernels.
 
     Args:
         logits: [num_tokens, num_experts], bf16, fp16 or fp32, contiguous; at most 512 experts.
         top_k: experts a token, at most 16.
         renormalize: make the chosen weights sum to 1.
+        rule: of the choice.
 
     Raises: ValueError on a wrong argument, before any launch.
     """
@@ -245,6 +300,7 @@ def route(logits: torch.Tensor, top_k: int, *, renormalize: bool = True) -> Rout
     require(1 <= num_experts <= 512, f"logits: 1 to 512 experts, got {num_experts}")
     allowed = min(16, num_experts)
     require(1 <= top_k <= allowed, f"top_k: must be 1 to {allowed}, got {top_k}")
+    _check_rule(rule, logits, num_experts, top_k)
     device = logits.device
     experts = torch.empty((num_tokens, top_k), dtype=torch.int32, device=device)
     weights = torch.empty((num_tokens, top_k), dtype=torch.float32, device=device)
@@ -261,10 +317,16 @@ def route(logits: torch.Tensor, top_k: int, *, renormalize: bool = True) -> Rout
             weights,
             ranks,
             counts,
+            weights if rule.preference is None else rule.preference,
             num_tokens,
+            rule.scale,
             NUM_EXPERTS=num_experts,
             TOP_K=top_k,
             RENORMALIZE=renormalize,
+            SIGMOID=rule.sigmoid,
+            PREFERRED=rule.preference is not None,
+            GROUPS=rule.groups,
+            KEPT_GROUPS=rule.kept_groups,
             BLOCK_TOKENS=block_tokens,
             BLOCK_EXPERTS=block_experts,
             BLOCK_K=triton.next_power_of_2(top_k),
@@ -282,6 +344,22 @@ def route(logits: torch.Tensor, top_k: int, *, renormalize: bool = True) -> Rout
             num_warps=4,
         )
     return Routing(experts, weights, sorted_pairs, counts)
+
+
+def _check_rule(rule: Rule, like: torch.Tensor, num_experts: int, top_k: int) -> None:
+    """Raise ValueError unless the rule chooses ``top_k`` of so many experts."""
+    if rule.preference is not None:
+        require_tensor(
+            "preference", rule.preference, (num_experts,), dtypes=(torch.float32,),
+            device=like.device,
+        )  # fmt: skip
+    groups, kept = rule.groups, rule.kept_groups
+    powers = groups == 1 or (groups & (groups - 1) == 0 and num_experts & (num_experts - 1) == 0)
+    require(powers, f"groups: they and experts must be powers of two, got {groups}, {num_experts}")
+    fits = 1 <= kept <= groups and (groups == 1 or num_experts >= 2 * groups)
+    require(fits, f"kept_groups: 1 to {groups} of at least two experts each, got {kept}")
+    enough = kept * (num_experts // groups) >= top_k
+    require(enough, f"kept_groups: {kept} have fewer than {top_k} experts")
 
 
 def choose_tiles(num_pairs: int, num_experts: int, on: gpu.Gpu, *, gated: bool) -> LinearTiles:
@@ -356,6 +434,7 @@ def moe(
     *,
     top_k: int,
     renormalize: bool = True,
+    rule: Rule = LIKELIEST,
     activation: Activation = "silu",
     router_bias: torch.Tensor | None = None,
     gate_up_bias: torch.Tensor | None = None,
@@ -371,6 +450,7 @@ def moe(
         down_weight: [num_experts, hidden, intermediate], same dtype.
         top_k: experts a token, at most 16.
         renormalize: make the chosen weights sum to 1 (``norm_topk_prob``).
+        rule: of the choice of experts.
         activation: of the gate.
         router_bias: [num_experts]; gate_up_bias: [num_experts, 2 · intermediate]; down_bias:
             [num_experts, hidden]; same dtype, none by default.
@@ -398,11 +478,13 @@ def moe(
             require_tensor(name, bias, shape, **like)
     allowed = min(16, num_experts)
     require(1 <= top_k <= allowed, f"top_k: must be 1 to {allowed}, got {top_k}")
+    _check_rule(rule, x, num_experts, top_k)
     if backend != "triton":
         return moe_reference(
             x, router_weight, gate_up_weight, down_weight,
-            top_k=top_k, renormalize=renormalize, activation=activation, router_bias=router_bias,
-            gate_up_bias=gate_up_bias, down_bias=down_bias, fused=backend == "best",
+            top_k=top_k, renormalize=renormalize, rule=rule, activation=activation,
+            router_bias=router_bias, gate_up_bias=gate_up_bias, down_bias=down_bias,
+            fused=backend == "best",
         )  # fmt: skip
     for name, tensor in (("x", x), ("gate_up_weight", gate_up_weight), ("down", down_weight)):
         require_aligned_rows(name, tensor)
@@ -410,7 +492,8 @@ def moe(
     if num_tokens == 0:
         return y
     on = gpu.gpu_of(x)
-    routing = route(linear(x, router_weight, bias=router_bias), top_k, renormalize=renormalize)
+    logits = linear(x, router_weight, bias=router_bias)
+    routing = route(logits, top_k, renormalize=renormalize, rule=rule)
     num_pairs = num_tokens * top_k
     gated = torch.empty((num_pairs, intermediate), dtype=x.dtype, device=x.device)
     results = torch.empty((num_pairs, hidden), dtype=x.dtype, device=x.device)
@@ -431,16 +514,25 @@ def moe(
 
 
 def route_reference(
-    logits: torch.Tensor, top_k: int, *, renormalize: bool = True
+    logits: torch.Tensor, top_k: int, *, renormalize: bool = True, rule: Rule = LIKELIEST
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Experts and weights of each token in plain PyTorch: two [num_tokens, top_k] tensors."""
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    probabilities = torch.softmax(logits.to(wide), dim=-1)
-    ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-    weights, experts = ordered[:, :top_k], order[:, :top_k]
+    scores = torch.sigmoid(logits.to(wide)) if rule.sigmoid else logits.to(wide).softmax(dim=-1)
+    keys = scores if rule.preference is None else scores + rule.preference.to(wide)
+    if rule.groups > 1:
+        grouped = keys.unflatten(-1, (rule.groups, -1))
+        of_group = grouped.topk(2, dim=-1).values.sum(-1)
+        best = torch.sort(of_group, dim=-1, descending=True, stable=True).indices
+        kept = torch.zeros_like(of_group, dtype=torch.bool)
+        kept.scatter_(-1, best[:, : rule.kept_groups], True)
+        keys = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+    order = torch.sort(keys, dim=-1, descending=True, stable=True).indices
+    experts = order[:, :top_k]
+    weights = scores.gather(-1, experts)
     if renormalize:
         weights = weights / weights.sum(-1, keepdim=True)
-    return experts, weights
+    return experts, weights * rule.scale
 
 
 def moe_reference(
@@ -451,6 +543,7 @@ def moe_reference(
     *,
     top_k: int,
     renormalize: bool = True,
+    rule: Rule = LIKELIEST,
     activation: Activation = "silu",
     router_bias: torch.Tensor | None = None,
     gate_up_bias: torch.Tensor | None = None,
@@ -467,7 +560,7 @@ def moe_reference(
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     if routing is None:
         logits = linear_reference(x, router_weight, router_bias)
-        routing = route_reference(logits, top_k, renormalize=renormalize)
+        routing = route_reference(logits, top_k, renormalize=renormalize, rule=rule)
     experts, weights = routing
     total = torch.zeros(x.shape, dtype=wide, device=x.device)
     working = x.dtype if fused else wide

@@ -296,7 +296,7 @@ class Transformer:
             found = [end for end in ("_scale_inv", "_scale") if f"{name}{end}" in tensors]
             require(bool(found), f"tensors: {name}_scale is missing")
             scales = tensors[f"{name}{found[0]}"].to(device=device, dtype=torch.float32)
-            by_block = scales.dim() == 2 and scales.shape[1] > 1
+            by_block = found[0] == "_scale_inv"
             scales = scales.contiguous() if by_block else scales.reshape(-1)
             return Float8Weight(values.to(device), scales)
 

@@ -24,7 +24,7 @@ from kernels.float8 import Float8Weight, float8_linear
 from kernels.kv_cache_write import kv_cache_write
 from kernels.linear import linear
 from kernels.logits_and_sample import sample
-from kernels.moe import moe
+from kernels.moe import Rule, moe
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.standard_attention import standard_attention
@@ -147,7 +147,9 @@ def products() -> None:
             down_bias=tensor(32, 2880),
         )  # fmt: skip
     deep = (tensor(256, 7168), tensor(256, 4096, 7168), tensor(256, 7168, 2048))
-    moe(tensor(4096, 7168), *deep, top_k=8)
+    preference = tensor(256, dtype=torch.float32)
+    rule = Rule(sigmoid=True, preference=preference, groups=8, kept_groups=4, scale=2.5)
+    moe(tensor(4096, 7168), *deep, top_k=8, rule=rule)
     for dtype in (BF16, torch.float32):
         logits = tensor(256, 128_256, dtype=dtype)
         if dtype == BF16:

@@ -346,7 +346,7 @@ def test_float8_weights_and_caches_of_a_checkpoint_stay_close_to_wide_ones(
         mixed = _batch(tables, [(0, 30, 31), (1, 9, 21)], device, ids=ids, decodes=1)
         outputs.append(transformer.forward(mixed, cache).float())
     apart = (outputs[0] - outputs[1]).norm() / outputs[0].norm()
-    assert 1e-3 < apart < 0.1
+    assert 1e-3 < apart < 0.2  # 3 bits of mantissa, through two layers of random weights
 
 
 def test_mxfp4_blocks_are_widened_exactly():
