@@ -212,12 +212,11 @@ CANDIDATES = {
 }
 
 
-# Tiles for 65 tokens and more on Hopper; `product_s` says which are fastest for a shape.
+# Tiles for 65 tokens and more on Hopper, split or not; `product_s` says which are fastest for a
+# shape. Few kinds: each is compiled before an engine serves.
 _ONE_WAVE = (
     CANDIDATES["many"][0],
     CANDIDATES["many"][1],
-    LinearTiles(128, 64, 64, 4, 4),
-    LinearTiles(64, 64, 128, 4, 4),
 )
 
 

@@ -84,11 +84,12 @@ def product_s(
 def best_splits(
     num_tokens: int, out_features: int, in_features: int, *, block_m: int, block_n: int, on: gpu.Gpu
 ) -> int:
-    """Programs that share a tile's depth: 1, 2, 4 or 8, with 512 columns each at least.
+    """Programs that share a tile's depth: 1 or 4, with 512 columns each at least.
 
-    Below that the pipeline of a split does not fill. A shape without depth (0) is not split.
+    Below that the pipeline of a split does not fill. A shape without depth (0) is not split. Two or
+    eight would gain little on these, and each is one more kernel to compile.
     """
-    allowed = [n for n in (1, 2, 4, 8) if n == 1 or in_features >= 512 * n]
+    allowed = [n for n in (1, 4) if n == 1 or in_features >= 512 * n]
 
     def time_s(splits: int) -> float:
         return product_s(

@@ -367,6 +367,9 @@ SECTIONS: dict[str, Callable[[Ceilings, bool], Iterator[Row]]] = {
     "moe": moe_rows,
 }
 
+# What a GPU session measures at once; compiling the rest takes time that the tables need more.
+FIRST = tuple(name for name in SECTIONS if name != "latent and float8")
+
 # Table of a reference folder, and its columns in the order of the sizes in a row's shape.
 _REFERENCES = {
     "prefill packed": ("prefill_attention_32q8kv128_bf16.csv", ("batch_size", "seq_len")),

@@ -52,7 +52,7 @@ def test_few_tiles_are_split_until_they_fill_the_gpu_and_no_further():
         count = -(-tokens // tiles.block_m) * -(-out_features // tiles.block_n)
         return count, tiles.splits
 
-    assert programs(16, 4096, 4096) == (64, 2)  # 64 programs on 132 multiprocessors
+    assert programs(16, 4096, 4096) == (64, 4)  # 64 programs on 132 multiprocessors
     assert programs(16, 4096, 512) == (64, 1)  # too shallow
     assert programs(16, 28_672, 4096)[1] == 1  # wide enough
     assert programs(16, 4096, 0)[1] == 1
