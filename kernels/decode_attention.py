@@ -149,12 +149,15 @@ def _decode_attention_kernel(
         offsets = key_offsets + dims[None, :]
         loaded = (keys < end)[:, None] & (dims < HEAD_DIM)[None, :]  # [BLOCK_N, BLOCK_D]
         k = tl.load(k_cache_ptr + offsets, mask=loaded, other=0.0).to(q.dtype)
-        if ROPE_DIM > 0:
+        # Of a float8 tile that feeds both products, widened, the compiler pipelines no load: it is
+        # read through both pointers then, the second time from L2.
+        if ROPE_DIM > 0 and k_cache_ptr.dtype.element_ty == q.dtype:
             v = k
-            k_rope_ptrs = k_cache_ptr + key_offsets + rope_dims[None, :]
-            k_rope = tl.load(k_rope_ptrs, mask=(keys < end)[:, None], other=0.0).to(q.dtype)
         else:
             v = tl.load(v_cache_ptr + offsets, mask=loaded, other=0.0).to(q.dtype)
+        if ROPE_DIM > 0:
+            k_rope_ptrs = k_cache_ptr + key_offsets + rope_dims[None, :]
+            k_rope = tl.load(k_rope_ptrs, mask=(keys < end)[:, None], other=0.0).to(q.dtype)
         next_keys = keys + BLOCK_N
         blocks = tl.load(table_ptr + next_keys // KV_BLOCK, mask=next_keys < end, other=0)
 
