@@ -35,6 +35,8 @@ MATRIX_KERNELS = {
     "_grouped_linear_kernel",
 }
 
+FLOAT8_KERNELS = {"_quantize_kernel"}  # no type of sm_80
+
 # What changes from batch to batch: a new value must not mean a new kernel.
 COUNTS = {
     "M", "num_pairs", "num_queries", "num_rows", "num_seqs", "num_splits", "num_tokens",
@@ -79,7 +81,8 @@ def _described(configuration: dict) -> str:
 def test_every_kernel_of_the_package_is_compiled(compiled):
     sources = (path.read_text() for path in (ROOT / "kernels").glob("*.py"))
     defined = {name for text in sources for name in re.findall(r"^def (_\w+_kernel)\(", text, re.M)}
-    assert {configuration["kernel"] for configuration in compiled} == defined
+    without = FLOAT8_KERNELS if compiled[0]["arch"] < 89 else set()
+    assert {configuration["kernel"] for configuration in compiled} == defined - without
     assert defined >= MATRIX_KERNELS
 
 
