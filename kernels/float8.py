@@ -67,6 +67,10 @@ class Float8Weight:
     def shape(self) -> torch.Size:
         return self.values.shape
 
+    def numel(self) -> int:
+        """Of the values."""
+        return int(self.values.numel())
+
     def widened(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight it stands for: [out_features, in_features]."""
         rows, columns = self.shape

@@ -59,6 +59,8 @@ def unfused_operations(rig: Rig, tokens: int) -> list[Operation]:
     angles = rig.normal(tokens, dim)
     mask = torch.ones((tokens, tokens), dtype=torch.bool, device=rig.device).triu(1)
     some_heads = k[:kv_heads]
+    # A rig's weights are drawn, and wide.
+    assert isinstance(layer.qkv, torch.Tensor) and isinstance(layer.gate_up, torch.Tensor)
     query, key, value = layer.qkv.split([heads * dim, kv_heads * dim, kv_heads * dim])
     gate_weight, up_weight = layer.gate_up.chunk(2)
 
