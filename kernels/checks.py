@@ -16,6 +16,7 @@ LinearBackend = Backend | Literal["fastest"]
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 INDEX_TYPES = (torch.int32, torch.int64)
+HEAD_DIMS = (64, 80, 96, 128, 256)  # of attention; tiles are the next power of two wide
 
 
 def float_types() -> tuple[torch.dtype, ...]:
@@ -91,4 +92,15 @@ def require_backend(backend: str, tensor: torch.Tensor) -> None:
 
 def check_head_dim(head_dim: int) -> None:
     """Raise ``ValueError`` unless ``head_dim`` is one that attention kernels are compiled for."""
-    require(head_dim in (64, 96, 128), f"head_dim: must be 64, 96 or 128, got {head_dim}")
+    allowed = ", ".join(map(str, HEAD_DIMS))
+    require(head_dim in HEAD_DIMS, f"head_dim: must be one of {allowed}, got {head_dim}")
+
+
+def check_softcap_and_sinks(
+    softcap: float, sinks: torch.Tensor | None, *, q: torch.Tensor, num_heads: int
+) -> None:
+    """Raise ``ValueError`` unless they are what attention of ``num_heads`` query heads takes."""
+    require(softcap >= 0, f"softcap: must not be negative, got {softcap}")
+    if sinks is not None:
+        dtypes = (q.dtype, torch.float32)
+        require_tensor("sinks", sinks, (num_heads,), dtypes=dtypes, device=q.device)

@@ -9,6 +9,13 @@ Several query tokens a sequence (speculative verification) take the same path: t
 keys before ``context_len − Q + i + 1``. The grid depends on tensor shapes only and lengths are read
 on the device: nothing synchronises, and a captured CUDA graph serves any lengths. A padded row has
 context length 0 and gets zeros. Accumulation is in float32.
+
+A soft-cap c makes a score s into c · tanh(s / c) (Gemma 2). A sink is one more score of each query
+head whose value is zero: the first split's row maximum and sum begin with it (gpt-oss). A cache in
+float8 is widened as it is read; its scales are factors of the scores and of the result.
+
+With ``latent_attention`` (DeepSeek-V2, section 2.1) all query heads share one KV head: a key is the
+latent and its rotary part, and the latent is the value too, so a token is read once.
 """
 
 # Jitted functions are typed by Triton when they are compiled.
@@ -26,6 +33,7 @@ from kernels import gpu
 from kernels.checks import (
     Backend,
     check_head_dim,
+    check_softcap_and_sinks,
     float_types,
     require,
     require_backend,
@@ -35,6 +43,18 @@ from kernels.paged_cache import gather_tokens, require_paged_cache
 from kernels.standard_attention import standard_attention_reference
 
 LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def log2_scores(products, scale_log2, SOFTCAP: tl.constexpr):
+    """Scores times log₂ e from q · k, capped where SOFTCAP > 0; tanh z = 1 − 2 / (1 + e^(2z))."""
+    if SOFTCAP > 0.0:
+        CAP_LOG2: tl.constexpr = SOFTCAP * 1.4426950408889634
+        grown = tl.math.exp2(products * (scale_log2 * (2.0 / SOFTCAP)))
+        scores = CAP_LOG2 - 2.0 * CAP_LOG2 / (1.0 + grown)
+    else:
+        scores = products * scale_log2
+    return scores
 
 
 @triton.jit
@@ -62,6 +82,7 @@ def _decode_attention_kernel(
     v_cache_ptr,
     block_tables_ptr,  # [num_seqs, table_stride]
     context_lens_ptr,  # [num_seqs]
+    sinks_ptr,  # [NUM_KV_HEADS * GROUP] where SINKS
     out_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, HEAD_DIM]
     partial_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, num_splits, HEAD_DIM] float32
     partial_log2_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, num_splits] float32
@@ -69,11 +90,15 @@ def _decode_attention_kernel(
     table_stride,
     num_splits,
     scale_log2,
+    v_scale,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
+    HEAD_DIM: tl.constexpr,  # of values; with ROPE_DIM > 0 keys are values, then a rotary part
+    ROPE_DIM: tl.constexpr,
     QUERY_LEN: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     SPLIT: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
@@ -97,11 +122,20 @@ def _decode_attention_kernel(
     head = kv_head * GROUP + rows % GROUP
     position = context - QUERY_LEN + rows // GROUP  # [BLOCK_M]
     q_mask = row_used[:, None] & (dims < HEAD_DIM)[None, :]
-    q_offsets = token * q_stride + head * HEAD_DIM
+    KEY_DIM: tl.constexpr = HEAD_DIM + ROPE_DIM
+    q_offsets = token * q_stride + head * KEY_DIM
     q = tl.load(q_ptr + q_offsets[:, None] + dims[None, :], mask=q_mask, other=0.0)
+    if ROPE_DIM > 0:
+        rope_dims = HEAD_DIM + tl.arange(0, ROPE_DIM)
+        q_rope_ptrs = q_ptr + q_offsets[:, None] + rope_dims[None, :]
+        q_rope = tl.load(q_rope_ptrs, mask=row_used[:, None], other=0.0)
 
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
+    if SINKS:
+        sink = tl.load(sinks_ptr + head, mask=row_used, other=0.0).to(tl.float32)
+        row_max = tl.where(split == 0, sink * 1.4426950408889634, row_max)
+        row_sum = tl.where(split == 0, 1.0, row_sum)
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     in_tile = tl.arange(0, BLOCK_N)
     table_ptr = block_tables_ptr + sequence * table_stride
@@ -111,14 +145,26 @@ def _decode_attention_kernel(
     for start in tl.range(first, end, BLOCK_N):
         keys = start + in_tile
         slots = blocks.to(tl.int64) * KV_BLOCK + keys % KV_BLOCK
-        offsets = (slots * NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + dims[None, :]
+        key_offsets = (slots * NUM_KV_HEADS + kv_head)[:, None] * KEY_DIM
+        offsets = key_offsets + dims[None, :]
         loaded = (keys < end)[:, None] & (dims < HEAD_DIM)[None, :]  # [BLOCK_N, BLOCK_D]
-        k = tl.load(k_cache_ptr + offsets, mask=loaded, other=0.0)
-        v = tl.load(v_cache_ptr + offsets, mask=loaded, other=0.0)
+        k = tl.load(k_cache_ptr + offsets, mask=loaded, other=0.0).to(q.dtype)
+        # Of a float8 tile that feeds both products, widened, the compiler pipelines no load: it is
+        # read through both pointers then, the second time from L2.
+        if ROPE_DIM > 0 and k_cache_ptr.dtype.element_ty == q.dtype:
+            v = k
+        else:
+            v = tl.load(v_cache_ptr + offsets, mask=loaded, other=0.0).to(q.dtype)
+        if ROPE_DIM > 0:
+            k_rope_ptrs = k_cache_ptr + key_offsets + rope_dims[None, :]
+            k_rope = tl.load(k_rope_ptrs, mask=(keys < end)[:, None], other=0.0).to(q.dtype)
         next_keys = keys + BLOCK_N
         blocks = tl.load(table_ptr + next_keys // KV_BLOCK, mask=next_keys < end, other=0)
 
-        scores = tl.dot(q, tl.trans(k)) * scale_log2  # [BLOCK_M, BLOCK_N]
+        products = tl.dot(q, tl.trans(k))  # [BLOCK_M, BLOCK_N]
+        if ROPE_DIM > 0:
+            products = tl.dot(q_rope, tl.trans(k_rope), products)
+        scores = log2_scores(products, scale_log2, SOFTCAP)
         seen = (keys[None, :] <= position[:, None]) & (keys < end)[None, :]
         if WINDOW > 0:
             seen = seen & (keys[None, :] > position[:, None] - WINDOW)
@@ -133,7 +179,7 @@ def _decode_attention_kernel(
         row_max = new_max
 
     divisor = tl.where(row_sum > 0.0, row_sum, 1.0)
-    result = accumulator / divisor[:, None]
+    result = accumulator * (v_scale / divisor)[:, None]
     out_row = token * (NUM_KV_HEADS * GROUP) + head
     if SPLIT:
         partial_row = out_row * num_splits + split
@@ -195,19 +241,28 @@ class DecodeTiles:
     num_stages: int
 
 
-def choose_tiles(rows: int, on: gpu.Gpu) -> DecodeTiles:
+def choose_tiles(
+    rows: int, on: gpu.Gpu, *, head_dim: int = 128, latent: bool = False, widened: bool = False
+) -> DecodeTiles:
     """Tiles for ``rows`` = query tokens × query heads of one KV head.
 
     64 keys of 128 are 32 KiB of K and V. The gather leaves num_stages − 1 buffers, so 4 stages give
-    96 KiB and two programs an SM on Hopper; 3 stages do the same in an A100's 163 KiB.
+    96 KiB and two programs an SM on Hopper; 3 stages do the same in an A100's 163 KiB. Heads of 256
+    take half the keys for the same bytes. A latent key of 576 is 1.1 KiB, and its accumulator is
+    512 wide: 32 keys, one program an SM; ``widened`` from float8 it takes more registers.
     """
     block_m = min(64, max(16, triton.next_power_of_2(rows)))
+    stages = 4 if on.is_hopper else 3
+    if latent:
+        most = (32 if widened else 64) if on.is_hopper else 16
+        return DecodeTiles(min(block_m, most), 32, 128, 8, 3)
+    wide = head_dim > 128
     return DecodeTiles(
         block_m=block_m,
-        block_n=64,
+        block_n=32 if wide else 64,
         min_split=128,
-        num_warps=4,
-        num_stages=4 if on.is_hopper else 3,
+        num_warps=8 if wide and block_m > 16 else 4,
+        num_stages=stages,
     )
 
 
@@ -237,6 +292,10 @@ def decode_attention(
     query_len: int = 1,
     scale: float | None = None,
     window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     num_splits: int | None = None,
     backend: Backend = "triton",
 ) -> torch.Tensor:
@@ -245,60 +304,150 @@ def decode_attention(
     Args:
         q: [num_seqs · query_len, num_heads, head_dim], bf16 or fp16, sequence major; may be a slice
             of the packed projection.
-        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], same dtype, contiguous;
-            the query tokens' own keys and values are already there.
+        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], same dtype or
+            float8_e4m3fn, contiguous; the query tokens' own keys and values are already there.
         block_tables: [num_seqs, max_blocks] int32/int64.
         context_lens: [num_seqs] int32/int64, keys of the sequence, query tokens included; 0 for a
             padded row, whose output is zero.
         query_len: query tokens a sequence, the same for all.
         scale: of the scores; 1/√head_dim by default.
         window: keys a query sees, itself included; 0 for all.
+        softcap: c where scores s become c · tanh(s / c); 0 for none.
+        sinks: [num_heads], dtype of ``q`` or float32: one more score a head, whose value is zero.
+        k_scale, v_scale: what keys and values in the cache are multiplied by.
         num_splits: programs a sequence and KV head; by default enough to fill the GPU.
         backend: ``best`` gathers the pages and calls SDPA (for comparison; it synchronises).
 
     Returns: [num_seqs · query_len, num_heads, head_dim], dtype of ``q``, contiguous.
     Raises: ValueError on a wrong argument, before any launch.
     """
-    require_backend(backend, q)
-    dtypes = float_types() if backend == "triton" else None
-    require_heads("q", q, (None, None, None), dtypes=dtypes)
-    num_tokens, num_heads, head_dim = q.shape
+    num_seqs = _check(q, query_len=query_len, window=window, num_splits=num_splits, backend=backend)
+    num_heads, head_dim = q.shape[1:]
     check_head_dim(head_dim)
-    require(query_len >= 1, f"query_len: must be at least 1, got {query_len}")
-    whole = num_tokens % query_len == 0
-    require(whole, f"q: {num_tokens} rows are no multiple of query_len {query_len}")
-    require(window >= 0, f"window: must not be negative, got {window}")
-    num_seqs = num_tokens // query_len
-    require(num_tokens <= 65_535, f"q: at most 65535 tokens, got {num_tokens}")
+    check_softcap_and_sinks(softcap, sinks, q=q, num_heads=num_heads)
     require_paged_cache(k_cache, v_cache, block_tables, context_lens, q=q, num_seqs=num_seqs)
-    fits = num_splits is None or 1 <= num_splits <= 128
-    require(fits, f"num_splits: must be 1 to 128, got {num_splits}")
     scale = head_dim**-0.5 if scale is None else scale
     if backend != "triton":
         return decode_attention_reference(
             q, k_cache, v_cache, block_tables=block_tables, context_lens=context_lens,
-            query_len=query_len, scale=scale, window=window, fused=backend == "best",
+            query_len=query_len, scale=scale, window=window, softcap=softcap, sinks=sinks,
+            k_scale=k_scale, v_scale=v_scale, fused=backend == "best",
         )  # fmt: skip
-    out = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
+    group = num_heads // k_cache.shape[2]
+    tiles = choose_tiles(query_len * group, gpu.gpu_of(q), head_dim=head_dim)
+    return _launch(
+        q, k_cache, v_cache, tiles, block_tables=block_tables, context_lens=context_lens,
+        query_len=query_len, scale=scale * k_scale, v_scale=v_scale, window=window,
+        softcap=softcap, sinks=sinks, num_splits=num_splits, value_dim=head_dim,
+    )  # fmt: skip
+
+
+def latent_attention(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    *,
+    latent_dim: int,
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float,
+    query_len: int = 1,
+    kv_scale: float = 1.0,
+    num_splits: int | None = None,
+    backend: Backend = "triton",
+) -> torch.Tensor:
+    """Attention of absorbed queries to latent keys, as multi-head latent attention decodes.
+
+    Args:
+        q: [num_seqs · query_len, num_heads, latent_dim + rope_dim], bf16 or fp16: each head's
+            query times its key up-projection, then its rotated part.
+        cache: [num_blocks, block_size, 1, latent_dim + rope_dim], same dtype or float8_e4m3fn:
+            the normalised latent, then the rotated part, which all heads share.
+        latent_dim: of the latent, a power of two (512 in DeepSeek-V3; rope_dim is 64 there).
+        block_tables, context_lens, query_len, num_splits: as in ``decode_attention``.
+        scale: of the scores; 1/√(the head's own key dimension, 192), not of the latent's.
+        kv_scale: what the cache is multiplied by.
+        backend: ``torch`` and ``best`` are the reference.
+
+    Returns: [num_seqs · query_len, num_heads, latent_dim]: times the value up-projection it is the
+    heads' output. Raises: ValueError on a wrong argument, before any launch.
+    """
+    num_seqs = _check(q, query_len=query_len, window=0, num_splits=num_splits, backend=backend)
+    rope_dim = q.shape[2] - latent_dim
+    for name, size in (("latent_dim", latent_dim), ("rope_dim", rope_dim)):
+        power = size >= 16 and size & (size - 1) == 0
+        require(power, f"{name}: must be a power of two of 16 or more, got {size}")
+    require_paged_cache(cache, cache, block_tables, context_lens, q=q, num_seqs=num_seqs)
+    require(cache.shape[2] == 1, f"cache: latent keys have one head, got {cache.shape[2]}")
+    if backend != "triton":
+        return latent_attention_reference(
+            q, cache, latent_dim=latent_dim, block_tables=block_tables, context_lens=context_lens,
+            scale=scale, query_len=query_len, kv_scale=kv_scale,
+        )  # fmt: skip
+    tiles = choose_tiles(
+        query_len * q.shape[1], gpu.gpu_of(q), latent=True, widened=cache.dtype != q.dtype
+    )
+    return _launch(
+        q, cache, cache, tiles, block_tables=block_tables, context_lens=context_lens,
+        query_len=query_len, scale=scale * kv_scale, v_scale=kv_scale, window=0, softcap=0.0,
+        sinks=None, num_splits=num_splits, value_dim=latent_dim,
+    )  # fmt: skip
+
+
+def _check(
+    q: torch.Tensor, *, query_len: int, window: int, num_splits: int | None, backend: Backend
+) -> int:
+    """Sequences of a call; raises ValueError for what both kinds of attention refuse."""
+    require_backend(backend, q)
+    dtypes = float_types() if backend == "triton" else None
+    require_heads("q", q, (None, None, None), dtypes=dtypes)
+    num_tokens = int(q.shape[0])
+    require(query_len >= 1, f"query_len: must be at least 1, got {query_len}")
+    whole = num_tokens % query_len == 0
+    require(whole, f"q: {num_tokens} rows are no multiple of query_len {query_len}")
+    require(window >= 0, f"window: must not be negative, got {window}")
+    require(num_tokens <= 65_535, f"q: at most 65535 tokens, got {num_tokens}")
+    fits = num_splits is None or 1 <= num_splits <= 128
+    require(fits, f"num_splits: must be 1 to 128, got {num_splits}")
+    return num_tokens // query_len
+
+
+def _launch(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    tiles: DecodeTiles,
+    *,
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    query_len: int,
+    scale: float,
+    v_scale: float,
+    window: int,
+    softcap: float,
+    sinks: torch.Tensor | None,
+    num_splits: int | None,
+    value_dim: int,
+) -> torch.Tensor:
+    num_tokens, num_heads, key_dim = q.shape
+    out = torch.empty((num_tokens, num_heads, value_dim), dtype=q.dtype, device=q.device)
     if num_tokens == 0:
         return out
-    on = gpu.gpu_of(q)
+    num_seqs = num_tokens // query_len
     _, block_size, num_kv_heads, _ = k_cache.shape
     group = num_heads // num_kv_heads
-    tiles = choose_tiles(query_len * group, on)
     row_tiles = triton.cdiv(query_len * group, tiles.block_m)
     if num_splits is None:
         longest = block_tables.shape[1] * block_size
         num_splits = choose_num_splits(
             num_seqs * num_kv_heads * row_tiles,
-            2 * on.multiprocessors,
+            2 * gpu.gpu_of(q).multiprocessors,
             min(64, triton.cdiv(longest, tiles.min_split)),
         )
-    block_d = triton.next_power_of_2(head_dim)
+    block_d = triton.next_power_of_2(value_dim)
     partial, partial_log2 = out, out
     if num_splits > 1:
         shape = (num_tokens, num_heads, num_splits)
-        partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+        partial = torch.empty((*shape, value_dim), dtype=torch.float32, device=q.device)
         partial_log2 = torch.empty(shape, dtype=torch.float32, device=q.device)
     _decode_attention_kernel[(num_kv_heads * row_tiles, num_splits, num_seqs)](
         q,
@@ -306,6 +455,7 @@ def decode_attention(
         v_cache,
         block_tables,
         context_lens,
+        context_lens if sinks is None else sinks,
         out,
         partial,
         partial_log2,
@@ -313,11 +463,15 @@ def decode_attention(
         block_tables.stride(0),
         num_splits,
         scale * LOG2_E,
+        v_scale,
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
-        HEAD_DIM=head_dim,
+        HEAD_DIM=value_dim,
+        ROPE_DIM=key_dim - value_dim,
         QUERY_LEN=query_len,
         WINDOW=window,
+        SOFTCAP=softcap,
+        SINKS=sinks is not None,
         KV_BLOCK=block_size,
         SPLIT=num_splits > 1,
         MIN_SPLIT=tiles.min_split,
@@ -335,7 +489,7 @@ def decode_attention(
             out,
             num_splits,
             NUM_HEADS=num_heads,
-            HEAD_DIM=head_dim,
+            HEAD_DIM=value_dim,
             QUERY_LEN=query_len,
             WINDOW=window,
             MIN_SPLIT=tiles.min_split,
@@ -357,10 +511,14 @@ def decode_attention_reference(
     query_len: int = 1,
     scale: float | None = None,
     window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     fused: bool = False,
 ) -> torch.Tensor:
     """The same in plain PyTorch, a sequence at a time; ``fused`` calls SDPA for each."""
-    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    out = q.new_zeros((*q.shape[:2], v_cache.shape[3]))
     for sequence, context in enumerate(context_lens.tolist()):
         if context == 0:
             continue
@@ -368,10 +526,30 @@ def decode_attention_reference(
         table = block_tables[sequence]
         out[rows] = standard_attention_reference(
             q[rows],
-            gather_tokens(k_cache, table, context),
-            gather_tokens(v_cache, table, context),
+            gather_tokens(k_cache, table, context, dtype=q.dtype, scale=k_scale),
+            gather_tokens(v_cache, table, context, dtype=q.dtype, scale=v_scale),
             scale=scale,
             window=window,
+            softcap=softcap,
+            sinks=sinks,
             fused=fused,
         )
     return out
+
+
+def latent_attention_reference(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    *,
+    latent_dim: int,
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float,
+    query_len: int = 1,
+    kv_scale: float = 1.0,
+) -> torch.Tensor:
+    """The same in plain PyTorch: latent keys are keys, and values up to ``latent_dim``."""
+    return decode_attention_reference(
+        q, cache, cache[..., :latent_dim], block_tables=block_tables, context_lens=context_lens,
+        query_len=query_len, scale=scale, k_scale=kv_scale, v_scale=kv_scale,
+    )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Token embedding:  y[t] = E[id[t]], zero for a negative id (a padded row of a CUDA graph)."""
+"""Token embedding:  y[t] = s · E[id[t]], zero for a negative id (a padded row of a CUDA graph).
+
+Gemma's s is √hidden; others have none.
+"""
 
 # Jitted functions are typed by Triton when they are compiled.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -25,7 +28,9 @@ def _embedding_kernel(
     weight_ptr,  # [vocab_size, hidden]
     y_ptr,  # [num_tokens, hidden]
     vocab_size,
+    scale,
     hidden: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -34,17 +39,24 @@ def _embedding_kernel(
     known = (row >= 0) & (row < vocab_size)
     inside = columns < hidden
     value = tl.load(weight_ptr + row * hidden + columns, mask=inside & known, other=0.0)
+    if SCALED:
+        value = (value.to(tl.float32) * scale).to(value.dtype)
     tl.store(y_ptr + token * hidden + columns, value, mask=inside)
 
 
 def embedding(
-    ids: torch.Tensor, weight: torch.Tensor, *, backend: Backend = "triton"
+    ids: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    scale: float = 1.0,
+    backend: Backend = "triton",
 ) -> torch.Tensor:
     """Rows of ``weight`` by token id.
 
     Args:
         ids: [num_tokens] int32/int64. An id outside the vocabulary gives a row of zeros.
         weight: [vocab_size, hidden], bf16 or fp16, contiguous.
+        scale: of every row; the product is rounded once.
         backend: ``best`` is torch's ``embedding``, which refuses ids outside the vocabulary.
 
     Returns: [num_tokens, hidden], dtype of ``weight``. Raises: ValueError on a wrong argument.
@@ -56,21 +68,26 @@ def embedding(
     vocab_size, hidden = weight.shape
     require(vocab_size > 0 and hidden > 0, f"weight: must not be empty, got {[*weight.shape]}")
     if backend == "torch":
-        return embedding_reference(ids, weight)
+        return embedding_reference(ids, weight, scale)
     if backend == "best":
-        return torch.nn.functional.embedding(ids, weight)
+        y = torch.nn.functional.embedding(ids, weight)
+        return y if scale == 1.0 else y * scale
     y = torch.empty((ids.shape[0], hidden), dtype=weight.dtype, device=weight.device)
     if y.numel() == 0:
         return y
     block = min(4096, triton.next_power_of_2(hidden))
     _embedding_kernel[(ids.shape[0], triton.cdiv(hidden, block))](
-        ids, weight, y, vocab_size, hidden, BLOCK=block, num_warps=4
-    )
+        ids, weight, y, vocab_size, scale, hidden,
+        SCALED=scale != 1.0, BLOCK=block, num_warps=4,
+    )  # fmt: skip
     return y
 
 
-def embedding_reference(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def embedding_reference(
+    ids: torch.Tensor, weight: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
     """The same in plain PyTorch."""
     known = (ids >= 0) & (ids < weight.shape[0])
     rows = weight[torch.where(known, ids, 0).long()]
+    rows = rows if scale == 1.0 else rows * scale
     return torch.where(known[:, None], rows, torch.zeros_like(rows))

@@ -26,6 +26,11 @@ class Gpu:
         return self.capability[0] == 9
 
     @property
+    def has_float8(self) -> bool:
+        """True where float8_e4m3fn is a type of the hardware (sm_89 and later)."""
+        return self.capability >= (8, 9)
+
+    @property
     def has_tensor_memory(self) -> bool:
         """True where matrix instructions accumulate in a memory of their own (sm_100)."""
         return self.capability[0] == 10

@@ -5,7 +5,7 @@
 where rotate pairs element i with i + head_dim/2 (the halves convention of Llama and Qwen) and norm
 is the optional per-head RMSNorm of Qwen3. Each of q, k and v is read once and written once;
 separate kernels for norm, rotation and write would move about twice the bytes. Products are in
-float32.
+float32. A float8 cache holds k and v divided by a scale each, clamped to its largest number.
 """
 
 # Jitted functions are typed by Triton when they are compiled.
@@ -28,6 +28,7 @@ from kernels.checks import (
     require_heads,
     require_tensor,
 )
+from kernels.paged_cache import FLOAT8, cache_types
 from kernels.rms_norm import rms_norm_reference
 from kernels.rotary import rotate
 
@@ -58,6 +59,15 @@ def _rotated_halves(
     return first * cosine - second * sine, second * cosine + first * sine
 
 
+@triton.jit
+def _stored(x, inverse_scale, TYPE: tl.constexpr):
+    """``x`` as a cache of this type holds it."""
+    if tl.float8e4nv == TYPE:
+        x = x.to(tl.float32) * inverse_scale
+        x = tl.minimum(tl.maximum(x, -448.0), 448.0)
+    return x.to(TYPE)
+
+
 @triton.jit(do_not_specialize_on_alignment=["slots_ptr", "positions_ptr"])
 def _kv_cache_write_kernel(
     q_ptr,  # [num_tokens, NUM_HEADS, HEAD_DIM], token rows q_stride apart; rotated in place
@@ -74,6 +84,8 @@ def _kv_cache_write_kernel(
     k_stride,
     v_stride,
     eps,
+    inverse_k_scale,
+    inverse_v_scale,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -118,6 +130,9 @@ def _kv_cache_write_kernel(
             tl.store(k_ptr + offsets + HALF, k_2, mask=inside)
         written = inside & (slot >= 0)
         in_cache = slot * (NUM_KV_HEADS * HEAD_DIM) + in_token
+        TYPE: tl.constexpr = k_cache_ptr.dtype.element_ty
+        k_1, k_2 = _stored(k_1, inverse_k_scale, TYPE), _stored(k_2, inverse_k_scale, TYPE)
+        v_1, v_2 = _stored(v_1, inverse_v_scale, TYPE), _stored(v_2, inverse_v_scale, TYPE)
         tl.store(k_cache_ptr + in_cache, k_1, mask=written)
         tl.store(k_cache_ptr + in_cache + HALF, k_2, mask=written)
         tl.store(v_cache_ptr + in_cache, v_1, mask=written)
@@ -138,6 +153,8 @@ def kv_cache_write(
     k_norm_weight: torch.Tensor | None = None,
     eps: float = 1e-6,
     update_k: bool = False,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     backend: Backend = "triton",
 ) -> None:
     """Rotate ``q`` in place and write rotated ``k`` and ``v`` to their cache slots.
@@ -145,13 +162,16 @@ def kv_cache_write(
     Args:
         q: [num_tokens, num_heads, head_dim], bf16 or fp16; may be a slice of the packed projection.
         k, v: [num_tokens, num_kv_heads, head_dim], likewise.
-        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], same dtype, contiguous.
+        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], same dtype or
+            float8_e4m3fn, contiguous.
         slot_mapping: [num_tokens] int32/int64, block · block_size + offset; negative rows (the
             padding of a CUDA graph) write nothing to the cache.
         positions: [num_tokens] int32/int64, each below ``max_positions``.
         table: [max_positions, head_dim] float32, from ``rotary_table``.
-        q_norm_weight, k_norm_weight: [head_dim], both or neither: the per-head RMSNorm of Qwen3.
+        q_norm_weight, k_norm_weight: [head_dim], both or neither: the per-head RMSNorm of Qwen3;
+            dtype of ``q`` or float32.
         update_k: also rotate ``k`` in place, for packed prefill attention, which reads it.
+        k_scale, v_scale: what a float8 cache's keys and values are later multiplied by.
         backend: ``best`` is the reference: torch has no such kernel.
 
     Raises: ValueError on a wrong argument, before any launch.
@@ -165,8 +185,13 @@ def kv_cache_write(
     require_heads("k", k, (num_tokens, None, head_dim), **like)
     num_kv_heads = k.shape[1]
     require_heads("v", v, (num_tokens, num_kv_heads, head_dim), **like)
-    require_tensor("k_cache", k_cache, (None, None, num_kv_heads, head_dim), **like)
-    require_tensor("v_cache", v_cache, tuple(k_cache.shape), **like)
+    cache_like = {"dtypes": cache_types(q), "device": q.device}
+    require_tensor("k_cache", k_cache, (None, None, num_kv_heads, head_dim), **cache_like)
+    cache_like["dtypes"] = (k_cache.dtype,)
+    require_tensor("v_cache", v_cache, tuple(k_cache.shape), **cache_like)
+    require(k_scale > 0 and v_scale > 0, f"scales: must be positive, got {k_scale}, {v_scale}")
+    scaled = k_cache.dtype == FLOAT8 or (k_scale, v_scale) == (1.0, 1.0)
+    require(scaled, f"k_scale, v_scale: only of a float8 cache, this one is {k_cache.dtype}")
     index = {"dtypes": INDEX_TYPES, "device": q.device}
     require_tensor("slot_mapping", slot_mapping, (num_tokens,), **index)
     require_tensor("positions", positions, (num_tokens,), **index)
@@ -174,13 +199,15 @@ def kv_cache_write(
     both = (q_norm_weight is None) == (k_norm_weight is None)
     require(both, "q_norm_weight and k_norm_weight: give both or neither")
     if q_norm_weight is not None and k_norm_weight is not None:
+        like["dtypes"] = (q.dtype, torch.float32)
         require_tensor("q_norm_weight", q_norm_weight, (head_dim,), **like)
         require_tensor("k_norm_weight", k_norm_weight, (head_dim,), **like)
     if backend != "triton":
         kv_cache_write_reference(
             q, k, v, k_cache=k_cache, v_cache=v_cache, slot_mapping=slot_mapping,
             positions=positions, table=table, q_norm_weight=q_norm_weight,
-            k_norm_weight=k_norm_weight, eps=eps, update_k=update_k,
+            k_norm_weight=k_norm_weight, eps=eps, update_k=update_k, k_scale=k_scale,
+            v_scale=v_scale,
         )  # fmt: skip
         return
     if num_tokens == 0:
@@ -203,6 +230,8 @@ def kv_cache_write(
         k.stride(0),
         v.stride(0),
         eps,
+        1.0 / k_scale,
+        1.0 / v_scale,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
@@ -228,6 +257,8 @@ def kv_cache_write_reference(
     k_norm_weight: torch.Tensor | None = None,
     eps: float = 1e-6,
     update_k: bool = False,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
     """The same in plain PyTorch, float32 (float64 for float64 inputs) inside."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -242,5 +273,10 @@ def kv_cache_write_reference(
         k.copy_(k_rotated)
     written = slot_mapping >= 0
     slots = slot_mapping[written].long()
-    k_cache.flatten(0, 1)[slots] = k_rotated[written]
-    v_cache.flatten(0, 1)[slots] = v[written]
+    for cache, new, scale in ((k_cache, k_rotated, k_scale), (v_cache, v, v_scale)):
+        stored = new[written]
+        if cache.dtype == FLOAT8:
+            stored = (stored.to(wide) / scale).clamp(-448.0, 448.0).to(FLOAT8)
+        # Indexed by bytes: torch writes no float8 through an index everywhere.
+        byte = torch.uint8 if cache.dtype == FLOAT8 else cache.dtype
+        cache.view(byte).flatten(0, 1)[slots] = stored.view(byte)

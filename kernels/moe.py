@@ -6,7 +6,8 @@ varies but no result depends on it. A token with a NaN logit goes to experts tha
 weights: its own result is NaN and no other's. A grouped matrix product then gives each expert's
 tiles of rows their own weights: first gate and up with the activation fused, reading tokens through
 the sorted pairs, then down, and a last kernel sums each token's k results in float32. Tiles are
-found on the device from the counts, in a grid bounded by shapes: nothing synchronises. Only experts
+found on the device from the counts: nothing synchronises. Few tokens have a grid bounded by shapes,
+many one wave of programs that take tile after tile. Only experts
 that were chosen are read. Accumulation is in float32; a pair's results are stored in the working
 dtype.
 """
@@ -27,12 +28,13 @@ from kernels.checks import Backend, float_types, require, require_backend, requi
 from kernels.linear import (
     LinearTiles,
     linear,
+    linear_reference,
     load_tile,
     require_aligned_rows,
     tile_position,
     tile_source,
 )
-from kernels.swiglu_mlp import gate_up_reference, silu
+from kernels.swiglu_mlp import Activation, gated_product, gated_product_reference
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -42,10 +44,16 @@ def _route_kernel(
     weights_ptr,  # [num_tokens, TOP_K] float32
     ranks_ptr,  # [num_tokens, TOP_K] int32: the pair's place among its expert's
     counts_ptr,  # [NUM_EXPERTS] int32, zero before
+    preference_ptr,  # [NUM_EXPERTS] where PREFERRED: added to scores when experts are chosen
     num_tokens,
+    scale,
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     RENORMALIZE: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PREFERRED: tl.constexpr,
+    GROUPS: tl.constexpr,  # of experts, of which KEPT_GROUPS are chosen first
+    KEPT_GROUPS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_EXPERTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -59,23 +67,50 @@ def _route_kernel(
     logits = tl.load(logits_ptr + offsets, mask=inside, other=float("-inf")).to(tl.float32)
     numbers = tl.where(logits == logits, logits, float("-inf"))
     largest = tl.where(used, tl.max(numbers, 1), 0.0)
-    probabilities = tl.math.exp2((logits - largest[:, None]) * 1.4426950408889634)
+    if SIGMOID:
+        probabilities = 1.0 / (1.0 + tl.math.exp2(-1.4426950408889634 * logits))
+    else:
+        probabilities = tl.math.exp2((logits - largest[:, None]) * 1.4426950408889634)
     total = tl.sum(probabilities, 1)  # NaN if any is: so are all weights of that token
     # A NaN equals nothing, itself included: it must not be what the experts are chosen by.
     likely = tl.where(probabilities == probabilities, probabilities, 0.0)
-    remaining = tl.where((experts < NUM_EXPERTS)[None, :], likely, -1.0)
+    remaining = tl.where((experts < NUM_EXPERTS)[None, :], likely, float("-inf"))
+    if PREFERRED:
+        preference = tl.load(preference_ptr + experts, mask=experts < NUM_EXPERTS, other=0.0)
+        remaining += preference.to(tl.float32)[None, :]
+    if GROUPS > 1:  # the experts are as many as the block's
+        WIDTH: tl.constexpr = NUM_EXPERTS // GROUPS
+        in_groups = tl.reshape(remaining, [BLOCK_TOKENS, GROUPS, WIDTH])
+        member = tl.arange(0, WIDTH)[None, None, :]
+        best_of = tl.max(in_groups, 2)  # [BLOCK_TOKENS, GROUPS]
+        first_of = tl.min(tl.where(in_groups == best_of[:, :, None], member, WIDTH), 2)
+        others = tl.where(member == first_of[:, :, None], float("-inf"), in_groups)
+        left = best_of + tl.max(others, 2)  # a group counts as its best two
+        group = tl.arange(0, GROUPS)[None, :]
+        kept = left != left  # none
+        for _ in tl.static_range(KEPT_GROUPS):
+            best_left = tl.max(left, 1)[:, None]
+            first_left = tl.min(tl.where(left == best_left, group, GROUPS), 1)[:, None]
+            kept = kept | (group == first_left)
+            left = tl.where(group == first_left, float("-inf"), left)
+        in_groups = tl.where(kept[:, :, None], in_groups, float("-inf"))
+        remaining = tl.reshape(in_groups, [BLOCK_TOKENS, BLOCK_EXPERTS])
     chosen = tl.zeros([BLOCK_TOKENS, BLOCK_K], tl.int32)
     weights = tl.zeros([BLOCK_TOKENS, BLOCK_K], tl.float32)
     for place in tl.static_range(TOP_K):
         best = tl.max(remaining, 1)
         first = tl.min(tl.where(remaining == best[:, None], experts[None, :], BLOCK_EXPERTS), 1)
-        remaining = tl.where(experts[None, :] == first[:, None], -1.0, remaining)
+        taken = experts[None, :] == first[:, None]
+        remaining = tl.where(taken, float("-inf"), remaining)
         here = (places == place)[None, :]
         chosen = tl.where(here, first[:, None], chosen)
-        weights = tl.where(here, best[:, None], weights)
+        own = tl.sum(tl.where(taken, likely, 0.0), 1)
+        weights = tl.where(here, own[:, None], weights)
     if RENORMALIZE:
         total = tl.where(total == total, tl.sum(weights, 1), total)
-    weights = weights / tl.where(used, total, 1.0)[:, None]
+    elif SIGMOID:
+        total = tl.where(total == total, 1.0, total)
+    weights = weights * scale / tl.where(used, total, 1.0)[:, None]
     pair_used = used[:, None] & (places < TOP_K)[None, :]
     pairs = tokens.to(tl.int64)[:, None] * TOP_K + places[None, :]
     ranks = tl.atomic_add(counts_ptr + chosen, 1, mask=pair_used, sem="relaxed")
@@ -105,19 +140,21 @@ def _sort_pairs_kernel(
     tl.store(sorted_ptr + first + rank, pairs, mask=used)
 
 
-@triton.jit(do_not_specialize=["tiles_m"])
+@triton.jit
 def _grouped_linear_kernel(
     x_ptr,  # GATED: [num_tokens, K] by token; else [num_pairs, K] in sorted order
     weight_source,  # [NUM_EXPERTS · (GATED: 2 ·) N, K], read in tiles [BLOCK_N, BLOCK_K]
+    bias_ptr,  # [NUM_EXPERTS, (GATED: 2 ·) N] where BIAS
     y_ptr,  # GATED: [num_pairs, N] in sorted order; else [num_pairs, N] by pair
     sorted_ptr,  # [num_pairs]
     counts_ptr,  # [NUM_EXPERTS]
-    tiles_m,  # bound on the row tiles of all experts
     N,
     K,
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -126,62 +163,73 @@ def _grouped_linear_kernel(
     SWAP: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    tile, tile_n = tile_position(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N), GROUP_M)
     experts = tl.arange(0, BLOCK_EXPERTS)
     counts = tl.load(counts_ptr + experts, mask=experts < NUM_EXPERTS, other=0)
     tiles = (counts + BLOCK_M - 1) // BLOCK_M
     tiles_until = tl.cumsum(tiles, 0)
-    expert = tl.sum((tiles_until <= tile).to(tl.int32), 0)
-    if expert >= BLOCK_EXPERTS:  # past the last tile of the last chosen expert
-        return
-    before = experts < expert
-    first_row = tl.sum(tl.where(before, counts, 0), 0)
-    end_row = first_row + tl.sum(tl.where(experts == expert, counts, 0), 0)
-    in_expert = tile - tl.sum(tl.where(before, tiles, 0), 0)
-    rows = first_row + in_expert * BLOCK_M + tl.arange(0, BLOCK_M)
-    used = rows < end_row
-    pairs = tl.load(sorted_ptr + rows, mask=used, other=0)
-    if GATED:
-        x_rows, y_rows = pairs // TOP_K, rows
-    else:
-        x_rows, y_rows = rows, pairs
-
-    column = tile_n * BLOCK_N
-    weight_rows: tl.constexpr = 2 if GATED else 1
-    all_rows = NUM_EXPERTS * weight_rows * N
-    weight_row = expert * weight_rows * N + column
-    depth = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + x_rows.to(tl.int64)[:, None] * K + depth[None, :]  # [BLOCK_M, BLOCK_K]
-    if SWAP:
-        accumulator = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    else:
-        accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(0, K, BLOCK_K):
-        inside = used[:, None] & (depth < K - k)[None, :]
-        x = tl.load(x_ptrs + k, mask=inside, other=0.0)
-        weight = load_tile(weight_source, weight_row, k, all_rows, K, BLOCK_N, BLOCK_K, TMA)
-        if SWAP:
-            accumulator = tl.dot(weight, tl.trans(x), accumulator)
-        else:
-            accumulator = tl.dot(x, tl.trans(weight), accumulator)
+    tiles_m = tl.sum(tiles, 0)  # of all experts
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    # One tile a program where the grid has as many, tile after tile where it is one wave.
+    for work in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
+        tile, tile_n = tile_position(work, tiles_m, tiles_n, GROUP_M)
+        expert = tl.sum((tiles_until <= tile).to(tl.int32), 0)
+        before = experts < expert
+        first_row = tl.sum(tl.where(before, counts, 0), 0)
+        end_row = first_row + tl.sum(tl.where(experts == expert, counts, 0), 0)
+        in_expert = tile - tl.sum(tl.where(before, tiles, 0), 0)
+        rows = first_row + in_expert * BLOCK_M + tl.arange(0, BLOCK_M)
+        used = rows < end_row
+        pairs = tl.load(sorted_ptr + rows, mask=used, other=0)
         if GATED:
-            up_rows = load_tile(
-                weight_source, weight_row + N, k, all_rows, K, BLOCK_N, BLOCK_K, TMA
-            )
-            if SWAP:  # noqa: SIM108 (a constexpr branch)
-                up = tl.dot(up_rows, tl.trans(x), up)
+            x_rows, y_rows = pairs // TOP_K, rows
+        else:
+            x_rows, y_rows = rows, pairs
+
+        column = tile_n * BLOCK_N
+        weight_rows: tl.constexpr = 2 if GATED else 1
+        all_rows = NUM_EXPERTS * weight_rows * N
+        weight_row = expert * weight_rows * N + column
+        depth = tl.arange(0, BLOCK_K)
+        x_ptrs = x_ptr + x_rows.to(tl.int64)[:, None] * K + depth[None, :]  # [BLOCK_M, BLOCK_K]
+        if SWAP:
+            accumulator = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        else:
+            accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k in range(0, K, BLOCK_K):
+            inside = used[:, None] & (depth < K - k)[None, :]
+            x = tl.load(x_ptrs + k, mask=inside, other=0.0)
+            weight = load_tile(weight_source, weight_row, k, all_rows, K, BLOCK_N, BLOCK_K, TMA)
+            if SWAP:
+                accumulator = tl.dot(weight, tl.trans(x), accumulator)
             else:
-                up = tl.dot(x, tl.trans(up_rows), up)
-    if GATED:
-        accumulator = silu(accumulator) * up
-    y = accumulator.to(y_ptr.dtype.element_ty)
-    if SWAP:
-        y = tl.trans(y)
-    columns = column + tl.arange(0, BLOCK_N)
-    inside_y = used[:, None] & (columns < N)[None, :]
-    tl.store(y_ptr + y_rows.to(tl.int64)[:, None] * N + columns[None, :], y, mask=inside_y)
+                accumulator = tl.dot(x, tl.trans(weight), accumulator)
+            if GATED:
+                up_rows = load_tile(
+                    weight_source, weight_row + N, k, all_rows, K, BLOCK_N, BLOCK_K, TMA
+                )
+                if SWAP:  # noqa: SIM108 (a constexpr branch)
+                    up = tl.dot(up_rows, tl.trans(x), up)
+                else:
+                    up = tl.dot(x, tl.trans(up_rows), up)
+        if SWAP:
+            accumulator = tl.trans(accumulator)
+            if GATED:
+                up = tl.trans(up)
+        columns = column + tl.arange(0, BLOCK_N)
+        if BIAS:
+            bias_ptrs = bias_ptr + weight_row + tl.arange(0, BLOCK_N)
+            bias = tl.load(bias_ptrs, mask=columns < N, other=0.0)
+            accumulator += bias.to(tl.float32)[None, :]
+            if GATED:
+                up_bias = tl.load(bias_ptrs + N, mask=columns < N, other=0.0)
+                up += up_bias.to(tl.float32)[None, :]
+        if GATED:
+            accumulator = gated_product(accumulator, up, ACTIVATION)
+        y = accumulator.to(y_ptr.dtype.element_ty)
+        inside_y = used[:, None] & (columns < N)[None, :]
+        tl.store(y_ptr + y_rows.to(tl.int64)[:, None] * N + columns[None, :], y, mask=inside_y)
 
 
 @triton.jit
@@ -214,13 +262,35 @@ class Routing:
     counts: torch.Tensor  # [num_experts] int32
 
 
-def route(logits: torch.Tensor, top_k: int, *, renormalize: bool = True) -> Routing:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How experts are chosen beyond the k likeliest; the defaults change nothing.
+
+    DeepSeek-V3 (technical report, section 2.1.2) scores an expert by the sigmoid of its logit, adds
+    a preference when it chooses but not when it weighs, takes the ``kept_groups`` of ``groups``
+    whose best two score highest, then experts of these, and multiplies the weights by ``scale``.
+    """
+
+    sigmoid: bool = False
+    preference: torch.Tensor | None = None  # [num_experts] float32
+    groups: int = 1  # a power of two, as num_experts then is
+    kept_groups: int = 1
+    scale: float = 1.0
+
+
+LIKELIEST = Rule()
+
+
+def route(
+    logits: torch.Tensor, top_k: int, *, renormalize: bool = True, rule: Rule = LIKELIEST
+) -> Routing:
     """Choose the experts of each token from its router logits, with the Triton kernels.
 
     Args:
         logits: [num_tokens, num_experts], bf16, fp16 or fp32, contiguous; at most 512 experts.
         top_k: experts a token, at most 16.
         renormalize: make the chosen weights sum to 1.
+        rule: of the choice.
 
     Raises: ValueError on a wrong argument, before any launch.
     """
@@ -230,6 +300,7 @@ def route(logits: torch.Tensor, top_k: int, *, renormalize: bool = True) -> Rout
     require(1 <= num_experts <= 512, f"logits: 1 to 512 experts, got {num_experts}")
     allowed = min(16, num_experts)
     require(1 <= top_k <= allowed, f"top_k: must be 1 to {allowed}, got {top_k}")
+    _check_rule(rule, logits, num_experts, top_k)
     device = logits.device
     experts = torch.empty((num_tokens, top_k), dtype=torch.int32, device=device)
     weights = torch.empty((num_tokens, top_k), dtype=torch.float32, device=device)
@@ -246,10 +317,16 @@ def route(logits: torch.Tensor, top_k: int, *, renormalize: bool = True) -> Rout
             weights,
             ranks,
             counts,
+            weights if rule.preference is None else rule.preference,
             num_tokens,
+            rule.scale,
             NUM_EXPERTS=num_experts,
             TOP_K=top_k,
             RENORMALIZE=renormalize,
+            SIGMOID=rule.sigmoid,
+            PREFERRED=rule.preference is not None,
+            GROUPS=rule.groups,
+            KEPT_GROUPS=rule.kept_groups,
             BLOCK_TOKENS=block_tokens,
             BLOCK_EXPERTS=block_experts,
             BLOCK_K=triton.next_power_of_2(top_k),
@@ -269,15 +346,34 @@ def route(logits: torch.Tensor, top_k: int, *, renormalize: bool = True) -> Rout
     return Routing(experts, weights, sorted_pairs, counts)
 
 
+def _check_rule(rule: Rule, like: torch.Tensor, num_experts: int, top_k: int) -> None:
+    """Raise ValueError unless the rule chooses ``top_k`` of so many experts."""
+    if rule.preference is not None:
+        require_tensor(
+            "preference", rule.preference, (num_experts,), dtypes=(torch.float32,),
+            device=like.device,
+        )  # fmt: skip
+    groups, kept = rule.groups, rule.kept_groups
+    powers = groups == 1 or (groups & (groups - 1) == 0 and num_experts & (num_experts - 1) == 0)
+    require(powers, f"groups: they and experts must be powers of two, got {groups}, {num_experts}")
+    fits = 1 <= kept <= groups and (groups == 1 or num_experts >= 2 * groups)
+    require(fits, f"kept_groups: 1 to {groups} of at least two experts each, got {kept}")
+    enough = kept * (num_experts // groups) >= top_k
+    require(enough, f"kept_groups: {kept} have fewer than {top_k} experts")
+
+
 def choose_tiles(num_pairs: int, num_experts: int, on: gpu.Gpu, *, gated: bool) -> LinearTiles:
     """Tiles for a grouped product, by the mean number of rows of an expert."""
     mean = max(1, num_pairs // num_experts)
     if not on.is_hopper:
         if mean <= 32:
-            return LinearTiles(16 if mean <= 16 else 32, 32, 64, 4, 4, tma=False)
+            options = {"persistent": False, "tma": False}
+            return LinearTiles(16 if mean <= 16 else 32, 32, 64, 4, 4, **options)
         return LinearTiles(64, 32 if gated else 64, 32, 4, 4, tma=False)
     if mean <= 32:
-        return LinearTiles(16 if mean <= 16 else 32, 64, 64 if gated else 128, 4, 4, swap=True)
+        depth = 64 if gated else 128
+        block_m = 16 if mean <= 16 else 32
+        return LinearTiles(block_m, 64, depth, 4, 4, swap=True, persistent=False)
     if mean <= 128:
         return LinearTiles(64, 64 if gated else 128, 64, 4, 4)
     return LinearTiles(128, 128, 64, 8, 3)
@@ -289,7 +385,9 @@ def _grouped_linear(
     y: torch.Tensor,
     routing: Routing,
     *,
+    bias: torch.Tensor | None,
     gated: bool,
+    activation: Activation,
     tiles: LinearTiles,
 ) -> None:
     num_experts, rows_per_expert, depth = weight.shape
@@ -297,19 +395,25 @@ def _grouped_linear(
     # Whole tiles of the pairs, and at most one ragged tile an expert.
     tiles_m = min(num_pairs, triton.cdiv(num_pairs, tiles.block_m) + num_experts)
     programs = tiles_m * triton.cdiv(out_features, tiles.block_n)
+    if tiles.persistent:
+        # As many as share a multiprocessor: two of 64 rows, one of 128.
+        on_sm = 2 if tiles.block_m <= 64 else 1
+        programs = min(programs, on_sm * gpu.gpu_of(x).multiprocessors)
     flat_weight = weight.view(num_experts * rows_per_expert, depth)
     _grouped_linear_kernel[(programs,)](
         x,
         tile_source(flat_weight, [tiles.block_n, tiles.block_k], tma=tiles.tma),
+        x if bias is None else bias,
         y,
         routing.sorted_pairs,
         routing.counts,
-        tiles_m,
         out_features,
         depth,
         NUM_EXPERTS=num_experts,
         TOP_K=routing.experts.shape[1],
         GATED=gated,
+        ACTIVATION=activation,
+        BIAS=bias is not None,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
@@ -330,6 +434,11 @@ def moe(
     *,
     top_k: int,
     renormalize: bool = True,
+    rule: Rule = LIKELIEST,
+    activation: Activation = "silu",
+    router_bias: torch.Tensor | None = None,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
     backend: Backend = "triton",
 ) -> torch.Tensor:
     """The whole mixture-of-experts MLP.
@@ -341,6 +450,10 @@ def moe(
         down_weight: [num_experts, hidden, intermediate], same dtype.
         top_k: experts a token, at most 16.
         renormalize: make the chosen weights sum to 1 (``norm_topk_prob``).
+        rule: of the choice of experts.
+        activation: of the gate.
+        router_bias: [num_experts]; gate_up_bias: [num_experts, 2 · intermediate]; down_bias:
+            [num_experts, hidden]; same dtype, none by default.
         backend: ``best`` runs cuBLAS an expert at a time (for comparison; it synchronises).
 
     Returns: [num_tokens, hidden], dtype of ``x``. Raises: ValueError on a wrong argument.
@@ -356,12 +469,22 @@ def moe(
     require(even, f"gate_up_weight: {gate_up_weight.shape[1]} rows are no gate and up pair")
     intermediate = gate_up_weight.shape[1] // 2
     require_tensor("down_weight", down_weight, (num_experts, hidden, intermediate), **like)
+    for name, bias, shape in (
+        ("router_bias", router_bias, (num_experts,)),
+        ("gate_up_bias", gate_up_bias, (num_experts, 2 * intermediate)),
+        ("down_bias", down_bias, (num_experts, hidden)),
+    ):
+        if bias is not None:
+            require_tensor(name, bias, shape, **like)
     allowed = min(16, num_experts)
     require(1 <= top_k <= allowed, f"top_k: must be 1 to {allowed}, got {top_k}")
+    _check_rule(rule, x, num_experts, top_k)
     if backend != "triton":
         return moe_reference(
             x, router_weight, gate_up_weight, down_weight,
-            top_k=top_k, renormalize=renormalize, fused=backend == "best",
+            top_k=top_k, renormalize=renormalize, rule=rule, activation=activation,
+            router_bias=router_bias, gate_up_bias=gate_up_bias, down_bias=down_bias,
+            fused=backend == "best",
         )  # fmt: skip
     for name, tensor in (("x", x), ("gate_up_weight", gate_up_weight), ("down", down_weight)):
         require_aligned_rows(name, tensor)
@@ -369,16 +492,20 @@ def moe(
     if num_tokens == 0:
         return y
     on = gpu.gpu_of(x)
-    routing = route(linear(x, router_weight), top_k, renormalize=renormalize)
+    logits = linear(x, router_weight, bias=router_bias)
+    routing = route(logits, top_k, renormalize=renormalize, rule=rule)
     num_pairs = num_tokens * top_k
     gated = torch.empty((num_pairs, intermediate), dtype=x.dtype, device=x.device)
     results = torch.empty((num_pairs, hidden), dtype=x.dtype, device=x.device)
-    for source, weight, target, first in (
-        (x, gate_up_weight, gated, True),
-        (gated, down_weight, results, False),
+    for source, weight, bias, target, first in (
+        (x, gate_up_weight, gate_up_bias, gated, True),
+        (gated, down_weight, down_bias, results, False),
     ):
         tiles = choose_tiles(num_pairs, num_experts, on, gated=first)
-        _grouped_linear(source, weight, target, routing, gated=first, tiles=tiles)
+        _grouped_linear(
+            source, weight, target, routing,
+            bias=bias, gated=first, activation=activation, tiles=tiles,
+        )  # fmt: skip
     block = min(2048, triton.next_power_of_2(hidden))
     _combine_kernel[(num_tokens, triton.cdiv(hidden, block))](
         results, routing.weights, y, hidden, TOP_K=top_k, BLOCK=block, num_warps=4
@@ -387,16 +514,25 @@ def moe(
 
 
 def route_reference(
-    logits: torch.Tensor, top_k: int, *, renormalize: bool = True
+    logits: torch.Tensor, top_k: int, *, renormalize: bool = True, rule: Rule = LIKELIEST
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Experts and weights of each token in plain PyTorch: two [num_tokens, top_k] tensors."""
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    probabilities = torch.softmax(logits.to(wide), dim=-1)
-    ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-    weights, experts = ordered[:, :top_k], order[:, :top_k]
+    scores = torch.sigmoid(logits.to(wide)) if rule.sigmoid else logits.to(wide).softmax(dim=-1)
+    keys = scores if rule.preference is None else scores + rule.preference.to(wide)
+    if rule.groups > 1:
+        grouped = keys.unflatten(-1, (rule.groups, -1))
+        of_group = grouped.topk(2, dim=-1).values.sum(-1)
+        best = torch.sort(of_group, dim=-1, descending=True, stable=True).indices
+        kept = torch.zeros_like(of_group, dtype=torch.bool)
+        kept.scatter_(-1, best[:, : rule.kept_groups], True)
+        keys = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+    order = torch.sort(keys, dim=-1, descending=True, stable=True).indices
+    experts = order[:, :top_k]
+    weights = scores.gather(-1, experts)
     if renormalize:
         weights = weights / weights.sum(-1, keepdim=True)
-    return experts, weights
+    return experts, weights * rule.scale
 
 
 def moe_reference(
@@ -407,6 +543,11 @@ def moe_reference(
     *,
     top_k: int,
     renormalize: bool = True,
+    rule: Rule = LIKELIEST,
+    activation: Activation = "silu",
+    router_bias: torch.Tensor | None = None,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
     fused: bool = False,
     routing: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -418,22 +559,25 @@ def moe_reference(
     """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     if routing is None:
-        logits = (x.to(wide) @ router_weight.to(wide).T).to(x.dtype)
-        routing = route_reference(logits, top_k, renormalize=renormalize)
+        logits = linear_reference(x, router_weight, router_bias)
+        routing = route_reference(logits, top_k, renormalize=renormalize, rule=rule)
     experts, weights = routing
     total = torch.zeros(x.shape, dtype=wide, device=x.device)
+    working = x.dtype if fused else wide
     for expert in range(router_weight.shape[0]):
         tokens, places = torch.nonzero(experts == expert, as_tuple=True)
         if len(tokens) == 0:
             continue
-        if fused:
-            gate, up = torch.nn.functional.linear(x[tokens], gate_up_weight[expert]).chunk(2, -1)
-            out = torch.nn.functional.linear(
-                torch.nn.functional.silu(gate) * up, down_weight[expert]
-            )
-        else:
-            gated = gate_up_reference(x[tokens], gate_up_weight[expert])
-            out = gated.to(wide) @ down_weight[expert].to(wide).T
+
+        def product(
+            rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, at: int = expert
+        ) -> torch.Tensor:
+            added = None if bias is None else bias[at].to(working)
+            return torch.nn.functional.linear(rows.to(working), weight[at].to(working), added)
+
+        gate, up = product(x[tokens], gate_up_weight, gate_up_bias).chunk(2, -1)
+        gated = gated_product_reference(gate, up, activation).to(x.dtype)
+        out = product(gated, down_weight, down_bias)
         weighted = out.to(wide) * weights[tokens, places, None].to(wide)
         total.index_add_(0, tokens, weighted)
     return total.to(x.dtype)

@@ -12,6 +12,7 @@ of finding a key's row.
 The query heads that share a KV head form one tile with BLOCK_M / group query positions. Tiles are
 counted on the device by a binary search of the cumulative lengths, so the grid is bounded by tensor
 shapes alone and nothing synchronises. The longest tiles start first. Accumulation is in float32.
+Soft-cap, sinks and a cache in float8 are as in decode attention.
 """
 
 # Jitted functions are typed by Triton when they are compiled.
@@ -31,12 +32,14 @@ from kernels.checks import (
     INDEX_TYPES,
     Backend,
     check_head_dim,
+    check_softcap_and_sinks,
     float_types,
     require,
     require_backend,
     require_heads,
     require_tensor,
 )
+from kernels.decode_attention import log2_scores
 from kernels.paged_cache import gather_tokens, require_paged_cache
 from kernels.standard_attention import standard_attention_reference
 
@@ -66,6 +69,7 @@ def _attend(
     HEAD_DIM: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     MASKED: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -113,17 +117,23 @@ def _attend(
                 next_keys = keys + BLOCK_N
                 blocks = tl.load(table_ptr + next_keys // KV_BLOCK, mask=next_keys < end, other=0)
 
+        k, v = k.to(q.dtype), v.to(q.dtype)  # of a float8 cache
         scores = tl.dot(q, tl.trans(k))  # [BLOCK_M, BLOCK_N]
+        if SOFTCAP > 0.0:
+            scores = log2_scores(scores, scale_log2, SOFTCAP)
+            to_log2 = 1.0
+        else:
+            to_log2 = scale_log2
         if MASKED:
             seen = (keys[None, :] <= position[:, None]) & (keys < end)[None, :]
             if WINDOW > 0:
                 seen = seen & (keys[None, :] > position[:, None] - WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
+        new_max = tl.maximum(row_max, tl.max(scores, 1) * to_log2)
         base = new_max
         if WINDOW > 0:  # a row may see nothing of the first tiles of its window
             base = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.math.exp2(scores * scale_log2 - base[:, None])
+        weights = tl.math.exp2(scores * to_log2 - base[:, None])
         shrink = tl.math.exp2(row_max - base)
         row_sum = row_sum * shrink + tl.sum(weights, 1)
         accumulator = accumulator * shrink[:, None]
@@ -142,6 +152,7 @@ def _prefill_attention_kernel(
     v_ptr,
     k_tiles,  # tensor descriptors of packed k and v where TMA, else unused
     v_tiles,
+    sinks_ptr,  # [NUM_KV_HEADS * GROUP] where SINKS
     out_ptr,  # [total_tokens, NUM_KV_HEADS * GROUP, HEAD_DIM]
     cu_seqlens_ptr,  # [num_seqs + 1]
     context_lens_ptr,  # [num_seqs]
@@ -153,11 +164,14 @@ def _prefill_attention_kernel(
     total_tokens,
     num_seqs,
     scale_log2,
+    v_scale,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -213,6 +227,10 @@ def _prefill_attention_kernel(
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
+    if SINKS:
+        sink = tl.load(sinks_ptr + head, mask=row_used, other=0.0).to(tl.float32)
+        row_max = sink * 1.4426950408889634
+        row_sum += 1.0
 
     end = tl.minimum(past + first_query + BLOCK_Q, context)
     if WINDOW > 0:
@@ -222,14 +240,14 @@ def _prefill_attention_kernel(
         accumulator, row_max, row_sum = _attend(
             accumulator, row_max, row_sum, q, position, k_ptr, v_ptr, k_tiles, v_tiles, table_ptr,
             first_token, k_stride, v_stride, kv_head, scale_log2, 0, masked_from,
-            NUM_KV_HEADS, HEAD_DIM, KV_BLOCK, WINDOW, False, TMA, BLOCK_N, BLOCK_D,
+            NUM_KV_HEADS, HEAD_DIM, KV_BLOCK, WINDOW, SOFTCAP, False, TMA, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     accumulator, row_max, row_sum = _attend(
         accumulator, row_max, row_sum, q, position, k_ptr, v_ptr, k_tiles, v_tiles, table_ptr,
         first_token, k_stride, v_stride, kv_head, scale_log2, masked_from, end,
-        NUM_KV_HEADS, HEAD_DIM, KV_BLOCK, WINDOW, True, TMA, BLOCK_N, BLOCK_D,
+        NUM_KV_HEADS, HEAD_DIM, KV_BLOCK, WINDOW, SOFTCAP, True, TMA, BLOCK_N, BLOCK_D,
     )  # fmt: skip
-    result = accumulator / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
+    result = accumulator * (v_scale / tl.where(row_sum > 0.0, row_sum, 1.0))[:, None]
     tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -265,6 +283,8 @@ def choose_tiles(
     *, paged: bool, windowed: bool, head_dim: int, group: int, on: gpu.Gpu
 ) -> PrefillTiles:
     """Tiles for a launch; the reasons and predictions are in NOTES.md."""
+    if head_dim > 128:  # accumulators and queries are twice as wide
+        return PrefillTiles(128, 32, 8, 4) if on.is_hopper else PrefillTiles(64, 32, 8, 3)
     if on.is_hopper:
         if paged:
             return CANDIDATES["paged"][0]
@@ -292,6 +312,10 @@ def prefill_attention(
     block_tables: torch.Tensor | None = None,
     scale: float | None = None,
     window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     tiles: PrefillTiles | None = None,
     backend: Backend = "triton",
 ) -> torch.Tensor:
@@ -309,6 +333,7 @@ def prefill_attention(
         block_tables: [num_seqs, max_blocks] int32/int64.
         scale: of the scores, positive; 1/√head_dim by default.
         window: keys a query sees, itself included; 0 for all.
+        softcap, sinks, k_scale, v_scale: as in ``decode_attention``.
         tiles: for tuning; by default ``choose_tiles``.
         backend: ``best`` calls SDPA a sequence at a time (for comparison; it synchronises).
 
@@ -320,6 +345,7 @@ def prefill_attention(
     require_heads("q", q, (None, None, None), dtypes=dtypes)
     total_tokens, num_heads, head_dim = q.shape
     check_head_dim(head_dim)
+    check_softcap_and_sinks(softcap, sinks, q=q, num_heads=num_heads)
     require(window >= 0, f"window: must not be negative, got {window}")
     scale = head_dim**-0.5 if scale is None else scale
     require(scale > 0, f"scale: must be positive, got {scale}")
@@ -345,7 +371,8 @@ def prefill_attention(
     if backend != "triton":
         return prefill_attention_reference(
             q, k, v, cu_seqlens=cu_seqlens, context_lens=context_lens, block_tables=block_tables,
-            scale=scale, window=window, fused=backend == "best",
+            scale=scale, window=window, softcap=softcap, sinks=sinks, k_scale=k_scale,
+            v_scale=v_scale, fused=backend == "best",
         )  # fmt: skip
     out = torch.empty((total_tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
     if total_tokens == 0:
@@ -371,6 +398,7 @@ def prefill_attention(
         v,
         k_tiles,
         v_tiles,
+        cu_seqlens if sinks is None else sinks,
         out,
         cu_seqlens,
         context_lens,
@@ -381,12 +409,15 @@ def prefill_attention(
         0 if block_tables is None else block_tables.stride(0),
         total_tokens,
         num_seqs,
-        scale * LOG2_E,
+        scale * k_scale * LOG2_E,
+        v_scale,
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
         KV_BLOCK=k.shape[1] if paged else 0,
         WINDOW=window,
+        SOFTCAP=softcap,
+        SINKS=sinks is not None,
         TMA=tma,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
@@ -407,6 +438,10 @@ def prefill_attention_reference(
     block_tables: torch.Tensor | None = None,
     scale: float | None = None,
     window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     fused: bool = False,
 ) -> torch.Tensor:
     """The same in plain PyTorch, a sequence at a time; ``fused`` calls SDPA for each."""
@@ -419,10 +454,14 @@ def prefill_attention_reference(
             continue
         if block_tables is None:
             keys, values = k[rows], v[rows]
+            if (k_scale, v_scale) != (1.0, 1.0):
+                keys, values = keys * k_scale, values * v_scale
         else:
-            keys = gather_tokens(k, block_tables[sequence], context)
-            values = gather_tokens(v, block_tables[sequence], context)
+            table = block_tables[sequence]
+            keys = gather_tokens(k, table, context, dtype=q.dtype, scale=k_scale)
+            values = gather_tokens(v, table, context, dtype=q.dtype, scale=v_scale)
         out[rows] = standard_attention_reference(
-            q[rows], keys, values, scale=scale, window=window, fused=fused
-        )
+            q[rows], keys, values, scale=scale, window=window, softcap=softcap, sinks=sinks,
+            fused=fused,
+        )  # fmt: skip
     return out

@@ -58,7 +58,7 @@ def rms_norm(
 
     Args:
         x: [num_rows, hidden], bf16 or fp16, contiguous. Not changed.
-        weight: [hidden], same dtype.
+        weight: [hidden], same dtype or float32 (Gemma's 1 + w, which bf16 would round).
         residual: [num_rows, hidden], same dtype; becomes ``x + residual``.
         eps: added to the mean square.
         backend: ``best`` is torch's ``rms_norm``.
@@ -70,10 +70,11 @@ def rms_norm(
     num_rows, hidden = x.shape
     require(0 < hidden <= 65_536, f"x: hidden must be 1 to 65536, got {hidden}")
     like = {"dtypes": (x.dtype,), "device": x.device}
-    require_tensor("weight", weight, (hidden,), **like)
+    dtypes = (x.dtype, torch.float32)
+    require_tensor("weight", weight, (hidden,), dtypes=dtypes, device=x.device)
     if residual is not None:
         require_tensor("residual", residual, (num_rows, hidden), **like)
-    if backend == "torch":
+    if backend == "torch" or (backend == "best" and weight.dtype != x.dtype):
         return rms_norm_reference(x, weight, residual=residual, eps=eps)
     if backend == "best":
         total = x if residual is None else residual.add_(x)

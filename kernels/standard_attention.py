@@ -185,6 +185,8 @@ def standard_attention_reference(
     *,
     scale: float | None = None,
     window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
     fused: bool = False,
 ) -> torch.Tensor:
     """Plain PyTorch attention of one sequence, float32 (float64 for float64 inputs) inside.
@@ -193,9 +195,13 @@ def standard_attention_reference(
         q: [num_queries, num_heads, head_dim], the sequence's last tokens.
         k, v: [num_keys, num_kv_heads, head_dim].
         window: keys a query sees, itself included; 0 for all.
-        fused: call SDPA in the working dtype instead.
+        softcap: c where scores s become c · tanh(s / c); 0 for none (Gemma 2).
+        sinks: [num_heads], a score more in each softmax whose value is zero (gpt-oss).
+        fused: call SDPA in the working dtype instead, where there is neither softcap nor sinks.
 
-    Returns: [num_queries, num_heads, head_dim]; zeros for a query that sees no key.
+    ``v`` may be narrower or wider than ``k``, as in latent attention.
+
+    Returns: [num_queries, num_heads, v's head_dim]; zeros for a query that sees no key.
     """
     num_queries, num_heads, head_dim = q.shape
     num_keys, num_kv_heads, _ = k.shape
@@ -207,7 +213,7 @@ def standard_attention_reference(
     if window > 0:
         seen &= key > position - window
     heads_first = (t.transpose(0, 1) for t in (q, k, v))
-    if fused:
+    if fused and softcap == 0.0 and sinks is None:
         q, k, v = (t[None] for t in heads_first)
         attend = torch.nn.functional.scaled_dot_product_attention
         if num_queries == num_keys and window == 0:
@@ -219,6 +225,12 @@ def standard_attention_reference(
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q, k, v = (t.to(wide) for t in heads_first)
     k, v = (t.repeat_interleave(group, dim=0) for t in (k, v))
-    scores = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, float("-inf"))
-    weights = torch.softmax(scores, dim=-1).nan_to_num(0.0)
+    scores = q @ k.transpose(1, 2) * scale
+    if softcap > 0.0:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        sink = sinks.to(wide)[:, None, None].expand(-1, num_queries, 1)
+        scores = torch.cat((scores, sink), dim=-1)
+    weights = torch.softmax(scores, dim=-1).nan_to_num(0.0)[..., :num_keys]
     return (weights @ v).transpose(0, 1).to(dtype)

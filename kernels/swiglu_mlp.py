@@ -1,5 +1,8 @@
 """The gated MLP of Llama and Qwen:  y = (silu(x Gᵀ) · (x Uᵀ)) Dᵀ,  silu(z) = z / (1 + e^(−z)).
 
+Gemma's gate is gelu(z) = z / (1 + e^(−2u)), u = √(2/π) (z + 0.044715 z³); gpt-oss's is
+z / (1 + e^(−1.702 z)) with z at most 7, times the up projection, within ±7, plus one.
+
 G and U are stacked in one weight, gate rows first. The first product computes a gate tile and the
 matching up tile in one program and writes only their gated product, so the two intermediates never
 reach device memory (Shazeer, GLU Variants Improve Transformer, 2020, for the formula). The down
@@ -10,6 +13,8 @@ product is ``linear``. Accumulation and the activation are in float32.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import torch
 import triton
@@ -28,11 +33,35 @@ from kernels.linear import (
     tile_source,
 )
 
+Activation = Literal["silu", "gelu", "clamped"]
+"""Of gated MLPs: Llama's and Qwen's; Gemma's (``gelu_pytorch_tanh``); gpt-oss's."""
+
 
 @triton.jit
-def silu(z):
-    """z · sigmoid(z), of a float32 tile."""
-    return z / (1.0 + tl.math.exp2(-1.4426950408889634 * z))
+def gated_product(gate, up, ACTIVATION: tl.constexpr):
+    """What goes into the down projection, from float32 tiles of both halves."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    if ACTIVATION == "silu":
+        slope = gate * LOG2_E
+    elif ACTIVATION == "gelu":
+        slope = gate * (1.0 + 0.044715 * gate * gate) * (1.5957691216057308 * LOG2_E)
+    else:
+        gate = tl.minimum(gate, 7.0)
+        up = tl.minimum(tl.maximum(up, -7.0), 7.0) + 1.0
+        slope = gate * (1.702 * LOG2_E)
+    return gate / (1.0 + tl.math.exp2(-slope)) * up
+
+
+def gated_product_reference(
+    gate: torch.Tensor, up: torch.Tensor, activation: Activation = "silu"
+) -> torch.Tensor:
+    """The same in plain PyTorch, in the dtype of its arguments."""
+    if activation == "silu":
+        return torch.nn.functional.silu(gate) * up
+    if activation == "gelu":
+        return torch.nn.functional.gelu(gate, approximate="tanh") * up
+    gate = gate.clamp(max=7.0)
+    return gate * torch.sigmoid(1.702 * gate) * (up.clamp(-7.0, 7.0) + 1.0)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -47,6 +76,7 @@ def _gate_up_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     SWAP: tl.constexpr,
     TMA: tl.constexpr,
 ):
@@ -72,13 +102,57 @@ def _gate_up_kernel(
             else:
                 gate = tl.dot(x, tl.trans(gate_rows), gate)
                 up = tl.dot(x, tl.trans(up_rows), up)
-        y = (silu(gate) * up).to(y_ptr.dtype.element_ty)
+        y = gated_product(gate, up, ACTIVATION).to(y_ptr.dtype.element_ty)
         if SWAP:
             y = tl.trans(y)
         rows = (row + tl.arange(0, BLOCK_M)).to(tl.int64)
         columns = column + tl.arange(0, BLOCK_N)
         inside = (rows < M)[:, None] & (columns < N)[None, :]
         tl.store(y_ptr + rows[:, None] * N + columns[None, :], y, mask=inside)
+
+
+@triton.jit
+def _gated_kernel(
+    x_ptr,  # [num_rows, 2 · N], gate columns then up columns
+    y_ptr,  # [num_rows, N]
+    N,
+    ACTIVATION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < N
+    gate_ptrs = x_ptr + row * 2 * N + columns
+    gate = tl.load(gate_ptrs, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_ptrs + N, mask=inside, other=0.0).to(tl.float32)
+    y = gated_product(gate, up, ACTIVATION)
+    tl.store(y_ptr + row * N + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def gated(
+    x: torch.Tensor, *, activation: Activation = "silu", backend: Backend = "triton"
+) -> torch.Tensor:
+    """The activation alone, where gate and up are a product in float8.
+
+    Args:
+        x: [num_rows, 2 · intermediate], gate columns first, bf16 or fp16, contiguous.
+
+    Returns: [num_rows, intermediate], dtype of ``x``. Raises: ValueError on a wrong argument.
+    """
+    require_backend(backend, x)
+    require_tensor("x", x, (None, None), dtypes=float_types() if backend == "triton" else None)
+    require(x.shape[1] % 2 == 0, f"x: gate and up must be equally wide, got {x.shape[1]} columns")
+    if backend != "triton":
+        gate, up = x.float().chunk(2, dim=-1)
+        return gated_product_reference(gate, up, activation).to(x.dtype)
+    num_rows, width = x.shape[0], x.shape[1] // 2
+    y = torch.empty((num_rows, width), dtype=x.dtype, device=x.device)
+    if y.numel():
+        block = min(2048, triton.next_power_of_2(width))
+        _gated_kernel[(num_rows, triton.cdiv(width, block))](
+            x, y, width, ACTIVATION=activation, BLOCK=block, num_warps=4
+        )
+    return y
 
 
 # What a tuning run on a GPU tries; block_n counts gated outputs, each from two rows of the weight.
@@ -113,6 +187,7 @@ def gate_up(
     x: torch.Tensor,
     weight: torch.Tensor,
     *,
+    activation: Activation = "silu",
     tiles: LinearTiles | None = None,
     backend: Backend = "triton",
 ) -> torch.Tensor:
@@ -121,6 +196,7 @@ def gate_up(
     Args:
         x: [num_tokens, hidden], bf16 or fp16, contiguous; rows a multiple of 16 bytes.
         weight: [2 · intermediate, hidden], gate rows first, same dtype, contiguous.
+        activation: of the gate.
         tiles: for tuning; by default ``choose_tiles``.
         backend: ``best`` is cuBLAS, then the activation as separate torch kernels.
 
@@ -134,11 +210,13 @@ def gate_up(
     even = weight.shape[0] % 2 == 0
     require(even, f"weight: gate and up rows must be equally many, got {weight.shape[0]} rows")
     intermediate = weight.shape[0] // 2
+    allowed = get_args(Activation)
+    require(activation in allowed, f"activation: one of {', '.join(allowed)}, got {activation!r}")
     if backend == "torch":
-        return gate_up_reference(x, weight)
+        return gate_up_reference(x, weight, activation)
     if backend == "best":
         gate, up = torch.nn.functional.linear(x, weight).chunk(2, dim=-1)
-        return torch.nn.functional.silu(gate) * up
+        return gated_product_reference(gate, up, activation)
     require_aligned_rows("x", x)
     require_aligned_rows("weight", weight)
     on = gpu.gpu_of(x)
@@ -161,6 +239,7 @@ def gate_up(
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
         GROUP_M=8,
+        ACTIVATION=activation,
         SWAP=tiles.swap,
         TMA=tiles.tma,
         num_warps=tiles.num_warps,
@@ -174,6 +253,7 @@ def swiglu_mlp(
     gate_up_weight: torch.Tensor,
     down_weight: torch.Tensor,
     *,
+    activation: Activation = "silu",
     backend: Backend = "triton",
     down_backend: Backend | None = None,
 ) -> torch.Tensor:
@@ -183,6 +263,7 @@ def swiglu_mlp(
         x: [num_tokens, hidden], bf16 or fp16, contiguous.
         gate_up_weight: [2 · intermediate, hidden], gate rows first.
         down_weight: [hidden, intermediate].
+        activation: of the gate.
         backend: of the first product, for example from ``fastest_backend``; ``best`` is cuBLAS and
             separate activation kernels.
         down_backend: of the second, likewise; ``backend`` by default.
@@ -195,15 +276,17 @@ def swiglu_mlp(
     like = {"dtypes": (x.dtype,), "device": x.device}
     require_tensor("gate_up_weight", gate_up_weight, (None, x.shape[1]), **like)
     require_tensor("down_weight", down_weight, (x.shape[1], intermediate), **like)
-    gated = gate_up(x, gate_up_weight, backend=backend)
+    gated = gate_up(x, gate_up_weight, activation=activation, backend=backend)
     return linear(gated, down_weight, backend=backend if down_backend is None else down_backend)
 
 
-def gate_up_reference(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def gate_up_reference(
+    x: torch.Tensor, weight: torch.Tensor, activation: Activation = "silu"
+) -> torch.Tensor:
     """The first product in plain PyTorch, float32 (float64 for float64 inputs) inside."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     gate, up = (x.to(wide) @ weight.to(wide).T).chunk(2, dim=-1)
-    return (torch.nn.functional.silu(gate) * up).to(x.dtype)
+    return gated_product_reference(gate, up, activation).to(x.dtype)
 
 
 def swiglu_mlp_reference(

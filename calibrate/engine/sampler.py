@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from calibrate.engine.executor import Sampling
-from kernels.logits_and_sample import sample
+from kernels.logits_and_sample import sample_checked
 from kernels.transformer import Transformer
 
 
@@ -27,11 +27,7 @@ class Sampler:
             heat = torch.full((count,), sampling.temperature, device=hidden.device)
             top_k = sampling.top_k and torch.full((count,), sampling.top_k, device=hidden.device)
             top_p = sampling.top_p and torch.full((count,), sampling.top_p, device=hidden.device)
-            tokens = sample(
+            return sample_checked(
                 logits, temperature=heat, top_k=top_k, top_p=top_p, uniform=uniform, backend=backend
             )
-        else:
-            tokens = sample(logits, backend=backend)
-        # A NaN in a hidden state makes every logit of its row one.
-        chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        return tokens, chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
+        return sample_checked(logits, backend=backend)

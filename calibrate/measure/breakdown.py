@@ -59,6 +59,8 @@ def unfused_operations(rig: Rig, tokens: int) -> list[Operation]:
     angles = rig.normal(tokens, dim)
     mask = torch.ones((tokens, tokens), dtype=torch.bool, device=rig.device).triu(1)
     some_heads = k[:kv_heads]
+    # A rig's weights are drawn, and wide.
+    assert isinstance(layer.qkv, torch.Tensor) and isinstance(layer.gate_up, torch.Tensor)
     query, key, value = layer.qkv.split([heads * dim, kv_heads * dim, kv_heads * dim])
     gate_weight, up_weight = layer.gate_up.chunk(2)
 
@@ -240,7 +242,8 @@ def by_block_size(rig: Rig) -> list[dict[str, Any]]:
             packed = rig.normal(given.num_tokens, heads + 2 * kv_heads, rig.config.head_dim)
             q, k, v = packed.split([heads, kv_heads, kv_heads], dim=1)
             calls: list[Call] = [
-                partial(rig.model.attend, q, k, v, batch, cache[layer]) for layer in range(layers)
+                partial(rig.model.attend, q, k, v, batch, cache[layer], index=layer)
+                for layer in range(layers)
             ]
             row[name] = round(rig.timer.measure(calls).time_us, 2)
         rows.append(row)

@@ -108,7 +108,7 @@ def _attend_calls(rig: Rig, lengths: Lengths, moved_bytes: float) -> list[Call]:
     for layer in rig.layers(moved_bytes):
         packed = rig.normal(tokens, heads + 2 * kv_heads, config.head_dim)
         q, k, v = packed.split([heads, kv_heads, kv_heads], dim=1)
-        calls.append(partial(rig.model.attend, q, k, v, batch, rig.kv_cache[layer]))
+        calls.append(partial(rig.model.attend, q, k, v, batch, rig.kv_cache[layer], index=layer))
     return calls
 
 

@@ -66,6 +66,8 @@ class WithoutAttention(_SameWeights):
         v: torch.Tensor,
         batch: ForwardBatch,
         layer_cache: torch.Tensor,
+        *,
+        index: int = 0,
     ) -> torch.Tensor:
         """What attention would return, made up beforehand."""
         return self._attended[: len(q)]
@@ -88,10 +90,12 @@ class TimedAttention(_SameWeights):
         v: torch.Tensor,
         batch: ForwardBatch,
         layer_cache: torch.Tensor,
+        *,
+        index: int = 0,
     ) -> torch.Tensor:
         """As the model's, timed."""
         began = self._clock()
-        attended = super().attend(q, k, v, batch, layer_cache)
+        attended = super().attend(q, k, v, batch, layer_cache, index=index)
         self._attention_s += self._clock() - began
         return attended
 

@@ -20,8 +20,9 @@ import torch
 from calibrate.engine.decode_graphs import DecodeGraphs
 from kernels.checks import Backend
 from kernels.copy_blocks import copy_blocks
-from kernels.decode_attention import decode_attention
+from kernels.decode_attention import decode_attention, latent_attention
 from kernels.embedding import embedding
+from kernels.float8 import float8_linear, quantize_weight
 from kernels.kv_cache_write import kv_cache_write
 from kernels.linear import linear
 from kernels.logits_and_sample import sample
@@ -121,6 +122,38 @@ def _prefill_paged(draw: Draw, backend: Backend) -> Tensors:
     )  # fmt: skip
 
 
+def _decode_features(draw: Draw, backend: Backend) -> Tensors:
+    """Soft-cap, sinks and a window, of heads of 256; a float8 cache; a latent one."""
+    tables = draw.order(40).view(2, 20).to(torch.int32)
+    paged = {"block_tables": tables, "context_lens": draw.tensor([3, 300]), "backend": backend}
+    wide = draw.normal(40, BLOCK, 2, 256), draw.normal(40, BLOCK, 2, 256)
+    options = {"softcap": 5.0, "window": 200, "sinks": draw.normal(4)}
+    capped = decode_attention(draw.normal(2, 4, 256), *wide, **paged, **options)
+    float8 = [cache.to(torch.float8_e4m3fn) for cache in draw.cache(40)]
+    scaled = decode_attention(draw.heads(2)[0], *float8, **paged, k_scale=0.5, v_scale=2.0)
+    latent = latent_attention(
+        draw.normal(2, 20, 576), draw.normal(40, BLOCK, 1, 576), latent_dim=512, scale=0.07, **paged
+    )
+    return capped, scaled, latent
+
+
+def _prefill_features(draw: Draw, backend: Backend) -> Tensors:
+    q, k, v = (draw.normal(TOKENS, heads, 256) for heads in (4, 2, 2))
+    options = {"softcap": 5.0, "sinks": draw.normal(4), "backend": backend}
+    return (prefill_attention(q, k, v, cu_seqlens=draw.tensor([0, 30, TOKENS]), **options),)
+
+
+def _float8_linear(draw: Draw, backend: Backend) -> Tensors:
+    """What both sides round alike: the activations are their own float8."""
+    x = draw.normal(300, 512).to(torch.float8_e4m3fn).to(DTYPE)
+    x[:, ::128] = 448.0
+    weight, outs = draw.normal(384, 512, scale=0.05), []
+    for kind in ("channel", "block"):
+        packed = quantize_weight(weight, kind=kind)
+        outs += [float8_linear(x[:rows], packed, backend=backend) for rows in (5, 300)]
+    return tuple(outs)
+
+
 def _standard_attention(draw: Draw, backend: Backend) -> Tensors:
     q = draw.normal(TOKENS, 4, HEAD_DIM)
     k, v = (draw.normal(TOKENS, 2, HEAD_DIM) for _ in range(2))
@@ -214,6 +247,9 @@ CASES: dict[str, Case] = {
     "prefill_attention, paged": _prefill_paged,
     "prefill_attention, packed": _prefill_packed,
     "moe": _moe,
+    "attention's features, decode": _decode_features,
+    "attention's features, prefill": _prefill_features,
+    "float8_linear": _float8_linear,
     "linear, 300 tokens": _linear(300),
     "linear, 5 tokens": _linear(5),
     "swiglu_mlp, 300 tokens": _swiglu_mlp(300),

@@ -29,12 +29,14 @@ from kernels import linear as linear_module
 from kernels import prefill_attention as prefill_module
 from kernels import swiglu_mlp as swiglu_module
 from kernels.copy_blocks import copy_blocks
-from kernels.decode_attention import decode_attention
+from kernels.decode_attention import decode_attention, latent_attention
 from kernels.embedding import embedding
+from kernels.float8 import float8_linear, quantize_weight
 from kernels.kv_cache_write import kv_cache_write
 from kernels.linear import linear
 from kernels.logits_and_sample import sample
 from kernels.moe import moe
+from kernels.paged_cache import FLOAT8
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotary_table
@@ -148,6 +150,56 @@ def decode_rows(ceilings: Ceilings, tune: bool) -> Iterator[Row]:
         yield compare("decode", shape, made, ceilings=ceilings, moved_bytes=moved_bytes)
 
 
+def _latent(seqs: int, context: int, dtype: torch.dtype) -> Made:
+    """DeepSeek-V3: 128 heads, latents of 512 and rotary parts of 64."""
+    blocks = context // BLOCK
+    tables = torch.randperm(seqs * blocks, device="cuda", dtype=torch.int32).view(seqs, -1)
+    call = partial(
+        latent_attention,
+        normal(seqs, 128, 576),
+        normal(seqs * blocks, BLOCK, 1, 576).to(dtype),
+        latent_dim=512,
+        block_tables=tables,
+        context_lens=torch.full((seqs,), context, device="cuda", dtype=torch.int32),
+        scale=192**-0.5,
+    )
+    return call, {}
+
+
+def _decode_float8(seqs: int, context: int) -> Made:
+    call, _ = _decode([context] * seqs)
+    q, *caches = call.args
+    float8 = [cache.to(torch.float8_e4m3fn) for cache in caches]
+    return partial(call.func, q, *float8, **call.keywords, k_scale=0.5, v_scale=0.5), {}
+
+
+def latent_and_float8_rows(ceilings: Ceilings, tune: bool) -> Iterator[Row]:
+    """Latent decode, a float8 cache and float8 products."""
+    del tune
+    for seqs, context in ((1, 8192), (64, 4096)):
+        shape, options = f"{seqs} x {context}", {"ceilings": ceilings}
+        for name, dtype, size in (("bf16", torch.bfloat16, 2), ("float8", FLOAT8, 1)):
+            made = partial(_latent, seqs, context, dtype)
+            moved = seqs * context * 576 * size
+            yield compare(f"latent decode {name}", shape, made, moved_bytes=moved, **options)
+        moved = 2 * seqs * context * KV_HEADS * HEAD_DIM
+        made = partial(_decode_float8, seqs, context)
+        yield compare("decode float8", shape, made, moved_bytes=moved, **options)
+    for tokens in (16, 512, 8192):
+        for kind in ("channel", "block"):
+            shape = f"{tokens} x {HIDDEN} -> {HIDDEN}, {kind}"
+            ceiling = {"moved_bytes": HIDDEN * HIDDEN}
+            if tokens > 256:
+                ceiling["flops"] = 2 * tokens * HIDDEN * HIDDEN
+            made = partial(_float8_product, tokens, kind)
+            yield compare("float8_linear", shape, made, ceilings=ceilings, **ceiling)
+
+
+def _float8_product(tokens: int, kind: str) -> Made:
+    packed = quantize_weight(normal(HIDDEN, HIDDEN, scale=0.02), kind=kind)
+    return partial(float8_linear, normal(tokens, HIDDEN), packed), {}
+
+
 def _norm(tokens: int) -> Made:
     call = partial(
         rms_norm, normal(tokens, HIDDEN), normal(HIDDEN), residual=normal(tokens, HIDDEN)
@@ -252,7 +304,7 @@ def product_rows(ceilings: Ceilings, tune: bool) -> Iterator[Row]:
     """Dense products and the gated MLP against cuBLAS."""
     sizes = ((HIDDEN, 6144), (HIDDEN, HIDDEN), (INTERMEDIATE, HIDDEN))
     gate_up_weights = 2 * INTERMEDIATE * HIDDEN
-    for tokens in (1, 16, 64, 128, 256, 1024, 2048, 8192):
+    for tokens in (1, 16, 64, 128, 256, 512, 1024, 2048, 8192):
         kind = "few" if tokens <= 64 else "many"
         cases = [
             (
@@ -309,10 +361,14 @@ def moe_rows(ceilings: Ceilings, tune: bool) -> Iterator[Row]:
 SECTIONS: dict[str, Callable[[Ceilings, bool], Iterator[Row]]] = {
     "prefill": prefill_rows,
     "decode": decode_rows,
+    "latent and float8": latent_and_float8_rows,
     "memory": memory_rows,
     "products": product_rows,
     "moe": moe_rows,
 }
+
+# What a GPU session measures at once; compiling the rest takes time that the tables need more.
+FIRST = tuple(name for name in SECTIONS if name != "latent and float8")
 
 # Table of a reference folder, and its columns in the order of the sizes in a row's shape.
 _REFERENCES = {

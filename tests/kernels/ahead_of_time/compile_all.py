@@ -18,18 +18,19 @@ from kernels import linear as linear_module
 from kernels import prefill_attention as prefill_module
 from kernels import swiglu_mlp as swiglu_module
 from kernels.copy_blocks import copy_blocks
-from kernels.decode_attention import decode_attention
+from kernels.decode_attention import decode_attention, latent_attention
 from kernels.embedding import embedding
+from kernels.float8 import Float8Weight, float8_linear
 from kernels.kv_cache_write import kv_cache_write
 from kernels.linear import linear
 from kernels.logits_and_sample import sample
-from kernels.moe import moe
+from kernels.moe import Rule, moe
 from kernels.prefill_attention import prefill_attention
 from kernels.rms_norm import rms_norm
 from kernels.standard_attention import standard_attention
-from kernels.swiglu_mlp import gate_up
+from kernels.swiglu_mlp import gate_up, gated
 
-BF16, FP16 = torch.bfloat16, torch.float16
+BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
 
 
 def tensor(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -44,65 +45,71 @@ def projection(tokens: int, heads: int, kv_heads: int, head_dim: int, dtype=BF16
 
 
 def norms_and_caches() -> None:
-    for hidden in (128, 2048, 4096, 16384):
+    for hidden in (128, 4096, 16384):
         x = tensor(512, hidden)
         rms_norm(x, x[0])
         rms_norm(x, x[0], residual=x)
-    for head_dim in (64, 96, 128):
-        for norm in (False, True):
-            q, k, v = projection(512, 32, 8, head_dim)
-            cache, index = tensor(99, 16, 8, head_dim), tensor(512, dtype=torch.int64)
-            weights = dict.fromkeys(("q_norm_weight", "k_norm_weight"), q[0, 0])
-            kv_cache_write(
-                q, k, v, k_cache=cache, v_cache=cache, slot_mapping=index, positions=index,
-                table=tensor(4096, head_dim, dtype=torch.float32), update_k=norm,
-                **(weights if norm else {}),
-            )  # fmt: skip
+    for head_dim, norm, cached in ((64, False, BF16), (80, False, BF16), (128, True, FLOAT8)):
+        if cached == FLOAT8 and ARCH == 80:
+            cached = BF16
+        q, k, v = projection(512, 32, 8, head_dim)
+        cache, index = tensor(99, 16, 8, head_dim, dtype=cached), tensor(512, dtype=torch.int64)
+        weights = dict.fromkeys(("q_norm_weight", "k_norm_weight"), q[0, 0])
+        kv_cache_write(
+            q, k, v, k_cache=cache, v_cache=cache, slot_mapping=index, positions=index,
+            table=tensor(4096, head_dim, dtype=torch.float32), update_k=norm,
+            **(weights if norm else {}),
+        )  # fmt: skip
     copy_blocks(tensor(32, 2, 99, 16, 8, 128), tensor(7, 2, dtype=torch.int64))
     embedding(tensor(512, dtype=torch.int64), tensor(128_256, 4096))
+    embedding(tensor(512, dtype=torch.int64), tensor(256_000, 3584), scale=59.75)
+
+
+def _attend(heads: int, kv_heads: int, head_dim: int, cached=BF16, **options) -> None:
+    """Decode, packed and paged prefill."""
+    bounds, lengths = tensor(9, dtype=torch.int32), tensor(8, dtype=torch.int32)
+    paged = {"block_tables": tensor(8, 512, dtype=torch.int32), "context_lens": lengths}
+    cache = tensor(4096, 16, kv_heads, head_dim, dtype=cached)
+    q, k, v = projection(8192, heads, kv_heads, head_dim)
+    decode_attention(q[:8], cache, cache, **paged, **options)
+    if cached == BF16:
+        prefill_attention(q, k, v, cu_seqlens=bounds, **options)
+    prefill_attention(q, cache, cache, cu_seqlens=bounds, **paged, **options)
 
 
 def attention() -> None:
-    for head_dim, dtype in ((128, BF16), (128, FP16), (64, BF16), (96, BF16)):
-        main = head_dim == 128 and dtype == BF16
-        cache = tensor(4096, 16, 8, head_dim, dtype=dtype)
-        for seqs, query_len in ((1, 1), (256, 1), (8, 5), (8, 12)) if main else ((1, 1),):
-            tables, lengths = tensor(seqs, 512, dtype=torch.int32), tensor(seqs, dtype=torch.int32)
-            q = projection(seqs * query_len, 32, 8, head_dim, dtype)[0]
-            for window in (0, 4096) if main and query_len == 1 else (0,):
-                decode_attention(
-                    q, cache, cache, block_tables=tables, context_lens=lengths,
-                    query_len=query_len, window=window,
-                )  # fmt: skip
-        q, k, v = projection(8192, 32, 8, head_dim, dtype)
-        bounds, lengths = tensor(9, dtype=torch.int32), tensor(8, dtype=torch.int32)
-        tables = tensor(8, 512, dtype=torch.int32)
-        candidates = prefill_module.CANDIDATES if ARCH == 90 and main else {}
-        for tiles in (None, *candidates.get("packed", ())):
-            prefill_attention(q, k, v, cu_seqlens=bounds, tiles=tiles)
-        paged = {"cu_seqlens": bounds, "context_lens": lengths, "block_tables": tables}
-        for tiles in (None, *candidates.get("paged", ())):
-            prefill_attention(q, cache, cache, **paged, tiles=tiles)
-        if main:
-            prefill_attention(q, k, v, cu_seqlens=bounds, window=1024)
-            prefill_attention(q, cache, cache, **paged, window=1024)
-        if dtype == BF16:
-            q, k, v = tensor(1024, 32, head_dim), *(tensor(1024, 8, head_dim) for _ in range(2))
-            standard_attention(q, k, v)
-
-
-def head_groups() -> None:
-    """Query heads a KV head, the odd ones too: their index arithmetic costs registers."""
-    bounds, lengths = tensor(9, dtype=torch.int32), tensor(8, dtype=torch.int32)
+    """Llama's; windows; heads of other sizes and groups; Gemma 2's, gpt-oss's, DeepSeek-V3's."""
+    _attend(32, 8, 128)
+    _attend(32, 8, 128, window=4096)
+    _attend(28, 4, 128)  # a group that is no power of two: its index arithmetic costs registers
+    _attend(32, 32, 80)
+    _attend(16, 8, 256, softcap=50.0)
+    _attend(16, 8, 256, softcap=50.0, window=4096)
+    _attend(64, 8, 64, sinks=tensor(64), window=128)
+    bounds = tensor(9, dtype=torch.int32)
     tables = tensor(8, 512, dtype=torch.int32)
-    for heads, kv_heads in ((8, 8), (28, 4)):
-        q, k, v = projection(8192, heads, kv_heads, 128)
-        prefill_attention(q, k, v, cu_seqlens=bounds)
-        cache = tensor(4096, 20, kv_heads, 128)
-        paged = {"context_lens": lengths, "block_tables": tables}
-        if heads == 28:
-            prefill_attention(q, cache, cache, cu_seqlens=bounds, **paged)
-            decode_attention(projection(8, heads, kv_heads, 128)[0], cache, cache, **paged)
+    paged = {"block_tables": tables, "context_lens": tensor(8, dtype=torch.int32)}
+    cache = tensor(4096, 16, 8, 128)
+    for query_len in (5, 12):
+        q = projection(8 * query_len, 32, 8, 128)[0]
+        decode_attention(q, cache, cache, **paged, query_len=query_len)
+    many = {name: tensor_.new_empty(256, *tensor_.shape[1:]) for name, tensor_ in paged.items()}
+    decode_attention(projection(256, 32, 8, 128)[0], cache, cache, **many)  # not split
+    for cached in (BF16, FLOAT8) if ARCH > 80 else (BF16,):
+        if cached == FLOAT8:
+            _attend(32, 8, 128, FLOAT8)
+        latents = tensor(4096, 64, 1, 576, dtype=cached)
+        latent_attention(tensor(8, 128, 576), latents, latent_dim=512, scale=0.135, **paged)
+    if ARCH == 90:
+        q, k, v = projection(8192, 32, 8, 128)
+        for tiles in prefill_module.CANDIDATES["packed"]:
+            prefill_attention(q, k, v, cu_seqlens=bounds, tiles=tiles)
+        for tiles in prefill_module.CANDIDATES["paged"]:
+            prefill_attention(q, cache, cache, cu_seqlens=bounds, **paged, tiles=tiles)
+    for head_dim in (64, 128, 256):
+        standard_attention(
+            tensor(1024, 32, head_dim), *(tensor(1024, 8, head_dim) for _ in range(2))
+        )
 
 
 def products() -> None:
@@ -111,25 +118,43 @@ def products() -> None:
         (swiglu_module, gate_up, 28_672),
     ):
         weight = tensor(rows, 4096)
-        for tokens in (1, 16, 32, 64, 128, 256, 1024, 8192):
+        for tokens in (16, 32, 64, 128, 512, 8192):
             product(tensor(tokens, 4096), weight)
-        product(tensor(8192, 4096, dtype=FP16), tensor(rows, 4096, dtype=FP16))
-        product(tensor(128, 4096), tensor(28_672, 4096))
         if ARCH == 90:
             for kind in ("many", "few"):
                 for tiles in module.CANDIDATES[kind]:
                     product(tensor(8192 if kind == "many" else 16, 4096), weight, tiles=tiles)
+    linear(tensor(256, 2880), tensor(5120, 2880), bias=tensor(5120))  # gpt-oss
+    gate_up(tensor(64, 3584), tensor(28_672, 3584), activation="gelu")  # Gemma 2
+    gated(tensor(64, 36_864))  # of a float8 product
+    real = tensor(256, dtype=torch.float32)
+    if ARCH > 80:
+        # DeepSeek-V3: by block; the others by token and channel.
+        by_block = tensor(56, 128, dtype=torch.float32)
+        for scales in (by_block, tensor(7168, dtype=torch.float32)):
+            packed = Float8Weight(tensor(7168, 16_384, dtype=FLOAT8), scales)
+            for tokens in (16, 64, 512, 8192):
+                float8_linear(tensor(tokens, 16_384), packed)
     for tokens in (1, 300, 1000, 4096):
         moe(
             tensor(tokens, 2048), tensor(128, 2048), tensor(128, 1536, 2048),
             tensor(128, 2048, 768), top_k=8,
         )  # fmt: skip
-    big = (tensor(8, 4096), tensor(8, 28_672, 4096), tensor(8, 4096, 14_336))
-    moe(tensor(2048, 4096), *big, top_k=2)
-    real = tensor(256, dtype=torch.float32)
+    for tokens in (4, 4096):  # gpt-oss, DeepSeek-V3
+        moe(
+            tensor(tokens, 2880), tensor(32, 2880), tensor(32, 5760, 2880), tensor(32, 2880, 2880),
+            top_k=4, activation="clamped", router_bias=tensor(32), gate_up_bias=tensor(32, 5760),
+            down_bias=tensor(32, 2880),
+        )  # fmt: skip
+    deep = (tensor(256, 7168), tensor(256, 4096, 7168), tensor(256, 7168, 2048))
+    preference = tensor(256, dtype=torch.float32)
+    rule = Rule(sigmoid=True, preference=preference, groups=8, kept_groups=4, scale=2.5)
+    moe(tensor(4096, 7168), *deep, top_k=8, rule=rule)
     for dtype in (BF16, torch.float32):
         logits = tensor(256, 128_256, dtype=dtype)
-        sample(logits)
+        if dtype == BF16:
+            sample(logits)
+            sample(logits, temperature=real, uniform=real)
         sample(
             logits, temperature=real, top_p=real, uniform=real,
             top_k=tensor(256, dtype=torch.int32),
@@ -141,7 +166,6 @@ if __name__ == "__main__":
     with recording(ARCH) as recorder:
         norms_and_caches()
         attention()
-        head_groups()
         products()
     for compiled in recorder.compiled:
         print(json.dumps(dataclasses.asdict(compiled), default=str))

@@ -97,7 +97,7 @@ class Recorder:
                 constants={names[p[0]]: v for p, v in kernel.src.constants.items()},
                 shared_bytes=kernel.metadata.shared,
                 tensor_core=unit,
-                async_copies=ptx.count("cp.async.cg"),
+                async_copies=len(re.findall(r"cp\.async\.c[ag]\.", ptx)),
                 tma_loads=ptx.count("cp.async.bulk.tensor"),
                 warnings=re.findall(r"\(C75\d\d\)[^\n]*", log),
                 loop_waits=_loop_waits(ptx),

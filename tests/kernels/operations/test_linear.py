@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.gpu import Gpu
 from kernels.linear import (
     LinearTiles,
+    choose_tiles,
     fastest_backend,
     linear,
     linear_reference,
@@ -15,10 +17,11 @@ from kernels.linear import (
 from kernels.swiglu_mlp import gate_up
 
 
-@pytest.mark.parametrize("num_tokens", [1, 15, 17, 40, 64, 65, 130])
+@pytest.mark.parametrize("num_tokens", [1, 17, 64, 130])
 def test_every_number_of_tokens_matches_the_reference(num_tokens, draw, close):
-    x, weight = draw(num_tokens, 200), draw(264, 200)
-    close(linear(x, weight), linear_reference(x.double(), weight.double()))
+    x, weight, bias = draw(num_tokens, 200), draw(264, 200), draw(264)
+    expected = linear_reference(x.double(), weight.double(), bias.double())
+    close(linear(x, weight, bias=bias), expected)
 
 
 @pytest.mark.parametrize(
@@ -27,15 +30,34 @@ def test_every_number_of_tokens_matches_the_reference(num_tokens, draw, close):
         LinearTiles(64, 64, 32, 4, 3),
         LinearTiles(64, 64, 64, 4, 3, tma=False),
         LinearTiles(64, 64, 64, 4, 3, persistent=False, tma=False),
-        LinearTiles(16, 64, 64, 4, 3, swap=True, persistent=False),
+        LinearTiles(16, 64, 64, 4, 3, swap=True, persistent=False, splits=2),
+        LinearTiles(64, 64, 32, 4, 3, persistent=False, splits=4),
+        LinearTiles(64, 64, 64, 4, 3, store_tma=True),
         LinearTiles(128, 128, 64, 4, 3, warp_specialize=True),
     ],
     ids=str,
 )
 def test_every_kind_of_tile_matches_the_reference(tiles, draw, close):
     # Odd in every dimension: more tiles than programs, ragged rows, columns and depth.
-    x, weight = draw(201, 136), draw(333, 136)
-    close(linear(x, weight, tiles=tiles), linear_reference(x.double(), weight.double()))
+    x, weight, bias = draw(70, 136), draw(204, 136), draw(204)
+    expected = linear_reference(x.double(), weight.double(), bias.double())
+    close(linear(x, weight, bias=bias, tiles=tiles), expected)
+
+
+def test_few_tiles_are_split_until_they_fill_the_gpu_and_no_further():
+    on = Gpu("sm_90", (9, 0), 132)
+
+    def programs(tokens, out_features, in_features):
+        tiles = choose_tiles(tokens, out_features, on, in_features=in_features)
+        count = -(-tokens // tiles.block_m) * -(-out_features // tiles.block_n)
+        return count, tiles.splits
+
+    assert programs(16, 4096, 4096) == (64, 4)  # 64 programs on 132 multiprocessors
+    assert programs(16, 4096, 512) == (64, 1)  # too shallow
+    assert programs(16, 28_672, 4096)[1] == 1  # wide enough
+    assert programs(16, 4096, 0)[1] == 1
+    assert programs(512, 4096, 4096) == (128, 1)  # one wave
+    assert programs(8192, 4096, 4096) == (1024, 1)
 
 
 def test_no_tokens_give_no_rows(draw):

@@ -62,29 +62,27 @@ def _check(inputs, close, *, tiles=None, **options):
     return out
 
 
-@pytest.mark.parametrize("head_dim", [64, 96, 128])
-@pytest.mark.parametrize("group", [1, 2, 4, 7, 16])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (2, 80), (4, 128), (7, 96), (16, 256)])
 def test_every_group_and_head_size_matches_the_reference(group, head_dim, packed, close):
     shape = {"heads": 2 * group, "kv_heads": 2, "head_dim": head_dim}
     _check(packed([5, 70], **shape), close)
 
 
-@pytest.mark.parametrize("group", [1, 4, 7])
+@pytest.mark.parametrize("group", [4, 7])
 def test_empty_and_one_token_sequences_and_tile_boundaries_match(group, packed, close):
-    lengths = [0, 1, 0, 64, 129, 1, 128, 63, 0]
+    lengths = [0, 1, 0, 64, 1, 65, 0]
     shape = {"heads": group, "kv_heads": 1, "head_dim": 64}
     _check(packed(lengths, **shape), close, tiles=SMALL)
 
 
-@pytest.mark.parametrize("block_size", [8, 16, 20, 64, 256])
+@pytest.mark.parametrize("block_size", [16, 20, 256])
 def test_chunks_find_their_past_in_the_paged_cache(block_size, paged, close):
     news, pasts = [33, 1, 64, 0, 100], [64, 129, 0, 17, block_size]
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "block_size": block_size}
     _check(paged(news, pasts, **shape), close)
 
 
-@pytest.mark.parametrize("head_dim", [64, 96, 128])
-@pytest.mark.parametrize("group", [1, 5, 16])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 96), (5, 80), (16, 256)])
 def test_paged_keys_match_for_every_group_and_head_size(group, head_dim, paged, close):
     shape = {"heads": group, "kv_heads": 1, "head_dim": head_dim}
     _check(paged([3, 40], [90, 0], **shape), close)
@@ -109,6 +107,25 @@ def test_a_sliding_window_hides_older_keys(window, packed, paged, close):
     _check(paged([70, 2], [100, 60], **shape), close, window=window, tiles=SMALL)
 
 
+@pytest.mark.parametrize(("softcap", "window", "sunk"), [(5.0, 0, False), (0.0, 40, True)])
+def test_caps_and_sinks_change_the_softmax_as_in_the_reference(
+    softcap, window, sunk, packed, paged, draw, close
+):
+    shape = {"heads": 6, "kv_heads": 2, "head_dim": 64}
+    sinks = draw(6) * 2 + 1 if sunk else None
+    for inputs in (packed([90, 3], **shape, padding=2), paged([20, 1], [50, 9], **shape)):
+        inputs["q"] *= 3.0
+        options = {"softcap": softcap, "window": window, "sinks": sinks}
+        _check(inputs, close, tiles=SMALL, **options)
+
+
+def test_a_float8_cache_counts_times_its_scales(paged, close):
+    inputs = paged([20, 3], [50, 0], heads=4, kv_heads=1, head_dim=64)
+    for name in ("k", "v"):
+        inputs[name] = (inputs[name] * 8).to(torch.float8_e4m3fn)
+    _check(inputs, close, tiles=SMALL, k_scale=0.1, v_scale=0.25)
+
+
 def test_padded_rows_after_the_last_sequence_are_zero_and_harm_nobody(packed, close):
     inputs = packed([40, 9], heads=4, kv_heads=2, head_dim=64, padding=83)
     out = _check(inputs, close, tiles=SMALL)
@@ -118,8 +135,8 @@ def test_padded_rows_after_the_last_sequence_are_zero_and_harm_nobody(packed, cl
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_tensor_copy_tiles_match_too(head_dim, packed, close):
     tiles = PrefillTiles(64, 64, 4, 2, tma=True)
-    shape = {"heads": 4, "kv_heads": 2, "head_dim": head_dim}
-    _check(packed([200, 65, 3], **shape, padding=20), close, tiles=tiles)
+    shape = {"heads": 4, "kv_heads": 1, "head_dim": head_dim}
+    _check(packed([130, 3], **shape, padding=20), close, tiles=tiles)
 
 
 def test_torch_and_best_backends_agree_with_the_kernel(packed, paged, close):

@@ -8,15 +8,15 @@ import torch
 from kernels.prefill_attention import prefill_attention
 from kernels.standard_attention import standard_attention, standard_attention_reference
 
-HEADS = [(2, 2), (8, 2), (16, 1)]  # queries' and keys'
+HEADS = [(2, 2), (6, 2), (5, 1)]  # queries' and keys'
 
 
 @pytest.mark.parametrize(
     ("head_dim", "heads", "kv_heads", "queries", "keys"),
     [
-        *((d, *h, *n) for d in (64, 96, 128) for h in HEADS for n in ((1, 1), (3, 130))),
-        *((d, 2, 2, 70, 70) for d in (64, 96, 128)),
-        *((96, *h, 70, 70) for h in HEADS[1:]),  # the slowest in the interpreter
+        *((d, *h, 3, 130) for d, h in zip((64, 80, 128), HEADS, strict=True)),
+        (96, 8, 2, 1, 1),
+        (256, 2, 1, 20, 70),
     ],
 )
 def test_standard_attention_matches_the_reference(
@@ -38,8 +38,8 @@ def test_a_window_hides_older_keys(window, draw, close):
 
 
 def test_flash_and_standard_attention_agree(draw, close, device):
-    q, k, v = draw(150, 8, 128), draw(150, 2, 128), draw(150, 2, 128)
-    bounds = torch.tensor([0, 150], device=device)
+    q, k, v = draw(70, 4, 128), draw(70, 1, 128), draw(70, 1, 128)
+    bounds = torch.tensor([0, 70], device=device)
     flash = prefill_attention(q, k, v, cu_seqlens=bounds)
     close(flash, standard_attention(q, k, v), slack=3)
 
