@@ -6,7 +6,8 @@ splits (flash-decoding, Dao et al. 2023). The query heads that share a KV head, 
 tokens of the sequence, form the rows of one tile, so keys and values are read once for all of them.
 
 Several query tokens a sequence (speculative verification) take the same path: token i of Q sees the
-keys before ``context_len − Q + i + 1``. The grid depends on tensor shapes only and lengths are read
+keys before ``context_len − Q + i + 1``. Where they are a tree (SpecInfer, Miao et al. 2024, section 4),
+a word of bits a token says which of the tree's tokens it sees beside the context before them. The grid depends on tensor shapes only and lengths are read
 on the device: nothing synchronises, and a captured CUDA graph serves any lengths. A padded row has
 context length 0 and gets zeros. Accumulation is in float32.
 """
@@ -30,6 +31,7 @@ from kernels.checks import (
     require,
     require_backend,
     require_heads,
+    require_tensor,
 )
 from kernels.paged_cache import gather_tokens, require_paged_cache
 from kernels.standard_attention import standard_attention_reference
@@ -54,7 +56,7 @@ def _split_bounds(
 
 @triton.jit(
     do_not_specialize=["table_stride", "num_splits"],
-    do_not_specialize_on_alignment=["block_tables_ptr", "context_lens_ptr"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "context_lens_ptr", "tree_mask_ptr"],
 )
 def _decode_attention_kernel(
     q_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, HEAD_DIM], token rows q_stride apart
@@ -65,6 +67,7 @@ def _decode_attention_kernel(
     out_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, HEAD_DIM]
     partial_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, num_splits, HEAD_DIM] float32
     partial_log2_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, num_splits] float32
+    tree_mask_ptr,  # [num_seqs * QUERY_LEN] int64, where TREE_LEN > 0
     q_stride,
     table_stride,
     num_splits,
@@ -76,6 +79,7 @@ def _decode_attention_kernel(
     WINDOW: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     SPLIT: tl.constexpr,
+    TREE_LEN: tl.constexpr,  # 0: no tree
     MIN_SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -99,6 +103,8 @@ def _decode_attention_kernel(
     q_mask = row_used[:, None] & (dims < HEAD_DIM)[None, :]
     q_offsets = token * q_stride + head * HEAD_DIM
     q = tl.load(q_ptr + q_offsets[:, None] + dims[None, :], mask=q_mask, other=0.0)
+    if TREE_LEN > 0:
+        tree_mask = tl.load(tree_mask_ptr + token, mask=row_used, other=0)  # [BLOCK_M] int64
 
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -119,7 +125,12 @@ def _decode_attention_kernel(
         blocks = tl.load(table_ptr + next_keys // KV_BLOCK, mask=next_keys < end, other=0)
 
         scores = tl.dot(q, tl.trans(k)) * scale_log2  # [BLOCK_M, BLOCK_N]
-        seen = (keys[None, :] <= position[:, None]) & (keys < end)[None, :]
+        if TREE_LEN > 0:
+            among = keys - (context - TREE_LEN)  # which of the tree's tokens; before them: < 0
+            bits = tree_mask[:, None] >> tl.maximum(among, 0).to(tl.int64)[None, :]
+            seen = ((among < 0)[None, :] | ((bits & 1) != 0)) & (keys < end)[None, :]
+        else:
+            seen = (keys[None, :] <= position[:, None]) & (keys < end)[None, :]
         if WINDOW > 0:
             seen = seen & (keys[None, :] > position[:, None] - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
@@ -235,6 +246,8 @@ def decode_attention(
     block_tables: torch.Tensor,
     context_lens: torch.Tensor,
     query_len: int = 1,
+    tree_mask: torch.Tensor | None = None,
+    tree_len: int | None = None,
     scale: float | None = None,
     window: int = 0,
     num_splits: int | None = None,
@@ -251,6 +264,10 @@ def decode_attention(
         context_lens: [num_seqs] int32/int64, keys of the sequence, query tokens included; 0 for a
             padded row, whose output is zero.
         query_len: query tokens a sequence, the same for all.
+        tree_mask: [num_seqs · query_len] int64; bit j of a token's word: it sees token j (itself is
+            one) of the ``tree_len`` last ones of its sequence's context. No window beside it. None:
+            a token sees those up to it.
+        tree_len: at least ``query_len``, by default that, and at most 64.
         scale: of the scores; 1/√head_dim by default.
         window: keys a query sees, itself included; 0 for all.
         num_splits: programs a sequence and KV head; by default enough to fill the GPU.
@@ -269,6 +286,16 @@ def decode_attention(
     require(whole, f"q: {num_tokens} rows are no multiple of query_len {query_len}")
     require(window >= 0, f"window: must not be negative, got {window}")
     num_seqs = num_tokens // query_len
+    if tree_mask is not None:
+        require_tensor(
+            "tree_mask", tree_mask, (num_tokens,), dtypes=(torch.int64,), device=q.device
+        )
+        tree_len = tree_len or query_len
+        fits = query_len <= tree_len <= 64 and window == 0
+        require(
+            fits,
+            f"tree_mask: {query_len} to 64 tokens and no window, got {tree_len} and {window}",
+        )
     require(num_tokens <= 65_535, f"q: at most 65535 tokens, got {num_tokens}")
     require_paged_cache(k_cache, v_cache, block_tables, context_lens, q=q, num_seqs=num_seqs)
     fits = num_splits is None or 1 <= num_splits <= 128
@@ -277,7 +304,8 @@ def decode_attention(
     if backend != "triton":
         return decode_attention_reference(
             q, k_cache, v_cache, block_tables=block_tables, context_lens=context_lens,
-            query_len=query_len, scale=scale, window=window, fused=backend == "best",
+            query_len=query_len, tree_mask=tree_mask, tree_len=tree_len, scale=scale,
+            window=window, fused=backend == "best",
         )  # fmt: skip
     out = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype, device=q.device)
     if num_tokens == 0:
@@ -309,6 +337,7 @@ def decode_attention(
         out,
         partial,
         partial_log2,
+        out if tree_mask is None else tree_mask,
         q.stride(0),
         block_tables.stride(0),
         num_splits,
@@ -320,6 +349,7 @@ def decode_attention(
         WINDOW=window,
         KV_BLOCK=block_size,
         SPLIT=num_splits > 1,
+        TREE_LEN=0 if tree_mask is None else tree_len,
         MIN_SPLIT=tiles.min_split,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
@@ -355,6 +385,8 @@ def decode_attention_reference(
     block_tables: torch.Tensor,
     context_lens: torch.Tensor,
     query_len: int = 1,
+    tree_mask: torch.Tensor | None = None,
+    tree_len: int | None = None,
     scale: float | None = None,
     window: int = 0,
     fused: bool = False,
@@ -366,12 +398,18 @@ def decode_attention_reference(
             continue
         rows = slice(sequence * query_len, (sequence + 1) * query_len)
         table = block_tables[sequence]
+        seen = None
+        if tree_mask is not None:
+            among = torch.arange(context, device=q.device) - (context - (tree_len or query_len))
+            bits = tree_mask[rows, None] >> among.clamp(min=0)[None, :]
+            seen = (among < 0)[None, :] | ((bits & 1) != 0)
         out[rows] = standard_attention_reference(
             q[rows],
             gather_tokens(k_cache, table, context),
             gather_tokens(v_cache, table, context),
             scale=scale,
             window=window,
+            seen=seen,
             fused=fused,
         )
     return out

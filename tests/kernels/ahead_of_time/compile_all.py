@@ -74,6 +74,12 @@ def attention() -> None:
                     q, cache, cache, block_tables=tables, context_lens=lengths,
                     query_len=query_len, window=window,
                 )  # fmt: skip
+        if main:
+            tables, lengths = tensor(8, 512, dtype=torch.int32), tensor(8, dtype=torch.int32)
+            decode_attention(
+                projection(8 * 22, 32, 8, 128)[0], cache, cache, block_tables=tables,
+                context_lens=lengths, query_len=22, tree_mask=tensor(8 * 22, dtype=torch.int64),
+            )  # fmt: skip
         q, k, v = projection(8192, 32, 8, head_dim, dtype)
         bounds, lengths = tensor(9, dtype=torch.int32), tensor(8, dtype=torch.int32)
         tables = tensor(8, 512, dtype=torch.int32)
