@@ -20,7 +20,7 @@ class DecodeRows:
 
     tokens: [max_num_seqs] int64, the token that goes in next.
     context: [max_num_seqs] int64, tokens in the cache before it.
-    tables: [max_num_seqs, max_blocks] int32 on the device.
+    tables: [max_num_seqs, max_blocks] int32 on the device, and blocks, the same on the host.
     """
 
     def __init__(self, max_num_seqs: int, max_blocks: int, device: torch.device) -> None:
@@ -28,6 +28,7 @@ class DecodeRows:
         self.tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.context = np.zeros(max_num_seqs, dtype=np.int64)
         self.tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        self.blocks = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
         self.version = 0  # of the order of rows
         self._row_of: dict[Request, int] = {}
         self._block = np.zeros(max_num_seqs, dtype=np.int64)  # written to next; -1: look it up
@@ -67,7 +68,9 @@ class DecodeRows:
         np.minimum(lengths, width, out=lengths)  # what is reserved beyond is never read
         for row in np.flatnonzero(lengths != self._num_blocks[:count]).tolist():
             table, length = self.requests[row].block_table, int(lengths[row])
-            for position in range(int(self._num_blocks[row]), length):
+            first = int(self._num_blocks[row])
+            self.blocks[row, first:length] = table[first:length]
+            for position in range(first, length):
                 self._changes[row * width + position] = table[position]
             self._num_blocks[row] = length
         if self._changes:

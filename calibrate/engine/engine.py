@@ -28,6 +28,7 @@ from sim.engine.run_log import collect
 from sim.records import Records
 from sim.request import Request
 from sim.schedulers import Scheduler
+from sim.schedulers.observed_decode_set import ObservedDecodeSet
 from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
 
@@ -163,6 +164,7 @@ class RealEngine(Engine):
         outcome = self._run_or_shed(batch, start_s)
         if outcome is None:
             return None
+        self._observe(batch, outcome)
         self._end_early(batch, outcome)
         # The same sum that the simulator will make of it.
         duration_s = max(self._clock.now_s() - start_s, 1e-9)
@@ -265,8 +267,31 @@ class RealEngine(Engine):
             if not batch.num_decodes:
                 return None
 
+    def _observe(self, batch: Batch, outcome: Outcome) -> None:
+        """Tell those who speculate what was accepted, before the schedule moves on."""
+        if batch.verification is None or not batch.num_decodes:
+            return
+        decodes = self.scheduler.pool.decodes
+        assert isinstance(decodes, ObservedDecodeSet)
+        for request, tokens in outcome.answers.items():
+            ends = self._eos_token in tokens  # None is no token
+            if ends:
+                del tokens[tokens.index(self._eos_token) + 1 :]  # type: ignore[arg-type]
+            decodes.observe(request, outcome.accepted[request], len(tokens), ends=ends)
+        batch.verification = decodes.verification()
+
     def _count_decodes(self, batch: Batch) -> None:
         """What is left of a batch after some who were in it have ended: its decodes."""
+        decodes = self.scheduler.pool.decodes
+        if batch.verification is not None:
+            assert isinstance(decodes, ObservedDecodeSet)
+            if batch.num_decodes:
+                batch.num_decodes = decodes.num_seqs
+                batch.context_tokens = decodes.context_tokens
+                batch.verification = decodes.verification()
+            batch.num_tokens = batch.num_emitting = batch.verification.query_tokens
+            batch.num_seqs = batch.num_decodes
+            return
         if batch.num_decodes:  # some policies compute prompts alone
             batch.num_decodes = len(self.scheduler.decoding())
             batch.context_tokens = self.scheduler.pool.decodes.context_tokens

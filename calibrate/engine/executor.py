@@ -27,6 +27,9 @@ class Outcome:
     """What an iteration gave, and where its time went (seconds)."""
 
     tokens: dict[Request, int] = field(default_factory=dict)  # of every sequence that emits one
+    # Of those that speculate, in place of that: tokens emitted, and drafts accepted.
+    answers: dict[Request, list[int]] = field(default_factory=dict)
+    accepted: dict[Request, int] = field(default_factory=dict)
     not_finite: list[Request] = field(default_factory=list)  # whose logits are NaN or infinite
     prepare_s: float = 0.0
     forward_s: float = 0.0

@@ -20,18 +20,21 @@ class Sampler:
     def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and whether their logits were finite: [n] int64 and [n] bool."""
         logits = self.model.logits(hidden)
-        backend, sampling = self.model.backend, self.sampling
-        count = len(logits)
-        if sampling.temperature > 0:
-            uniform = torch.rand(count, device=hidden.device, generator=self._generator)
-            heat = torch.full((count,), sampling.temperature, device=hidden.device)
-            top_k = sampling.top_k and torch.full((count,), sampling.top_k, device=hidden.device)
-            top_p = sampling.top_p and torch.full((count,), sampling.top_p, device=hidden.device)
-            tokens = sample(
-                logits, temperature=heat, top_k=top_k, top_p=top_p, uniform=uniform, backend=backend
-            )
-        else:
-            tokens = sample(logits, backend=backend)
+        tokens = self.choose(logits)
         # A NaN in a hidden state makes every logit of its row one.
         chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         return tokens, chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """A token for each row of logits: [n] int64."""
+        backend, sampling, device = self.model.backend, self.sampling, logits.device
+        if sampling.temperature <= 0:
+            return sample(logits, backend=backend)
+        count = len(logits)
+        uniform = torch.rand(count, device=device, generator=self._generator)
+        heat = torch.full((count,), sampling.temperature, device=device)
+        top_k = sampling.top_k and torch.full((count,), sampling.top_k, device=device)
+        top_p = sampling.top_p and torch.full((count,), sampling.top_p, device=device)
+        return sample(
+            logits, temperature=heat, top_k=top_k, top_p=top_p, uniform=uniform, backend=backend
+        )

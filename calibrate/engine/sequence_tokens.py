@@ -51,6 +51,23 @@ class SequenceTokens:
         self._tokens[sequence] = self._tokens[request][: request.prompt_tokens] + first
         return self._tokens[sequence]
 
+    def sequences_of(self, request: Request) -> list[Request]:
+        """A request's samples where it has split, itself otherwise."""
+        return self._sequences.get(request, [request])
+
+    def known_next(self, sequence: Request, most: int) -> list[int]:
+        """The tokens that come next of a sequence whatever is sampled, as far as they are known."""
+        known = self._known.get(sequence)
+        if known is None:
+            return []
+        first = len(self._sampled[sequence])
+        return known[first : first + most]
+
+    def extend(self, sequence: Request, sampled: list[int], fed: list[int]) -> None:
+        """Hand a sequence several tokens of its answer, and what goes in for each."""
+        self._sampled[sequence] += sampled
+        self._tokens[sequence] += fed[: len(sampled)]
+
     def note(self, emitting: list[Request], sampled: list[int]) -> list[int]:
         """Hand every emitting sequence its token: first the decodes, then prompts that ended.
 

@@ -65,13 +65,14 @@ class TransformerExecutor:
             self.kv_cache = (
                 model.new_kv_cache(num_blocks, block_size) if kv_cache is None else kv_cache
             )
-            self._host = HostBlocks(self.kv_cache, swap_blocks, backend=model.backend)
+            self._hosts = [HostBlocks(self.kv_cache, swap_blocks, backend=model.backend)]
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             needed = num_blocks * block_size * model.kv_bytes_per_token / 2**30
             raise MemoryError(
                 f"a KV cache of {num_blocks} blocks needs {needed:.2f} GiB on {self.device} and "
                 f"{swap_blocks} blocks on the host: {str(error).splitlines()[0]}"
             ) from None
+        self.sampling = sampling
         self._rows = DecodeRows(max_num_seqs, max_blocks, self.device)
         self._tokens = SequenceTokens()
         self._sample = Sampler(model, sampling)
@@ -91,7 +92,8 @@ class TransformerExecutor:
         self._tokens.add(request, prompt, answer)
 
     def drop(self, request: Request) -> list[list[int]]:
-        self._host.release(request)
+        for host in self._hosts:
+            host.release(request)
         return self._tokens.drop(request)
 
     # -- one iteration ------------------------------------------------------------------------
@@ -131,7 +133,7 @@ class TransformerExecutor:
             graph_size = 0 if batch.prefills else self._graphs.size_for(count)
             prepared = Prepared(
                 count,
-                [*rows.requests[:count], *(one for c in batch.prefills for one in _emitters(c))],
+                [*rows.requests[:count], *(one for c in batch.prefills for one in emitters(c))],
                 newcomers,
                 graph_size,
                 self._stage(graph_size) if graph_size else None,
@@ -153,10 +155,12 @@ class TransformerExecutor:
         So when memory runs out, the first that is left is the one that could not be moved.
         """
         while batch.swapped_out:
-            self._host.swap_out(*batch.swapped_out[0])
+            for host in self._hosts:
+                host.swap_out(*batch.swapped_out[0])
             batch.swapped_out = batch.swapped_out[1:]
         while batch.swapped_in:
-            self._host.swap_in(batch.swapped_in[0])
+            for host in self._hosts:
+                host.swap_in(batch.swapped_in[0])
             batch.swapped_in = batch.swapped_in[1:]
 
     def launch(self, prepared: Prepared) -> Launched:
@@ -264,7 +268,7 @@ class TransformerExecutor:
             slots.append(table[position // size] * size + position % size)
             contexts.append(np.array([stop], dtype=np.int64))
             lengths.append(chunk.new_tokens)
-            emitting += [end + request.num_tokens - start - 1] * len(_emitters(chunk))
+            emitting += [end + request.num_tokens - start - 1] * len(emitters(chunk))
             end += chunk.new_tokens
         arrays = [np.concatenate(column) for column in (tokens, positions, slots, contexts)]
         return Inputs(
@@ -338,7 +342,7 @@ def _to_even(array: np.ndarray) -> list[np.ndarray]:
     return [np.zeros(1, dtype=array.dtype)] if len(array) % 2 else []
 
 
-def _emitters(chunk: PrefillChunk) -> list[Request]:
+def emitters(chunk: PrefillChunk) -> list[Request]:
     """Nobody before a prompt's end, then the request, once for every sample."""
     request = chunk.request
     if chunk.cached_tokens + chunk.new_tokens < request.num_tokens:

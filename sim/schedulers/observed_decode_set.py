@@ -23,7 +23,6 @@ class _Next:
 
     query_tokens: int
     drafted: int
-    has_draft: bool = True  # also where the budget left no token of it
     accepted: int = 0
     emitted: int = 1
 
@@ -162,7 +161,7 @@ class ObservedDecodeSet(DecodeSet):
 
     def _plan(self, request: Request) -> _Next:
         if not self._observed.has_draft(request):
-            return _Next(1, 0, has_draft=False)
+            return _Next(1, 0)
         return _Next(self._shape.query_tokens, self._shape.drafted_tokens)
 
     def limit(self, request: Request, tokens: int) -> int:
@@ -204,7 +203,6 @@ class ObservedDecodeSet(DecodeSet):
         self.step += 1
         ended = []
         for request, one in self._members.items():
-            self._observed.note(request, one.accepted if one.has_draft else None)
             request.num_computed_tokens += one.emitted
             request.num_generated_tokens += one.emitted
             self._computed_tokens += one.emitted

@@ -122,21 +122,35 @@ def _as_drawn(row: Verifications, steps: int) -> tuple[np.ndarray, np.ndarray | 
 class ObservedAcceptance:
     """What a real target accepts: nobody knows before it has verified; noted down as it is found.
 
-    ``drafted``: the sequences that a draft has been found for; None: there is one for everybody.
+    Whether a verification has a draft is decided once: who gives way before it comes back with or
+    without one, as it was. So the schedule depends on nothing that its verifications do not tell.
     """
 
     def __init__(self, *, always: bool = True) -> None:
-        """`always`: every verification has a draft. Else those of ``drafted`` have one."""
-        self.drafted: set[Request] | None = None if always else set()
+        """`always`: every verification has a draft. Else those that one has been found for."""
+        self._drafted: dict[Request, tuple[int, bool]] | None = None if always else {}
         self.rows: dict[int, list[int | None]] = {}
 
-    def has_draft(self, request: Request) -> bool:
-        """Whether there is one for its next verification."""
-        return self.drafted is None or request in self.drafted
+    def decide(self, request: Request, found: bool) -> None:
+        """Whether a draft has been found for the next verification of this sequence."""
+        if self._drafted is not None:
+            number = len(self.rows.get(request.index, ()))
+            if self._drafted.get(request, (-1, False))[0] != number:
+                self._drafted[request] = number, found
 
-    def note(self, request: Request, accepted: int | None) -> None:
-        """A verification of this sequence is through; None: it had no draft."""
-        self.rows.setdefault(request.index, []).append(accepted)
+    def has_draft(self, request: Request) -> bool:
+        """Whether there is one."""
+        return self._drafted is None or self._drafted[request][1]
+
+    def drop(self, request: Request) -> None:
+        """This sequence verifies nothing more; what it did stays noted."""
+        if self._drafted is not None:
+            self._drafted.pop(request, None)
+
+    def note(self, request: Request, accepted: int) -> None:
+        """A verification of this sequence is through; the draft may have been cut to nothing."""
+        row = self.rows.setdefault(request.index, [])
+        row.append(accepted if self.has_draft(request) else None)
 
     @property
     def mean(self) -> float:

@@ -31,7 +31,8 @@ class JacobiProposer:
 
     def propose(self, batch: Batch, members: Sequence[Request], packing: Packing) -> Proposal:
         rows = [[0, *self._guesses[one]] for one in members]
-        return Proposal(torch.tensor(rows, dtype=torch.int64, device=self._device))
+        tokens = torch.tensor(rows, dtype=torch.int64, device=self._device)
+        return Proposal(tokens.view(len(members), self._depth + 1))
 
     def verified(self, request: Request, found: Verified) -> None:
         # What it said after guesses that were not accepted, too: those are the next guesses.

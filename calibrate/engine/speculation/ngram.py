@@ -52,14 +52,16 @@ class NgramProposer:
     def propose(self, batch: Batch, members: Sequence[Request], packing: Packing) -> Proposal:
         nothing = [0] * self._depth
         rows = [[0, *(self._drafts.get(one) or nothing)] for one in members]
-        return Proposal(torch.tensor(rows, dtype=torch.int64, device=self._device))
+        tokens = torch.tensor(rows, dtype=torch.int64, device=self._device)
+        return Proposal(tokens.view(len(members), self._depth + 1))
 
     def verified(self, request: Request, found: Verified) -> None:
         """All that it goes by is the text."""
 
     def emitted(self, request: Request, tokens: Sequence[int]) -> bool:
         found = self._index.setdefault(request, _Index()).lookup(tokens, self._depth)
-        self._drafts[request] = found
+        if found:  # else an earlier one stands, for who had one and gave way before it was tried
+            self._drafts[request] = found
         return bool(found)
 
     def drop(self, request: Request) -> None:
