@@ -6,10 +6,11 @@ splits (flash-decoding, Dao et al. 2023). The query heads that share a KV head, 
 tokens of the sequence, form the rows of one tile, so keys and values are read once for all of them.
 
 Several query tokens a sequence (speculative verification) take the same path: token i of Q sees the
-keys before ``context_len − Q + i + 1``. Where they are a tree (SpecInfer, Miao et al. 2024, section 4),
-a word of bits a token says which of the tree's tokens it sees beside the context before them. The grid depends on tensor shapes only and lengths are read
-on the device: nothing synchronises, and a captured CUDA graph serves any lengths. A padded row has
-context length 0 and gets zeros. Accumulation is in float32.
+keys before ``context_len − Q + i + 1``. Where they are a tree (SpecInfer, Miao et al. 2024, section
+4), a word of bits a token says which of the tree's tokens it sees beside the context before them.
+The grid depends on tensor shapes only and lengths are read on the device: nothing synchronises, and
+a captured CUDA graph serves any lengths. A padded row has context length 0 and gets zeros.
+Accumulation is in float32.
 """
 
 # Jitted functions are typed by Triton when they are compiled.

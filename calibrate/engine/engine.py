@@ -29,6 +29,7 @@ from sim.records import Records
 from sim.request import Request
 from sim.schedulers import Scheduler
 from sim.schedulers.observed_decode_set import ObservedDecodeSet
+from sim.speculation import Speculation
 from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
 
@@ -46,6 +47,7 @@ class Served:
     ``records.iterations`` has the host's and the device's share of each duration besides:
     schedule_s, prepare_s, forward_s, sample_s. ``outputs`` are token ids by request number, those
     of the first sample where a request has several; ``samples`` has all of them.
+    ``speculation``: the technique, with all that was accepted; None where nobody speculated.
     ``errors`` says in words why a request got no whole answer.
     """
 
@@ -53,6 +55,7 @@ class Served:
     outputs: Mapping[int, list[int]]
     errors: Mapping[int, str]
     samples: Mapping[int, list[list[int]]]
+    speculation: Speculation | None = None
 
 
 class RealEngine(Engine):
@@ -154,7 +157,8 @@ class RealEngine(Engine):
             records.iterations[name] = np.array(values)
         if self._asked is not None:
             records.requests.update(self._asked.columns(records.requests["request"]))
-        return Served(records, self._outputs, self._errors, self._samples)
+        technique = self.scheduler.config.speculation
+        return Served(records, self._outputs, self._errors, self._samples, technique)
 
     # -- one iteration ------------------------------------------------------------------------
 
@@ -279,6 +283,7 @@ class RealEngine(Engine):
                 del tokens[tokens.index(self._eos_token) + 1 :]  # type: ignore[arg-type]
             decodes.observe(request, outcome.accepted[request], len(tokens), ends=ends)
         batch.verification = decodes.verification()
+        batch.verification.draft_s = outcome.draft_s
 
     def _count_decodes(self, batch: Batch) -> None:
         """What is left of a batch after some who were in it have ended: its decodes."""

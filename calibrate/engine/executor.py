@@ -32,6 +32,7 @@ class Outcome:
     accepted: dict[Request, int] = field(default_factory=dict)
     not_finite: list[Request] = field(default_factory=list)  # whose logits are NaN or infinite
     prepare_s: float = 0.0
+    draft_s: float = 0.0  # of the forward pass's time, what went to drafting
     forward_s: float = 0.0
     sample_s: float = 0.0
 

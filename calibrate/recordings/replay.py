@@ -20,7 +20,7 @@ from sim.records import Columns, Records
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload.workload import Workload
 
-_NOT_SCHEDULE = ("extrapolated",)
+_NOT_SCHEDULE = ("extrapolated", "draft_s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from calibrate.recordings.replay import Replay
 from calibrate.recordings.verdict import verdict
 from sim.metrics import Slo, summarize
 from sim.records import Columns, Records
+from sim.speculation.acceptance import ObservedAcceptance
+from sim.speculation.summary import speculation_figures
 
 _PHASE_WORDS = {
     "schedule_s": "scheduling",
@@ -52,6 +54,12 @@ class EngineRun:
                 f"{len(served.errors)} requests got no whole answer, the first of them because: "
                 f"{next(iter(served.errors.values()))}"
             )
+        if served.speculation is not None:
+            observed = served.speculation.acceptance
+            assert isinstance(observed, ObservedAcceptance)
+            figures = speculation_figures(records.iterations, served.speculation)
+            depth = served.speculation.shape.depth
+            summary["speculation"] = figures | observed.figures(depth)
         summary |= {
             "mode": "engine",
             "latency": {"source": "engine", "measured": True, "basis": "measured", "label": label},

@@ -163,6 +163,18 @@ class ObservedAcceptance:
         row = self.rows.get(request, [])[:steps]
         return _as_drawn([*row, *[0] * (steps - len(row))], steps)
 
+    def figures(self, depth: int) -> dict[str, object]:
+        """What a scenario can take up: ``match_rate``, the share of verifications that had a draft,
+        and ``acceptance_per_position``, the share of those that accepted the 1st, 2nd, … of
+        `depth`; None where nothing was drafted."""
+        counts = [count for row in self.rows.values() for count in row]
+        drafted = np.array([count for count in counts if count is not None])
+        survival = [float((drafted >= place).mean()) for place in range(1, depth + 1)]
+        return {
+            "match_rate": len(drafted) / len(counts) if counts else None,
+            "acceptance_per_position": survival if len(drafted) else None,
+        }
+
     def replayed(self) -> ReplayedAcceptance:
         """The same once more, for the simulator."""
         return ReplayedAcceptance(self)

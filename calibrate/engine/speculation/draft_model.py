@@ -92,7 +92,9 @@ class DraftModelProposer:
             if drawn_from is not None:
                 if q is None:
                     vocabulary = drawn_from.shape[-1]
-                    q = torch.zeros((rows, inner, vocabulary), dtype=drawn_from.dtype, device=device)
+                    q = torch.zeros(
+                        (rows, inner, vocabulary), dtype=drawn_from.dtype, device=device
+                    )
                 q[:, first:end] = drawn_from.view(rows, end - first, -1)
         return Proposal(tokens, q)
 

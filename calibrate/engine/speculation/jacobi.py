@@ -66,7 +66,9 @@ def jacobi_decode(
     Raises ValueError for an empty prompt or answer.
     """
     if not prompt or length < 1:
-        raise ValueError(f"a prompt and an answer are needed, got {len(prompt)} and {length} tokens")
+        raise ValueError(
+            f"a prompt and an answer are needed, got {len(prompt)} and {length} tokens"
+        )
     device = model.embeddings.device
     before = len(prompt) - 1
     blocks = -(-(before + length) // block_size)
@@ -94,11 +96,13 @@ def jacobi_decode(
         if before:
             passed(given[:before], 0, prompts=True)
         guesses = given[-1:].repeat(length)
-        for number in range(1, length + 1):
+        passes = 0
+        for _ in range(length):
+            passes += 1
             hidden = passed(torch.cat((given[-1:], guesses[:-1])), before, prompts=False)
             found = model.logits(hidden).argmax(dim=-1)
             unchanged = bool((found == guesses).all())
             guesses = found
             if unchanged:
                 break
-    return JacobiDecoded(guesses.tolist(), number)
+    return JacobiDecoded(guesses.tolist(), passes)

@@ -47,7 +47,12 @@ class SpeculatingExecutor(TransformerExecutor):
     """
 
     def __init__(
-        self, model: Transformer, *, speculation: Speculation, draft: Transformer | None, **rest: Any
+        self,
+        model: Transformer,
+        *,
+        speculation: Speculation,
+        draft: Transformer | None,
+        **rest: Any,
     ) -> None:
         tree = _tree_of(speculation, model, draft)
         super().__init__(model, **rest)
@@ -94,6 +99,7 @@ class SpeculatingExecutor(TransformerExecutor):
         marks = [self._mark()]
         prepared_s = time.perf_counter() - started_s
         proposal = self._proposer.propose(batch, packing.members, packing)
+        marks.append(self._mark())
         logits, finite, width = self._verify(batch, packing, proposal)
         marks.append(self._mark())
         began_s = time.perf_counter()
@@ -104,10 +110,11 @@ class SpeculatingExecutor(TransformerExecutor):
         outcome.not_finite = list(dict.fromkeys(bad))
         outcome.prepare_s = prepared_s
         if self._on_gpu:
-            marks[1].synchronize()
-            outcome.forward_s = marks[0].elapsed_time(marks[1]) / 1e3
+            outcome.draft_s, outcome.forward_s = (
+                marks[0].elapsed_time(mark) / 1e3 for mark in marks[1:]
+            )
         else:
-            outcome.forward_s = marks[1] - marks[0]
+            outcome.draft_s, outcome.forward_s = (mark - marks[0] for mark in marks[1:])
         outcome.sample_s = time.perf_counter() - began_s
         return outcome
 
@@ -196,7 +203,9 @@ class SpeculatingExecutor(TransformerExecutor):
         hidden = self.model.forward(inputs, self.kv_cache)
         rows, end = list(range(count * width)), count * width
         for chunk in batch.prefills:
-            rows += [end + chunk.request.num_tokens - chunk.cached_tokens - 1] * len(emitters(chunk))
+            rows += [end + chunk.request.num_tokens - chunk.cached_tokens - 1] * len(
+                emitters(chunk)
+            )
             end += chunk.new_tokens
         if len(rows) < len(hidden):
             hidden = hidden.index_select(0, to_device(np.array(rows, dtype=np.int64), self.device))
@@ -321,5 +330,3 @@ def _tree_of(speculation: Speculation, model: Transformer, draft: Transformer | 
     if model.config.window and not tree.is_chain:
         raise ValueError("a tree of drafts cannot be verified under sliding-window attention")
     return tree
-
-

@@ -46,7 +46,9 @@ def greedy(
         chosen: [width] the target's likeliest token after each.
         known: the sequence's next tokens where they are known, as far as they are.
     """
-    path, sampled, fed = [0], [], []
+    path = [0]
+    sampled: list[int] = []
+    fed: list[int] = []
     while True:
         node, place = path[-1], len(fed)
         sampled.append(chosen[node])
