@@ -86,7 +86,12 @@ def engine(
     }
     executor: TransformerExecutor
     if speculation is None:
-        executor = TransformerExecutor(model, capture_sizes=capture_sizes, **settings)
+        executor = TransformerExecutor(
+            model,
+            capture_sizes=capture_sizes,
+            max_prompt_tokens=config.max_num_batched_tokens,
+            **settings,
+        )
     else:
         executor = SpeculatingExecutor(model, speculation=speculation, draft=draft, **settings)
     return RealEngine(

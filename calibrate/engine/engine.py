@@ -17,6 +17,7 @@ from math import inf
 import numpy as np
 import torch
 
+from calibrate.engine.decoding import Decoding
 from calibrate.engine.device import OUT_OF_MEMORY, Apart, AtOnce, Landed, out_of_memory
 from calibrate.engine.executor import Executor, Outcome
 from calibrate.engine.token_ids import TokenIds
@@ -90,10 +91,11 @@ class RealEngine(Engine):
         ahead = scheduler.config.async_scheduling
         if ahead and eos_token is not None:
             raise ValueError("async_scheduling ends answers by length: it cannot go with --eos")
+        self._decoding = Decoding(scheduler)
         self._waiting_for: Apart | AtOnce = AtOnce(self._compute)
         if ahead:
             assert isinstance(executor, TransformerExecutor)
-            self._waiting_for = Apart(executor, scheduler, lambda: self._clock.now_s())
+            self._waiting_for = Apart(executor, self._decoding, lambda: self._clock.now_s())
         super().__init__(scheduler, self._waiting_for, leap=False, check=check)
         self.executor = executor
         self._source = source
@@ -247,7 +249,7 @@ class RealEngine(Engine):
         scheduler = self.scheduler
         while True:
             try:
-                return self.executor.run(batch, scheduler.decoding())
+                return self.executor.run(batch, self._decoding())
             except OUT_OF_MEMORY as error:
                 reason = out_of_memory(error)
             if batch.swapped_out:

@@ -17,13 +17,19 @@ class Sampler:
         device = model.embeddings.device
         self._generator = torch.Generator(device=device).manual_seed(sampling.seed)
 
-    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and whether their logits were finite: [n] int64 and [n] bool."""
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is drawn, so that a captured graph can choose tokens."""
+        return self.sampling.temperature <= 0
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """A token for each row, its complement (negative) where logits were not finite: [n]."""
         logits = self.model.logits(hidden)
         tokens = self.choose(logits)
         # A NaN in a hidden state makes every logit of its row one.
         chosen = logits.gather(1, tokens.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        return tokens, chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
+        finite = chosen.isfinite() & hidden.sum(dim=1, dtype=torch.float32).isfinite()
+        return torch.where(finite, tokens, ~tokens)
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """A token for each row of logits: [n] int64."""

@@ -152,6 +152,7 @@ class ObservedDecodeSet(DecodeSet):
         """Let a request that has its first token, or will by then, decode from the next step."""
         request.joined_step = self.step
         self.num_seqs += 1
+        self.changes += 1
         self._members[request] = planned = self._plan(request)
         self._query_tokens += planned.query_tokens
         self._computed_tokens += request.num_computed_tokens
@@ -222,6 +223,7 @@ class ObservedDecodeSet(DecodeSet):
 
     def _leave(self, request: Request) -> None:
         self.num_seqs -= 1
+        self.changes += 1
         self._query_tokens -= self._members.pop(request).query_tokens
         self._computed_tokens -= request.num_computed_tokens
         self._final_tokens -= request.final_tokens

@@ -19,8 +19,8 @@ import torch
 
 from calibrate.engine.assembly import engine
 from calibrate.engine.checkpoint import load_model
-from calibrate.engine.decode_graphs import CAPTURE_SIZES
 from calibrate.engine.engine import PHASES
+from calibrate.engine.iteration_graphs import CAPTURE_SIZES
 from calibrate.engine.wall_clock import Clock
 from calibrate.engine.warm_up import warm_up
 from kernels.transformer import Transformer

@@ -130,7 +130,7 @@ class SpeculatingExecutor(TransformerExecutor):
             for request in decoding:
                 if request not in rows:
                     rows.add(request)
-        rows.refresh(returned)
+        rows.refresh(returned, every=True)
         members = rows.requests[:count]
         stored = np.array([one.num_computed_tokens for one in members], dtype=np.int64)
         held = np.array([len(one.block_table) for one in members], dtype=np.int64) * size
@@ -277,8 +277,8 @@ class SpeculatingExecutor(TransformerExecutor):
             self._look_for_drafts(request)
         first_tokens = chosen[count * width :]
         self._tokens.note(ended, first_tokens)
-        for request, token in zip(ended, first_tokens, strict=True):
-            outcome.tokens[request] = token
+        outcome.emitting, outcome.sampled = ended, first_tokens
+        for request in ended:
             self._look_for_drafts(request)
         return outcome
 
