@@ -30,6 +30,7 @@ def engine(
     scheduler: str,
     num_blocks: int,
     capture_sizes: Sequence[int] = (),
+    mixed_graphs: bool = True,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     eos_token: int | None = None,
     draft: Transformer | None = None,
@@ -40,7 +41,8 @@ def engine(
 ) -> RealEngine:
     """An engine that will serve `workload` under a policy by name, as `sim.simulate` would.
 
-    Where `config` speculates, `draft` drafts (methods that have a model for it), and what is
+    `mixed_graphs`: with `capture_sizes`, iterations with prompts are captured as well. Where
+    `config` speculates, `draft` drafts (methods that have a model for it), and what is
     accepted is noted in ``scheduler.config.speculation.acceptance``.
 
     `seed` draws the token ids of prompts whose content is not known; the rest is as for `Engine`
@@ -89,7 +91,7 @@ def engine(
         executor = TransformerExecutor(
             model,
             capture_sizes=capture_sizes,
-            max_prompt_tokens=config.max_num_batched_tokens,
+            max_prompt_tokens=config.max_num_batched_tokens if mixed_graphs else 0,
             **settings,
         )
     else:

@@ -18,6 +18,7 @@ class SequenceTokens:
 
     def __init__(self) -> None:
         self._tokens: dict[Request, list[int]] = {}
+        self._prompts: dict[Request, np.ndarray] = {}
         self._sampled: dict[Request, list[int]] = {}  # of those whose answers are in the trace
         self._known: dict[Request, list[int]] = {}
         self._sequences: dict[Request, list[Request]] = {}  # samples of a request that has split
@@ -27,6 +28,7 @@ class SequenceTokens:
     def add(self, request: Request, prompt: np.ndarray, answer: np.ndarray) -> None:
         """Take in a request: its prompt, and its answer as far as it is known."""
         self._tokens[request] = prompt.tolist()
+        self._prompts[request] = prompt
         if len(answer):
             self._known[request] = answer.tolist()
             self._sampled[request] = []
@@ -41,6 +43,7 @@ class SequenceTokens:
             answers = answers[:seen] + [[token] for token in self._answer(request)[seen:]]
         for one in {request, *sequences}:
             self._tokens.pop(one, None)
+            self._prompts.pop(one, None)
             self._sampled.pop(one, None)
             self._known.pop(one, None)
         self._emitting = None
@@ -63,6 +66,13 @@ class SequenceTokens:
         siblings.append(sequence)
         self._tokens[sequence] = self._tokens[request][: request.prompt_tokens] + first
         return self._tokens[sequence]
+
+    def between(self, sequence: Request, start: int, stop: int) -> np.ndarray | list[int]:
+        """Its tokens from `start` on, up to `stop` or as far as there are any."""
+        prompt = self._prompts.get(sequence)
+        if prompt is not None and stop <= len(prompt):
+            return prompt[start:stop]
+        return self.of(sequence)[start:stop]
 
     def sequences_of(self, request: Request) -> list[Request]:
         """A request's samples where it has split, itself otherwise."""

@@ -27,6 +27,7 @@ from calibrate.engine.iteration_graphs import (
     Staged,
     mixed_shapes,
 )
+from calibrate.engine.prompt_tables import PromptTables
 from calibrate.engine.sampler import Sampler
 from calibrate.engine.sequence_tokens import SequenceTokens
 from kernels.copy_blocks import copy_blocks
@@ -84,6 +85,7 @@ class TransformerExecutor:
         self.sampling = sampling
         self._rows = DecodeRows(max_num_seqs, max_blocks, self.device, block_size=block_size)
         self._tokens = SequenceTokens()
+        self._prompt_tables = PromptTables()
         self._sample = Sampler(model, sampling)
         self._decoding: Collection[Request] | None = None  # whom the rows are
         self._decodes: list[Request] = []  # the rows' sequences, as of `_order`
@@ -109,6 +111,8 @@ class TransformerExecutor:
     def drop(self, request: Request) -> list[list[int]]:
         for host in self._hosts:
             host.release(request)
+        for sequence in self._tokens.sequences_of(request):
+            self._prompt_tables.drop(sequence)
         return self._tokens.drop(request)
 
     # -- one iteration ------------------------------------------------------------------------
@@ -144,8 +148,9 @@ class TransformerExecutor:
             if self._order != rows.version:
                 self._decodes, self._order = list(rows.requests), rows.version
             emitting: Sequence[Request] = self._decodes if count == len(self._decodes) else []
-            if batch.prefills:
-                emitting = [*emitting, *(one for c in batch.prefills for one in emitters(c))]
+            ended = [one for chunk in batch.prefills for one in emitters(chunk)]
+            if ended:  # else it is the same list as before
+                emitting = [*emitting, *ended]
             shape = self._graphs.shape_for(batch, count)
             staged, inputs, places = None, None, None
             if shape is None:
@@ -311,8 +316,7 @@ class TransformerExecutor:
             )
             staged.contexts[first + number] = chunk.cached_tokens + chunk.new_tokens
             staged.starts[number] = begin
-            table = chunk.request.block_table[: staged.tables.shape[1]]
-            staged.tables[number, : len(table)] = table
+            self._prompt_tables.copy(chunk, staged.tables[number])
             last = chunk.request.num_tokens - chunk.cached_tokens - 1
             staged.emitting[number] = first + begin + min(last, chunk.new_tokens - 1)
             places += [first + number] * len(emitters(chunk))
@@ -325,7 +329,7 @@ class TransformerExecutor:
         """Fill in a chunk's tokens, their positions and their slots: [new_tokens] each."""
         request, start, size = chunk.request, chunk.cached_tokens, self.block_size
         stop = start + chunk.new_tokens
-        known = self._tokens.of(request)[start:stop]
+        known = self._tokens.between(request, start, stop)
         tokens[: len(known)] = known
         tokens[len(known) :] = 0  # padding of request-level batches: computed and never read
         positions[:] = np.arange(start, stop)

@@ -81,6 +81,10 @@ def served_s(workload: Workload, *, budget: int, ahead: bool = False) -> tuple[f
         return nothing[: staged.shape.decodes + staged.shape.prompts]
 
     serving.executor._graphs.replay = replay  # type: ignore[attr-defined]
+    hidden = torch.zeros(1, CONFIG.hidden_size)
+    model.forward = (  # type: ignore[method-assign]
+        lambda batch, cache: hidden.expand(len(batch.token_ids), -1)
+    )
     began_s = time.process_time()
     served = serving.run()
     taken_s = time.process_time() - began_s
