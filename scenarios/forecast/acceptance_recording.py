@@ -30,8 +30,9 @@ def read_recording(
     if path is None:
         raise InputError(f"{name}: no run of the engine: expected a folder of orcast validate")
     figures = _figures(path)
-    survival, match_rate = figures.get("acceptance_per_position"), figures.get("match_rate")
-    if not _are_shares(survival) or not _are_shares([match_rate]):
+    survival = _shares(figures.get("acceptance_per_position"))
+    match_rate = _shares([figures.get("match_rate")])
+    if not survival or not match_rate:
         raise InputError(f"{path}: speculation has no measured acceptance_per_position, match_rate")
     method, tokens = figures.get("method"), figures.get("query_tokens")
     if method != given.method:
@@ -45,7 +46,7 @@ def read_recording(
         raise InputError(
             f"{path}: recorded with drafts {len(survival)} deep, the scenario's are {shape.depth}"
         )
-    return np.array(survival[: shape.depth], dtype=np.float64), float(match_rate)
+    return np.array(survival[: shape.depth], dtype=np.float64), match_rate[0]
 
 
 def _summary_in(folder: Path | None) -> Path | None:
@@ -65,6 +66,8 @@ def _figures(path: Path) -> dict[str, Any]:
     return figures if isinstance(figures, dict) else {}
 
 
-def _are_shares(values: Any) -> bool:
-    numbers = isinstance(values, list) and all(type(one) in (int, float) for one in values)
-    return bool(numbers and values and all(0 <= one <= 1 for one in values))
+def _shares(values: Any) -> list[float]:
+    """A list of numbers from 0 to 1; empty where it is anything else."""
+    if not isinstance(values, list) or not all(type(one) in (int, float) for one in values):
+        return []
+    return [float(one) for one in values] if all(0 <= one <= 1 for one in values) else []

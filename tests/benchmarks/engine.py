@@ -2,9 +2,9 @@
 
 The workload is fixed: 256 requests at once, prompts and outputs of 100 to 1,024 tokens. Prints
 output tokens per second and where an iteration's time goes, deciding when the device is done
-(synchronous) and an iteration ahead (asynchronous), both with iterations with prompts captured, then
-with those launched kernel by kernel; with n-grams and without on prompts that repeat themselves;
-then decode steps by batch size. Every figure is in FILE as soon as it is known.
+(synchronous) and an iteration ahead (asynchronous), iterations with prompts captured, then with
+those launched kernel by kernel; with n-grams and without on prompts that repeat themselves; then
+decode steps by batch size. Every figure is in FILE as soon as it is known.
 """
 
 from __future__ import annotations
