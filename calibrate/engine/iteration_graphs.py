@@ -170,6 +170,12 @@ class IterationGraphs:
         for sizes in self._mixed.values():
             sizes.sort()
 
+    def forget(self) -> None:
+        """Nothing is captured any more: every batch is launched kernel by kernel."""
+        self._decodes, self._mixed = [], {}
+        self._graphs.clear()
+        self._results.clear()
+
     def _captured(self, shape: Shape) -> Replay:
         """On a processor the same passes, padding and all, are computed when they are asked for."""
         if self.inputs.device.type != "cuda":

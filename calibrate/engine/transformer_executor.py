@@ -257,6 +257,8 @@ class TransformerExecutor:
         A GPU does that by itself.
         """
         if not self._on_gpu and self._worker is None:
+            # Its tables are the next batch's while it computes: a GPU sends those afterwards.
+            self._graphs.forget()
             threads = torch.get_num_threads()
             self._worker = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
 

@@ -132,7 +132,7 @@ def test_who_is_refused_or_gives_up_is_told_so_and_the_simulator_agrees(schedule
     assert again.differences == []
 
 
-@pytest.mark.parametrize("name", ["chunked", "paged, swap", "chunked, ahead", "static"])
+@pytest.mark.parametrize("name", ["chunked", "paged, swap"])
 def test_batches_padded_to_captured_shapes_give_the_same_answers(
     name: str, reference: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
