@@ -6,9 +6,11 @@ splits (flash-decoding, Dao et al. 2023). The query heads that share a KV head, 
 tokens of the sequence, form the rows of one tile, so keys and values are read once for all of them.
 
 Several query tokens a sequence (speculative verification) take the same path: token i of Q sees the
-keys before ``context_len − Q + i + 1``. The grid depends on tensor shapes only and lengths are read
-on the device: nothing synchronises, and a captured CUDA graph serves any lengths. A padded row has
-context length 0 and gets zeros. Accumulation is in float32.
+keys before ``context_len − Q + i + 1``. Where they are a tree (SpecInfer, Miao et al. 2024, section
+4), a word of bits a token says which of the tree's tokens it sees beside the context before them.
+The grid depends on tensor shapes only and lengths are read on the device: nothing synchronises, and
+a captured CUDA graph serves any lengths. A padded row has context length 0 and gets zeros.
+Accumulation is in float32.
 
 A soft-cap c makes a score s into c · tanh(s / c) (Gemma 2). A sink is one more score of each query
 head whose value is zero: the first split's row maximum and sum begin with it (gpt-oss). A cache in
@@ -38,6 +40,7 @@ from kernels.checks import (
     require,
     require_backend,
     require_heads,
+    require_tensor,
 )
 from kernels.paged_cache import gather_tokens, require_paged_cache
 from kernels.standard_attention import standard_attention_reference
@@ -74,7 +77,7 @@ def _split_bounds(
 
 @triton.jit(
     do_not_specialize=["table_stride", "num_splits"],
-    do_not_specialize_on_alignment=["block_tables_ptr", "context_lens_ptr"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "context_lens_ptr", "tree_mask_ptr"],
 )
 def _decode_attention_kernel(
     q_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, HEAD_DIM], token rows q_stride apart
@@ -86,6 +89,7 @@ def _decode_attention_kernel(
     out_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, HEAD_DIM]
     partial_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, num_splits, HEAD_DIM] float32
     partial_log2_ptr,  # [num_seqs * QUERY_LEN, NUM_KV_HEADS * GROUP, num_splits] float32
+    tree_mask_ptr,  # [num_seqs * QUERY_LEN] int64, where TREE_LEN > 0
     q_stride,
     table_stride,
     num_splits,
@@ -101,6 +105,7 @@ def _decode_attention_kernel(
     SINKS: tl.constexpr,
     KV_BLOCK: tl.constexpr,
     SPLIT: tl.constexpr,
+    TREE_LEN: tl.constexpr,  # 0: no tree
     MIN_SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -129,6 +134,8 @@ def _decode_attention_kernel(
         rope_dims = HEAD_DIM + tl.arange(0, ROPE_DIM)
         q_rope_ptrs = q_ptr + q_offsets[:, None] + rope_dims[None, :]
         q_rope = tl.load(q_rope_ptrs, mask=row_used[:, None], other=0.0)
+    if TREE_LEN > 0:
+        tree_mask = tl.load(tree_mask_ptr + token, mask=row_used, other=0)  # [BLOCK_M] int64
 
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -165,7 +172,12 @@ def _decode_attention_kernel(
         if ROPE_DIM > 0:
             products = tl.dot(q_rope, tl.trans(k_rope), products)
         scores = log2_scores(products, scale_log2, SOFTCAP)
-        seen = (keys[None, :] <= position[:, None]) & (keys < end)[None, :]
+        if TREE_LEN > 0:
+            among = keys - (context - TREE_LEN)  # which of the tree's tokens; before them: < 0
+            bits = tree_mask[:, None] >> tl.maximum(among, 0).to(tl.int64)[None, :]
+            seen = ((among < 0)[None, :] | ((bits & 1) != 0)) & (keys < end)[None, :]
+        else:
+            seen = (keys[None, :] <= position[:, None]) & (keys < end)[None, :]
         if WINDOW > 0:
             seen = seen & (keys[None, :] > position[:, None] - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
@@ -290,6 +302,8 @@ def decode_attention(
     block_tables: torch.Tensor,
     context_lens: torch.Tensor,
     query_len: int = 1,
+    tree_mask: torch.Tensor | None = None,
+    tree_len: int | None = None,
     scale: float | None = None,
     window: int = 0,
     softcap: float = 0.0,
@@ -310,6 +324,10 @@ def decode_attention(
         context_lens: [num_seqs] int32/int64, keys of the sequence, query tokens included; 0 for a
             padded row, whose output is zero.
         query_len: query tokens a sequence, the same for all.
+        tree_mask: [num_seqs · query_len] int64; bit j of a token's word: it sees token j (itself is
+            one) of the ``tree_len`` last ones of its sequence's context. No window beside it. None:
+            a token sees those up to it.
+        tree_len: at least ``query_len``, by default that, and at most 64.
         scale: of the scores; 1/√head_dim by default.
         window: keys a query sees, itself included; 0 for all.
         softcap: c where scores s become c · tanh(s / c); 0 for none.
@@ -325,13 +343,23 @@ def decode_attention(
     num_heads, head_dim = q.shape[1:]
     check_head_dim(head_dim)
     check_softcap_and_sinks(softcap, sinks, q=q, num_heads=num_heads)
+    if tree_mask is not None:
+        words = (len(q),)
+        require_tensor("tree_mask", tree_mask, words, dtypes=(torch.int64,), device=q.device)
+        tree_len = tree_len or query_len
+        fits = query_len <= tree_len <= 64 and window == 0
+        require(
+            fits,
+            f"tree_mask: {query_len} to 64 tokens and no window, got {tree_len} and {window}",
+        )
     require_paged_cache(k_cache, v_cache, block_tables, context_lens, q=q, num_seqs=num_seqs)
     scale = head_dim**-0.5 if scale is None else scale
     if backend != "triton":
         return decode_attention_reference(
             q, k_cache, v_cache, block_tables=block_tables, context_lens=context_lens,
-            query_len=query_len, scale=scale, window=window, softcap=softcap, sinks=sinks,
-            k_scale=k_scale, v_scale=v_scale, fused=backend == "best",
+            query_len=query_len, tree_mask=tree_mask, tree_len=tree_len, scale=scale,
+            window=window, softcap=softcap, sinks=sinks, k_scale=k_scale, v_scale=v_scale,
+            fused=backend == "best",
         )  # fmt: skip
     group = num_heads // k_cache.shape[2]
     tiles = choose_tiles(query_len * group, gpu.gpu_of(q), head_dim=head_dim)
@@ -339,6 +367,7 @@ def decode_attention(
         q, k_cache, v_cache, tiles, block_tables=block_tables, context_lens=context_lens,
         query_len=query_len, scale=scale * k_scale, v_scale=v_scale, window=window,
         softcap=softcap, sinks=sinks, num_splits=num_splits, value_dim=head_dim,
+        tree_mask=tree_mask, tree_len=tree_len or query_len,
     )  # fmt: skip
 
 
@@ -427,6 +456,8 @@ def _launch(
     sinks: torch.Tensor | None,
     num_splits: int | None,
     value_dim: int,
+    tree_mask: torch.Tensor | None = None,
+    tree_len: int = 0,
 ) -> torch.Tensor:
     num_tokens, num_heads, key_dim = q.shape
     out = torch.empty((num_tokens, num_heads, value_dim), dtype=q.dtype, device=q.device)
@@ -459,6 +490,7 @@ def _launch(
         out,
         partial,
         partial_log2,
+        out if tree_mask is None else tree_mask,
         q.stride(0),
         block_tables.stride(0),
         num_splits,
@@ -474,6 +506,7 @@ def _launch(
         SINKS=sinks is not None,
         KV_BLOCK=block_size,
         SPLIT=num_splits > 1,
+        TREE_LEN=0 if tree_mask is None else tree_len,
         MIN_SPLIT=tiles.min_split,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
@@ -509,6 +542,8 @@ def decode_attention_reference(
     block_tables: torch.Tensor,
     context_lens: torch.Tensor,
     query_len: int = 1,
+    tree_mask: torch.Tensor | None = None,
+    tree_len: int | None = None,
     scale: float | None = None,
     window: int = 0,
     softcap: float = 0.0,
@@ -524,6 +559,11 @@ def decode_attention_reference(
             continue
         rows = slice(sequence * query_len, (sequence + 1) * query_len)
         table = block_tables[sequence]
+        seen = None
+        if tree_mask is not None:
+            among = torch.arange(context, device=q.device) - (context - (tree_len or query_len))
+            bits = tree_mask[rows, None] >> among.clamp(min=0)[None, :]
+            seen = (among < 0)[None, :] | ((bits & 1) != 0)
         out[rows] = standard_attention_reference(
             q[rows],
             gather_tokens(k_cache, table, context, dtype=q.dtype, scale=k_scale),
@@ -532,6 +572,7 @@ def decode_attention_reference(
             window=window,
             softcap=softcap,
             sinks=sinks,
+            seen=seen,
             fused=fused,
         )
     return out

@@ -187,6 +187,7 @@ def standard_attention_reference(
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    seen: torch.Tensor | None = None,
     fused: bool = False,
 ) -> torch.Tensor:
     """Plain PyTorch attention of one sequence, float32 (float64 for float64 inputs) inside.
@@ -197,6 +198,7 @@ def standard_attention_reference(
         window: keys a query sees, itself included; 0 for all.
         softcap: c where scores s become c · tanh(s / c); 0 for none (Gemma 2).
         sinks: [num_heads], a score more in each softmax whose value is zero (gpt-oss).
+        seen: [num_queries, num_keys] bool, which keys a query sees, in place of all up to it.
         fused: call SDPA in the working dtype instead, where there is neither softcap nor sinks.
 
     ``v`` may be narrower or wider than ``k``, as in latent attention.
@@ -207,16 +209,18 @@ def standard_attention_reference(
     num_keys, num_kv_heads, _ = k.shape
     group = num_heads // num_kv_heads
     scale = head_dim**-0.5 if scale is None else scale
-    position = torch.arange(num_keys - num_queries, num_keys, device=q.device)[:, None]
-    key = torch.arange(num_keys, device=q.device)[None, :]
-    seen = key <= position
-    if window > 0:
-        seen &= key > position - window
+    causal = seen is None
+    if seen is None:
+        position = torch.arange(num_keys - num_queries, num_keys, device=q.device)[:, None]
+        key = torch.arange(num_keys, device=q.device)[None, :]
+        seen = key <= position
+        if window > 0:
+            seen &= key > position - window
     heads_first = (t.transpose(0, 1) for t in (q, k, v))
     if fused and softcap == 0.0 and sinks is None:
         q, k, v = (t[None] for t in heads_first)
         attend = torch.nn.functional.scaled_dot_product_attention
-        if num_queries == num_keys and window == 0:
+        if causal and num_queries == num_keys and window == 0:
             out = attend(q, k, v, is_causal=True, scale=scale, enable_gqa=group > 1)
         else:
             out = attend(q, k, v, attn_mask=seen, scale=scale, enable_gqa=group > 1)

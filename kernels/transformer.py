@@ -50,6 +50,8 @@ class ForwardBatch:
     num_decodes: int = 0
     query_len: int = 1
     cu_seqlens: torch.Tensor | None = None  # [P + 1], from 0 at the first prefill token
+    tree_mask: torch.Tensor | None = None  # [num_decodes · query_len], see `decode_attention`
+    tree_len: int | None = None
     has_past: bool = True  # whether any prefilling sequence has earlier tokens in the cache
 
 
@@ -562,6 +564,8 @@ class Transformer:
                     block_tables=batch.block_tables[:decodes],
                     context_lens=batch.context_lens[:decodes],
                     query_len=batch.query_len,
+                    tree_mask=batch.tree_mask,
+                    tree_len=batch.tree_len,
                     **_cache_scales(self.layers[index], k_cache),
                     **options,
                 )

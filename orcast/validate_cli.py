@@ -27,9 +27,19 @@ if TYPE_CHECKING:
     from scenarios.forecast.forecast import Forecast
     from scenarios.schema.scenario import Scenario
     from sim.latency.table_data import LatencyTable
+    from sim.schedulers.engine_config import EngineConfig
 
 MARKER = "validation.json"
+DRAFT_SEED = 1  # of weights that no checkpoint has; the target's is 0
 FILES = {MARKER, "report.html", "measured", "forecast", "table", "png", "svg"}
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOfQuestion:
+    """The model that drafts, and its weights where there are any."""
+
+    config: dict[str, Any]
+    checkpoint: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class Question:
     checkpoint: Path | None
     device: str
     dtype: str
+    draft: DraftOfQuestion | None = None
 
 
 def validate(
@@ -89,6 +100,7 @@ def validate(
             (partial / part).mkdir()
             write_run(partial / part, run.records, scenario=run.scenario, summary=run.summary)
         _write_outputs(partial / "measured" / "outputs.jsonl", served, question.checkpoint)
+        _write_acceptance(partial / "measured" / "acceptance.jsonl", served)
         figures = validation.as_dict() | {
             "scenario": name,
             "device": device_name(question.device),
@@ -135,7 +147,6 @@ def question_of(
     for key, refused, why in (
         ("cluster", not scenario.cluster.is_plain or scenario.cluster.replicas > 1, "one replica"),
         ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
-        ("speculation", scenario.speculation is not None, "one token at a time"),
         ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
         (f"engine.{scenario.engine.says_tiers}", bool(scenario.engine.tiers), "one KV cache"),
         (
@@ -149,12 +160,18 @@ def question_of(
             raise InputError(f"{origin or 'scenario'}: {key}: the engine serves with {why}")
     unmeasured = scenario.model_copy(update={"latency": Latency()})
     deployment = deploy(unmeasured, origin=origin)
-    path = library.model_path(scenario.model, beside=None if origin is None else origin.parent)
+    beside = None if origin is None else origin.parent
+    path = library.model_path(scenario.model, beside=beside)
     checkpoint = path.parent if has_weights(path.parent) else None
+    draft = None
+    if scenario.speculation is not None and scenario.speculation.draft_model is not None:
+        drafts = library.model_path(scenario.speculation.draft_model, beside=beside)
+        weights = drafts.parent if has_weights(drafts.parent) else None
+        draft = DraftOfQuestion(library.model_config(drafts), weights)
     if device is None:
         device = "cpu" if scenario.hardware.gpu == "cpu" else "cuda"
     return Question(
-        scenario, origin, deployment, library.model_config(path), checkpoint, device, dtype
+        scenario, origin, deployment, library.model_config(path), checkpoint, device, dtype, draft
     )
 
 
@@ -292,12 +309,13 @@ def ask_engine(
     shared = [one.contention for one in yardsticks if one.contention is not None]
     workload = deployment.workload
     again = None
+    config = _as_served(deployment.config, served)
     foreseen = {*served.errors.values()} <= {REFUSED, GAVE_UP}  # the simulator does the same
     if foreseen and not eos:
         again = replay(
             served.records,
             workload,
-            deployment.config,
+            config,
             scheduler=scenario.engine.scheduler,
             num_blocks=deployment.memory.usable_blocks,
             latency=predicted.deployment.latency,
@@ -329,6 +347,31 @@ def ask_engine(
         doubts=tuple(measured.doubts),
     )
     return served, validation, run, predicted
+
+
+def _as_served(config: EngineConfig, served: Served) -> EngineConfig:
+    """The engine's settings with the acceptance that it saw, for the simulator."""
+    from sim.speculation.acceptance import ObservedAcceptance
+
+    technique = served.speculation
+    if technique is None:
+        return config
+    assert isinstance(technique.acceptance, ObservedAcceptance)
+    seen = replace(technique, acceptance=technique.acceptance.replayed())
+    return replace(config, speculation=seen)
+
+
+def _write_acceptance(path: Path, served: Served) -> None:
+    """A line a request: what each of its verifications accepted, null where it had no draft."""
+    from sim.speculation.acceptance import ObservedAcceptance
+
+    if served.speculation is None:
+        return
+    observed = served.speculation.acceptance
+    assert isinstance(observed, ObservedAcceptance)
+    with path.open("w", encoding="utf-8") as file:
+        for request in served.records.requests["request"].tolist():
+            file.write(json.dumps(observed.rows.get(request, [])) + "\n")
 
 
 def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
@@ -372,6 +415,7 @@ def _engine(
             num_blocks=deployment.memory.usable_blocks,
             capture_sizes=tuple(sizes),
             eos_token=token,
+            draft=_draft_model(question),
             seed=scenario.workload.seed,
             progress=_progress(len(deployment.workload)),
         )
@@ -384,6 +428,21 @@ def _engine(
         raise InputError(
             f"{why}; lower engine.num_gpu_blocks_override or engine.gpu_memory_utilization"
         ) from None
+
+
+def _draft_model(question: Question) -> Transformer | None:
+    """Other weights than the target's where neither has any: a draft of the same shape differs."""
+    from calibrate.engine.checkpoint import load_model
+
+    if question.draft is None:
+        return None
+    return load_model(
+        question.draft.config,
+        folder=question.draft.checkpoint,
+        device=question.device,
+        dtype=question.dtype,
+        seed=DRAFT_SEED,
+    )
 
 
 @contextmanager

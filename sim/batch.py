@@ -30,6 +30,7 @@ class Verification:
     accepted: int = 0  # also beyond an answer's end
     emitted: int = 0  # handed out: accepted ones and the target's own, up to an answer's end
     draft_s: float = 0.0  # time spent on drafting; set by the latency model
+    per_sequence: dict[Request, int] | None = None  # query tokens of each; of a real engine
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ class DecodeSet:
         """`track_longest` keeps `longest_tokens` known, for latency models that ask for it."""
         self.step = 0
         self.num_seqs = 0
+        self.changes = 0  # of who is a member
         self._block_size = block_size
         self._context_offset = 0  # context_tokens = offset + step * num_seqs
         self._final_tokens = 0
@@ -119,6 +120,7 @@ class DecodeSet:
         step = self.step
         request.joined_step = step
         self.num_seqs += 1
+        self.changes += 1
         offset = request.num_computed_tokens + 1 - step
         self._context_offset += offset
         if self.tracks_longest:
@@ -296,6 +298,7 @@ class DecodeSet:
 
     def _leave(self, request: Request) -> None:
         self.num_seqs -= 1
+        self.changes += 1
         computed = request.num_computed_tokens
         self._context_offset -= computed + 1 - request.joined_step
         self._final_tokens -= request.prompt_tokens + request.output_tokens - 1

@@ -34,6 +34,7 @@ PARSED_ONLY = {
     r"aiconfigurator": "needs the tables that come with the package aiconfigurator-core",
     r"PROFILE|FILE|recorded/|\.jsonl|\.csv|my-|mine": "needs a file that only its reader has",
     r"runs/served/": "needs what a live endpoint recorded",
+    r"runs/ngrams": "needs what the engine measured; tests/orcast/test_validate_command.py runs it",
     r"(^| |=)tables?(/|$)": "needs a latency table that only its reader has",
     r"^export .* (png|svg)$": "needs kaleido and a browser; it has tests of its own",
 }

@@ -20,18 +20,24 @@ class DecodeRows:
 
     tokens: [max_num_seqs] int64, the token that goes in next.
     context: [max_num_seqs] int64, tokens in the cache before it.
-    tables: [max_num_seqs, max_blocks] int32 on the device.
+    tables: [max_num_seqs, max_blocks] int32 on the device, and blocks, the same on the host.
     """
 
-    def __init__(self, max_num_seqs: int, max_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_blocks: int, device: torch.device, *, block_size: int
+    ) -> None:
         self.requests: list[Request] = []
         self.tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.context = np.zeros(max_num_seqs, dtype=np.int64)
         self.tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        self.blocks = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
         self.version = 0  # of the order of rows
+        self._block_size = block_size
         self._row_of: dict[Request, int] = {}
         self._block = np.zeros(max_num_seqs, dtype=np.int64)  # written to next; -1: look it up
         self._num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
+        self._slots = self._block[:0]
+        self._fresh = False  # whether there are rows whose block is to be looked up
         self._changes: dict[int, int] = {}  # row * max_blocks + position -> block
 
     def __len__(self) -> int:
@@ -57,30 +63,46 @@ class DecodeRows:
         self.context[row] = request.num_computed_tokens
         self._rewrite(row)
 
-    def refresh(self, rewritten: Iterable[Request] = ()) -> None:
-        """Bring the tables on the device up to date; of `rewritten` ones every entry is sent."""
+    def refresh(self, rewritten: Iterable[Request] = (), *, every: bool = False) -> None:
+        """Bring the tables on the device up to date; of `rewritten` ones every entry is sent.
+
+        A sequence gets a block as it begins to write to it, or all of them at the beginning; with
+        `every` it may have got more at any time.
+        """
         for request in rewritten:
             if request in self._row_of:
                 self._rewrite(self._row_of[request])
-        count, width = len(self.requests), self.tables.shape[1]
-        lengths = np.fromiter((len(r.block_table) for r in self.requests), np.int64, count)
-        np.minimum(lengths, width, out=lengths)  # what is reserved beyond is never read
-        for row in np.flatnonzero(lengths != self._num_blocks[:count]).tolist():
-            table, length = self.requests[row].block_table, int(lengths[row])
-            for position in range(int(self._num_blocks[row]), length):
-                self._changes[row * width + position] = table[position]
-            self._num_blocks[row] = length
+        count, size = len(self.requests), self._block_size
+        context = self.context[:count]
+        offset = context % size
+        due = offset == 0
+        if self._fresh or every:
+            due = due | (self._block[:count] < 0) | every
+            self._fresh = False
+        for row in due.nonzero()[0].tolist():
+            self._look_up(row, int(context[row]) // size)
+        self._slots = self._block[:count] * size + offset
         if self._changes:
             self._send()
 
-    def slots(self, count: int, block_size: int) -> np.ndarray:
+    def slots(self, count: int) -> np.ndarray:
         """The cache slot that each of `count` rows' next token goes to: [count] int64."""
-        context, block = self.context[:count], self._block[:count]
-        position, offset = np.divmod(context, block_size)
-        for row in np.flatnonzero((block < 0) | (offset == 0)).tolist():
-            block[row] = self.requests[row].block_table[position[row]]
-        slots: np.ndarray = block * block_size + offset
-        return slots
+        return self._slots[:count]
+
+    def _look_up(self, row: int, position: int) -> None:
+        """Send what is new of a row's table, and note the block that it writes to next."""
+        table, width = self.requests[row].block_table, self.tables.shape[1]
+        length = min(len(table), width)  # what is reserved beyond is never read
+        first = int(self._num_blocks[row])
+        if first < length:
+            self.blocks[row, first:length] = table[first:length]
+            for place in range(first, length):
+                self._changes[row * width + place] = table[place]
+            self._num_blocks[row] = length
+        if position < length:
+            self._block[row] = table[position]
+        else:  # it does not decode in this iteration
+            self._block[row], self._fresh = -1, True
 
     def set_token(self, request: Request, token: int) -> None:
         """What goes in next of a sequence, where it still has a row."""
@@ -106,6 +128,7 @@ class DecodeRows:
     def _rewrite(self, row: int) -> None:
         self._num_blocks[row] = 0
         self._block[row] = -1
+        self._fresh = True
 
     def _send(self) -> None:
         device = self.tables.device

@@ -8,7 +8,7 @@ they end is known by waiting for them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -19,7 +19,7 @@ from calibrate.engine.executor import Outcome
 from calibrate.engine.in_flight import Launched, Prepared
 from calibrate.engine.transformer_executor import TransformerExecutor
 from sim.batch import Batch
-from sim.schedulers import Scheduler
+from sim.request import Request
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
@@ -80,10 +80,13 @@ class Apart:
     """Computes one batch while the next is decided and prepared; tokens go in as it is launched."""
 
     def __init__(
-        self, executor: TransformerExecutor, scheduler: Scheduler, now_s: Callable[[], float]
+        self,
+        executor: TransformerExecutor,
+        decoding: Callable[[], Collection[Request]],
+        now_s: Callable[[], float],
     ) -> None:
         self._executor = executor
-        self._scheduler = scheduler
+        self._decoding = decoding
         self._now_s = now_s
         self._jobs: deque[_Job] = deque()
         self.free_s = 0.0
@@ -92,7 +95,7 @@ class Apart:
     def run(self, batch: Batch, now_s: float) -> tuple[float, float] | None:
         job = _Job(None, self._now_s())
         try:
-            job.prepared = self._executor.prepare(batch, self._scheduler.decoding())
+            job.prepared = self._executor.prepare(batch, self._decoding())
         except OUT_OF_MEMORY as error:
             job.failed = error  # those in flight may end all the same
         self._jobs.append(job)

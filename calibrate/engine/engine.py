@@ -17,6 +17,7 @@ from math import inf
 import numpy as np
 import torch
 
+from calibrate.engine.decoding import Decoding
 from calibrate.engine.device import OUT_OF_MEMORY, Apart, AtOnce, Landed, out_of_memory
 from calibrate.engine.executor import Executor, Outcome
 from calibrate.engine.token_ids import TokenIds
@@ -28,6 +29,8 @@ from sim.engine.run_log import collect
 from sim.records import Records
 from sim.request import Request
 from sim.schedulers import Scheduler
+from sim.schedulers.observed_decode_set import ObservedDecodeSet
+from sim.speculation import Speculation
 from sim.workload.samples import Samples
 from sim.workload.source import RequestSource
 
@@ -45,6 +48,7 @@ class Served:
     ``records.iterations`` has the host's and the device's share of each duration besides:
     schedule_s, prepare_s, forward_s, sample_s. ``outputs`` are token ids by request number, those
     of the first sample where a request has several; ``samples`` has all of them.
+    ``speculation``: the technique, with all that was accepted; None where nobody speculated.
     ``errors`` says in words why a request got no whole answer.
     """
 
@@ -52,6 +56,7 @@ class Served:
     outputs: Mapping[int, list[int]]
     errors: Mapping[int, str]
     samples: Mapping[int, list[list[int]]]
+    speculation: Speculation | None = None
 
 
 class RealEngine(Engine):
@@ -86,10 +91,11 @@ class RealEngine(Engine):
         ahead = scheduler.config.async_scheduling
         if ahead and eos_token is not None:
             raise ValueError("async_scheduling ends answers by length: it cannot go with --eos")
+        self._decoding = Decoding(scheduler)
         self._waiting_for: Apart | AtOnce = AtOnce(self._compute)
         if ahead:
             assert isinstance(executor, TransformerExecutor)
-            self._waiting_for = Apart(executor, scheduler, lambda: self._clock.now_s())
+            self._waiting_for = Apart(executor, self._decoding, lambda: self._clock.now_s())
         super().__init__(scheduler, self._waiting_for, leap=False, check=check)
         self.executor = executor
         self._source = source
@@ -153,7 +159,8 @@ class RealEngine(Engine):
             records.iterations[name] = np.array(values)
         if self._asked is not None:
             records.requests.update(self._asked.columns(records.requests["request"]))
-        return Served(records, self._outputs, self._errors, self._samples)
+        technique = self.scheduler.config.speculation
+        return Served(records, self._outputs, self._errors, self._samples, technique)
 
     # -- one iteration ------------------------------------------------------------------------
 
@@ -163,6 +170,7 @@ class RealEngine(Engine):
         outcome = self._run_or_shed(batch, start_s)
         if outcome is None:
             return None
+        self._observe(batch, outcome)
         self._end_early(batch, outcome)
         # The same sum that the simulator will make of it.
         duration_s = max(self._clock.now_s() - start_s, 1e-9)
@@ -241,7 +249,7 @@ class RealEngine(Engine):
         scheduler = self.scheduler
         while True:
             try:
-                return self.executor.run(batch, scheduler.decoding())
+                return self.executor.run(batch, self._decoding())
             except OUT_OF_MEMORY as error:
                 reason = out_of_memory(error)
             if batch.swapped_out:
@@ -265,8 +273,32 @@ class RealEngine(Engine):
             if not batch.num_decodes:
                 return None
 
+    def _observe(self, batch: Batch, outcome: Outcome) -> None:
+        """Tell those who speculate what was accepted, before the schedule moves on."""
+        if batch.verification is None or not batch.num_decodes:
+            return
+        decodes = self.scheduler.pool.decodes
+        assert isinstance(decodes, ObservedDecodeSet)
+        for request, tokens in outcome.answers.items():
+            ends = self._eos_token in tokens  # None is no token
+            if ends:
+                del tokens[tokens.index(self._eos_token) + 1 :]  # type: ignore[arg-type]
+            decodes.observe(request, outcome.accepted[request], len(tokens), ends=ends)
+        batch.verification = decodes.verification()
+        batch.verification.draft_s = outcome.draft_s
+
     def _count_decodes(self, batch: Batch) -> None:
         """What is left of a batch after some who were in it have ended: its decodes."""
+        decodes = self.scheduler.pool.decodes
+        if batch.verification is not None:
+            assert isinstance(decodes, ObservedDecodeSet)
+            if batch.num_decodes:
+                batch.num_decodes = decodes.num_seqs
+                batch.context_tokens = decodes.context_tokens
+                batch.verification = decodes.verification()
+            batch.num_tokens = batch.num_emitting = batch.verification.query_tokens
+            batch.num_seqs = batch.num_decodes
+            return
         if batch.num_decodes:  # some policies compute prompts alone
             batch.num_decodes = len(self.scheduler.decoding())
             batch.context_tokens = self.scheduler.pool.decodes.context_tokens

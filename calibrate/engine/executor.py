@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,11 +26,21 @@ class Sampling:
 class Outcome:
     """What an iteration gave, and where its time went (seconds)."""
 
-    tokens: dict[Request, int] = field(default_factory=dict)  # of every sequence that emits one
+    emitting: Sequence[Request] = ()  # every sequence that emits a token, in order …
+    sampled: Sequence[int] = ()  # … and its token
+    # Of those that speculate, in place of that: tokens emitted, and drafts accepted.
+    answers: dict[Request, list[int]] = field(default_factory=dict)
+    accepted: dict[Request, int] = field(default_factory=dict)
     not_finite: list[Request] = field(default_factory=list)  # whose logits are NaN or infinite
     prepare_s: float = 0.0
+    draft_s: float = 0.0  # of the forward pass's time, what went to drafting
     forward_s: float = 0.0
     sample_s: float = 0.0
+
+    @property
+    def tokens(self) -> dict[Request, int]:
+        """By sequence."""
+        return dict(zip(self.emitting, self.sampled, strict=True))
 
 
 class Executor(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibrate.engine.iteration_graphs import Staged
 from sim.request import Request
 
 
@@ -35,16 +37,16 @@ class Prepared:
     """A batch ready but for its decodes' tokens: a captured graph's inputs, or a pass's."""
 
     count: int
-    emitting: list[Request]
+    emitting: Sequence[Request]
     newcomers: list[tuple[Request, int]]  # decodes without a token yet, and where theirs is
-    graph_size: int
-    staged: torch.Tensor | None
+    staged: Staged | None
     inputs: Inputs | None
+    rows: np.ndarray | None = None  # of what a graph leaves, those that emit; None: the first
     order: int = 0  # of the rows
     host_s: float = 0.0
 
 
-Computed = tuple[torch.Tensor, torch.Tensor, list[Any]]  # tokens, finite, marks
+Computed = tuple[torch.Tensor, list[Any]]  # tokens (see `IterationGraphs`), marks
 
 
 @dataclass(frozen=True, slots=True)

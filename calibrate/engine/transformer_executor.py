@@ -1,8 +1,8 @@
 """Computes a scheduled batch for real: batch -> tensors -> forward pass -> one token a sequence.
 
 Decodes and prefills of one iteration go through the model together (selective batching, Orca,
-OSDI 2022, section 3.2). A batch of decodes alone replays a CUDA graph captured for the next larger
-batch size, as engines do; a batch with prefills is launched kernel by kernel.
+OSDI 2022, section 3.2). A batch replays a CUDA graph captured for the next larger shape, with
+prompts or without (`IterationGraphs`); one that fits in none is launched kernel by kernel.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibrate.engine.decode_graphs import DecodeGraphs
 from calibrate.engine.decode_rows import DecodeRows
 from calibrate.engine.executor import Outcome, Sampling
 from calibrate.engine.host_blocks import HostBlocks
 from calibrate.engine.in_flight import Computed, Inputs, Launched, Prepared
+from calibrate.engine.iteration_graphs import (
+    PROMPT_TOKENS,
+    IterationGraphs,
+    Shape,
+    Staged,
+    mixed_shapes,
+)
+from calibrate.engine.prompt_tables import PromptTables
 from calibrate.engine.sampler import Sampler
 from calibrate.engine.sequence_tokens import SequenceTokens
 from kernels.copy_blocks import copy_blocks
@@ -38,7 +45,9 @@ class TransformerExecutor:
         max_num_seqs: most sequences that decode at once.
         max_blocks: most blocks of a sequence that are ever read.
         swap_blocks: blocks of pinned host memory for sequences that are swapped out.
-        capture_sizes: batch sizes to capture CUDA graphs for; none: every launch is eager.
+        capture_sizes: decodes to capture CUDA graphs for; none: every launch is eager.
+        max_prompt_tokens: most tokens of prompts in an iteration, to capture those too; 0: they are
+            launched kernel by kernel.
         kv_cache: one that is there already, of that many blocks; None: a new one.
 
     Raises: MemoryError with what was needed when the cache does not fit.
@@ -54,6 +63,7 @@ class TransformerExecutor:
         max_blocks: int,
         swap_blocks: int = 0,
         capture_sizes: Sequence[int] = (),
+        max_prompt_tokens: int = 0,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         kv_cache: torch.Tensor | None = None,
     ) -> None:
@@ -65,25 +75,33 @@ class TransformerExecutor:
             self.kv_cache = (
                 model.new_kv_cache(num_blocks, block_size) if kv_cache is None else kv_cache
             )
-            self._host = HostBlocks(self.kv_cache, swap_blocks, backend=model.backend)
+            self._hosts = [HostBlocks(self.kv_cache, swap_blocks, backend=model.backend)]
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             needed = num_blocks * block_size * model.kv_bytes_per_token / 2**30
             raise MemoryError(
                 f"a KV cache of {num_blocks} blocks needs {needed:.2f} GiB on {self.device} and "
                 f"{swap_blocks} blocks on the host: {str(error).splitlines()[0]}"
             ) from None
-        self._rows = DecodeRows(max_num_seqs, max_blocks, self.device)
+        self.sampling = sampling
+        self._rows = DecodeRows(max_num_seqs, max_blocks, self.device, block_size=block_size)
         self._tokens = SequenceTokens()
+        self._prompt_tables = PromptTables()
         self._sample = Sampler(model, sampling)
-        self._graphs = DecodeGraphs(model, self.kv_cache, self._rows.tables)
-        self._staged = [
-            torch.zeros((4, max_num_seqs), dtype=torch.int64, pin_memory=self._on_gpu)
-            for _ in range(2)
-        ]
-        self._turn = False
+        self._decoding: Collection[Request] | None = None  # whom the rows are
+        self._decodes: list[Request] = []  # the rows' sequences, as of `_order`
+        self._order = -1
         self._worker: ThreadPoolExecutor | None = None
-        if self._on_gpu:
-            self._graphs.capture(size for size in capture_sizes if size <= max_num_seqs)
+        most = min(max_prompt_tokens, PROMPT_TOKENS[-1]) if capture_sizes else 0
+        self._graphs = IterationGraphs(
+            model,
+            self.kv_cache,
+            self._rows.tables,
+            head=self._sample if self._sample.is_greedy else lambda hidden: hidden,
+            most_prompt_tokens=most,
+        )
+        if capture_sizes:
+            decodes = [size for size in capture_sizes if size <= max_num_seqs]
+            self._graphs.capture(decodes, mixed_shapes(max_num_seqs, most) if most else ())
 
     # -- sequences ----------------------------------------------------------------------------
 
@@ -91,7 +109,10 @@ class TransformerExecutor:
         self._tokens.add(request, prompt, answer)
 
     def drop(self, request: Request) -> list[list[int]]:
-        self._host.release(request)
+        for host in self._hosts:
+            host.release(request)
+        for sequence in self._tokens.sequences_of(request):
+            self._prompt_tables.drop(sequence)
         return self._tokens.drop(request)
 
     # -- one iteration ------------------------------------------------------------------------
@@ -103,6 +124,7 @@ class TransformerExecutor:
         except (RuntimeError, MemoryError):  # of memory: what is left of the batch comes again
             if prepared.count:
                 self._rows.step(-1)
+            self._decoding = None
             raise
 
     def prepare(self, batch: Batch, decoding: Collection[Request]) -> Prepared:
@@ -116,28 +138,28 @@ class TransformerExecutor:
         if batch.copies:
             pairs = torch.tensor(batch.copies, dtype=torch.int64)
             copy_blocks(self.kv_cache, self._to_device(pairs), backend=self.model.backend)
-        rows = self._rows
-        rows.keep_only(decoding)
-        count = batch.num_decodes  # all or none: some policies compute prompts alone
+        rows, count = self._rows, batch.num_decodes  # all or none: some compute prompts alone
         newcomers: list[tuple[Request, int]] = []
         try:
-            if count:
-                for request in decoding:
-                    if request not in rows:
-                        rows.add(request)
-                        newcomers.append((request, request.num_computed_tokens))
+            if decoding is not self._decoding:
+                newcomers = self._admit(decoding, count)
             # A copy replaces a block in the middle of a table.
             rows.refresh(list(rows.requests) if batch.copies else returned)
-            graph_size = 0 if batch.prefills else self._graphs.size_for(count)
-            prepared = Prepared(
-                count,
-                [*rows.requests[:count], *(one for c in batch.prefills for one in _emitters(c))],
-                newcomers,
-                graph_size,
-                self._stage(graph_size) if graph_size else None,
-                None if graph_size else self._inputs_of(batch, count),
-            )
+            if self._order != rows.version:
+                self._decodes, self._order = list(rows.requests), rows.version
+            emitting: Sequence[Request] = self._decodes if count == len(self._decodes) else []
+            ended = [one for chunk in batch.prefills for one in emitters(chunk)]
+            if ended:  # else it is the same list as before
+                emitting = [*emitting, *ended]
+            shape = self._graphs.shape_for(batch, count)
+            staged, inputs, places = None, None, None
+            if shape is None:
+                inputs = self._inputs_of(batch, count)
+            else:
+                staged, places = self._stage(shape, batch, count)
+            prepared = Prepared(count, emitting, newcomers, staged, inputs, places)
         except (RuntimeError, MemoryError):  # newcomers have no token yet: they come again
+            self._decoding = None
             new = {request for request, _ in newcomers}
             rows.keep_only([request for request in rows.requests if request not in new])
             raise
@@ -147,16 +169,33 @@ class TransformerExecutor:
         prepared.host_s = time.perf_counter() - started_s
         return prepared
 
+    def _admit(self, decoding: Collection[Request], count: int) -> list[tuple[Request, int]]:
+        """Let the rows be those who decode; returns who has come, and where its token is."""
+        rows = self._rows
+        self._decoding = None
+        rows.keep_only(decoding)
+        if not count:
+            return []
+        newcomers = []
+        for request in decoding:
+            if request not in rows:
+                rows.add(request)
+                newcomers.append((request, request.num_computed_tokens))
+        self._decoding = decoding
+        return newcomers
+
     def _swap(self, batch: Batch) -> None:
         """Move blocks to the host and back; what has been moved is taken off the batch.
 
         So when memory runs out, the first that is left is the one that could not be moved.
         """
         while batch.swapped_out:
-            self._host.swap_out(*batch.swapped_out[0])
+            for host in self._hosts:
+                host.swap_out(*batch.swapped_out[0])
             batch.swapped_out = batch.swapped_out[1:]
         while batch.swapped_in:
-            self._host.swap_in(batch.swapped_in[0])
+            for host in self._hosts:
+                host.swap_in(batch.swapped_in[0])
             batch.swapped_in = batch.swapped_in[1:]
 
     def launch(self, prepared: Prepared) -> Launched:
@@ -164,33 +203,40 @@ class TransformerExecutor:
         started_s = time.perf_counter()
         for request, position in prepared.newcomers:
             self._rows.set_token(request, self._tokens.of(request)[position])
-        tokens = self._rows.tokens[: prepared.count]
-        if prepared.staged is not None:
-            prepared.staged[0, : prepared.count] = torch.from_numpy(tokens)
-            self._graphs.inputs.copy_(prepared.staged, non_blocking=True)
-            work = partial(self._graphs.replay, prepared.graph_size, prepared.count)
+        tokens, staged = self._rows.tokens[: prepared.count], prepared.staged
+        if staged is not None:
+            staged.tokens[: prepared.count] = tokens
+            work = partial(self._replayed, staged, prepared)
         else:
             assert prepared.inputs is not None
             prepared.inputs.packed[: prepared.count] = tokens
             work = partial(self._forward, self._forward_batch(prepared.inputs), prepared.inputs)
         prepared.host_s += time.perf_counter() - started_s
         if self._worker is not None:
-            return Launched(prepared, self._worker.submit(self._computed, work))
-        return Launched(prepared, self._computed(work))
+            return Launched(prepared, self._worker.submit(self._apart, work))
+        return Launched(prepared, work())
 
     def collect(self, launched: Launched) -> Outcome:
         """Wait for a launched batch and take its tokens in."""
         found = launched.computed
         if isinstance(found, Future):
             found = found.result()
-        tokens, finite, marks = found
-        outcome, prepared, count = Outcome(), launched.prepared, launched.prepared.count
+        result, marks = found
+        prepared, count = launched.prepared, launched.prepared.count
+        outcome = Outcome()
         began_s = time.perf_counter()
-        sampled = tokens.tolist()  # waits for the device
+        sampled = result.tolist()  # waits for the device
+        if prepared.staged is not None:
+            sampled = _emitted(sampled, prepared)
+        if sampled and min(sampled) < 0:
+            outcome.not_finite = [
+                request
+                for request, token in zip(prepared.emitting, sampled, strict=True)
+                if token < 0
+            ]
+            sampled = [token if token >= 0 else ~token for token in sampled]
         fed = self._tokens.note(prepared.emitting, sampled)
-        outcome.tokens = dict(zip(prepared.emitting, sampled, strict=True))
-        good = zip(prepared.emitting, finite.tolist(), strict=True)
-        outcome.not_finite = [request for request, is_finite in good if not is_finite]
+        outcome.emitting, outcome.sampled = prepared.emitting, sampled
         if self._rows.version == prepared.order:
             self._rows.tokens[:count] = fed[:count]
         else:  # the next batch has been prepared meanwhile
@@ -211,21 +257,35 @@ class TransformerExecutor:
         A GPU does that by itself.
         """
         if not self._on_gpu and self._worker is None:
+            # Its tables are the next batch's while it computes: a GPU sends those afterwards.
+            self._graphs.forget()
             threads = torch.get_num_threads()
             self._worker = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
 
-    def _computed(self, work: Callable[[], torch.Tensor]) -> Computed:
+    def _apart(self, work: Callable[[], Computed]) -> Computed:
+        """Work on a thread of its own, where inference mode is to be entered again."""
         with torch.inference_mode():
-            marks = [self._mark()]
-            hidden = work()
-            marks.append(self._mark())
-            tokens, finite = self._sample(hidden)
-            marks.append(self._mark())
-        return tokens, finite, marks
+            return work()
 
-    def _forward(self, batch: ForwardBatch, inputs: Inputs) -> torch.Tensor:
-        hidden = self.model.forward(batch, self.kv_cache)
-        return self._emitting(inputs, hidden)
+    def _replayed(self, staged: Staged, prepared: Prepared) -> Computed:
+        """A captured iteration: its tokens are part of it where nothing is drawn for them."""
+        marks = [self._mark()]
+        result = self._graphs.replay(staged)
+        marks.append(self._mark())
+        if not self._sample.is_greedy:
+            result = self._sample(result)
+            marks.append(self._mark())
+        else:
+            marks.append(marks[1])
+        return result, marks
+
+    def _forward(self, batch: ForwardBatch, inputs: Inputs) -> Computed:
+        marks = [self._mark()]
+        hidden = self._emitting(inputs, self.model.forward(batch, self.kv_cache))
+        marks.append(self._mark())
+        result = self._sample(hidden)
+        marks.append(self._mark())
+        return result, marks
 
     def longest_context(self, count: int) -> int:
         """Of the first `count` decodes of the last iteration, its new token included."""
@@ -233,38 +293,65 @@ class TransformerExecutor:
 
     # -- inputs -------------------------------------------------------------------------------
 
-    def _stage(self, size: int) -> torch.Tensor:
-        """The inputs of a captured graph but its tokens; rows beyond the batch are padding."""
-        rows, count = self._rows, len(self._rows)
-        self._turn = not self._turn  # the other buffer may still be on its way
-        buffer = self._staged[self._turn]
-        staged = buffer.numpy()
-        staged[1, :count] = rows.context[:count]
-        staged[2, :count] = rows.slots(count, self.block_size)
-        staged[3, :count] = rows.context[:count] + 1
-        staged[0, count:size] = staged[2, count:size] = -1
-        staged[1, count:size] = staged[3, count:size] = 0
-        return buffer
+    def _stage(self, shape: Shape, batch: Batch, count: int) -> tuple[Staged, np.ndarray | None]:
+        """A captured iteration's inputs but its decodes' tokens, and its rows that emit.
+
+        None: the first ones.
+        """
+        rows, staged = self._rows, self._graphs.stage(shape)
+        new_tokens = sum(chunk.new_tokens for chunk in batch.prefills)
+        staged.pad(count, new_tokens)
+        if count:
+            context = rows.context[:count]
+            staged.positions[:count] = context
+            staged.slots[:count] = rows.slots(count)
+            np.add(context, 1, out=staged.contexts[:count])
+        if not batch.prefills:
+            return staged, None
+        first = staged.shape.decodes
+        places, begin = list(range(count)), 0
+        for number, chunk in enumerate(batch.prefills):
+            end = begin + chunk.new_tokens
+            inside = slice(first + begin, first + end)
+            self._chunk(
+                chunk, staged.tokens[inside], staged.positions[inside], staged.slots[inside]
+            )
+            staged.contexts[first + number] = chunk.cached_tokens + chunk.new_tokens
+            staged.starts[number] = begin
+            self._prompt_tables.copy(chunk, staged.tables[number])
+            last = chunk.request.num_tokens - chunk.cached_tokens - 1
+            staged.emitting[number] = first + begin + min(last, chunk.new_tokens - 1)
+            places += [first + number] * len(emitters(chunk))
+            begin = end
+        return staged, np.array(places, dtype=np.int64)
+
+    def _chunk(
+        self, chunk: PrefillChunk, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray
+    ) -> None:
+        """Fill in a chunk's tokens, their positions and their slots: [new_tokens] each."""
+        request, start, size = chunk.request, chunk.cached_tokens, self.block_size
+        stop = start + chunk.new_tokens
+        known = self._tokens.between(request, start, stop)
+        tokens[: len(known)] = known
+        tokens[len(known) :] = 0  # padding of request-level batches: computed and never read
+        positions[:] = np.arange(start, stop)
+        table = np.array(request.block_table[start // size : -(-stop // size)], dtype=np.int64)
+        np.add(table[positions // size - start // size] * size, positions % size, out=slots)
 
     def _inputs_of(self, batch: Batch, count: int) -> Inputs:
-        rows, size = self._rows, self.block_size
+        rows = self._rows
         tokens, positions = [np.zeros(count, dtype=np.int64)], [rows.context[:count]]
-        slots, contexts = [rows.slots(count, size)], [rows.context[:count] + 1]
+        slots, contexts = [rows.slots(count)], [rows.context[:count] + 1]
         lengths, emitting, end = [0], list(range(count)), count
         for chunk in batch.prefills:
-            request, start = chunk.request, chunk.cached_tokens
-            stop = start + chunk.new_tokens
-            position = np.arange(start, stop)
-            known = self._tokens.of(request)[start:stop]
-            # Padding of request-level batches: computed and never read.
-            known += [0] * (chunk.new_tokens - len(known))
-            tokens.append(np.array(known, dtype=np.int64))
-            positions.append(position)
-            table = np.array(request.block_table[: -(-stop // size)], dtype=np.int64)
-            slots.append(table[position // size] * size + position % size)
-            contexts.append(np.array([stop], dtype=np.int64))
+            columns = [np.empty(chunk.new_tokens, dtype=np.int64) for _ in range(3)]
+            self._chunk(chunk, *columns)
+            for column, values in zip((tokens, positions, slots), columns, strict=True):
+                column.append(values)
+            start = chunk.cached_tokens
+            contexts.append(np.array([start + chunk.new_tokens], dtype=np.int64))
             lengths.append(chunk.new_tokens)
-            emitting += [end + request.num_tokens - start - 1] * len(_emitters(chunk))
+            emitting += [end + chunk.request.num_tokens - start - 1] * len(emitters(chunk))
             end += chunk.new_tokens
         arrays = [np.concatenate(column) for column in (tokens, positions, slots, contexts)]
         return Inputs(
@@ -338,7 +425,14 @@ def _to_even(array: np.ndarray) -> list[np.ndarray]:
     return [np.zeros(1, dtype=array.dtype)] if len(array) % 2 else []
 
 
-def _emitters(chunk: PrefillChunk) -> list[Request]:
+def _emitted(sampled: list[int], prepared: Prepared) -> list[int]:
+    """Of what a captured iteration leaves, the tokens of those who emit one."""
+    if prepared.rows is None:
+        return sampled[: prepared.count]
+    return [sampled[place] for place in prepared.rows.tolist()]
+
+
+def emitters(chunk: PrefillChunk) -> list[Request]:
     """Nobody before a prompt's end, then the request, once for every sample."""
     request = chunk.request
     if chunk.cached_tokens + chunk.new_tokens < request.num_tokens:

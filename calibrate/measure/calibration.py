@@ -30,7 +30,7 @@ from calibrate.device.environment import (
 )
 from calibrate.device.timer import Timer, measure_ceilings
 from calibrate.device.yardstick import measure_yardstick
-from calibrate.engine.decode_graphs import CAPTURE_SIZES
+from calibrate.engine.iteration_graphs import CAPTURE_SIZES
 from calibrate.measure.batches import Lengths
 from calibrate.measure.breakdown import by_block_size, flash_against_standard, operator_classes
 from calibrate.measure.journal import Journal, writing

@@ -16,11 +16,11 @@ import numpy as np
 from sim.batch import Batch
 from sim.engine.simulation import simulate
 from sim.latency.protocol import LatencyModel
-from sim.records import Columns, Records
+from sim.records import Records
 from sim.schedulers.engine_config import EngineConfig
 from sim.workload.workload import Workload
 
-_NOT_SCHEDULE = ("extrapolated",)
+_NOT_SCHEDULE = ("extrapolated", "draft_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,9 @@ class _Recorded:
         return {"fixed": iterations["duration_s"]}
 
 
-def _differences(table: str, real: Columns, replayed: Columns) -> list[str]:
+def _differences(
+    table: str, real: Mapping[str, np.ndarray], replayed: Mapping[str, np.ndarray]
+) -> list[str]:
     rows = [len(next(iter(columns.values()))) for columns in (real, replayed)]
     if rows[0] != rows[1]:
         return [f"{table}: {rows[0]} in the real run, {rows[1]} in its replay"]

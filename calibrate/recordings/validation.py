@@ -14,7 +14,9 @@ from calibrate.recordings.measurement import Measurement, simulated
 from calibrate.recordings.replay import Replay
 from calibrate.recordings.verdict import verdict
 from sim.metrics import Slo, summarize
-from sim.records import Columns, Records
+from sim.records import Records
+from sim.speculation.acceptance import ObservedAcceptance
+from sim.speculation.summary import speculation_figures
 
 _PHASE_WORDS = {
     "schedule_s": "scheduling",
@@ -52,6 +54,12 @@ class EngineRun:
                 f"{len(served.errors)} requests got no whole answer, the first of them because: "
                 f"{next(iter(served.errors.values()))}"
             )
+        if served.speculation is not None:
+            observed = served.speculation.acceptance
+            assert isinstance(observed, ObservedAcceptance)
+            figures = speculation_figures(records.iterations, served.speculation)
+            depth = served.speculation.shape.depth
+            summary["speculation"] = figures | observed.figures(depth)
         summary |= {
             "mode": "engine",
             "latency": {"source": "engine", "measured": True, "basis": "measured", "label": label},
@@ -186,7 +194,7 @@ class Validation:
 class _Reasons:
     """Says which phase of an iteration took unusually long, or short."""
 
-    def __init__(self, iterations: Columns, extrapolated: np.ndarray) -> None:
+    def __init__(self, iterations: Mapping[str, np.ndarray], extrapolated: np.ndarray) -> None:
         self._extrapolated = extrapolated
         self._phases_s = {name: iterations[name] for name in PHASES if name in iterations}
         if self._phases_s:

@@ -12,6 +12,7 @@ import numpy as np
 
 from scenarios import library
 from scenarios.errors import InputError
+from scenarios.forecast.acceptance_recording import read_recording
 from scenarios.forecast.latency_source import parallelism_of
 from scenarios.schema.latency import HostOverhead
 from scenarios.schema.scenario import Scenario
@@ -317,7 +318,10 @@ def _acceptance(given: Given, shape: DraftShape, *, beside: Path | None) -> acce
     stated = given.acceptance
     if stated.trace is not None:
         return acceptance.recorded(_read_trace(stated.trace, beside), shape.depth)
-    if stated.per_position is not None:
+    match_rate = 1.0 if given.match_rate is None else given.match_rate
+    if stated.recording is not None:
+        survival, match_rate = read_recording(stated.recording, given, shape, beside=beside)
+    elif stated.per_position is not None:
         survival = np.array(stated.per_position)
     elif stated.per_rank is not None:
         survival = acceptance.ranked_tree(stated.per_rank, given.branching or ())
@@ -329,16 +333,16 @@ def _acceptance(given: Given, shape: DraftShape, *, beside: Path | None) -> acce
             survival = acceptance.parallel_guesses(stated.rate, shape.depth, given.guesses)
         else:
             survival = acceptance.chain(stated.rate, shape.depth)
-    match_rate = 1.0 if given.match_rate is None else given.match_rate
     return acceptance.RandomAcceptance(survival, match_rate=match_rate, seed=given.seed)
 
 
-def _read_trace(name: str, beside: Path | None) -> list[list[int]]:
-    """Lines of JSON: a list of accepted tokens, one number per verification of one request."""
+def _read_trace(name: str, beside: Path | None) -> list[list[int | None]]:
+    """Lines of JSON: a list of accepted tokens, one number per verification of one request, null
+    where it had no draft."""
     path = library.find_file(name, beside=beside)
     if path is None or not path.is_file():
         raise InputError(f"{name}: no such acceptance trace")
-    rows: list[list[int]] = []
+    rows: list[list[int | None]] = []
     for number, line in enumerate(plain_file.read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
@@ -346,11 +350,11 @@ def _read_trace(name: str, beside: Path | None) -> list[list[int]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             raise InputError(f"{path}:{number}: not valid JSON") from None
-        whole = isinstance(row, list) and all(type(count) is int for count in row)
+        whole = isinstance(row, list) and all(count is None or type(count) is int for count in row)
         if not whole:
             raise InputError(
                 f"{path}:{number}: expected a list of accepted tokens, e.g. [3, 0, 2], one number "
-                "per verification"
+                "per verification, null without a draft"
             )
         rows.append(row)
     return rows

@@ -47,20 +47,23 @@ class Acceptance(_Section):
     ``rate``: each drafted token, given that those before it were accepted. ``per_position``: the
     share of all verifications that accept the 1st, 2nd, … draft, as vLLM logs them. ``per_rank``:
     how often the target's token is the draft's 1st, 2nd, … choice (trees, greedy verification).
-    ``trace``: a file with a JSON list of accepted tokens, verification by verification, per line.
+    ``trace``: a file with a JSON list of accepted tokens, verification by verification, per line;
+    null where there was no draft. ``recording``: a folder of ``orcast validate`` under the same
+    method, whose engine has measured the shares by position, and how often there was a draft.
     """
 
     rate: Rate | None = None
     per_position: Annotated[list[Rate], Field(min_length=1, max_length=64)] | None = None
     per_rank: Annotated[list[Rate], Field(min_length=1, max_length=64)] | None = None
     trace: str | None = None
+    recording: str | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                "give exactly one of rate, per_position, per_rank, trace"
+                "give exactly one of rate, per_position, per_rank, trace, recording"
                 + (f", not {' and '.join(given)}" if given else "")
             )
         return self
@@ -129,8 +132,9 @@ class Speculation(_Section):
                 f"acceptance.per_position has {len(acceptance.per_position)} rates, drafts are "
                 f"{self.depth} deep"
             )
-        if self.match_rate is not None and acceptance.trace is not None:
-            raise ValueError("match_rate has no meaning with acceptance.trace, which has it in it")
+        told = next((key for key in ("trace", "recording") if getattr(acceptance, key)), None)
+        if self.match_rate is not None and told is not None:
+            raise ValueError(f"match_rate has no meaning with acceptance.{told}, which has its own")
         if acceptance.per_rank is not None:
             if self.branching is None:
                 raise ValueError("acceptance.per_rank needs branching: it is about candidates")

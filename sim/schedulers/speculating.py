@@ -18,8 +18,10 @@ from sim.request import Request
 from sim.request_pool import RequestPool
 from sim.schedulers.engine_config import EngineConfig
 from sim.schedulers.iteration import IterationScheduler
+from sim.schedulers.observed_decode_set import ObservedDecodeSet
 from sim.schedulers.paged import PagedScheduler
 from sim.schedulers.speculative_decode_set import SpeculativeDecodeSet
+from sim.speculation.acceptance import ObservedAcceptance
 
 
 @cache
@@ -43,16 +45,32 @@ class SpeculativeScheduler(IterationScheduler):
         super().__init__(pool, allocator, config)
         assert config.speculation is not None
         self._slots = config.speculation.shape.slots
-        pool.decodes = SpeculativeDecodeSet(
-            config.speculation,
-            config.block_size,
-            track_longest=pool.decodes.tracks_longest,
-            max_model_len=config.max_model_len,
-            reserves=self.reserves,
-        )
+        pool.decodes = self._decode_set(pool.decodes.tracks_longest)
         if isinstance(self, PagedScheduler):
             self.has_token_budget = False  # V0 limits prompts; a verification may be larger
         self._verifications = VerificationLog()
+
+    def _decode_set(self, track_longest: bool) -> SpeculativeDecodeSet | ObservedDecodeSet:
+        """Of drawn acceptances, or, where a model verifies for real, of observed ones."""
+        config, speculation = self.config, self.config.speculation
+        assert speculation is not None
+        acceptance = speculation.acceptance
+        if isinstance(acceptance, ObservedAcceptance):
+            return ObservedDecodeSet(
+                acceptance,
+                speculation.shape,
+                config.block_size,
+                track_longest=track_longest,
+                max_model_len=config.max_model_len,
+                reserves=self.reserves,
+            )
+        return SpeculativeDecodeSet(
+            speculation,
+            config.block_size,
+            track_longest=track_longest,
+            max_model_len=config.max_model_len,
+            reserves=self.reserves,
+        )
 
     def _final_slots(self, request: Request) -> int:
         if request.output_tokens == 1:
@@ -67,7 +85,7 @@ class SpeculativeScheduler(IterationScheduler):
     def _add_decodes(self, batch: Batch) -> Batch:
         super()._add_decodes(batch)
         decodes = self.pool.decodes
-        assert isinstance(decodes, SpeculativeDecodeSet)
+        assert isinstance(decodes, SpeculativeDecodeSet | ObservedDecodeSet)
         batch.verification = verification = decodes.verification()
         # Every verified token passes all layers, and has its logits compared.
         drafts = verification.query_tokens - batch.num_decodes

@@ -30,6 +30,8 @@ from typing import Protocol
 
 import numpy as np
 
+from sim.request import Request
+
 
 class Acceptance(Protocol):
     """Accepted tokens of a request's verifications, in order."""
@@ -80,11 +82,19 @@ class RandomAcceptance:
         return accepted * drafted, drafted
 
 
+Verifications = Sequence[int | None]
+"""Of one request, in order: drafts accepted, None where there was no draft."""
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedAcceptance:
-    """Accepted tokens as recorded: request i replays row i, both repeat from the start."""
+    """Accepted tokens as recorded: request i replays row i, both repeat from the start.
 
-    rows: tuple[np.ndarray, ...]
+    Of several rows, those of answers of one token are empty: who has such a row and verifies all
+    the same takes the next one's.
+    """
+
+    rows: tuple[Verifications, ...]
 
     @property
     def mean(self) -> float:
@@ -92,26 +102,110 @@ class RecordedAcceptance:
 
         So tokens per verification are the harmonic mean of the rows'.
         """
-        verifications_per_token = [1 / (1 + row.mean()) for row in self.rows]
-        return float(1 / np.mean(verifications_per_token) - 1)
+        means = [sum(count or 0 for count in row) / len(row) for row in self.rows if row]
+        return float(1 / np.mean([1 / (1 + mean) for mean in means]) - 1)
 
     def draw(self, request: int, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return np.resize(self.rows[request % len(self.rows)], steps), None
+        at = request % len(self.rows)
+        row = next(row for row in (*self.rows[at:], *self.rows[:at]) if row)
+        return _as_drawn(row, steps)
 
 
-def recorded(rows: Sequence[Sequence[int]], depth: int) -> RecordedAcceptance:
+def _as_drawn(row: Verifications, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """A row of recorded verifications, repeated as often as it takes."""
+    accepted = np.resize(np.array([count or 0 for count in row], dtype=np.int64), steps)
+    if None not in row:
+        return accepted, None
+    return accepted, np.resize(np.array([count is not None for count in row]), steps)
+
+
+class ObservedAcceptance:
+    """What a real target accepts: nobody knows before it has verified; noted down as it is found.
+
+    Whether a verification has a draft is decided once: who gives way before it comes back with or
+    without one, as it was. So the schedule depends on nothing that its verifications do not tell.
+    """
+
+    def __init__(self, *, always: bool = True) -> None:
+        """`always`: every verification has a draft. Else those that one has been found for."""
+        self._drafted: dict[Request, tuple[int, bool]] | None = None if always else {}
+        self.rows: dict[int, list[int | None]] = {}
+
+    def decide(self, request: Request, found: bool) -> None:
+        """Whether a draft has been found for the next verification of this sequence."""
+        if self._drafted is not None:
+            number = len(self.rows.get(request.index, ()))
+            if self._drafted.get(request, (-1, False))[0] != number:
+                self._drafted[request] = number, found
+
+    def has_draft(self, request: Request) -> bool:
+        """Whether there is one."""
+        return self._drafted is None or self._drafted[request][1]
+
+    def drop(self, request: Request) -> None:
+        """This sequence verifies nothing more; what it did stays noted."""
+        if self._drafted is not None:
+            self._drafted.pop(request, None)
+
+    def note(self, request: Request, accepted: int) -> None:
+        """A verification of this sequence is through; the draft may have been cut to nothing."""
+        row = self.rows.setdefault(request.index, [])
+        row.append(accepted if self.has_draft(request) else None)
+
+    @property
+    def mean(self) -> float:
+        """Accepted tokens of one verification, of those seen so far."""
+        counts = [count or 0 for row in self.rows.values() for count in row]
+        return sum(counts) / len(counts) if counts else 0.0
+
+    def draw(self, request: int, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """What was seen of a request, for a replay of its run; beyond it nothing is accepted."""
+        row = self.rows.get(request, [])[:steps]
+        return _as_drawn([*row, *[0] * (steps - len(row))], steps)
+
+    def figures(self, depth: int) -> dict[str, object]:
+        """What a scenario can take up: ``match_rate``, the share of verifications that had a draft,
+        and ``acceptance_per_position``, the share of those that accepted the 1st, 2nd, … of
+        `depth`; None where nothing was drafted."""
+        counts = [count for row in self.rows.values() for count in row]
+        drafted = np.array([count for count in counts if count is not None])
+        survival = [float((drafted >= place).mean()) for place in range(1, depth + 1)]
+        return {
+            "match_rate": len(drafted) / len(counts) if counts else None,
+            "acceptance_per_position": survival if len(drafted) else None,
+        }
+
+    def replayed(self) -> ReplayedAcceptance:
+        """The same once more, for the simulator."""
+        return ReplayedAcceptance(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedAcceptance:
+    """What an engine saw, request by request."""
+
+    observed: ObservedAcceptance
+
+    @property
+    def mean(self) -> float:
+        return self.observed.mean
+
+    def draw(self, request: int, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.observed.draw(request, steps)
+
+
+def recorded(rows: Sequence[Verifications], depth: int) -> RecordedAcceptance:
     """A trace of accepted tokens, checked against the draft's depth. Raises ValueError."""
-    if not rows:
+    if not any(rows):
         raise ValueError("the acceptance trace is empty")
     for number, row in enumerate(rows, start=1):
-        if not row:
-            raise ValueError(f"line {number} of the acceptance trace holds no verification")
-        if min(row) < 0 or max(row) > depth:
+        counts = [count for count in row if count is not None]
+        if counts and (min(counts) < 0 or max(counts) > depth):
             raise ValueError(
                 f"line {number} of the acceptance trace accepts "
-                f"{min(row) if min(row) < 0 else max(row)} tokens; drafts are {depth} deep"
+                f"{min(counts) if min(counts) < 0 else max(counts)} tokens; drafts are {depth} deep"
             )
-    return RecordedAcceptance(tuple(np.array(row, dtype=np.int64) for row in rows))
+    return RecordedAcceptance(tuple(tuple(row) for row in rows))
 
 
 # -- survival, in closed form -----------------------------------------------------------------

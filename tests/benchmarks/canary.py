@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from calibrate.engine.decode_graphs import DecodeGraphs
+from calibrate.engine.iteration_graphs import IterationGraphs, Shape
 from kernels.checks import Backend
 from kernels.copy_blocks import copy_blocks
 from kernels.decode_attention import decode_attention, latent_attention
@@ -225,7 +225,7 @@ def _captured_decodes(draw: Draw, backend: Backend) -> Tensors:
     )
     cache = model.new_kv_cache(8)
     tables = draw.order(8).view(4, 2).to(torch.int32)
-    graphs = DecodeGraphs(model, cache, tables)
+    graphs = IterationGraphs(model, cache, tables, head=lambda hidden: hidden)
     captured = backend == "triton"
     if captured:
         graphs.capture([4])
@@ -234,10 +234,13 @@ def _captured_decodes(draw: Draw, backend: Backend) -> Tensors:
         table[position // BLOCK] * BLOCK + position % BLOCK
         for table, position in zip(tables.tolist(), rows[1], strict=True)
     ]
-    graphs.inputs.copy_(draw.tensor(rows, torch.int64))
-    tokens, positions, slots, contexts = graphs.inputs
     if captured:
-        return graphs.replay(4, 4), cache
+        staged = graphs.stage(Shape(4))
+        columns = (staged.tokens, staged.positions, staged.slots, staged.contexts)
+        for column, row in zip(columns, rows, strict=True):
+            column[:] = row
+        return graphs.replay(staged), cache
+    tokens, positions, slots, contexts = draw.tensor(rows, torch.int64)
     batch = ForwardBatch(tokens, positions, slots, tables, contexts, num_decodes=4)
     return model.forward(batch, cache), cache
 

@@ -2,8 +2,9 @@
 
 The workload is fixed: 256 requests at once, prompts and outputs of 100 to 1,024 tokens. Prints
 output tokens per second and where an iteration's time goes, deciding when the device is done
-(synchronous) and an iteration ahead (asynchronous), then decode steps by batch size. Every figure
-is in FILE as soon as it is known.
+(synchronous) and an iteration ahead (asynchronous), iterations with prompts captured, then with
+those launched kernel by kernel; with n-grams and without on prompts that repeat themselves; then
+decode steps by batch size. Every figure is in FILE as soon as it is known.
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from calibrate.engine.assembly import engine
 from calibrate.engine.checkpoint import load_model
-from calibrate.engine.decode_graphs import CAPTURE_SIZES
 from calibrate.engine.engine import PHASES
+from calibrate.engine.iteration_graphs import CAPTURE_SIZES
 from calibrate.engine.wall_clock import Clock
 from calibrate.engine.warm_up import warm_up
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
+from sim.speculation import DraftShape, Speculation
+from sim.speculation.acceptance import ObservedAcceptance
+from sim.workload.content import PromptContent
 from sim.workload.workload import Workload
 
 MODELS = Path(__file__).parents[2] / "scenarios" / "models"
@@ -42,17 +48,31 @@ def fixed_workload(requests: int, longest: int, seed: int = 0) -> Workload:
 
 
 def serve(
-    model: Transformer, workload: Workload, *, num_blocks: int, budget: int, ahead: bool = False
+    model: Transformer,
+    workload: Workload,
+    *,
+    num_blocks: int,
+    budget: int,
+    ahead: bool = False,
+    mixed_graphs: bool = True,
+    drafts: int = 0,
 ) -> dict[str, object]:
-    """Serve it and say how fast, and where the time went; ``ahead``: decide an iteration ahead."""
+    """Serve it and say how fast, and where the time went; ``ahead``: decide an iteration ahead.
+
+    ``mixed_graphs``: capture iterations with prompts. ``drafts``: n-gram tokens, 0: none.
+    """
+    ngrams = (
+        Speculation("ngram", DraftShape.chain(drafts), ObservedAcceptance()) if drafts else None
+    )
     config = EngineConfig(
         max_num_seqs=min(256, len(workload)), max_num_batched_tokens=budget,
-        enable_prefix_caching=False, async_scheduling=ahead,
+        enable_prefix_caching=False, async_scheduling=ahead, speculation=ngrams,
     )  # fmt: skip
     on_gpu = model.embeddings.device.type == "cuda"
     served = engine(
         workload, config, model, scheduler="chunked", num_blocks=num_blocks,
-        capture_sizes=CAPTURE_SIZES if on_gpu else (), clock=Clock(skip_idle=True),
+        capture_sizes=CAPTURE_SIZES if on_gpu else (), mixed_graphs=mixed_graphs,
+        clock=Clock(skip_idle=True),
     ).run()  # fmt: skip
     iterations = served.records.iterations
     total_s = float(iterations["duration_s"].sum())
@@ -67,7 +87,36 @@ def serve(
         "shares": {name: float(iterations[name].sum()) / total_s for name in PHASES},
         "median_decode_iteration_ms": float(np.median(iterations["duration_s"][decodes])) * 1e3,
         "preemptions": len(served.records.preemptions["request"]),
+        "host_ms": _host_ms(iterations, decodes),
+        "accepted_per_position": None
+        if served.speculation is None
+        else _observed(served.speculation).figures(drafts),
     }
+
+
+def _host_ms(iterations: Mapping[str, np.ndarray], decodes: np.ndarray) -> dict[str, float | None]:
+    """Median time of an iteration that is neither its pass nor its sampling, by kind."""
+    rest_s = iterations["duration_s"] - iterations["forward_s"] - iterations["sample_s"]
+    return {
+        name: float(np.median(rest_s[rows])) * 1e3 if rows.any() else None
+        for name, rows in (("decodes", decodes), ("with prompts", ~decodes))
+    }
+
+
+def _observed(speculation: Speculation) -> ObservedAcceptance:
+    assert isinstance(speculation.acceptance, ObservedAcceptance)
+    return speculation.acceptance
+
+
+def repeating(requests: int, longest: int, vocab_size: int, seed: int = 0) -> Workload:
+    """The fixed workload with prompts that say the same few things again and again."""
+    workload = fixed_workload(requests, longest, seed)
+    rng = np.random.default_rng(seed)
+    prompts = [
+        np.resize(rng.integers(0, vocab_size, 24), tokens).tolist()
+        for tokens in workload.prompt_tokens.tolist()
+    ]
+    return replace(workload, content=PromptContent.from_lists(prompts))
 
 
 def decode_steps(
@@ -129,8 +178,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warm_up(model, config, num_blocks=blocks)
         result: dict[str, object] = {}
         results[path.stem] = result
-        for way, ahead in (("synchronous", False), ("asynchronous", True)):
-            told = serve(model, workload, num_blocks=blocks, budget=BUDGET, ahead=ahead)
+        again = repeating(requests, options.longest or (1024 if on_gpu else 96),
+                          model.config.vocab_size)  # fmt: skip
+        ways: dict[str, tuple[Workload, dict[str, Any]]] = {
+            "synchronous": (workload, {}),
+            "asynchronous": (workload, {"ahead": True}),
+            "prompts launched kernel by kernel": (workload, {"mixed_graphs": False}),
+            "repeating prompts": (again, {}),
+            "repeating prompts, 4 n-gram drafts": (again, {"drafts": 4}),
+        }
+        for way, (given, settings) in ways.items():
+            told = serve(model, given, num_blocks=blocks, budget=BUDGET, **settings)
             result[way] = told
             keep()
             print(f"{name}, {way}: {told['output_tokens_per_s']:,.0f} tokens/s; {told}", flush=True)

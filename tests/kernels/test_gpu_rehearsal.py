@@ -169,7 +169,6 @@ def test_few_files_come_home_and_the_table_is_among_them(rehearsal, tmp_path):
 PLANTS = """
 import json, sys, torch, triton
 from calibrate.engine.checkpoint import load_model
-from calibrate.engine.sampler import Sampler
 from calibrate.engine.transformer_executor import TransformerExecutor
 from calibrate.engine.warm_up import warm_up
 from kernels.transformer import Transformer
@@ -183,7 +182,7 @@ def planted_kernel(x, y):
     pass
 
 forward = Transformer.forward
-prepare, sample = TransformerExecutor.prepare, Sampler.__call__
+prepare, launch = TransformerExecutor.prepare, TransformerExecutor.launch
 
 def waits(self, batch, cache):
     hidden = forward(self, batch, cache)
@@ -195,16 +194,16 @@ def reads(self, batch, decoding):
     self._graphs.inputs.cpu()
     return prepare(self, batch, decoding)
 
-def aligns(self, hidden):
-    planted_kernel[(1,)](hidden.flatten()[len(hidden) // 2:], 7)
-    return sample(self, hidden)
+def aligns(self, prepared):
+    planted_kernel[(1,)](self._graphs.inputs[len(prepared.emitting) % 2:], 7)
+    return launch(self, prepared)
 
 if plant == "wait":
     Transformer.forward = waits
 elif plant == "read":
     TransformerExecutor.prepare = reads
 elif plant == "align":
-    Sampler.__call__ = aligns
+    TransformerExecutor.launch = aligns
 model = load_model(json.load(open(sys.argv[1])), device="cuda")
 warm_up(model, EngineConfig(max_num_batched_tokens=64, max_num_seqs=1), num_blocks=8)
 serve(model, fixed_workload(2, 12), num_blocks=64, budget=64, ahead=plant == "read")

@@ -77,6 +77,39 @@ def test_both_runs_are_run_folders(first: Outcome, folder: Path) -> None:
     assert sum(len(json.loads(line)["tokens"]) for line in lines) == measured["total_output_tokens"]
 
 
+def test_measured_acceptance_drives_a_scenario(
+    first: Outcome, folder: Path, tmp_path: Path
+) -> None:
+    """The two commands of docs/concepts/speculative-decoding.md, with fewer requests."""
+    assert first.status == 0
+    technique = "speculation={method: ngram, num_draft_tokens: 4, acceptance: {rate: 0.5}}"
+    few = ["--set", "workload.num_requests=10", "--set", technique]
+    told = orcast(
+        "validate", SCENARIO, *few, "--table", folder / "table", "--out", tmp_path / "ngrams"
+    )
+    assert told.status == 0, told.stderr
+    assert "the simulator makes the same schedule" in " ".join(told.stdout.split())
+    measured = json.loads((tmp_path / "ngrams" / "measured" / "summary.json").read_text())
+    figures = measured["speculation"]
+    lines = (tmp_path / "ngrams" / "measured" / "acceptance.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    drafted = [count for row in rows for count in row if count is not None]
+    assert sum(map(len, rows)) == figures["steps"]
+    assert figures["match_rate"] == pytest.approx(len(drafted) / figures["steps"])
+    assert sum(figures["acceptance_per_position"]) == pytest.approx(sum(drafted) / len(drafted))
+    given = ["--set", "speculation.match_rate=null", "--set", "workload.num_requests=60"]
+    wanted = ["--set", f"speculation.acceptance={{recording: {tmp_path / 'ngrams'}}}"]
+    driven = orcast("run", "speculation-ngram", *given, *wanted, "--json", "--out", tmp_path / "r")
+    assert driven.status == 0, driven.stderr
+    forecast = json.loads(driven.stdout)["speculation"]
+    expected = 1 + figures["match_rate"] * sum(figures["acceptance_per_position"])
+    assert forecast["expected_tokens_per_step"] == pytest.approx(expected)
+    deeper = ["--set", "speculation.num_draft_tokens=5"]
+    refused = orcast("run", "speculation-ngram", *given, *wanted, *deeper, "--out", tmp_path / "d")
+    assert refused.status == 2
+    assert "drafts 4 deep, the scenario's are 5" in refused.stderr
+
+
 def test_what_only_an_engine_can_tell_is_written_down(first: Outcome, folder: Path) -> None:
     assert first.status == 0
     figures = json.loads((folder / "validation.json").read_text())

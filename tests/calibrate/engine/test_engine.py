@@ -14,6 +14,7 @@ from tests import needs
 torch = pytest.importorskip("torch", reason=needs.KERNELS)
 pytest.importorskip("triton", reason=needs.KERNELS)
 
+from calibrate.engine import iteration_graphs  # noqa: E402
 from calibrate.engine.engine import Served  # noqa: E402
 from calibrate.engine.executor import Outcome  # noqa: E402
 from calibrate.recordings.replay import replay  # noqa: E402
@@ -129,6 +130,33 @@ def test_who_is_refused_or_gives_up_is_told_so_and_the_simulator_agrees(schedule
         served.records, workload, engine.scheduler.config, scheduler=scheduler, num_blocks=60
     )
     assert again.differences == []
+
+
+@pytest.mark.parametrize("name", ["chunked", "paged, swap"])
+def test_batches_padded_to_captured_shapes_give_the_same_answers(
+    name: str, reference: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor what a GPU would replay is called again: the same inputs, the same padding."""
+    monkeypatch.setattr(iteration_graphs, "MIXED_DECODES", (0, 3))
+    monkeypatch.setattr(iteration_graphs, "PROMPT_TOKENS", (8, 24))
+    monkeypatch.setattr(iteration_graphs, "MOST_PROMPTS", 2)
+    scheduler, num_blocks, settings = CASES[name]
+    engine = tiny_engine(
+        WORKLOAD, MODEL, scheduler=scheduler, num_blocks=num_blocks, capture_sizes=(1, 4, 6),
+        **settings,
+    )  # fmt: skip
+    graphs, replayed = engine.executor._graphs, []
+    replay_one = graphs.replay
+
+    def noted(staged: iteration_graphs.Staged) -> torch.Tensor:
+        replayed.append(staged.shape)
+        return replay_one(staged)
+
+    monkeypatch.setattr(graphs, "replay", noted)
+    assert engine.run().outputs == reference
+    kinds = {(shape.decodes > 0, shape.prompts > 0) for shape in replayed}
+    mixed = name.startswith("chunked")
+    assert kinds == {(True, False), (False, True), *([(True, True)] if mixed else [])}
 
 
 def test_small_caches_really_preempt_and_swap() -> None:
@@ -458,11 +486,11 @@ def test_what_goes_wrong_with_a_sample_ends_its_request(failure: str, scheduler:
             raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
         return forward(batch, kv_cache)
 
-    def spoil(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def spoil(hidden: torch.Tensor) -> torch.Tensor:
         nonlocal spoiled
-        tokens, finite = sample(hidden)
+        tokens = sample(hidden)
         spoiled += failure == "nan"
-        return tokens, finite & (spoiled != 6) if failure == "nan" else finite
+        return ~tokens if failure == "nan" and spoiled == 6 else tokens
 
     MODEL.forward, engine.executor._sample = fail, spoil  # type: ignore[method-assign]
     try:
@@ -510,7 +538,7 @@ def test_a_swap_that_runs_out_of_memory_ends_its_request_and_keeps_no_host_block
     told = {number for number, text in served.errors.items() if text.startswith("out of memory")}
     assert len(told) == len(failing)
     assert_the_others_are_answered(served, lengths)
-    assert engine.executor._host.num_free == 40
+    assert engine.executor._hosts[0].num_free == 40
     assert engine.scheduler.allocator.num_free == 24
 
 

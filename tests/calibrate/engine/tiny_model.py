@@ -110,11 +110,12 @@ def tiny_engine(
 ) -> RealEngine:
     """An engine of a few sequences and blocks of four tokens, that checks its invariants."""
     eos_token = settings.pop("eos_token", None)
+    captured = settings.pop("capture_sizes", ())
     limits = {"max_num_seqs": 6, "max_num_batched_tokens": 32, "block_size": 4, "watermark": 0.0}
     config = EngineConfig(**(limits | settings))  # type: ignore[arg-type]
     return engine(
         workload, config, model, scheduler=scheduler, num_blocks=num_blocks, eos_token=eos_token,
-        clock=Clock(skip_idle=True), check=True,
+        capture_sizes=captured, clock=Clock(skip_idle=True), check=True,
     )  # fmt: skip
 
 

@@ -93,6 +93,9 @@ def attention() -> None:
     for query_len in (5, 12):
         q = projection(8 * query_len, 32, 8, 128)[0]
         decode_attention(q, cache, cache, **paged, query_len=query_len)
+    mask = tensor(8 * 22, dtype=torch.int64)
+    q = projection(8 * 22, 32, 8, 128)[0]
+    decode_attention(q, cache, cache, **paged, query_len=22, tree_mask=mask)
     many = {name: tensor_.new_empty(256, *tensor_.shape[1:]) for name, tensor_ in paged.items()}
     decode_attention(projection(256, 32, 8, 128)[0], cache, cache, **many)  # not split
     for cached in (BF16, FLOAT8) if ARCH > 80 else (BF16,):

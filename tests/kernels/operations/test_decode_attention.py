@@ -12,6 +12,7 @@ from kernels.decode_attention import (
     latent_attention,
     latent_attention_reference,
 )
+from kernels.standard_attention import standard_attention_reference
 from tests import needs
 
 
@@ -171,3 +172,39 @@ def test_a_captured_graph_serves_other_lengths(paged, device, close):
     out.fill_(float("nan"))
     graph.replay()
     close(out, decode_attention(**inputs, backend="torch"))
+
+
+@pytest.mark.parametrize(("num_splits", "query_len"), [(1, 3), (3, 7)])
+def test_a_tree_s_tokens_see_the_context_and_their_ancestors(num_splits, query_len, paged, close):
+    """Each path of a tree, attended to as a chain of its own, gives its last token's output."""
+    lengths = [query_len, 150, 64 + query_len]
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 64}
+    inputs = paged(lengths, **shape, query_len=query_len)
+    parents = [-1, 0, 0, 1, 1, 2, 4][:query_len]
+    paths: list[list[int]] = []
+    for node, parent in enumerate(parents):
+        paths.append([*(paths[parent] if node else []), node])
+    words = [sum(1 << one for one in path) for path in paths]
+    mask = torch.tensor(words * len(lengths), device=inputs["q"].device)
+    out = _check({**inputs, "tree_mask": mask}, close, num_splits=num_splits)
+    last = slice(query_len - 1, None, query_len)  # alone, the tree before it in the cache
+    leaves = {**inputs, "q": inputs["q"][last], "query_len": 1}
+    leaves["tree_mask"] = mask[last].contiguous()
+    close(_check(leaves, close, num_splits=num_splits, tree_len=query_len), out[last].double())
+    tables, block_size = inputs["block_tables"], inputs["k_cache"].shape[1]
+    for sequence, length in enumerate(lengths):
+        before = length - query_len
+        for node, path in enumerate(paths):
+            keys = torch.tensor([*range(before), *(before + one for one in path)])
+            keys = keys.to(mask.device)
+            blocks = tables[sequence].long()[keys // block_size]
+            row = sequence * query_len + node
+            k, v = (inputs[name][blocks, keys % block_size] for name in ("k_cache", "v_cache"))
+            alone = standard_attention_reference(inputs["q"][row : row + 1], k, v)
+            close(out[row : row + 1], alone.double())
+
+
+def test_trees_too_wide_for_a_word_or_with_a_window_are_refused(paged):
+    inputs = paged([80], heads=2, kv_heads=1, head_dim=64, query_len=65)
+    with pytest.raises(ValueError, match="tree_mask: 65 to 64 tokens"):
+        decode_attention(**inputs, tree_mask=torch.zeros_like(inputs["q"][:, 0, 0]).long())

@@ -1,0 +1,1 @@
+"""Speculation for real: who proposes tokens, and the target that verifies them."""
