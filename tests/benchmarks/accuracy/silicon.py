@@ -68,22 +68,19 @@ def _place(point: Point) -> tuple[int, ...]:
 
 
 def _means_ms(requests: Mapping[str, np.ndarray], point: Point) -> tuple[float, float]:
-    """Mean TTFT and TPOT of a run of ten requests for each in flight.
+    """Mean TTFT and TPOT of a run of ten requests for each in flight, from one of `WAVES`.
 
-    InferenceMAX counts those that begin it too, which all arrive at once, to an empty engine; all
-    that follow are alike, so some stand for them. All others warm up before they count: neither
-    those that begin a run count, nor those that end it, with fewer and fewer in flight.
+    All of a run count: those that begin it arrive at once, at an empty engine; those that end it
+    have fewer and fewer beside them. All between are alike, so some stand for them.
     """
     concurrency = point.concurrency
     ttft_s = requests["first_token_s"] - requests["arrival_s"]
     tpot_s = requests["last_token_s"] - requests["first_token_s"]
     tpot_s = tpot_s / np.maximum(requests["output_tokens"] - 1, 1)
-    if not point.drawn_lengths:
-        counted = slice(concurrency, (WAVES - 1) * concurrency)
-        return float(ttft_s[counted].mean() * 1e3), float(tpot_s[counted].mean() * 1e3)
-    first, after = slice(0, concurrency), slice(concurrency, None)
+    first, last = slice(0, concurrency), slice(-concurrency, None)
+    between = slice(concurrency, (WAVES - 1) * concurrency)
     ttft_ms, tpot_ms = (
-        float(times[first].mean() + 9 * times[after].mean()) / 10 * 1e3
+        float(times[first].mean() + 8 * times[between].mean() + times[last].mean()) / 10 * 1e3
         for times in (ttft_s, tpot_s)
     )
     return ttft_ms, tpot_ms

@@ -117,8 +117,10 @@ class Point:
 
     @property
     def max_num_batched_tokens(self) -> int:
-        budget = self._server.max_num_batched_tokens if self.drawn_lengths else 8192
         least = self.concurrency
+        if not self.drawn_lengths:
+            return least + self.prompt_tokens
+        budget = self._server.max_num_batched_tokens
         return self.prompt_tokens + least if budget is None else max(budget, least)
 
     @property
@@ -156,26 +158,16 @@ class Point:
         }
 
     def _lengths(self) -> dict[str, Any]:
-        """As the client draws them; fixed ones begin with parts of answers, spread evenly.
-
-        Answers of one length that begin together would end together ever after in a simulation,
-        and no prompt would ever come between their tokens. Under a real client they drift apart.
-        """
+        """As the client draws them."""
         asked = {"prompt": self.prompt_tokens, "output": self.output_tokens}
         if self.drawn_lengths:
             return {
                 name: {"distribution": "uniform", "min": int(RANGE * tokens), "max": tokens}
                 for name, tokens in asked.items()
             }
-        clients, output = self.concurrency, self.output_tokens
-        parts = [max(output * (2 * n + 1) // (2 * clients), 1) for n in range(clients)]
-        whole = (WAVES - 1) * clients
-        values = {
-            "prompt": [self.prompt_tokens] * (WAVES * clients),
-            "output": [*parts, *[output] * whole],
+        return {
+            name: {"distribution": "fixed", "tokens": tokens} for name, tokens in asked.items()
         }
-        lengths = {name: {"distribution": "empirical", "values": of} for name, of in values.items()}
-        return {**lengths, "in_order": True}
 
 
 def points() -> tuple[list[Point], dict[str, int]]:
