@@ -39,7 +39,7 @@ from sim.model.parallelism import Parallelism
 from sim.model.spec import ModelSpec
 
 VLLM_HOST_S = 1.8e-3  # of an iteration, see `assumed_host`
-VLLM_SYNC_HOST_S, VLLM_SYNC_SEQUENCE_S = 1.3e-3, 36e-6
+VLLM_SYNC_HOST_S, VLLM_SYNC_SEQUENCE_S = 0.45e-3, 36e-6
 
 # None: nothing is measured, which is an answer for source auto alone.
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable | None]

@@ -49,6 +49,7 @@ GPUS_PER_NODE = 8
 RANGE = 0.8  # InferenceMAX: random-range-ratio
 MOST_OF_PEAK = 0.7  # all other origins stay below 0.55
 WAVES = 4  # requests for each one in flight
+PROMPTS_TOGETHER = 1024  # tokens
 # On these the model was developed.
 DEVELOPED_ON = {("h100_sxm", "vllm"), ("h100_sxm", "trtllm")}
 # After a look at these something was chosen: which kernels compute B200's experts in 8 bits, that
@@ -119,7 +120,7 @@ class Point:
     def max_num_batched_tokens(self) -> int:
         least = self.concurrency
         if not self.drawn_lengths:
-            return least + self.prompt_tokens
+            return least + max(self.prompt_tokens, PROMPTS_TOGETHER)
         budget = self._server.max_num_batched_tokens
         return self.prompt_tokens + least if budget is None else max(budget, least)
 
