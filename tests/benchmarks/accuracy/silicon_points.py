@@ -166,9 +166,7 @@ class Point:
                 name: {"distribution": "uniform", "min": int(RANGE * tokens), "max": tokens}
                 for name, tokens in asked.items()
             }
-        return {
-            name: {"distribution": "fixed", "tokens": tokens} for name, tokens in asked.items()
-        }
+        return {name: {"distribution": "fixed", "tokens": tokens} for name, tokens in asked.items()}
 
 
 def points() -> tuple[list[Point], dict[str, int]]:
