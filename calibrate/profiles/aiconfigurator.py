@@ -46,10 +46,11 @@ MAIN_PARTS = (
     "bounded_decode",
 )
 
-# Of a batch with prompts, a layer's: where an engine holds only decodes in graphs, the host launches
-# them kernel by kernel, and is no faster. From TensorRT-LLM 1.0's serving points on H100, by what a
-# prompt of 1,024 tokens and the others' decodes take together where kernels take less: 18 to 21 ms
-# with Llama-3.1-8B's 32 layers, 34 to 41 with Qwen3-32B's 64, 56 to 67 with Qwen3-235B's 94.
+# Of a batch with prompts, a layer's: where an engine holds only decodes in graphs, the host
+# launches them kernel by kernel, and is no faster. From TensorRT-LLM 1.0's serving points on H100,
+# by what a prompt of 1,024 tokens and the others' decodes take together where kernels take less: 18
+# to 21 ms with Llama-3.1-8B's 32 layers, 34 to 41 with Qwen3-32B's 64, 56 to 67 with Qwen3-235B's
+# 94.
 EAGER_LAUNCH_US = {"trtllm": 610.0}
 Table = tuple[dict[str, Any], dict[str, Rows]]
 

@@ -34,10 +34,11 @@ from sim.model.layers import Mixer
 from sim.model.matrix import Share
 from sim.model.spec import LinearOperation, ModelSpec
 
-# Small kernels last as long as their launch or their bytes, whichever is longer. Of these half where
-# a kernel's fit the last cache, which has what the kernel before wrote; all where they are half as
-# many again. In the profiles of an RTX 4090 and an RTX PRO 6000 the activation of Llama-3.1-8B moves
-# 0.29 to 0.60 of its bytes at the memory's rate below 0.7 of their caches, 0.76 to 0.86 above 1.2.
+# Small kernels last as long as their launch or their bytes, whichever is longer. Half of the bytes
+# where a kernel's fit the last cache, which has what the kernel before wrote; all where they are
+# half as many again. In the profiles of an RTX 4090 and an RTX PRO 6000 the activation of
+# Llama-3.1-8B moves 0.29 to 0.60 of its bytes at the memory's rate below 0.7 of their caches, 0.76
+# to 0.86 above 1.2.
 NORM_KERNELS = 2  # each with the residual; and one of the activation
 ROTARY_KERNELS = 1  # with the cache write
 QK_NORM_KERNELS = 2  # of queries and of keys, before the rotary embedding

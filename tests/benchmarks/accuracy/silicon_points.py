@@ -8,8 +8,11 @@ What a row does not say is taken from what is public about its origin:
                         asks for temperature 0; its servers have no prefix cache, --async-scheduling
                         where that is not the default, and what `silicon_servers` has
     anything else       genai-perf as aiconfigurator's own `eval` calls it: fixed lengths, twice the
-                        concurrency to warm up, ten times to count; vLLM before 0.14 schedules
-                        synchronously, TensorRT-LLM and SGLang overlap; beside quantised weights
+                        concurrency to warm up, ten times to count, all at once at first; a batch
+                        has room for decodes and one prompt, or several of 1,024 tokens together:
+                        what prompts take from others' decodes on H100 says so (aiconfigurator's
+                        generator has 1,500 tokens more); vLLM before 0.14 schedules synchronously,
+                        TensorRT-LLM and SGLang overlap; beside quantised weights
                         TensorRT-LLM's cache is in fp8: on H100 a step of Qwen3-32B grows with its
                         context by half of what 16 bits take
 
