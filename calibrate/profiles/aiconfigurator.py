@@ -46,11 +46,12 @@ MAIN_PARTS = (
     "bounded_decode",
 )
 
-# Of a batch with prompts, where an engine holds only decodes in graphs: the host is no faster. From
-# TensorRT-LLM 1.0's serving points of Llama-3.1-8B on H100, tensor parallel 4 and 8: each prompt of
-# 1,024 tokens takes 13 to 19 ms from the others' decodes, where kernels take 10. Not by the layer:
-# Qwen3-235B's 94 take no longer for a prompt of 128 (14 to 20 ms, all in all).
-EAGER_LAUNCH_US = {"trtllm": 17_600.0}
+# Of a batch with prompts, a layer's: where an engine holds only decodes in graphs, the host
+# launches them kernel by kernel, and is no faster. From TensorRT-LLM 1.0's serving points on H100,
+# by what a prompt of 1,024 tokens and the others' decodes take together where kernels take less: 18
+# to 21 ms with Llama-3.1-8B's 32 layers, 34 to 41 with Qwen3-32B's 64, 56 to 67 with Qwen3-235B's
+# 94.
+EAGER_LAUNCH_US = {"trtllm": 610.0}
 Table = tuple[dict[str, Any], dict[str, Rows]]
 
 
@@ -189,10 +190,12 @@ def _versions(
             yield KernelTables(found, backend, candidate)
 
 
-def _eager_prompts(backend: str) -> dict[str, Any]:
+def _eager_prompts(backend: str, model: ModelSpec) -> dict[str, Any]:
     """What a backend's engine needs to launch a batch with prompts, where no graph holds those."""
-    launch_us = EAGER_LAUNCH_US.get(backend)
-    return {} if launch_us is None else {"prompts": "eager", "eager_launch_us": launch_us}
+    layer_us = EAGER_LAUNCH_US.get(backend)
+    if layer_us is None:
+        return {}
+    return {"prompts": "eager", "eager_launch_us": layer_us * model.num_layers}
 
 
 def _prefills(backend: str, system: System) -> dict[str, Any]:
@@ -220,7 +223,7 @@ def _meta(composer: Composer, kv_cache_dtype: str) -> dict[str, Any]:
         "tensor_parallel": degree,
         "launch": "graph",
         **({"expert_ranks": composer.expert_ranks} if composer.expert_ranks > 1 else {}),
-        **_eager_prompts(composer.stands_for or tables.backend),
+        **_eager_prompts(composer.stands_for or tables.backend, model),
         **_prefills(composer.stands_for or tables.backend, tables.system),
         "imported_from": "aiconfigurator",
         "licence": "Apache-2.0",

@@ -39,7 +39,7 @@ from sim.model.parallelism import Parallelism
 from sim.model.spec import ModelSpec
 
 VLLM_HOST_S = 1.8e-3  # of an iteration, see `assumed_host`
-VLLM_SYNC_HOST_S, VLLM_SYNC_SEQUENCE_S = 1.3e-3, 36e-6
+VLLM_SYNC_HOST_S, VLLM_SYNC_SEQUENCE_S = 0.45e-3, 36e-6
 
 # None: nothing is measured, which is an answer for source auto alone.
 Composer = Callable[[Scenario, ModelSpec, Gpu], LatencyTable | None]
@@ -251,9 +251,9 @@ def _given(host: HostOverheadSection) -> HostOverhead:
 def assumed_host(engine: Engine) -> HostOverhead:
     """Host time where nobody measured any; asynchronous scheduling hides it behind the device.
 
-    vLLM's synchronous V1 engine: 1.3 ms and 36 us a sequence, from what steps without prompts take
-    beyond their kernels in serving points of Qwen3-32B on H100 (vLLM 0.12, tensor parallel 2 to 8:
-    1.6 ms at 8 sequences, 2.1 at 32, 6.4 at 128). Today's does its work beside the device; what was
+    vLLM's synchronous V1 engine: 0.45 ms and 36 us a sequence, from what steps without prompts take
+    beyond their kernels, and beyond what ranks wait for one another, in serving points of Qwen3-32B
+    on H100 (vLLM 0.12, tensor parallel 2 to 8). Today's does its work beside the device; what was
     measured of it is hidden, so its 1.8 ms (as four groups of recordings of the synchronous one had
     it without a part per sequence) decide only what pauses and very small models show of it.
     """

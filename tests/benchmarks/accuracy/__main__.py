@@ -1,17 +1,18 @@
 """Forecasts against measurements, a table a data set: `python -m tests.benchmarks.accuracy`.
 
-    python -m tests.benchmarks.accuracy [PART...] [--source SOURCE]... [--every N]
+    python -m tests.benchmarks.accuracy [PART...] [--source SOURCE]... [--every N] [--keep FILE]
 
 PART is one of those below, by default all of them. SOURCE is a latency source that the parts
 `open-loop` and `silicon` are forecast with, by default `auto`, which is what
 scenarios default to, and `roofline`. N takes every Nth point of each group of `silicon`, without
-its decisions.
+its decisions. FILE keeps the forecasts of `silicon`, so that a run that was broken off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tests.benchmarks.accuracy import ablation, kv_capacity, open_loop, recordings, silicon
 from tests.benchmarks.accuracy.data import PUBLIC
@@ -31,6 +32,7 @@ def main() -> None:
     asked.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     asked.add_argument("--source", action="append", default=[])
     asked.add_argument("--every", type=int, default=1)
+    asked.add_argument("--keep", type=Path)
     given = asked.parse_args()
     for part in given.parts:
         if part not in PARTS:
@@ -39,8 +41,8 @@ def main() -> None:
         title, data, show = PARTS[part]
         print(f"## {title}\n\nData: {PUBLIC[data]}.\n", flush=True)
         sources = given.source or SOURCES
-        if part == "silicon" and given.every > 1:
-            silicon.main(sources, every=given.every)
+        if part == "silicon":
+            silicon.main(sources, every=given.every, keep=given.keep)
         else:
             show(sources)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from scenarios.errors import InputError
 from tests.benchmarks.accuracy.decisions import print_decisions
+from tests.benchmarks.accuracy.kept_forecasts import KeptForecasts
 from tests.benchmarks.accuracy.silicon_points import WAVES, Point, by_group, points
 from tests.benchmarks.accuracy.sources import forecast_of
 
@@ -21,26 +22,29 @@ SMALLEST_GROUP = 20
 class Forecasts:
     """Forecasts (TTFT, TPOT in ms) of points, each computed once; or why there is none."""
 
-    def __init__(self, source: str, configs: Path) -> None:
+    def __init__(self, source: str, configs: Path, kept: KeptForecasts | None = None) -> None:
         self.source, self._configs = source, configs
-        self._known: dict[Point, tuple[float, float] | str] = {}
+        self._kept = kept or KeptForecasts(None)
 
     def __call__(self, point: Point) -> tuple[float, float] | str:
-        key = replace(point, ttft_ms=0.0, tpot_ms=0.0)
-        if key not in self._known:
+        key = f"{self.source} {replace(point, ttft_ms=0.0, tpot_ms=0.0)}"
+        told = self._kept.get(key)
+        if told is None:
             try:
                 run = forecast_of(point.scenario(self.source, self._configs))
             except InputError as error:
-                self._known[key] = str(error).replace(f"{self._configs}/", "")
+                told = str(error).replace(f"{self._configs}/", "")
             else:
-                self._known[key] = _means_ms(run.records.requests, point)
-        return self._known[key]
+                told = _means_ms(run.records.requests, point)
+            self._kept.keep(key, told)
+        return told
 
 
-def main(sources: Sequence[str], *, every: int = 1) -> None:
+def main(sources: Sequence[str], *, every: int = 1, keep: Path | None = None) -> None:
     """Print both tables: errors of TPOT by group, and regret of decisions.
 
     Of every `every`th point of each group, by degrees, lengths and concurrency; then no decisions.
+    What is forecast is kept in the file `keep`, and taken from there.
     """
     read, left_out = points()
     print(f"{len(read)} rows are one engine in a closed loop. Left out: ", end="")
@@ -51,7 +55,7 @@ def main(sources: Sequence[str], *, every: int = 1) -> None:
         read = [point for members in sampled for point in members]
     with tempfile.TemporaryDirectory() as folder:
         for source in sources:
-            forecasts = Forecasts(source, Path(folder))
+            forecasts = Forecasts(source, Path(folder), KeptForecasts(keep))
             started_s = time.process_time()
             print(f"`latency.source: {source}`\n")
             print_groups(read, forecasts, smallest=-(-SMALLEST_GROUP // every))
@@ -68,22 +72,19 @@ def _place(point: Point) -> tuple[int, ...]:
 
 
 def _means_ms(requests: Mapping[str, np.ndarray], point: Point) -> tuple[float, float]:
-    """Mean TTFT and TPOT of a run of ten requests for each in flight.
+    """Mean TTFT and TPOT of a run of ten requests for each in flight, from one of `WAVES`.
 
-    InferenceMAX counts those that begin it too, which all arrive at once, to an empty engine; all
-    that follow are alike, so some stand for them. All others warm up before they count: neither
-    those that begin a run count, nor those that end it, with fewer and fewer in flight.
+    All of a run count: those that begin it arrive at once, at an empty engine; those that end it
+    have fewer and fewer beside them. All between are alike, so some stand for them.
     """
     concurrency = point.concurrency
     ttft_s = requests["first_token_s"] - requests["arrival_s"]
     tpot_s = requests["last_token_s"] - requests["first_token_s"]
     tpot_s = tpot_s / np.maximum(requests["output_tokens"] - 1, 1)
-    if not point.drawn_lengths:
-        counted = slice(concurrency, (WAVES - 1) * concurrency)
-        return float(ttft_s[counted].mean() * 1e3), float(tpot_s[counted].mean() * 1e3)
-    first, after = slice(0, concurrency), slice(concurrency, None)
+    first, last = slice(0, concurrency), slice(-concurrency, None)
+    between = slice(concurrency, (WAVES - 1) * concurrency)
     ttft_ms, tpot_ms = (
-        float(times[first].mean() + 9 * times[after].mean()) / 10 * 1e3
+        float(times[first].mean() + 8 * times[between].mean() + times[last].mean()) / 10 * 1e3
         for times in (ttft_s, tpot_s)
     )
     return ttft_ms, tpot_ms
@@ -113,7 +114,8 @@ def print_groups(read: list[Point], forecasts: Forecasts, *, smallest: int) -> N
         name = " | ".join(group) + members[0].mark
         print(
             f"| {name} | {len(answered)} | {np.abs(tpot).mean():.1%} | {tpot.mean():+.1%} "
-            f"| {np.percentile(np.abs(tpot), 90):.1%} | {np.median(ttft):+.0%} |"
+            f"| {np.percentile(np.abs(tpot), 90):.1%} | {np.median(ttft):+.0%} |",
+            flush=True,
         )
     print(
         "\n† nothing was fitted or chosen after a look at these; ‡ one thing was chosen after it. "

@@ -8,8 +8,11 @@ What a row does not say is taken from what is public about its origin:
                         asks for temperature 0; its servers have no prefix cache, --async-scheduling
                         where that is not the default, and what `silicon_servers` has
     anything else       genai-perf as aiconfigurator's own `eval` calls it: fixed lengths, twice the
-                        concurrency to warm up, ten times to count; vLLM before 0.14 schedules
-                        synchronously, TensorRT-LLM and SGLang overlap; beside quantised weights
+                        concurrency to warm up, ten times to count, all at once at first; a batch
+                        has room for decodes and one prompt, or several of 1,024 tokens together:
+                        what prompts take from others' decodes on H100 says so (aiconfigurator's
+                        generator has 1,500 tokens more); vLLM before 0.14 schedules synchronously,
+                        TensorRT-LLM and SGLang overlap; beside quantised weights
                         TensorRT-LLM's cache is in fp8: on H100 a step of Qwen3-32B grows with its
                         context by half of what 16 bits take
 
@@ -49,6 +52,7 @@ GPUS_PER_NODE = 8
 RANGE = 0.8  # InferenceMAX: random-range-ratio
 MOST_OF_PEAK = 0.7  # all other origins stay below 0.55
 WAVES = 4  # requests for each one in flight
+PROMPTS_TOGETHER = 1024  # tokens
 # On these the model was developed.
 DEVELOPED_ON = {("h100_sxm", "vllm"), ("h100_sxm", "trtllm")}
 # After a look at these something was chosen: which kernels compute B200's experts in 8 bits, that
@@ -117,8 +121,10 @@ class Point:
 
     @property
     def max_num_batched_tokens(self) -> int:
-        budget = self._server.max_num_batched_tokens if self.drawn_lengths else 8192
         least = self.concurrency
+        if not self.drawn_lengths:
+            return least + max(self.prompt_tokens, PROMPTS_TOGETHER)
+        budget = self._server.max_num_batched_tokens
         return self.prompt_tokens + least if budget is None else max(budget, least)
 
     @property
@@ -156,26 +162,14 @@ class Point:
         }
 
     def _lengths(self) -> dict[str, Any]:
-        """As the client draws them; fixed ones begin with parts of answers, spread evenly.
-
-        Answers of one length that begin together would end together ever after in a simulation,
-        and no prompt would ever come between their tokens. Under a real client they drift apart.
-        """
+        """As the client draws them."""
         asked = {"prompt": self.prompt_tokens, "output": self.output_tokens}
         if self.drawn_lengths:
             return {
                 name: {"distribution": "uniform", "min": int(RANGE * tokens), "max": tokens}
                 for name, tokens in asked.items()
             }
-        clients, output = self.concurrency, self.output_tokens
-        parts = [max(output * (2 * n + 1) // (2 * clients), 1) for n in range(clients)]
-        whole = (WAVES - 1) * clients
-        values = {
-            "prompt": [self.prompt_tokens] * (WAVES * clients),
-            "output": [*parts, *[output] * whole],
-        }
-        lengths = {name: {"distribution": "empirical", "values": of} for name, of in values.items()}
-        return {**lengths, "in_order": True}
+        return {name: {"distribution": "fixed", "tokens": tokens} for name, tokens in asked.items()}
 
 
 def points() -> tuple[list[Point], dict[str, int]]:

@@ -88,7 +88,7 @@ def test_engines_times_are_kept_beside_the_clients() -> None:
 
 @pytest.mark.parametrize(
     ("generation", "microseconds", "each"),
-    [("vllm", 1800, 0), ("vllm-sync", 1300, 36), ("vllm-v0", 400, 3)],
+    [("vllm", 1800, 0), ("vllm-sync", 450, 36), ("vllm-v0", 400, 3)],
 )
 def test_a_host_is_assumed_by_generation(generation: str, microseconds: float, each: float) -> None:
     scenario, origin = load_scenario(

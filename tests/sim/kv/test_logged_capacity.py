@@ -66,9 +66,21 @@ def error_of(log: dict[str, str], **knobs: str) -> float:
     return budget.num_gpu_blocks * engine.block_size / int(log["kv_tokens"]) - 1
 
 
-# What a log does not say of its engine, and its total does: vLLM 0.8.5 to 0.11 drew with FlashInfer
-# where that was installed, as in its image, and kept 14 B a logit for it, not 38.
+# What a log does not say of its engine, and its total does: vLLM's V1 engine drew with FlashInfer
+# where that was installed, as in its image, from 0.8.5 until it became opt-in (vLLM's pull request
+# 26859, 0.11.1), and kept 14 B a logit for it, not 38. Of one machine both caches are public: 2.49
+# GiB and 4.00 (flashinfer's issue 1180).
 SAMPLERS = {"Qwen3-30B-A3B on 2 H100": "flashinfer"}
+EITHER_SAMPLER = ((0, 8), (0, 11))
+
+
+def may_have_either(log: dict[str, str]) -> bool:
+    """Whether such an engine has FlashInfer's sampler or not by how it was installed."""
+    version = re.search(r"vLLM (\d+)\.(\d+)", log["engine"])
+    if version is None or "V0" in log["engine"]:
+        return False
+    return EITHER_SAMPLER[0] <= (int(version[1]), int(version[2])) < EITHER_SAMPLER[1]
+
 
 here = needs.shared("kv-capacity.csv")
 
