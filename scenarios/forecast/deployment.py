@@ -41,6 +41,7 @@ from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
 from sim.latency.refetch import TimedRefetch
+from sim.latency.shared import shared
 from sim.metrics import Slo
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Gpu
@@ -131,6 +132,8 @@ def deploy(
     ):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
         _refuse_unlike_groups(groups, workload, source)
+        _refuse_unserved(groups, workload.labels, source)
+        _refuse_overfull(scenario, source)
         with _at(source, "cluster"):
             check_groups(workload, groups)
     with _at(source, "workload"):
@@ -270,12 +273,17 @@ def _groups(
             )
         parallelism = parallelism_of(mine.hardware)
         ranks = mine.hardware.data_parallel
+        if group.shared_gpu and (ranks > 1 or parallelism.pipeline_parallel > 1):
+            raise InputError(
+                f"{where}.shared_gpu: data_parallel and pipeline_parallel on GPUs that are "
+                "shared are not modelled"
+            )
         if ranks > 1:
             _refuse_ranks(engine.model, scenario, mine, where)
         yield ReplicaGroup(
             group.replicas * ranks,
             replace(engine.config, queue=rules, pipeline_stages=mine.hardware.pipeline_parallel),
-            engine.latency,
+            shared(engine.latency) if group.shared_gpu else engine.latency,
             scheduler,
             engine.memory.usable_blocks,
             role=group.role,
@@ -287,6 +295,8 @@ def _groups(
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
             front_end=front_end(mine, fitted_front_end(engine.latency)),
             in_lockstep=parallelism.data_parallel,
+            shared_gpu=group.shared_gpu or "",
+            classes=frozenset(group.classes or ()),
         )
 
 
@@ -328,6 +338,48 @@ def _refuse_unlike_groups(
         )
 
 
+def _refuse_unserved(
+    groups: tuple[ReplicaGroup, ...], labels: list[str] | None, source: str
+) -> None:
+    """Requests that no group is for."""
+    if not all(group.classes for group in groups):
+        return
+    served = frozenset[str]().union(*(group.classes for group in groups))
+    where = f"{source}: cluster.groups: groups are for {', '.join(sorted(served))}"
+    if labels is None:
+        raise InputError(
+            f"{where}, and requests have no class: give workload.classes, or "
+            "workload.class_column of a trace"
+        )
+    if strangers := sorted({*labels} - served):
+        raise InputError(f"{where}: nobody serves requests of class {strangers[0]}")
+
+
+def _refuse_overfull(scenario: Scenario, source: str) -> None:
+    """Engines on one GPU that would take more than all of its memory, or are on unlike ones."""
+    share: dict[str, float] = {}
+    kind: dict[str, tuple[object, int]] = {}
+    for group, mine, where in group_scenarios(scenario, source):
+        if not group.shared_gpu:
+            continue
+        hardware = mine.hardware
+        here = hardware.gpu, hardware.tensor_parallel
+        if kind.setdefault(group.shared_gpu, here) != here:
+            raise InputError(
+                f"{where}.shared_gpu: {group.shared_gpu} is of another kind, or of another "
+                "tensor_parallel, in another group"
+            )
+        share[group.shared_gpu] = share.get(group.shared_gpu, 0.0) + (
+            group.replicas * mine.engine.gpu_memory_utilization
+        )
+        if share[group.shared_gpu] > 1.0 + 1e-9:
+            raise InputError(
+                f"{where}.shared_gpu: engine.gpu_memory_utilization of all that are on "
+                f"{group.shared_gpu} comes to {share[group.shared_gpu]:.3g}, above 1: give each "
+                "its part"
+            )
+
+
 def group_scenarios(
     scenario: Scenario, source: str = "scenario"
 ) -> Iterator[tuple[ReplicaGroupSection, Scenario, str]]:
@@ -339,6 +391,7 @@ def group_scenarios(
     for number, group in enumerate(given):
         content = scenario.model_dump(exclude_unset=True)
         content["cluster"] = {}
+        content["model"] = group.model or scenario.model
         content["engine"] = given_knobs(scenario.engine, group.engine)
         for section in ("hardware", "latency"):
             own = getattr(group, section)

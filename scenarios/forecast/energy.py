@@ -11,6 +11,7 @@ from scenarios import library
 from scenarios.forecast.deployment import Deployment, group_scenarios, served_model
 from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.latency_source import parallelism_of
+from sim.cluster.plan import gpu_shares
 from sim.model.power import Draw, PoweredEngine, draw_of, prompt_pairs
 from sim.model.work import ModelWork
 from sim.records import Records
@@ -91,6 +92,13 @@ def energy(
     None where nobody knows the power of one of its GPUs, or where nothing was switched on.
     """
     iterations = records.iterations
+    if "alone_s" in iterations:  # a GPU that is shared computes for one at a time
+        iterations = iterations | {"duration_s": iterations["alone_s"]}
+        shares = gpu_shares(deployment.groups)
+        up_s = [share * up for share, up in zip(shares, up_s, strict=True)]
+        longest_s = max(up / share for share, up in zip(shares, up_s, strict=True))
+    else:
+        longest_s = max(up_s, default=0.0)
     group_of = deployment.group_of(iterations["replica"])
     replica_group = deployment.group_of(np.arange(len(up_s)))
     pairs, prefilled = prompt_pairs(records.requests), float(iterations["prefill_tokens"].sum())
@@ -103,7 +111,7 @@ def energy(
         if draw is None:
             return None
         draws.append(draw)
-    on_s, longest_s = sum(draw.up_s for draw in draws), max(up_s, default=0.0)
+    on_s = sum(draw.up_s for draw in draws)
     if on_s <= 0:
         return None
     joules, busy_s = sum(draw.joules for draw in draws), sum(draw.busy_s for draw in draws)
