@@ -11,10 +11,9 @@ from scenarios import library
 from scenarios.forecast.deployment import Deployment, group_scenarios, served_model
 from scenarios.forecast.expert_counts import expert_routing
 from scenarios.forecast.latency_source import parallelism_of
-from sim.cluster.plan import gpu_shares
 from sim.model.power import Draw, PoweredEngine, draw_of, prompt_pairs
 from sim.model.work import ModelWork
-from sim.records import Records
+from sim.records import Columns, Records
 
 
 def engines(deployment: Deployment, beside: Path | None) -> Iterator[PoweredEngine]:
@@ -92,13 +91,10 @@ def energy(
     None where nobody knows the power of one of its GPUs, or where nothing was switched on.
     """
     iterations = records.iterations
+    longest_s = max(up_s, default=0.0)
     if "alone_s" in iterations:  # a GPU that is shared computes for one at a time
         iterations = iterations | {"duration_s": iterations["alone_s"]}
-        shares = gpu_shares(deployment.groups)
-        up_s = [share * up for share, up in zip(shares, up_s, strict=True)]
-        longest_s = max(up / share for share, up in zip(shares, up_s, strict=True))
-    else:
-        longest_s = max(up_s, default=0.0)
+        up_s = _shared_out(deployment, iterations, up_s)
     group_of = deployment.group_of(iterations["replica"])
     replica_group = deployment.group_of(np.arange(len(up_s)))
     pairs, prefilled = prompt_pairs(records.requests), float(iterations["prefill_tokens"].sum())
@@ -132,4 +128,23 @@ def energy(
     found["usd_per_hour"] = price.usd(joules / longest_s * 3600.0)
     if output_tokens:
         found["usd_per_million_output_tokens"] = 1e6 * price.usd(joules / output_tokens)
+    return found
+
+
+def _shared_out(deployment: Deployment, iterations: Columns, up_s: Sequence[float]) -> list[float]:
+    """Seconds of a GPU for each replica; those on one GPU have them as they made use of it."""
+    computed_s = np.bincount(
+        iterations["replica"], iterations["duration_s"], minlength=len(up_s)
+    ).tolist()
+    on = [group.shared_gpu for group in deployment.groups for _ in range(group.replicas)]
+    found = []
+    for number, name in enumerate(on):
+        beside = [other for other, its in enumerate(on) if name and its == name]
+        whole_s = sum(computed_s[other] for other in beside)
+        share = 1.0 / len(beside) if beside else 1.0
+        found.append(
+            max(up_s[other] for other in beside) * computed_s[number] / whole_s
+            if whole_s > 0
+            else share * up_s[number]
+        )
     return found

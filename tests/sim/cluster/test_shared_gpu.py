@@ -82,9 +82,7 @@ def test_the_host_of_one_works_while_the_gpu_computes_for_the_other(sharing: Any
 
 
 def test_requests_go_to_the_groups_of_their_class() -> None:
-    workload = Workload(
-        np.zeros(4), np.full(4, 4), np.full(4, 2), labels=["a", "b", "b", "a"]
-    )
+    workload = Workload(np.zeros(4), np.full(4, 4), np.full(4, 2), labels=["a", "b", "b", "a"])
     groups = [instances(1, classes=frozenset({name})) for name in "ab"]
     records = served(workload, *groups, router="least_outstanding")
     assert records.requests["replica"].tolist() == [0, 1, 1, 0]
@@ -101,9 +99,7 @@ def test_a_lone_instance_serves_as_on_a_gpu_of_its_own(
 ) -> None:
     config, blocks = engine
     latency: LatencyModel = OverlappedLatency(LinearLatency()) if ahead else LinearLatency()
-    group = instances(
-        1, latency, config=replace(config, async_scheduling=ahead), num_blocks=blocks
-    )
+    group = instances(1, latency, config=replace(config, async_scheduling=ahead), num_blocks=blocks)
     sharing: Any = "turns" if turns else "time_slices"
     records = served(workload, group, router=router, gpu_sharing=sharing)
     own = served(workload, replace(group, shared_gpu=""), router=router)
