@@ -351,7 +351,7 @@ def test_models_on_one_gpu_pay_for_it_once_and_share_its_time() -> None:
 )  # fmt: skip
 def test_models_that_cannot_share_a_gpu_are_refused(setting: str, words: str) -> None:
     groups = "cluster.groups=[{replicas: 1, classes: [chat], shared_gpu: a}, "
-    groups += "{replicas: 1, model: opt-1.3b, classes: [code], shared_gpu: a, "
+    groups += "{replicas: 1, model: llama-3.2-1b, classes: [code], shared_gpu: a, "
     groups += "engine: {gpu_memory_utilization: 0.5}}]"
     settings = [groups, setting] if "memory" in setting else [setting]
     with pytest.raises(InputError, match=words):
