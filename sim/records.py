@@ -48,7 +48,8 @@ class Records:
     those, what the prefix cache had in a tier), preempted, finished, extrapolated, replica; where
     it has tiers tier_s (reading from them, before the host link);
     behind a front end seen_s, when clients saw its tokens; of ranks in lockstep fullest_tokens (of
-    the rank with most in that step) and all_tokens (of all its ranks).
+    the rank with most in that step) and all_tokens (of all its ranks); where engines share a GPU
+    alone_s (what each takes with the GPU to itself).
     ``preemptions``: request, preempted_s, resumed_s.
     ``gaps_s``, ``gap_weights``: inter-token latencies and how many tokens had them.
     ``stages``, of pipelines only: replica, stage, ``busy_s`` (the stage computing) and ``active_s``

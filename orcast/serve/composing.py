@@ -62,6 +62,11 @@ def composed(wanted: Wanted) -> Composed:
 
     scenario, origin = load_scenario(wanted.scenario, wanted.overrides)
     deployment = deploy(scenario, origin=origin, compose=compose, as_cluster=True)
+    if any(group.classes for group in scenario.cluster.groups):
+        raise InputError(
+            f"{origin}: cluster.groups: groups for classes of requests are forecast, not served: "
+            "clients do not say what class they are of"
+        )
     if deployment.workload.samples is not None and deployment.workload.samples.beam is not None:
         raise InputError(f"{origin}: workload.beam_search: beams are not served, only forecast")
     failures = planned_failures(scenario)

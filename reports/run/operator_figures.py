@@ -29,6 +29,7 @@ CLASSES: dict[str, tuple[str, str]] = {
     "draft": ("Drafting", "draft"),
     "host": ("Host", "host"),
     "launch": ("Kernel launches", "launch"),
+    "others": ("Others on the GPU", "stalled"),
 }
 # What the summary's parts are called where nothing finer is known.
 PARTS: dict[str, str] = {

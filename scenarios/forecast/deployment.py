@@ -20,6 +20,12 @@ from scenarios.forecast.links import assumed_links
 from scenarios.forecast.memory import engine_memory, sequence_bytes
 from scenarios.forecast.model_notes import caches_states, model_notes
 from scenarios.forecast.queueing import queue_rules, unknown_classes
+from scenarios.forecast.refused_groups import (
+    refuse_overfull,
+    refuse_ranks,
+    refuse_unlike_groups,
+    refuse_unserved,
+)
 from scenarios.forecast.requests import draw_workload
 from scenarios.forecast.sharing import kv_tiers, swap_blocks, with_block_moves
 from scenarios.forecast.speculation import speculator
@@ -41,6 +47,7 @@ from sim.latency.overlapped import OverlappedLatency
 from sim.latency.pipeline import PipelineLatency
 from sim.latency.protocol import LatencyModel
 from sim.latency.refetch import TimedRefetch
+from sim.latency.shared import shared
 from sim.metrics import Slo
 from sim.model.expert_routing import ExpertRouting
 from sim.model.hardware import Gpu
@@ -130,7 +137,11 @@ def deploy(
         or (cluster.replicas > 1 and any(tier.kind == "shared" for tier in engine.config.kv_tiers))
     ):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
-        _refuse_unlike_groups(groups, workload, source)
+        with _at(source, "cluster.groups"):
+            shared_store(groups)
+        refuse_unlike_groups(groups, workload, source)
+        refuse_unserved(groups, workload.labels, source)
+        refuse_overfull(group_scenarios(scenario, source))
         with _at(source, "cluster"):
             check_groups(workload, groups)
     with _at(source, "workload"):
@@ -270,12 +281,17 @@ def _groups(
             )
         parallelism = parallelism_of(mine.hardware)
         ranks = mine.hardware.data_parallel
+        if group.shared_gpu and (ranks > 1 or parallelism.pipeline_parallel > 1):
+            raise InputError(
+                f"{where}.shared_gpu: data_parallel and pipeline_parallel on GPUs that are "
+                "shared are not modelled"
+            )
         if ranks > 1:
-            _refuse_ranks(engine.model, scenario, mine, where)
+            refuse_ranks(engine.model, scenario, mine, where)
         yield ReplicaGroup(
             group.replicas * ranks,
             replace(engine.config, queue=rules, pipeline_stages=mine.hardware.pipeline_parallel),
-            engine.latency,
+            shared(engine.latency) if group.shared_gpu else engine.latency,
             scheduler,
             engine.memory.usable_blocks,
             role=group.role,
@@ -287,44 +303,8 @@ def _groups(
             usd_per_hour=engine.gpu.price_usd_per_hour * parallelism.num_gpus,
             front_end=front_end(mine, fitted_front_end(engine.latency)),
             in_lockstep=parallelism.data_parallel,
-        )
-
-
-def _refuse_ranks(model: ModelSpec, scenario: Scenario, mine: Scenario, where: str) -> None:
-    """Data-parallel ranks that are more to each other than what is modelled of them."""
-    path = f"{where}: hardware.data_parallel"
-    if model.moe is not None and mine.hardware.expert_parallel == 1:
-        gpus = mine.hardware.tensor_parallel * mine.hardware.data_parallel
-        raise InputError(
-            f"{path}: the ranks of a mixture of experts share them out, whole ones: set "
-            f"hardware.expert_parallel={gpus} (all their GPUs); every expert split over all ranks, "
-            "as without vLLM's --enable-expert-parallel, is not modelled"
-        )
-    if scenario.cluster.failures or scenario.cluster.autoscaling is not None:
-        raise InputError(
-            f"{path}: ranks come and go with their engine, which failures and autoscaling do not "
-            "model: give replicas instead"
-        )
-
-
-def _refuse_unlike_groups(
-    groups: tuple[ReplicaGroup, ...], workload: Workload, source: str
-) -> None:
-    """Groups whose caches have to be alike: those that send them, share or compare prefixes."""
-    with _at(source, "cluster.groups"):
-        shared_store(groups)
-    types = {group.kv_cache_dtype for group in groups if group.role != "both"}
-    if len(types) > 1:
-        raise InputError(
-            f"{source}: cluster.groups: a KV cache is sent as it is, and kv_cache_dtype is "
-            f"{' here, '.join(sorted(types))} there: give all pools the same"
-        )
-    sizes = {group.config.block_size for group in groups if group.config.enable_prefix_caching}
-    if len(sizes) > 1 and workload.content is not None:
-        raise InputError(
-            f"{source}: cluster.groups: cached prefixes are compared block by block, and "
-            f"block_size is {' here, '.join(map(str, sorted(sizes)))} there: give all groups the "
-            "same, or set engine.enable_prefix_caching=false"
+            shared_gpu=group.shared_gpu or "",
+            classes=frozenset(group.classes or ()),
         )
 
 
@@ -339,6 +319,7 @@ def group_scenarios(
     for number, group in enumerate(given):
         content = scenario.model_dump(exclude_unset=True)
         content["cluster"] = {}
+        content["model"] = group.model or scenario.model
         content["engine"] = given_knobs(scenario.engine, group.engine)
         for section in ("hardware", "latency"):
             own = getattr(group, section)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +92,10 @@ def energy(
     None where nobody knows the power of one of its GPUs, or where nothing was switched on.
     """
     iterations = records.iterations
+    longest_s = max(up_s, default=0.0)
+    if "alone_s" in iterations:  # a GPU that is shared computes for one at a time
+        iterations = {**iterations, "duration_s": iterations["alone_s"]}
+        up_s = _shared_out(deployment, iterations, up_s)
     group_of = deployment.group_of(iterations["replica"])
     replica_group = deployment.group_of(np.arange(len(up_s)))
     pairs, prefilled = prompt_pairs(records.requests), float(iterations["prefill_tokens"].sum())
@@ -104,7 +108,7 @@ def energy(
         if draw is None:
             return None
         draws.append(draw)
-    on_s, longest_s = sum(draw.up_s for draw in draws), max(up_s, default=0.0)
+    on_s = sum(draw.up_s for draw in draws)
     if on_s <= 0:
         return None
     joules, busy_s = sum(draw.joules for draw in draws), sum(draw.busy_s for draw in draws)
@@ -125,4 +129,25 @@ def energy(
     found["usd_per_hour"] = price.usd(joules / longest_s * 3600.0)
     if output_tokens:
         found["usd_per_million_output_tokens"] = 1e6 * price.usd(joules / output_tokens)
+    return found
+
+
+def _shared_out(
+    deployment: Deployment, iterations: Mapping[str, np.ndarray], up_s: Sequence[float]
+) -> list[float]:
+    """Seconds of a GPU for each replica; those on one GPU have them as they made use of it."""
+    computed_s = np.bincount(
+        iterations["replica"], iterations["duration_s"], minlength=len(up_s)
+    ).tolist()
+    on = [group.shared_gpu for group in deployment.groups for _ in range(group.replicas)]
+    found = []
+    for number, name in enumerate(on):
+        beside = [other for other, its in enumerate(on) if name and its == name]
+        whole_s = sum(computed_s[other] for other in beside)
+        share = 1.0 / len(beside) if beside else 1.0
+        found.append(
+            max(up_s[other] for other in beside) * computed_s[number] / whole_s
+            if whole_s > 0
+            else share * up_s[number]
+        )
     return found

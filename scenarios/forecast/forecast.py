@@ -22,7 +22,7 @@ from scenarios.forecast.saturation import saturation_warning
 from scenarios.forecast.served import serve
 from scenarios.forecast.verdict import verdict
 from scenarios.schema.scenario import Scenario
-from sim.cluster.plan import ClusterFacts
+from sim.cluster.plan import ClusterFacts, gpu_shares
 from sim.conservation import conserved
 from sim.kv.contiguous import largest_piece
 from sim.latency.protocol import LatencyModel
@@ -217,6 +217,7 @@ def _cluster_figures(
             "replicas_over_time": facts.replicas_over_time,
             "groups": [
                 {"name": group.name, "role": group.role, "replicas": group.replicas}
+                | ({"shared_gpu": group.shared_gpu} if group.shared_gpu else {})
                 for group in deployment.groups
             ],
         }
@@ -296,16 +297,20 @@ def _cost(
     """What all replicas' GPUs cost at the prices in gpus.yaml, for as long as they were up."""
     gpus = deployment.parallelism.num_gpus
     usd_per_hour = gpus * deployment.gpu.price_usd_per_hour
-    each = [(gpus, usd_per_hour)] * deployment.scenario.cluster.num_replicas
+    each = [(float(gpus), usd_per_hour)] * deployment.scenario.cluster.num_replicas
     if deployment.groups:
-        each = [(g.gpus, g.usd_per_hour) for g in deployment.groups for _ in range(g.replicas)]
+        every = [(g.gpus, g.usd_per_hour) for g in deployment.groups for _ in range(g.replicas)]
+        shares = gpu_shares(deployment.groups)
+        each = [
+            (share * count, share * usd) for share, (count, usd) in zip(shares, every, strict=True)
+        ]
     up_s = [1.0] * len(each) if facts is None else facts.up_s
     longest_s = max(up_s, default=0.0)
     rate = sum(usd * up for (_, usd), up in zip(each, up_s, strict=True))
     usd_per_hour = rate / longest_s if longest_s > 0 else 0.0
     tokens_per_hour = summary["output_throughput"] * 3600.0
     return {
-        "gpus": sum(count for count, _ in each),
+        "gpus": round(sum(count for count, _ in each)),
         "usd_per_hour": usd_per_hour,
         "usd_per_million_output_tokens": (
             usd_per_hour / tokens_per_hour * 1e6 if tokens_per_hour > 0 else None

@@ -85,6 +85,7 @@ def cluster_options(scenario: Scenario) -> dict[str, Any]:
             None if link is None else KvLink(link.bandwidth_gb_per_s * 1e9, link.latency_us / 1e6)
         ),
         "autoscaling": None if scaling is None else Autoscaling(**scaling.model_dump()),
+        "gpu_sharing": cluster.gpu_sharing,
         "seed": scenario.workload.seed,
     }
 

@@ -11,14 +11,19 @@ from scenarios.schema.section import NotNegative, Positive, Section
 
 
 class ReplicaGroup(Section):
-    """Equal replicas that differ from the scenario in some values of three of its sections.
+    """Equal replicas that differ from the scenario in their model or in some values of three of its
+    sections.
 
-    ``role`` prefill and decode make two pools of a disaggregated deployment.
+    ``role`` prefill and decode make two pools of a disaggregated deployment. Replicas of groups
+    that name the same ``shared_gpu`` are on it together, as are several of one such group.
     """
 
     name: str = ""
     replicas: Annotated[int, Field(ge=1, le=1024)]
     role: Literal["both", "prefill", "decode"] = "both"
+    model: str | None = None  # another than the scenario's; every group then names its classes
+    classes: Annotated[list[str], Field(min_length=1)] | None = None  # of requests it is for
+    shared_gpu: Annotated[str, Field(min_length=1)] | None = None  # by its name, as others say it
     hardware: dict[str, Any] = Field(default_factory=dict)
     engine: dict[str, Any] = Field(default_factory=dict)
     latency: dict[str, Any] = Field(default_factory=dict)
@@ -60,6 +65,8 @@ class Cluster(Section):
         default_factory=list
     )  # instead of `replicas`, where they differ
     router: RouterName = "round_robin"
+    # of groups on one GPU: those that compute share its time evenly, or have it one by one
+    gpu_sharing: Literal["time_slices", "turns"] = "time_slices"
     kv_link: KvLink | None = None
     autoscaling: Autoscaling | None = None
     failures: list[Failure] = Field(default_factory=list)
@@ -100,6 +107,8 @@ class Cluster(Section):
                 raise ValueError("autoscaling of prefill and decode pools is not modelled")
         elif self.kv_link is not None:
             raise ValueError("kv_link has no meaning without prefill and decode groups")
+        self._check_models()
+        self._check_shared()
         if self.autoscaling is not None and self.autoscaling.min_replicas > self.num_replicas:
             raise ValueError(
                 f"autoscaling: min_replicas {self.autoscaling.min_replicas} is above the "
@@ -112,3 +121,33 @@ class Cluster(Section):
                     f"{self.num_replicas} is {self.num_replicas - 1}"
                 )
         return self
+
+    def _check_models(self) -> None:
+        """Requests of one class are for one model."""
+        model_of: dict[str, str | None] = {}
+        unlike = len({group.model for group in self.groups}) > 1
+        for number, group in enumerate(self.groups):
+            if group.role != "both" and (group.model or group.classes):
+                raise ValueError(
+                    f"groups[{number}]: model and classes of prefill and decode pools are not "
+                    "modelled"
+                )
+            if unlike and not group.classes:
+                raise ValueError(
+                    f"groups[{number}]: groups serve several models, so each says whose requests "
+                    "it is for: give classes"
+                )
+            for name in group.classes or ():
+                if model_of.setdefault(name, group.model) != group.model:
+                    raise ValueError(
+                        f"groups[{number}]: class {name} is for a group of another model, too"
+                    )
+
+    def _check_shared(self) -> None:
+        """What comes and goes on GPUs of its own does not on one that is shared."""
+        if not any(group.shared_gpu for group in self.groups):
+            if self.gpu_sharing != "time_slices":
+                raise ValueError("gpu_sharing has no meaning without groups that are on one GPU")
+            return
+        if self.autoscaling is not None:
+            raise ValueError("autoscaling of replicas that share a GPU is not modelled")

@@ -9,7 +9,7 @@ first token included. A replica that fails loses what it has; its requests begin
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
@@ -30,6 +30,7 @@ from sim.cluster.plan import (
 )
 from sim.cluster.replica import ARRIVAL, ClusterReplica, ReplicaPool
 from sim.cluster.routers import ROUTERS, Routing
+from sim.cluster.shared_gpu import GpuSharing, Instance, SharedGpu
 from sim.engine.block_history import BlockRecorder, watched
 from sim.engine.device import device_of
 from sim.engine.engine import Listener
@@ -53,6 +54,7 @@ def simulate_cluster(
     router: str = "round_robin",
     kv_link: KvLink | None = None,
     autoscaling: Autoscaling | None = None,
+    gpu_sharing: GpuSharing = "time_slices",
     failures: Sequence[Failure] = (),
     seed: int = 0,
     leap: bool = True,
@@ -63,15 +65,16 @@ def simulate_cluster(
 ) -> tuple[Records, ClusterFacts]:
     """Serve `workload` on all replicas of `groups`, numbered in order.
 
-    Leaping gives the same records as stepping, for every router. `seed` is the random router's. A
-    `recorder` notes all block tables of a run that does not leap. On a `scratch` records are kept
-    as they come, not in memory.
+    Leaping gives the same records as stepping, for every router. `seed` is the random router's,
+    `gpu_sharing` is of groups that are on one GPU. A `recorder` notes all block tables of a run
+    that does not leap. On a `scratch` records are kept as they come, not in memory.
     """
     caching = any(group.config.enable_prefix_caching for group in groups)
     source = RequestSource(workload, block_size=groups[0].config.block_size, prefix_caching=caching)
     cluster = Cluster(
-        source, groups, router=router, kv_link=kv_link, autoscaling=autoscaling, seed=seed,
-        leap=leap, check=check, progress=progress, recorder=recorder,
+        source, groups, router=router, kv_link=kv_link, autoscaling=autoscaling,
+        gpu_sharing=gpu_sharing, seed=seed, leap=leap, check=check, progress=progress,
+        recorder=recorder,
     )  # fmt: skip
     for failure in failures:
         cluster.plan_failure(failure)
@@ -125,6 +128,7 @@ class Cluster(Fleet):
         router: str = "round_robin",
         kv_link: KvLink | None = None,
         autoscaling: Autoscaling | None = None,
+        gpu_sharing: GpuSharing = "time_slices",
         seed: int = 0,
         leap: bool = True,
         check: bool = False,
@@ -138,6 +142,8 @@ class Cluster(Fleet):
         self._gone: set[Request] = set()  # whose clients are, as far as they have not ended
         self._lockstep: Lockstep | None = None  # that ranks are added to
         self._store = shared_store(groups)
+        self._gpus: dict[str, SharedGpu] = {}  # that several engines are on
+        self._gpu_sharing: GpuSharing = gpu_sharing
         self._steps_with: list[int] = []  # each replica's lockstep, or itself alone
         self._recorder = recorder
         self._awaits_answers = source.awaits_answers
@@ -158,7 +164,7 @@ class Cluster(Fleet):
                 self._add_replica(group, leap=leap, check=check)
         self._route = ROUTERS[router]
         rng = np.random.default_rng([seed, 0x70757465])
-        self._memory = {role: Routing(rng) for role in ("both", "prefill", "decode")}
+        self._memory: defaultdict[tuple[str, str], Routing] = defaultdict(lambda: Routing(rng))
         self._progress = progress
         self._ended = 0
         # Output and limit of requests that are being prefilled.
@@ -184,6 +190,13 @@ class Cluster(Fleet):
             replica: ClusterReplica = Rank(
                 self._lockstep, number, scheduler, group.latency, self._on_finished,
                 servers=servers, leap=leap, check=check,
+            )  # fmt: skip
+        elif group.shared_gpu:
+            self._steps_with.append(number)
+            gpu = self._gpus.setdefault(group.shared_gpu, SharedGpu(self._gpu_sharing))
+            replica = Instance(
+                gpu, number, self.clock, scheduler, group.latency, self._on_finished,
+                servers=servers, check=check, awaits_clients=self._awaits_answers,
             )  # fmt: skip
         else:
             self._steps_with.append(number)
@@ -259,16 +272,16 @@ class Cluster(Fleet):
         if request in self._gone:
             self._drop(request, now_s)
             return
-        able = self._able[role]
+        able, kind = self.able(role, request.label), self._kind(role, request.label)
         if not able:
             self._nowhere[role].append(request)
             return
-        replica = self._route(request, able, now_s, self._memory[role])
+        replica = self._route(request, able, now_s, self._memory[kind])
         if self._unequal and not replica.scheduler.servable(request):
             # Too small a replica; the router chooses among those that are large enough.
             fitting = [each for each in able if each.scheduler.servable(request)]
             if fitting:
-                replica = self._route(request, fitting, now_s, self._memory[role])
+                replica = self._route(request, fitting, now_s, self._memory[kind])
         if self._groups[replica.number].role == "prefill" and not self._shorten(request, replica):
             replica.came_s.append(now_s)
             replica.gone_s.append(now_s)

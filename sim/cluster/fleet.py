@@ -25,7 +25,8 @@ class Fleet:
         self.replicas: list[ClusterReplica] = []
         self.facts = ClusterFacts(up_s=[])
         self._groups: list[ReplicaGroup] = []  # of each replica
-        self._able: dict[str, list[ClusterReplica]] = {}  # who take requests, by what is asked
+        # Who take requests, by what is asked, and of which class where groups serve some only.
+        self._able: dict[tuple[str, str], list[ClusterReplica]] = {}
         self._starting: dict[int, float] = {}  # and when they will have started
         self._down_until_s: dict[int, float] = {}  # of replicas that have failed
         self._serving_again: set[int] = set()  # of those, which take requests once they are back
@@ -37,6 +38,7 @@ class Fleet:
         count = len(self.replicas)
         first = count if autoscaling is None else autoscaling.min_replicas
         self._autoscaling = autoscaling
+        self._by_class = any(group.classes for group in self._groups)
         self.facts.up_s += [0.0] * count
         self._open = [number < first for number in range(count)]
         # Since when a replica is paid for; None: it is not.
@@ -77,6 +79,24 @@ class Fleet:
             else "off"
             for number in range(len(self.replicas))
         ]  # fmt: skip
+
+    def able(self, role: str, label: str) -> list[ClusterReplica]:
+        """Who take requests of this class for what is asked; the same list until that changes."""
+        kind = self._kind(role, label)
+        found = self._able.get(kind)
+        if found is None:
+            found = self._able[kind] = [
+                replica
+                for replica, group in zip(self.replicas, self._groups, strict=True)
+                if self._open[replica.number]
+                and group.role in _PHASES[role]
+                and (not group.classes or label in group.classes)
+            ]
+        return found
+
+    def _kind(self, role: str, label: str) -> tuple[str, str]:
+        """What requests that go to the same replicas have in common."""
+        return role, label if self._by_class else ""
 
     # -- replicas that come and go ------------------------------------------------------------
 
@@ -131,12 +151,7 @@ class Fleet:
 
     def _note_replicas(self, now_s: float) -> None:
         """Some replica takes requests that did not, or no longer does."""
-        for role, phases in _PHASES.items():
-            self._able[role] = [
-                replica
-                for replica in self.replicas
-                if self._open[replica.number] and self._groups[replica.number].role in phases
-            ]
+        self._able.clear()
         self.facts.replicas_over_time.append((now_s, sum(self._open)))
         self._expect_scaling(now_s)
 

@@ -37,12 +37,25 @@ class ReplicaGroup:
     usd_per_hour: float = 0.0
     front_end: FrontEnd | None = None  # of each replica
     in_lockstep: int = 1  # so many in a row are ranks that share out a mixture's experts
+    shared_gpu: str = ""  # the GPU that all its replicas, and those of others so named, compute on
+    classes: frozenset[str] = frozenset()  # of the requests it serves; none: of all
 
     def sent_bytes(self, tokens: int) -> float:
         """Of a prompt's cache."""
         if self.kv_bytes is not None:
             return self.kv_bytes(tokens)
         return tokens * self.kv_bytes_per_token
+
+
+def gpu_shares(groups: Sequence[ReplicaGroup]) -> list[float]:
+    """The part of its GPUs that each replica pays for: one of n that share them an n-th."""
+    instances: dict[str, int] = {}
+    for group in groups:
+        if group.shared_gpu:
+            instances[group.shared_gpu] = instances.get(group.shared_gpu, 0) + group.replicas
+    return [
+        1.0 / instances.get(group.shared_gpu, 1) for group in groups for _ in range(group.replicas)
+    ]
 
 
 def shared_store(groups: Sequence[ReplicaGroup]) -> Tier | None:

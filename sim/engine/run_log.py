@@ -42,6 +42,13 @@ class Passing(Protocol):
     gone_s: list[float]
 
 
+@runtime_checkable
+class Sharing(Protocol):
+    """An engine whose device others compute on, too."""
+
+    alone_s: Sequence[float]  # what each iteration takes with the device to itself
+
+
 # What a batch, or a run of batches alike, consists of and what the cache holds meanwhile: a row of
 # running requests, and those that have ended; prefilling sequences and their tokens; decoding
 # sequences and their contexts; tokens, rows of logits, tokens emitted; KV blocks, stored tokens,
@@ -175,6 +182,7 @@ def collect(
     gaps, weights = [], []
     rules = [engine.scheduler.pool.rules for engine in engines]
     tiered = any(_is_tiered(engine) for engine in engines)
+    shared = any(isinstance(engine, Sharing) for engine in engines)
     endings = []  # the ways to end without an answer that this run has
     if any(each is not None and each.limits for each in rules):
         endings += ["refused", "gave_up"]
@@ -204,6 +212,10 @@ def collect(
             as_clients_saw(served)
         if isinstance(engine.scheduler, Verifying):
             ran.update(engine.scheduler.iteration_columns())
+        if shared:
+            ran["alone_s"] = (
+                np.array(engine.alone_s) if isinstance(engine, Sharing) else ran["duration_s"]
+            )
         for name in endings:
             left = list(getattr(pool.log, name))
             served[name] = np.isin(served["request"], np.array(left, dtype="i8"))

@@ -66,6 +66,7 @@ OPERATORS: Mapping[str, str] = {
     "draft": "drafting of speculative decoding",
     "host": "the engine's host, between iterations",
     "launch": "waiting for kernels to be launched, and what lies between them",
+    "others": "other engines that compute on the same GPU",
     "stages": "attention, and batches that wait for a pipeline's stages",
     "fixed": "an iteration of given length",
 }

@@ -7,7 +7,7 @@ tenth or two, and says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,19 +15,12 @@ import numpy as np
 from sim.workload.trace_entries import Entry, entries, unit_by_size
 from sim.workload.trace_file import TraceFile, TraceRows
 from sim.workload.trace_formats import PER_S, TraceFormat, Unit
+from sim.workload.trace_streams import BYTES_PER_TOKEN, CountTokens, estimated_tokens
 from sim.workload.workload import Workload
 
 TURNS = ("conversations", "conversation", "messages")
 SPEAKERS, TEXTS = ("from", "role"), ("value", "content", "text")
 ANSWERING = {"gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot"}
-BYTES_PER_TOKEN = 4
-
-CountTokens = Callable[[str], int]
-
-
-def estimated_tokens(text: str) -> int:
-    """Tokens of a text, at four bytes each."""
-    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
 
 
 def read_conversations(

@@ -52,6 +52,7 @@ class TraceFormat:
     ids, unit_tokens: what prompts hold, an id for so many tokens where the file does not tell.
     failed: what is there, and true, of a request that failed.
     left_out: a key and the value it has in requests that do not count.
+    streams: the rows hold an answer chunk by chunk (`trace_streams.py`).
     spans: the rows are spans of OpenTelemetry's, wherever they lie (`trace_spans.py`).
     """
 
@@ -71,6 +72,7 @@ class TraceFormat:
     failed: Keys = ()
     left_out: tuple[str, str] | None = None
     spans: bool = False
+    streams: bool = False
     latencies: Latencies | None = None
     by_client: bool = True  # times are what a client saw
 
@@ -199,6 +201,18 @@ FORMATS: dict[str, TraceFormat] = {
                 e2e=Time(("request_latency",), "s"),
                 end=Time(("info.timings.request_end", "request_end_time", "end_time"), "s"),
             ),
+        ),
+        # genai-perf's (Perf Analyzer's) profile_export.json
+        TraceFormat(
+            "genai-perf",
+            (("experiments",),),
+            Time(("timestamp",), "ns"),
+            ("prompt_tokens",),
+            ("output_tokens",),
+            rows=("experiments", "*", "requests"),
+            failed=("failed",),
+            streams=True,
+            latencies=Latencies(ttft=Time(("ttft_ns",), "ns"), e2e=Time(("e2e_ns",), "ns")),
         ),
         # inference-perf's per_request_lifecycle_metrics.json
         TraceFormat(

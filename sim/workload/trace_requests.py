@@ -14,24 +14,37 @@ from sim.workload.trace_entries import Entry, unit_by_size
 from sim.workload.trace_file import TraceFile, TraceRows, shown
 from sim.workload.trace_formats import PER_S, Keys, Time, TraceFormat
 from sim.workload.trace_spans import requests_of
+from sim.workload.trace_streams import BYTES_PER_TOKEN, CountTokens
 from sim.workload.workload import Workload
 
 BLOCKS = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096)  # that traces are hashed in, commonly
 
 
 def read_requests(
-    file: TraceFile, format: TraceFormat, *, content: bool, output_content: bool
+    file: TraceFile,
+    format: TraceFormat,
+    *,
+    content: bool,
+    output_content: bool,
+    count: CountTokens | None = None,
 ) -> Workload:
     """The requests of a file, a row each, with the content that the format knows of where asked.
 
-    With output_content, the answers' ids follow the prompts' in the content.
+    With output_content, the answers' ids follow the prompts' in the content. `count` counts the
+    tokens of a text, where a format has text in place of lengths.
     """
     assert format.arrival is not None
-    found = list(requests_of(file, format))
+    found = list(requests_of(file, format, count))
     if not found:
         raise file.error(1, "no request in it, expected at least one")
     counted = [entry for entry in found if entry.counts_in(format)]
     notes = []
+    if format.streams and count is None:
+        notes.append(
+            "lengths without the engine's usage: prompts are estimated at "
+            f"{BYTES_PER_TOKEN} bytes a token, answers have a token a chunk; workload.tokenizer "
+            "counts them"
+        )
     if len(counted) < len(found) and format.left_out is not None:
         key, value = format.left_out
         notes.append(

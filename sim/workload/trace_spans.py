@@ -18,6 +18,7 @@ from typing import Any
 from sim.workload.trace_entries import Entry, Row, entries, json_objects, unit_by_size
 from sim.workload.trace_file import TraceFile, shown
 from sim.workload.trace_formats import FORMATS, PER_S, Keys, TraceFormat
+from sim.workload.trace_streams import CountTokens, streamed
 
 INFERENCES = {"chat", "text_completion", "generate_content", "completion", "completions"}
 FIRST_TOKENS = ("first_token", "first token", "first chunk", "first_chunk", "completion.chunk")
@@ -27,10 +28,14 @@ _STARTS = ("startTimeUnixNano", "start_time_unix_nano", "start_time", "startTime
 _ENDS = ("endTimeUnixNano", "end_time_unix_nano", "end_time")
 
 
-def requests_of(file: TraceFile, format: TraceFormat) -> Iterator[Entry]:
-    """The requests of a file of a format, in the file's order."""
+def requests_of(
+    file: TraceFile, format: TraceFormat, count: CountTokens | None = None
+) -> Iterator[Entry]:
+    """The requests of a file of a format, in the file's order; `count` counts their text."""
     if format.spans:
         yield from _requests(file)
+    elif format.streams:
+        yield from streamed(file, format, count)
     else:
         yield from entries(file, format.rows)
 

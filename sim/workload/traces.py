@@ -108,7 +108,7 @@ def _read(
     plain = format.arrival is not None and (own_dates or format.arrival.unit != "date")
     if plain and format.session is None and format.ids is None and _is_csv(file):
         return read_table(file, format)
-    return read_requests(file, format, content=content, output_content=output_content)
+    return read_requests(file, format, content=content, output_content=output_content, count=count)
 
 
 def _is_csv(file: TraceFile) -> bool:

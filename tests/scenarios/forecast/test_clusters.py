@@ -318,3 +318,41 @@ def test_what_makes_no_sense_is_refused(settings: list[str], words: str) -> None
         summary("quickstart", *settings, requests=10)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_models_on_one_gpu_pay_for_it_once_and_share_its_time() -> None:
+    sliced = run("several-models", requests=120)
+    figures = sliced.summary
+    assert figures["cost"]["gpus"] == 1
+    assert figures["cluster"]["requests"] == [
+        figures["classes"][name]["requests"] for name in ("chat", "code")
+    ]
+    iterations = sliced.records.iterations
+    lost_s = float((iterations["duration_s"] - iterations["alone_s"]).sum())
+    assert figures["time_parts_s"]["others"] == pytest.approx(lost_s) and lost_s > 0
+    busy_s, up_s = float(iterations["alone_s"].sum()), figures["cluster"]["replica_seconds"] / 2
+    assert figures["energy"]["busy_share"] == pytest.approx(busy_s / up_s)
+    turns = summary("several-models", "cluster.gpu_sharing=turns", requests=120)
+    tpot_ms = [
+        [each["classes"][name]["mean_tpot_ms"] for name in ("chat", "code")]
+        for each in (figures, turns)
+    ]
+    assert tpot_ms[0][0] < tpot_ms[1][0] and tpot_ms[0][1] > tpot_ms[1][1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("engine.gpu_memory_utilization=0.9", "comes to 1.4"),
+        ("cluster.autoscaling={target_outstanding: 2}", "share a GPU is not modelled"),
+        ("workload.classes.mail={share: 1, lengths: {prompt: {distribution: fixed, tokens: 9}, "
+         "output: {distribution: fixed, tokens: 9}}}", "nobody serves requests of class mail"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_share_a_gpu_are_refused(setting: str, words: str) -> None:
+    groups = "cluster.groups=[{replicas: 1, classes: [chat], shared_gpu: a}, "
+    groups += "{replicas: 1, model: llama-3.2-1b, classes: [code], shared_gpu: a, "
+    groups += "engine: {gpu_memory_utilization: 0.5}}]"
+    settings = [groups, setting] if "memory" in setting else [setting]
+    with pytest.raises(InputError, match=words):
+        run("several-models", *settings)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.conservation import ConservationError
@@ -85,6 +85,7 @@ def test_the_check_sees_a_table_in_pieces_and_a_block_held_twice() -> None:
 
 
 @pytest.mark.parametrize("placement", KINDS)
+@settings(deadline=None)
 @given(workload=workloads(), engine=engines())
 def test_leap_equals_step_with_contiguous_memory(
     placement: str, workload: Workload, engine: tuple[EngineConfig, int]
