@@ -21,6 +21,7 @@ from scenarios.forecast.memory import engine_memory, sequence_bytes
 from scenarios.forecast.model_notes import caches_states, model_notes
 from scenarios.forecast.queueing import queue_rules, unknown_classes
 from scenarios.forecast.requests import draw_workload
+from scenarios.forecast.shared_gpus import refuse_overfull, refuse_unserved
 from scenarios.forecast.sharing import kv_tiers, swap_blocks, with_block_moves
 from scenarios.forecast.speculation import speculator
 from scenarios.forecast.unused_settings import (
@@ -132,8 +133,8 @@ def deploy(
     ):
         groups = tuple(_groups(scenario, source, workload.labels, beside=beside, compose=compose))
         _refuse_unlike_groups(groups, workload, source)
-        _refuse_unserved(groups, workload.labels, source)
-        _refuse_overfull(scenario, source)
+        refuse_unserved(groups, workload.labels, source)
+        refuse_overfull(group_scenarios(scenario, source))
         with _at(source, "cluster"):
             check_groups(workload, groups)
     with _at(source, "workload"):
@@ -336,48 +337,6 @@ def _refuse_unlike_groups(
             f"block_size is {' here, '.join(map(str, sorted(sizes)))} there: give all groups the "
             "same, or set engine.enable_prefix_caching=false"
         )
-
-
-def _refuse_unserved(
-    groups: tuple[ReplicaGroup, ...], labels: list[str] | None, source: str
-) -> None:
-    """Requests that no group is for."""
-    if not all(group.classes for group in groups):
-        return
-    served = frozenset[str]().union(*(group.classes for group in groups))
-    where = f"{source}: cluster.groups: groups are for {', '.join(sorted(served))}"
-    if labels is None:
-        raise InputError(
-            f"{where}, and requests have no class: give workload.classes, or "
-            "workload.class_column of a trace"
-        )
-    if strangers := sorted({*labels} - served):
-        raise InputError(f"{where}: nobody serves requests of class {strangers[0]}")
-
-
-def _refuse_overfull(scenario: Scenario, source: str) -> None:
-    """Engines on one GPU that would take more than all of its memory, or are on unlike ones."""
-    share: dict[str, float] = {}
-    kind: dict[str, tuple[object, int]] = {}
-    for group, mine, where in group_scenarios(scenario, source):
-        if not group.shared_gpu:
-            continue
-        hardware = mine.hardware
-        here = hardware.gpu, hardware.tensor_parallel
-        if kind.setdefault(group.shared_gpu, here) != here:
-            raise InputError(
-                f"{where}.shared_gpu: {group.shared_gpu} is of another kind, or of another "
-                "tensor_parallel, in another group"
-            )
-        share[group.shared_gpu] = share.get(group.shared_gpu, 0.0) + (
-            group.replicas * mine.engine.gpu_memory_utilization
-        )
-        if share[group.shared_gpu] > 1.0 + 1e-9:
-            raise InputError(
-                f"{where}.shared_gpu: engine.gpu_memory_utilization of all that are on "
-                f"{group.shared_gpu} comes to {share[group.shared_gpu]:.3g}, above 1: give each "
-                "its part"
-            )
 
 
 def group_scenarios(
