@@ -1,5 +1,6 @@
 """Small files that the tools' own code wrote, of the versions in their names."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,3 +65,25 @@ def test_a_packed_recording_is_read_as_it_is(tmp_path):
         stream.write((FILES / "aiperf-0.13.jsonl").read_bytes())
     assert len(read_measurement(path)) == 3
     assert len(read_trace(path)) == 2
+
+
+def test_vllms_own_results_agree_with_themselves():
+    """`vllm bench serve` 0.32 against `orcast serve`, with and without --save-detailed."""
+    detailed = FILES / "vllm-bench-0.32.json"
+    said = json.loads(detailed.read_text())
+    workload = read_trace(detailed)
+    assert workload.prompt_tokens.tolist() == [64] * 12
+    assert workload.output_tokens.tolist() == [32] * 12
+    starts_s = sorted(said["start_times"])
+    assert workload.arrival_s.tolist() == pytest.approx([at - starts_s[0] for at in starts_s])
+    measured = read_measurement(detailed)
+    assert measured.ttft_s.mean() * 1e3 == pytest.approx(said["mean_ttft_ms"])
+    assert measured.tpot_s.mean() * 1e3 == pytest.approx(said["mean_tpot_ms"])
+    assert measured.e2e_s.mean() * 1e3 == pytest.approx(said["mean_e2el_ms"])
+    assert aggregates_in(detailed) is None
+    summary = FILES / "vllm-bench-0.32-summary.json"
+    found, said = aggregates_in(summary), json.loads(summary.read_text())
+    assert found.requests == 12
+    assert found.metrics["ttft"]["p50"] == said["median_ttft_ms"]
+    assert found.metrics["e2e"]["p99"] == said["p99_e2el_ms"]
+    assert len(read_trace(summary)) == 12
