@@ -486,7 +486,7 @@ def _launch(
         v_cache,
         block_tables,
         context_lens,
-        context_lens if sinks is None else sinks,
+        out if sinks is None else sinks,
         out,
         partial,
         partial_log2,

@@ -398,7 +398,7 @@ def prefill_attention(
         v,
         k_tiles,
         v_tiles,
-        cu_seqlens if sinks is None else sinks,
+        out if sinks is None else sinks,
         out,
         cu_seqlens,
         context_lens,

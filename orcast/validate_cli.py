@@ -137,6 +137,7 @@ def question_of(
 ) -> Question:
     """A scenario by file or name, ready to be served. Raises InputError where it cannot be."""
     from calibrate.engine.checkpoint import has_weights
+    from calibrate.engine.speculation.speculating_executor import METHODS
     from scenarios import library
     from scenarios.forecast.deployment import deploy
     from scenarios.forecast.latency_source import parallelism_of
@@ -144,7 +145,13 @@ def question_of(
     from scenarios.schema.load import load_scenario
 
     scenario, origin = load_scenario(name, overrides)
+    technique = scenario.speculation
     for key, refused, why in (
+        (
+            "speculation.method",
+            technique is not None and technique.method not in METHODS,
+            f"{', '.join(METHODS)}, or one token at a time (speculation=null)",
+        ),
         ("cluster", not scenario.cluster.is_plain or scenario.cluster.replicas > 1, "one replica"),
         ("hardware", parallelism_of(scenario.hardware).num_gpus > 1, "one GPU"),
         ("workload.beam_search", scenario.workload.beam_search, "samples, not beams"),
@@ -164,8 +171,8 @@ def question_of(
     path = library.model_path(scenario.model, beside=beside)
     checkpoint = path.parent if has_weights(path.parent) else None
     draft = None
-    if scenario.speculation is not None and scenario.speculation.draft_model is not None:
-        drafts = library.model_path(scenario.speculation.draft_model, beside=beside)
+    if technique is not None and technique.draft_model is not None:
+        drafts = library.model_path(technique.draft_model, beside=beside)
         weights = drafts.parent if has_weights(drafts.parent) else None
         draft = DraftOfQuestion(library.model_config(drafts), weights)
     if device is None:
@@ -295,11 +302,12 @@ def ask_engine(
     measurable = scenario.model_copy(update={"latency": Latency(**settings)})
     predicted = forecast(measurable, origin=question.origin)
     measured = read_table(table)
+    draft = _draft_model(question)
     try:
-        warm_up(model, deployment.config, num_blocks=deployment.memory.usable_blocks)
-    except MemoryError as error:
+        warm_up(model, deployment.config, num_blocks=deployment.memory.usable_blocks, draft=draft)
+    except (ValueError, MemoryError) as error:
         raise InputError(f"{question.origin or 'scenario'}: model: {error}") from None
-    engine = _engine(question, model, measured, eos=eos)
+    engine = _engine(question, model, draft, measured, eos=eos)
     yardsticks = [measure_yardstick(question.device)]
     with _stoppable(engine):
         served = engine.run()
@@ -392,7 +400,12 @@ def _write_outputs(path: Path, served: Served, checkpoint: Path | None) -> None:
 
 
 def _engine(
-    question: Question, model: Transformer, table: LatencyTable, *, eos: bool
+    question: Question,
+    model: Transformer,
+    draft: Transformer | None,
+    table: LatencyTable,
+    *,
+    eos: bool,
 ) -> RealEngine:
     from calibrate.engine.assembly import engine
     from calibrate.engine.checkpoint import eos_token
@@ -415,7 +428,7 @@ def _engine(
             num_blocks=deployment.memory.usable_blocks,
             capture_sizes=tuple(sizes),
             eos_token=token,
-            draft=_draft_model(question),
+            draft=draft,
             seed=scenario.workload.seed,
             progress=_progress(len(deployment.workload)),
         )

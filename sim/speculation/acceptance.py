@@ -102,12 +102,12 @@ class RecordedAcceptance:
 
         So tokens per verification are the harmonic mean of the rows'.
         """
-        means = [sum(count or 0 for count in row) / len(row) for row in self.rows if row]
+        means = [sum(count or 0 for count in row) / len(row) for row in self.rows if len(row)]
         return float(1 / np.mean([1 / (1 + mean) for mean in means]) - 1)
 
     def draw(self, request: int, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
         at = request % len(self.rows)
-        row = next(row for row in (*self.rows[at:], *self.rows[:at]) if row)
+        row = next(row for row in (*self.rows[at:], *self.rows[:at]) if len(row))
         return _as_drawn(row, steps)
 
 

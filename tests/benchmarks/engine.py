@@ -37,6 +37,7 @@ MODELS = Path(__file__).parents[2] / "scenarios" / "models"
 DECODE_BATCHES = (1, 32, 128, 256)
 CONTEXT_TOKENS = 1024
 BUDGET = 8192  # tokens of an iteration
+DRAFTS = 4  # n-gram tokens of a verification
 
 
 def fixed_workload(requests: int, longest: int, seed: int = 0) -> Workload:
@@ -61,12 +62,9 @@ def serve(
 
     ``mixed_graphs``: capture iterations with prompts. ``drafts``: n-gram tokens, 0: none.
     """
-    ngrams = (
-        Speculation("ngram", DraftShape.chain(drafts), ObservedAcceptance()) if drafts else None
-    )
     config = EngineConfig(
         max_num_seqs=min(256, len(workload)), max_num_batched_tokens=budget,
-        enable_prefix_caching=False, async_scheduling=ahead, speculation=ngrams,
+        enable_prefix_caching=False, async_scheduling=ahead, speculation=_ngrams(drafts),
     )  # fmt: skip
     on_gpu = model.embeddings.device.type == "cuda"
     served = engine(
@@ -92,6 +90,12 @@ def serve(
         if served.speculation is None
         else _observed(served.speculation).figures(drafts),
     }
+
+
+def _ngrams(drafts: int) -> Speculation | None:
+    if not drafts:
+        return None
+    return Speculation("ngram", DraftShape.chain(drafts), ObservedAcceptance())
 
 
 def _host_ms(iterations: Mapping[str, np.ndarray], decodes: np.ndarray) -> dict[str, float | None]:
@@ -175,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # On a GPU kernels are compiled by size, and a batch has up to BUDGET tokens.
         longest = model.config.max_positions if on_gpu else int(workload.prompt_tokens.max())
         config = EngineConfig(max_num_batched_tokens=BUDGET, max_model_len=longest)
-        warm_up(model, config, num_blocks=blocks)
+        for drafts in (0, DRAFTS):
+            warm_up(model, replace(config, speculation=_ngrams(drafts)), num_blocks=blocks)
         result: dict[str, object] = {}
         results[path.stem] = result
         again = repeating(requests, options.longest or (1024 if on_gpu else 96),
@@ -185,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "asynchronous": (workload, {"ahead": True}),
             "prompts launched kernel by kernel": (workload, {"mixed_graphs": False}),
             "repeating prompts": (again, {}),
-            "repeating prompts, 4 n-gram drafts": (again, {"drafts": 4}),
+            f"repeating prompts, {DRAFTS} n-gram drafts": (again, {"drafts": DRAFTS}),
         }
         for way, (given, settings) in ways.items():
             told = serve(model, given, num_blocks=blocks, budget=BUDGET, **settings)

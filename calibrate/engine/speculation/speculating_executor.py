@@ -184,9 +184,8 @@ class SpeculatingExecutor(TransformerExecutor):
         A sequence's tokens are on the right of its rows.
         """
         count = len(packing.members)
-        width = int(packing.widths.max(initial=1))
-        if not self._tree.is_chain and width > 1:
-            width = len(self._tree)
+        # One width or the other, whatever is left to draft: kernels are compiled by it.
+        width = len(self._tree) if packing.widths.max(initial=1) > 1 else 1
         tokens = proposal.tokens[:, :width].clone()
         last = [self._tokens.of(one)[at] for one, at in
                 zip(packing.members, packing.stored.tolist(), strict=True)]  # fmt: skip

@@ -47,5 +47,5 @@ def test_llama3_scaling_keeps_short_and_divides_long_wavelengths():
 def test_an_odd_head_and_an_unknown_scaling_are_refused():
     with pytest.raises(ValueError, match="head_dim: must be even"):
         rotary_table(63, 4)
-    with pytest.raises(ValueError, match="type must be llama3"):
-        rotary_table(64, 4, scaling={"rope_type": "yarn", "factor": 2})
+    with pytest.raises(ValueError, match="type must be default, linear, llama3 or yarn"):
+        rotary_table(64, 4, scaling={"rope_type": "dynamic", "factor": 2})

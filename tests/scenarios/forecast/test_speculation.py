@@ -370,9 +370,12 @@ def test_the_command_line_refuses_in_one_line(
 
 
 @needs.kernels
-def test_the_real_engine_says_that_it_does_not_speculate(
+def test_the_real_engine_says_what_it_speculates_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = refusal("validate", "speculation-eagle")
-    assert "speculation: the engine serves with one token at a time" in line
+    assert (
+        "speculation.method: the engine serves with draft_model, tree, ngram, jacobi, or one token "
+        "at a time"
+    ) in line
