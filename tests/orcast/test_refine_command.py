@@ -181,7 +181,7 @@ def test_a_scenario_without_a_table_gets_one(recording: Path, tmp_path: Path) ->
 def test_a_host_that_is_assumed_is_fitted_as_a_constant(
     recording: Path, tmp_path: Path, by: str
 ) -> None:
-    """Where nothing hides it: a synchronous engine whose host takes 4 ms, not the assumed 1.3."""
+    """Where nothing hides it: a synchronous engine whose host takes 4 ms, not the assumed 0.5."""
     true = {"host_us_per_iteration": 4000.0, "prompt_gap_us_per_layer": 50.0}
     for folder, more in (("table", {}), ("slow", {"refined": {"constants": true}})):
         write_table(tmp_path / folder, META | {"host_overhead_us": None} | more, rows())
@@ -210,7 +210,7 @@ def test_a_host_that_is_assumed_is_fitted_as_a_constant(
             for row in range(len(found["arrival_s"]))
         ]
         run.write_text("\n".join(map(json.dumps, lines)))
-    told = orcast("calibrate", "refine", scenario, run, "--until", "8", "--out", out, "--set",
+    told = orcast("calibrate", "refine", scenario, run, "--until", "12", "--out", out, "--set",
                   f"latency.table={tmp_path / 'table'}", "--set",
                   f"workload.trace={recording}")  # fmt: skip
     assert told.status == 0, told.stderr

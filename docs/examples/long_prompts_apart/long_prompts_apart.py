@@ -17,12 +17,17 @@ class LongPromptsApart(ChunkedScheduler):
     """`chunked` with one seat for long prompts that are being prefilled."""
 
     def _admit(self, batch: Batch, budget: int, now_s: float) -> None:
+        if not any(request.prompt_tokens >= LONG for request in self.prefilling):
+            super()._admit(batch, budget, now_s)
+            return
         waiting = self.pool.waiting
-        aside = []
-        if any(request.prompt_tokens >= LONG for request in self.prefilling):
-            aside = [request for request in waiting if request.prompt_tokens >= LONG]
-            for request in aside:
-                waiting.remove(request)
+        queue = list(waiting)
+        aside = {request for request in queue if request.prompt_tokens >= LONG}
+        for request in aside:
+            waiting.remove(request)
         super()._admit(batch, budget, now_s)
-        for request in reversed(aside):
-            waiting.appendleft(request)
+        still = {*waiting, *aside}
+        waiting.clear()
+        for request in queue:  # whoever is left stands where it stood
+            if request in still:
+                waiting.append(request)
