@@ -154,13 +154,20 @@ def _hardware(scenario: Scenario, *, experts: bool) -> Iterable[Knob]:
         yield _named("hardware.gpu", "GPU", HARDWARE, hardware.gpu, library.gpus())
     if not experts or hardware.data_parallel == 1:  # else one degree decides the other
         yield from _degrees(hardware, experts=experts)
-    if scenario.workload.max_concurrency is None:
-        replicas = (1, 2, 3, 4, 6, 8, 12, 16)
-        yield _ordered(
-            "cluster.replicas", "Replicas", HARDWARE, scenario.cluster.replicas, replicas
-        )
+    yield from _replicas(scenario)
     yield from _precision(scenario)
     yield from _latency(scenario)
+
+
+def _replicas(scenario: Scenario) -> Iterable[Knob]:
+    """Of each pool or group, or of all."""
+    counts, cluster = (1, 2, 3, 4, 6, 8, 12, 16), scenario.cluster
+    for number, group in enumerate(cluster.groups):
+        name = group.name or (group.role if group.role != "both" else f"group {number}")
+        path, label = f"cluster.groups[{number}].replicas", f"Replicas of {name}"
+        yield _ordered(path, label, HARDWARE, group.replicas, counts)
+    if not cluster.groups and scenario.workload.max_concurrency is None:
+        yield _ordered("cluster.replicas", "Replicas", HARDWARE, cluster.replicas, counts)
 
 
 def _precision(scenario: Scenario) -> Iterable[Knob]:

@@ -22,6 +22,7 @@ from scenarios.library import (
     read_yaml_input,
     scenario_path,
 )
+from scenarios.schema.paths import is_inside, keys_of, written
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
 
@@ -79,8 +80,11 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
     paths = set()
     for override in overrides:
         path, equals, text = override.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
+        try:
+            keys = keys_of(path.strip()) if equals else []
+        except ValueError:
+            keys = []
+        if not keys:
             raise InputError(f"--set {override}: expected PATH=VALUE, e.g. engine.max_num_seqs=64")
         try:
             value = load_yaml(text)
@@ -89,7 +93,7 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> set[st
         except (yaml.YAMLError, ValueError, RecursionError):  # a date such as 2024-13-01
             raise InputError(f"--set {override}: the value is not valid YAML") from None
         set_value(content, keys, value, source=f"--set {override}")
-        paths.add(".".join(keys))
+        paths.add(written(keys))
     return paths
 
 
@@ -109,18 +113,28 @@ def forget_replaced_source(content: dict[str, Any], overridden: Collection[str])
         latency.pop("source", None)
 
 
-def set_value(content: dict[str, Any], keys: Sequence[str], value: Any, *, source: str) -> None:
-    """Set what lies at the path `keys`; InputError, naming `source`, where no section is."""
-    section = content
-    for position, key in enumerate(keys[:-1]):
-        inner = section.setdefault(key, {})
-        if inner is None:
-            inner = section[key] = {}
-        if not isinstance(inner, dict):
-            here = ".".join(keys[: position + 1])
-            raise InputError(f"{source}: {here} is {_SHORT.repr(inner)}, not a section with keys")
-        section = inner
-    section[keys[-1]] = value
+def set_value(
+    content: dict[str, Any], keys: Sequence[str | int], value: Any, *, source: str
+) -> None:
+    """Set what lies at the path `keys`; InputError, naming `source`, where no section is.
+
+    Sections come to be where there are none, items of lists do not.
+    """
+    place: Any = content
+    for position, key in enumerate(keys):
+        wanted, kind = (list, "a list") if isinstance(key, int) else (dict, "a section with keys")
+        here = written(keys[:position])
+        if not isinstance(place, wanted):
+            raise InputError(f"{source}: {here} is {_SHORT.repr(place)}, not {kind}")
+        inner: Any = place  # of that kind
+        if isinstance(key, int) and key >= len(inner):
+            raise InputError(f"{source}: {here} has {len(inner)} items, counted from 0: no [{key}]")
+        if position == len(keys) - 1:
+            inner[key] = value
+            return
+        if isinstance(key, str) and inner.get(key) is None:
+            inner[key] = [] if isinstance(keys[position + 1], int) else {}
+        place = inner[key]
 
 
 def parse_scenario(
@@ -169,11 +183,9 @@ def _refused(
 def _blamed(path: str, origin: str, overridden: Iterable[str]) -> str:
     """Who gave what is wrong at `path`: the file, ``--set``, or for a whole section maybe both."""
     given = set(overridden)
-    if any(
-        f"{path}.".startswith(f"{setting}.") or path.startswith(f"{setting}[") for setting in given
-    ):
+    if any(is_inside(path, setting) for setting in given):
         return "--set"
-    inside = sorted(setting for setting in given if setting.startswith(f"{path}.") or not path)
+    inside = sorted(setting for setting in given if not path or is_inside(setting, path))
     return f"{origin} with --set {inside[0]}" if inside else origin
 
 

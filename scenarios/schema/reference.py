@@ -33,7 +33,8 @@ def scenario_reference() -> str:
         "",
         "A scenario is one YAML file. Unknown keys are refused, and so are values of another type.",
         "Every key can be overridden on the command line with `--set PATH=VALUE`, for example",
-        "`--set engine.max_num_seqs=64`.",
+        "`--set engine.max_num_seqs=64`; an item of a list by its place, counted from 0:",
+        "`--set 'cluster.groups[1].replicas=4'`.",
         "",
     ]
     _section(Scenario, "", lines, set())

@@ -27,7 +27,7 @@ import yaml
 
 from scenarios.errors import InputError
 from scenarios.library import load_yaml
-from scenarios.schema.paths import check_path
+from scenarios.schema.paths import check_path, is_inside
 from scenarios.schema.value_ranges import MOST_VALUES, Span, values_of_range
 
 SAME = "same"  # a value: whatever the scenario has there without the axis
@@ -94,7 +94,7 @@ def merged(axes: Iterable[Axis], more: Iterable[Axis], *, source: str = "sweep")
 def _refuse_overlap(axis: Axis, other: Axis, source: str) -> None:
     for path in axis.paths:
         for theirs in other.paths:
-            if f"{path}.".startswith(f"{theirs}.") or f"{theirs}.".startswith(f"{path}."):
+            if is_inside(path, theirs) or is_inside(theirs, path):
                 raise InputError(
                     f"{source}: {path} and {theirs} are on two axes at once; "
                     f"link them ({path}+OTHER=1:2,3:4) or keep one"

@@ -21,6 +21,7 @@ from scenarios.schema.load import (
     read_content,
     set_value,
 )
+from scenarios.schema.paths import is_inside, keys_of
 from scenarios.schema.scenario import Scenario
 from scenarios.schema.sweep import Sweep
 from scenarios.sweep.axes import SAME, Axis, axes_from_mapping, merged
@@ -107,7 +108,7 @@ def _blamed(refusal: str, axes: Iterable[Axis], file: Path) -> str:
     if refusal.startswith("--"):
         return refusal
     given = [path for axis in axes for path in axis.paths]
-    if any(refusal.startswith((f"{path}: ", f"{path}.", f"{path}[")) for path in given):
+    if any(is_inside(refusal.partition(": ")[0], path) for path in given):
         return f"--axis {refusal}"
     return f"{file}: {refusal}"
 
@@ -116,7 +117,7 @@ def _check_overrides(overridden: Iterable[str], axes: Iterable[Axis]) -> None:
     for path in overridden:
         for axis in axes:
             for theirs in axis.paths:
-                if f"{path}.".startswith(f"{theirs}."):
+                if is_inside(path, theirs):
                     raise InputError(
                         f"--set {path}: {theirs} is an axis, which gives it its values"
                     )
@@ -172,7 +173,7 @@ def _points(
             own = copy.deepcopy(content)
             try:
                 for path, value in changed.items():
-                    set_value(own, path.split("."), value, source=f"--axis {path}")
+                    set_value(own, keys_of(path), value, source=f"--axis {path}")
                 set_value(own, ("workload", "seed"), seed, source="sweep.seeds")
                 forget_replaced_source(own, {*overridden, *changed})
                 scenario = parse_scenario(own, origin=origin, overridden=overridden)

@@ -2,7 +2,8 @@
 
 Run as ``python compile_all.py 90`` in a process of its own, without TRITON_INTERPRET. Shapes are
 those of real models on the ``meta`` device; tiles, warps and stages are what the launchers choose
-for them, and the candidates that a tuning run may choose instead.
+for them, and the candidates that a tuning run may choose instead. ``--few``: of each row of sizes
+the first and the last, in half the time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from typing import TypeVar
 
 import torch
 from recorder import recording
@@ -30,7 +32,13 @@ from kernels.rms_norm import rms_norm
 from kernels.standard_attention import standard_attention
 from kernels.swiglu_mlp import gate_up, gated
 
+Sizes = TypeVar("Sizes")
 BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
+
+
+def some(*sizes: Sizes) -> tuple[Sizes, ...]:
+    """All of them, or with ``--few`` the first and the last."""
+    return (sizes[0], sizes[-1]) if FEW else sizes
 
 
 def tensor(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -45,7 +53,7 @@ def projection(tokens: int, heads: int, kv_heads: int, head_dim: int, dtype=BF16
 
 
 def norms_and_caches() -> None:
-    for hidden in (128, 4096, 16384):
+    for hidden in some(128, 4096, 16384):
         x = tensor(512, hidden)
         rms_norm(x, x[0])
         rms_norm(x, x[0], residual=x)
@@ -79,18 +87,21 @@ def _attend(heads: int, kv_heads: int, head_dim: int, cached=BF16, **options) ->
 
 def attention() -> None:
     """Llama's; windows; heads of other sizes and groups; Gemma 2's, gpt-oss's, DeepSeek-V3's."""
-    _attend(32, 8, 128)
-    _attend(32, 8, 128, window=4096)
-    _attend(28, 4, 128)  # a group that is no power of two: its index arithmetic costs registers
-    _attend(32, 32, 80)
-    _attend(16, 8, 256, softcap=50.0)
-    _attend(16, 8, 256, softcap=50.0, window=4096)
-    _attend(64, 8, 64, sinks=tensor(64), window=128)
+    for heads, options in some(
+        ((32, 8, 128), {}),
+        ((32, 8, 128), {"window": 4096}),
+        ((28, 4, 128), {}),  # a group that is no power of two: its index arithmetic costs registers
+        ((32, 32, 80), {}),
+        ((64, 8, 64), {"sinks": tensor(64), "window": 128}),
+        ((16, 8, 256), {"softcap": 50.0}),
+        ((16, 8, 256), {"softcap": 50.0, "window": 4096}),
+    ):
+        _attend(*heads, **options)
     bounds = tensor(9, dtype=torch.int32)
     tables = tensor(8, 512, dtype=torch.int32)
     paged = {"block_tables": tables, "context_lens": tensor(8, dtype=torch.int32)}
     cache = tensor(4096, 16, 8, 128)
-    for query_len in (5, 12):
+    for query_len in some(5, 12):
         q = projection(8 * query_len, 32, 8, 128)[0]
         decode_attention(q, cache, cache, **paged, query_len=query_len)
     mask = tensor(8 * 22, dtype=torch.int64)
@@ -109,7 +120,7 @@ def attention() -> None:
             prefill_attention(q, k, v, cu_seqlens=bounds, tiles=tiles)
         for tiles in prefill_module.CANDIDATES["paged"]:
             prefill_attention(q, cache, cache, cu_seqlens=bounds, **paged, tiles=tiles)
-    for head_dim in (64, 128, 256):
+    for head_dim in some(64, 128, 256):
         standard_attention(
             tensor(1024, 32, head_dim), *(tensor(1024, 8, head_dim) for _ in range(2))
         )
@@ -121,7 +132,7 @@ def products() -> None:
         (swiglu_module, gate_up, 28_672),
     ):
         weight = tensor(rows, 4096)
-        for tokens in (16, 32, 64, 128, 512, 8192):
+        for tokens in some(16, 32, 64, 128, 512, 8192):
             product(tensor(tokens, 4096), weight)
         if ARCH == 90:
             for kind in ("many", "few"):
@@ -136,9 +147,9 @@ def products() -> None:
         by_block = tensor(56, 128, dtype=torch.float32)
         for scales in (by_block, tensor(7168, dtype=torch.float32)):
             packed = Float8Weight(tensor(7168, 16_384, dtype=FLOAT8), scales)
-            for tokens in (16, 64, 512, 8192):
+            for tokens in some(16, 64, 512, 8192):
                 float8_linear(tensor(tokens, 16_384), packed)
-    for tokens in (1, 300, 1000, 4096):
+    for tokens in some(1, 300, 1000, 4096):
         moe(
             tensor(tokens, 2048), tensor(128, 2048), tensor(128, 1536, 2048),
             tensor(128, 2048, 768), top_k=8,
@@ -165,7 +176,7 @@ def products() -> None:
 
 
 if __name__ == "__main__":
-    ARCH = int(sys.argv[1])
+    ARCH, FEW = int(sys.argv[1]), "--few" in sys.argv
     with recording(ARCH) as recorder:
         norms_and_caches()
         attention()

@@ -11,7 +11,7 @@ import pytest
 from orcast.composed import compose
 from scenarios.errors import InputError
 from scenarios.forecast.forecast import Forecast, forecast
-from scenarios.schema.knobs import knobs
+from scenarios.schema.knobs import as_overrides, knobs
 from scenarios.schema.load import load_scenario, parse_scenario
 from tests import needs
 from tests.sim.latency.tables import moe_table_folder
@@ -213,6 +213,17 @@ def test_ranks_of_a_mixture_are_composed_by_default() -> None:
     )
     analytic = forecast(plain, origin=origin).summary["mean_tpot_ms"]
     assert leapt.summary["mean_tpot_ms"] == pytest.approx(analytic, rel=0.5)
+
+
+def test_each_pool_has_a_knob_that_turns_it() -> None:
+    scenario, _ = load_scenario("disaggregated", ["workload.num_requests=40"])
+    known = knobs(scenario)
+    counts = {knob.label: knob.path for knob in known if knob.label.startswith("Replicas")}
+    assert list(counts) == ["Replicas of prefill", "Replicas of decode"]
+    settings = as_overrides(known, {counts["Replicas of decode"]: 4})
+    assert settings == ["cluster.groups[1].replicas=4"]
+    turned, _ = load_scenario("disaggregated", settings)
+    assert [group.replicas for group in turned.cluster.groups] == [2, 4]
 
 
 def test_degrees_that_decide_each_other_are_no_knobs() -> None:

@@ -1,5 +1,6 @@
 """Scenario files and ``--set``: what is read is what was written."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,31 @@ def test_a_setting_can_replace_a_whole_section() -> None:
     assert scenario.workload.lengths is not None
     assert scenario.workload.lengths.prompt.tokens == 7
     assert scenario.workload.lengths.prompt.sigma is None
+
+
+def test_a_setting_reaches_into_a_list() -> None:
+    scenario = loaded("cluster.groups[1].replicas=3", "cluster.groups[1].engine.block_size=8",
+                      name="disaggregated")  # fmt: skip
+    assert [group.replicas for group in scenario.cluster.groups] == [2, 3]
+    assert scenario.cluster.groups[1].engine == {"block_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    {
+        "cluster.groups[0].replicas=2": r"cluster\.groups has 0 items, counted from 0: no \[0\]",
+        "model[0]=2": r"model is 'llama-3.1-8b', not a list",
+        "engine[0]=2": r"engine is \{.*\}, not a list",
+        "model.name=2": r"model is 'llama-3.1-8b', not a section with keys",
+        "engine[x]=2": "expected PATH=VALUE",
+        "engine[0=2": "expected PATH=VALUE",
+        "engine[-1].x=2": "expected PATH=VALUE",
+        ".=2": "expected PATH=VALUE",
+    }.items(),
+)
+def test_a_path_into_what_is_no_list_is_refused(setting: str, words: str) -> None:
+    with pytest.raises(InputError, match=rf"--set {re.escape(setting)}: .*{words}"):
+        loaded(setting)
 
 
 def test_a_setting_can_make_a_section_that_the_file_does_not_have() -> None:

@@ -52,6 +52,14 @@ def test_decimal_steps_are_the_decimals_one_writes(text: str, expected: list[flo
     assert values(text, SHARE) == expected
 
 
+def test_an_axis_reaches_into_a_list() -> None:
+    path = "cluster.groups[1].replicas"
+    assert values("1,2", path) == [1, 2]
+    axis = axis_from_text(f"{path}=1,2")
+    with pytest.raises(InputError, match="are on two axes at once"):
+        merged([], [axis, axis_from_text("cluster.groups=[[]]")])
+
+
 def test_values_are_yaml() -> None:
     assert values("true,false", "engine.enable_prefix_caching") == [True, False]
     assert values("null,100", "engine.num_gpu_blocks_override") == [None, 100]
@@ -111,6 +119,10 @@ REFUSED = {
     "sweep.seeds=1,2": "cannot be an axis",
     "workload.seed=1,2": r"runs are repeated with sweep\.seeds, e\.g\. --set sweep\.seeds=5",
     "name=a,b": "name cannot be an axis: it changes no answer",
+    "cluster.groups[0].replica=1": r"no such path 'cluster.groups\[0\]\.replica'; did you mean",
+    "engine[0]=1": r"no such path 'engine\[0\]': engine is no list",
+    "engine.[0]=1": r"no such path 'engine\.\[0\]': '\[0\]' is no key",
+    "cluster.groups[0].replicas+cluster.groups[0].replicas=1:1": "linked to itself",
     f"{SIZE}=1:2": r"1:2 is for linked paths",
     f"{SIZE}=": r"expected PATH=VALUES",
     SIZE: r"expected PATH=VALUES",
