@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
+from weakref import finalize
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class Scratch:
     def __init__(self, folder: Path | None = None) -> None:
         """`folder`: where there is room, by default where temporary files are."""
         self._file = TemporaryFile(dir=folder, prefix="orcast-", buffering=0)  # noqa: SIM115
+        finalize(self, self._file.close)
         self._end = 0
         self._lock = Lock()  # of where the file is read or written next
 

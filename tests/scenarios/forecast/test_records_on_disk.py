@@ -1,5 +1,6 @@
 """Records kept on disk are those kept in memory, byte for byte; so are the figures made of them."""
 
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,15 @@ def test_records_on_disk_are_those_in_memory(name: str, monkeypatch: pytest.Monk
     whole = np.concatenate([piece["start_s"] for piece in pieces])
     assert (whole == kept.records.iterations["start_s"]).all()
     assert kept.records.gaps_s.tobytes() == stored.records.gaps_s.tobytes()
+
+
+def test_a_file_is_closed_when_its_last_user_is_gone(recwarn: pytest.WarningsRecorder) -> None:
+    table = scratch.StoredColumns(scratch.Scratch())
+    file = table._scratch._file
+    assert not file.closed
+    del table
+    gc.collect()
+    assert file.closed and not recwarn.list
 
 
 def test_a_table_on_disk_is_a_mapping_of_columns() -> None:
