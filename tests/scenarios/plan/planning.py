@@ -34,9 +34,9 @@ SMALL: dict[str, Any] = {
     "plan": {
         "load": {"request_rate": 40},
         "candidates": {"gpus": ["h100-sxm"]},
-        "seeds": 6,
-        "requests": 300,
-        "tolerance": 0.05,
+        "seeds": 4,
+        "requests": 200,
+        "tolerance": 0.1,
     },
 }
 
