@@ -53,6 +53,9 @@ SMALL = {  # by command: settings that make an answer cheap, not good
         "serving.gpus": "[h100-sxm]",
         "serving.tensor_parallel": "[1]",
         "over_training.sizes": "[0.5]",
+        "serving.engine.max_num_seqs": "32",
+        "serving.lengths.prompt": "{distribution: uniform, min: 100, max: 600}",
+        "serving.lengths.output": "{distribution: uniform, min: 10, max: 70}",
     },
 }
 
