@@ -281,6 +281,8 @@ class BlockAllocator:
         (target,) = self.take(1)
         self._unshare((source,))
         table[position] = target
+        if source in self._hash_of:
+            self.keeps_prefixes = False  # those behind it may be cached, the copy is not
         return source, target
 
     # -- prefix cache -----------------------------------------------------------------------

@@ -112,6 +112,18 @@ def test_a_preempted_request_finds_its_own_blocks_again_and_nobody_else_does() -
     assert allocator.cached_prefix(stranger) == []
 
 
+def test_a_copy_amid_cached_blocks_is_no_cached_block() -> None:
+    allocator = BlockAllocator(5, 4, prefix_caching=True)
+    first, second = a_request(0, hashes=[0, 1], tokens=9), a_request(1, hashes=[0], tokens=5)
+    allocator.allocate(first.block_table, 3)
+    allocator.cache_prompt(first, 0, 9)
+    allocator.reuse(second.block_table, allocator.cached_prefix(second))
+    assert allocator.write(first.block_table, 0) == (0, 3)
+    allocator.free(first.block_table)
+    allocator.check([second.block_table])
+    assert allocator.idle_blocks() == (1,)
+
+
 def test_check_notices_a_lost_and_a_doubled_block() -> None:
     allocator = BlockAllocator(4, 16)
     table: list[int] = []
