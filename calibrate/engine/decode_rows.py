@@ -79,8 +79,9 @@ class DecodeRows:
         if self._fresh or every:
             due = due | (self._block[:count] < 0) | every
             self._fresh = False
-        for row in due.nonzero()[0].tolist():
-            self._look_up(row, int(context[row]) // size)
+        rows = due.nonzero()[0]
+        if len(rows):
+            self._look_up(rows, context[rows] // size)
         self._slots = self._block[:count] * size + offset
         if self._changes:
             self._send()
@@ -89,20 +90,29 @@ class DecodeRows:
         """The cache slot that each of `count` rows' next token goes to: [count] int64."""
         return self._slots[:count]
 
-    def _look_up(self, row: int, position: int) -> None:
-        """Send what is new of a row's table, and note the block that it writes to next."""
-        table, width = self.requests[row].block_table, self.tables.shape[1]
-        length = min(len(table), width)  # what is reserved beyond is never read
-        first = int(self._num_blocks[row])
-        if first < length:
-            self.blocks[row, first:length] = table[first:length]
-            for place in range(first, length):
-                self._changes[row * width + place] = table[place]
-            self._num_blocks[row] = length
-        if position < length:
-            self._block[row] = table[position]
-        else:  # it does not decode in this iteration
-            self._block[row], self._fresh = -1, True
+    def _look_up(self, rows: np.ndarray, positions: np.ndarray) -> None:
+        """Send what is new of these rows' tables, and note the blocks that they write to next:
+        their `positions`."""
+        width = self.tables.shape[1]
+        places: list[int] = []
+        blocks: list[int] = []
+        lengths: list[int] = []
+        written: list[int] = []
+        known = self._num_blocks[rows].tolist()
+        for row, first, position in zip(rows.tolist(), known, positions.tolist(), strict=True):
+            table = self.requests[row].block_table
+            length = min(len(table), width)  # what is reserved beyond is never read
+            places += range(row * width + first, row * width + length)
+            blocks += table[first:length]
+            lengths.append(length)
+            # Beyond: it does not decode in this iteration.
+            written.append(table[position] if position < length else -1)
+        if places:
+            self.blocks.reshape(-1)[places] = blocks
+            self._changes.update(zip(places, blocks, strict=True))
+            self._num_blocks[rows] = lengths
+        self._block[rows] = written
+        self._fresh = self._fresh or -1 in written
 
     def set_token(self, request: Request, token: int) -> None:
         """What goes in next of a sequence, where it still has a row."""
@@ -132,8 +142,8 @@ class DecodeRows:
 
     def _send(self) -> None:
         device = self.tables.device
-        changes = np.array(list(self._changes.items()), dtype=np.int64).T
-        staged = torch.from_numpy(np.ascontiguousarray(changes))
+        changes = np.array([*self._changes, *self._changes.values()], dtype=np.int64)
+        staged = torch.from_numpy(changes).view(2, -1)
         if device.type == "cuda":
             staged = staged.pin_memory().to(device, non_blocking=True)
         self.tables.view(-1)[staged[0]] = staged[1].to(torch.int32)

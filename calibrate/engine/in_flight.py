@@ -41,7 +41,7 @@ class Prepared:
     newcomers: list[tuple[Request, int]]  # decodes without a token yet, and where theirs is
     staged: Staged | None
     inputs: Inputs | None
-    rows: np.ndarray | None = None  # of what a graph leaves, those that emit; None: the first
+    rows: list[int]  # of what a graph leaves, those of prompts that end; decodes' are the first
     order: int = 0  # of the rows
     host_s: float = 0.0
 

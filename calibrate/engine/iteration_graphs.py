@@ -114,6 +114,7 @@ class IterationGraphs:
         self._arrays = [one.numpy() for one in self._staged]
         self._table_arrays = [one.numpy() for one in self._staged_tables]
         self._turn = 0
+        self._stages: dict[tuple[Shape, int], Staged] = {}
         self._graphs: dict[Shape, Replay] = {}
         self._results: dict[Shape, torch.Tensor] = {}
         self._pool: Any = None
@@ -141,14 +142,16 @@ class IterationGraphs:
 
     def stage(self, shape: Shape) -> Staged:
         """Host memory for a batch's inputs, all of it padding."""
-        self._turn = 1 - self._turn
-        staged = Staged(shape, self._arrays[self._turn], self._table_arrays[self._turn], self._turn)
+        self._turn = turn = 1 - self._turn
+        staged = self._stages.get((shape, turn))
+        if staged is None:
+            staged = Staged(shape, self._arrays[turn], self._table_arrays[turn], turn)
+            self._stages[shape, turn] = staged
         return staged
 
     def replay(self, staged: Staged) -> torch.Tensor:
         """Send a batch's inputs and compute it: what the head left, [decodes + prompts, …]."""
-        shape, turn = staged.shape, staged.turn
-        end = shape.columns[-1]
+        shape, turn, end = staged.shape, staged.turn, staged.end
         self.inputs[:end].copy_(self._staged[turn][:end], non_blocking=True)
         if shape.prompts:
             self._prompt_tables.copy_(self._staged_tables[turn], non_blocking=True)
@@ -230,7 +233,7 @@ class Staged:
     def __init__(self, shape: Shape, array: np.ndarray, tables: np.ndarray, turn: int) -> None:
         decodes, tokens = shape.decodes, shape.decodes + shape.prompt_tokens
         places = shape.columns
-        self.shape, self.turn = shape, turn
+        self.shape, self.turn, self.end = shape, turn, places[-1]
         self.tokens, self.positions, self.slots = (
             array[place : place + tokens] for place in places[:3]
         )

@@ -24,6 +24,7 @@ class SequenceTokens:
         self._sequences: dict[Request, list[Request]] = {}  # samples of a request that has split
         self._lists: list[list[int]] = []  # of those who emitted last, in order
         self._emitting: Sequence[Request] | None = None
+        self._pending: list[list[int]] = []  # what goes into those lists, iteration by iteration
 
     def add(self, request: Request, prompt: np.ndarray, answer: np.ndarray) -> None:
         """Take in a request: its prompt, and its answer as far as it is known."""
@@ -35,6 +36,7 @@ class SequenceTokens:
 
     def drop(self, request: Request) -> list[list[int]]:
         """Forget a request; returns the tokens that each of its sequences generated."""
+        self._hand_out()
         sequences = self._sequences.pop(request, [request])
         answers = [self._answer(one)[: one.num_generated_tokens] for one in sequences]
         if request.group is not None and not any(one.parent for one in sequences):
@@ -57,6 +59,7 @@ class SequenceTokens:
     def of(self, sequence: Request) -> list[int]:
         """A sequence's tokens; a new sample has its prompt's, and the first of its own where the
         prompt was computed for all."""
+        self._hand_out()
         tokens = self._tokens.get(sequence)
         if tokens is not None:
             return tokens
@@ -88,6 +91,7 @@ class SequenceTokens:
 
     def extend(self, sequence: Request, sampled: list[int], fed: list[int]) -> None:
         """Hand a sequence several tokens of its answer, and what goes in for each."""
+        self._hand_out()
         if sequence in self._sampled:
             self._sampled[sequence] += sampled
         self._tokens[sequence] += fed[: len(sampled)]
@@ -99,13 +103,21 @@ class SequenceTokens:
         same `emitting` again, not a copy, is handed its tokens without a look at who it is.
         """
         if self._emitting is not emitting:
+            self._hand_out()
             # Of a row that was dropped from a request-level batch nobody asks for the tokens.
             self._lists = [self._tokens.get(one, []) for one in emitting]
             self._emitting = emitting
         fed = self._known_instead(emitting, sampled) if self._known else sampled
-        for tokens, token in zip(self._lists, fed, strict=True):
-            tokens.append(token)
+        self._pending.append(fed)
         return fed
+
+    def _hand_out(self) -> None:
+        """Put what has come into each sequence's list: several iterations' tokens at once."""
+        if self._pending:
+            columns = zip(*self._pending, strict=True)
+            for tokens, come in zip(self._lists, columns, strict=True):
+                tokens += come
+            self._pending = []
 
     def _known_instead(self, emitting: Sequence[Request], sampled: list[int]) -> list[int]:
         fed = list(sampled)

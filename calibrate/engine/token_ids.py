@@ -37,12 +37,12 @@ class TokenIds:
 
     def _first(self, request: int, num_tokens: int) -> NDArray[np.int64]:
         """The first `num_tokens` token ids of request number `request`: [num_tokens] int64."""
-        tokens = self._drawn(np.full(num_tokens, _OWN | np.uint64(request)), np.arange(num_tokens))
         content = self._content
-        if content is None:
-            return tokens
-        known = min(num_tokens, int(content.known_tokens[request]))
-        if known:
+        known = 0 if content is None else min(num_tokens, int(content.known_tokens[request]))
+        own = np.full(num_tokens - known, _OWN | np.uint64(request))
+        tokens = np.empty(num_tokens, dtype=np.int64)
+        tokens[known:] = self._drawn(own, np.arange(known, num_tokens))
+        if content is not None and known:
             unit = content.unit_tokens
             first = int(content.offsets[request])
             ids = content.ids[first : first - (-known // unit)].astype(np.uint64)

@@ -152,7 +152,7 @@ class TransformerExecutor:
             if ended:  # else it is the same list as before
                 emitting = [*emitting, *ended]
             shape = self._graphs.shape_for(batch, count)
-            staged, inputs, places = None, None, None
+            staged, inputs, places = None, None, list[int]()
             if shape is None:
                 inputs = self._inputs_of(batch, count)
             else:
@@ -293,11 +293,8 @@ class TransformerExecutor:
 
     # -- inputs -------------------------------------------------------------------------------
 
-    def _stage(self, shape: Shape, batch: Batch, count: int) -> tuple[Staged, np.ndarray | None]:
-        """A captured iteration's inputs but its decodes' tokens, and its rows that emit.
-
-        None: the first ones.
-        """
+    def _stage(self, shape: Shape, batch: Batch, count: int) -> tuple[Staged, list[int]]:
+        """A captured iteration's inputs but its decodes' tokens, and where its prompts emit."""
         rows, staged = self._rows, self._graphs.stage(shape)
         new_tokens = sum(chunk.new_tokens for chunk in batch.prefills)
         staged.pad(count, new_tokens)
@@ -306,10 +303,7 @@ class TransformerExecutor:
             staged.positions[:count] = context
             staged.slots[:count] = rows.slots(count)
             np.add(context, 1, out=staged.contexts[:count])
-        if not batch.prefills:
-            return staged, None
-        first = staged.shape.decodes
-        places, begin = list(range(count)), 0
+        first, begin, places = staged.shape.decodes, 0, list[int]()
         for number, chunk in enumerate(batch.prefills):
             end = begin + chunk.new_tokens
             inside = slice(first + begin, first + end)
@@ -323,7 +317,7 @@ class TransformerExecutor:
             staged.emitting[number] = first + begin + min(last, chunk.new_tokens - 1)
             places += [first + number] * len(emitters(chunk))
             begin = end
-        return staged, np.array(places, dtype=np.int64)
+        return staged, places
 
     def _chunk(
         self, chunk: PrefillChunk, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray
@@ -427,9 +421,7 @@ def _to_even(array: np.ndarray) -> list[np.ndarray]:
 
 def _emitted(sampled: list[int], prepared: Prepared) -> list[int]:
     """Of what a captured iteration leaves, the tokens of those who emit one."""
-    if prepared.rows is None:
-        return sampled[: prepared.count]
-    return [sampled[place] for place in prepared.rows.tolist()]
+    return sampled[: prepared.count] + [sampled[place] for place in prepared.rows]
 
 
 def emitters(chunk: PrefillChunk) -> list[Request]:

@@ -25,11 +25,13 @@ from calibrate.engine.wall_clock import Clock
 from kernels.model_config import ModelConfig
 from kernels.transformer import Transformer
 from sim.schedulers.engine_config import EngineConfig
+from sim.workload.content import PromptContent
 from sim.workload.workload import Workload
 
 BATCHES = (1, 32, 256)
 PROMPT = 16
 CHUNK = 512  # tokens of a prompt in each mixed iteration
+CHUNKS = 8  # of each such prompt
 CONFIG = ModelConfig(64, 1, 1, 1, 64, 64, 64, 1 << 17)
 
 
@@ -49,15 +51,17 @@ def decodes(batch: int, iterations: int) -> Workload:
 
 
 def mixed(batch: int, iterations: int) -> Workload:
-    """The same, beside a long prompt that is computed in as many chunks."""
-    prompts, outputs = np.full(batch + 1, PROMPT), np.full(batch + 1, iterations + 8)
-    prompts[-1], outputs[-1] = iterations * CHUNK, 1
-    return Workload(np.zeros(batch + 1), prompts, outputs)
+    """The same, beside prompts whose chunks are computed one after the other, one an iteration."""
+    longs = -(-iterations // CHUNKS)
+    prompts = np.concatenate((np.full(batch, PROMPT), np.full(longs, CHUNKS * CHUNK)))
+    outputs = np.concatenate((np.full(batch, iterations + 8), np.ones(longs, dtype=np.int64)))
+    offsets = np.concatenate(([0], np.cumsum(prompts)))
+    content = PromptContent(np.arange(offsets[-1]), offsets, prompts)  # as clients send it
+    return Workload(np.zeros(len(prompts)), prompts, outputs, content=content)
 
 
-def served_s(workload: Workload, *, budget: int, ahead: bool = False) -> tuple[float, int]:
-    """Processor time of serving on a null device, and iterations."""
-    count = len(workload)
+def served_s(workload: Workload, *, count: int, budget: int) -> tuple[float, int]:
+    """Processor time of serving on a null device, `count` at once, and iterations."""
     tokens = workload.prompt_tokens + workload.output_tokens
     model = Transformer.random(
         CONFIG, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu",
@@ -67,7 +71,6 @@ def served_s(workload: Workload, *, budget: int, ahead: bool = False) -> tuple[f
         workload,
         EngineConfig(
             max_num_seqs=count, max_num_batched_tokens=budget, enable_prefix_caching=False,
-            async_scheduling=ahead,
         ),
         model,
         scheduler="chunked",
@@ -100,26 +103,32 @@ def loop_ns() -> float:
     return (time.process_time() - began_s) / 200_000 * 1e9
 
 
-def host_times(repeats: int = 3, iterations: int = 300) -> Iterator[HostTime]:
-    """Each case's least disturbed of so many repeats."""
+def host_times(repeats: int = 5, iterations: int = 600) -> Iterator[HostTime]:
+    """Each case's least disturbed of so many repeats, short runs and long ones each for itself: a
+    disturbance only adds, so that the least of differences would be too little."""
     for make, is_mixed in ((decodes, False), (mixed, True)):
         for batch in BATCHES:
             few, many = 20, iterations if batch > 1 or is_mixed else 4 * iterations
             budget = batch + CHUNK if is_mixed else 8192
-            found = []
+            turns, runs = [], []
             for _ in range(repeats):
-                turn_ns = loop_ns()
-                short, long = (served_s(make(batch, n), budget=budget) for n in (few, many))
-                found.append(((long[0] - short[0]) / (long[1] - short[1]), turn_ns))
-            seconds, turn_ns = min(found)
-            yield HostTime(batch, is_mixed, seconds * 1e6, turn_ns)
+                turns.append(loop_ns())
+                runs.append(
+                    [
+                        served_s(make(batch, n), count=batch + is_mixed, budget=budget)
+                        for n in (few, many)
+                    ]
+                )
+            (short_s, short), (long_s, long) = (min(each) for each in zip(*runs, strict=True))
+            us = (long_s - short_s) / (long - short) * 1e6
+            yield HostTime(batch, is_mixed, us, min(turns))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=600)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = []
