@@ -86,6 +86,7 @@ class TransformerExecutor:
         self._rows = DecodeRows(max_num_seqs, max_blocks, self.device, block_size=block_size)
         self._tokens = SequenceTokens()
         self._prompt_tables = PromptTables()
+        self._counting = np.arange(block_size * max_blocks)
         self._sample = Sampler(model, sampling)
         self._decoding: Collection[Request] | None = None  # whom the rows are
         self._decodes: list[Request] = []  # the rows' sequences, as of `_order`
@@ -328,9 +329,13 @@ class TransformerExecutor:
         known = self._tokens.between(request, start, stop)
         tokens[: len(known)] = known
         tokens[len(known) :] = 0  # padding of request-level batches: computed and never read
-        positions[:] = np.arange(start, stop)
-        table = np.array(request.block_table[start // size : -(-stop // size)], dtype=np.int64)
-        np.add(table[positions // size - start // size] * size, positions % size, out=slots)
+        if stop > len(self._counting):
+            self._counting = np.arange(2 * stop)
+        positions[:] = self._counting[start:stop]
+        first = start // size
+        table = np.array(request.block_table[first : -(-stop // size)], dtype=np.int64)
+        every = (table[:, None] * size + self._counting[:size]).reshape(-1)  # of whole blocks
+        slots[:] = every[start - first * size : stop - first * size]
 
     def _inputs_of(self, batch: Batch, count: int) -> Inputs:
         rows = self._rows
