@@ -13,12 +13,14 @@ import os
 import re
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 REQUESTS = 20
 MODEL = "llama-3.1-8b"
@@ -26,15 +28,20 @@ _END_S = 900.0  # of a client
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(3, 2048))]
 
 
-def tokenizer(folder: Path) -> Path:
-    """A tokenizer with a word a token, for clients that count for themselves."""
+def tokenizer(folder: Path, *, english: bool) -> Path:
+    """A tokenizer for clients that count for themselves, with a word a token: those that draw ids
+    find every one of them again; of `english` that others write each letter is a token besides."""
     folder.mkdir()
     vocabulary = {word: number for number, word in enumerate(WORDS)}
+    model: dict[str, Any] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
+    if english:
+        pieces = [*WORDS[:3], *(f" {word}" for word in WORDS[3:]), *string.printable]
+        scored = [[piece, -1.0 if piece.startswith(" w") else -10.0] for piece in pieces]
+        model = {"type": "Unigram", "unk_id": 0, "vocab": scored, "byte_fallback": False}
     content = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+        "normalizer": None, "pre_tokenizer": None if english else {"type": "Whitespace"},
+        "post_processor": None, "decoder": {"type": "Fuse"} if english else None, "model": model,
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(content))
     kind = {
@@ -120,7 +127,7 @@ def answered(url: str) -> int:
 
 def tried(name: str, program: str, folder: Path) -> bool:
     """Whether a client ends well."""
-    words, out = tokenizer(folder / "words"), folder / "out"
+    words, out = tokenizer(folder / "words", english=name == "guidellm"), folder / "out"
     out.mkdir()
     # vLLM's command line looks for a package of its own name.
     metadata = folder / "vllm-0.32.0.dist-info"
