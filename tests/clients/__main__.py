@@ -100,6 +100,7 @@ def inference_perf(program: str, url: str, words: Path, out: Path) -> list[str]:
         "load": {"type": "constant", "stages": [{"rate": 10, "duration": REQUESTS // 10}]},
         "server": {"type": "vllm", "model_name": MODEL, "base_url": url, "ignore_eos": True},
         "tokenizer": {"pretrained_model_name_or_path": str(words)},
+        "report": {"request_lifecycle": {"per_request": True}},
     }  # fmt: skip
     config.write_text(json.dumps(load))  # JSON is YAML
     return [program, "--config_file", str(config)]

@@ -1,5 +1,9 @@
-"""Small files that the tools' own code wrote, of the versions in their names."""
+"""Small files that the tools' own code wrote, of the versions in their names.
 
+Those named run are of whole runs against `orcast serve` (``python -m tests.clients --keep``).
+"""
+
+import gzip
 import json
 from pathlib import Path
 
@@ -65,6 +69,44 @@ def test_a_packed_recording_is_read_as_it_is(tmp_path):
         stream.write((FILES / "aiperf-0.13.jsonl").read_bytes())
     assert len(read_measurement(path)) == 3
     assert len(read_trace(path)) == 2
+
+
+def said_by_guidellm() -> dict[str, float]:
+    said = json.loads(gzip.decompress((FILES / "guidellm-0.8-run.json.gz").read_bytes()))
+    metrics = said["benchmarks"][0]["metrics"]
+    return {
+        "ttft": metrics["time_to_first_token_ms"]["successful"]["mean"] / 1e3,
+        "e2e": metrics["request_latency"]["successful"]["mean"],
+    }
+
+
+def said_by_summary(name: str) -> dict[str, float]:
+    found = aggregates_in(FILES / name)
+    assert found is not None and found.requests == 10
+    return {name: found.metrics[name]["mean"] / 1e3 for name in ("ttft", "tpot", "e2e")}
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt_tokens", "said"),
+    [
+        ("guidellm-0.8-run.json.gz", 69, said_by_guidellm),
+        ("aiperf-0.13-run.jsonl.gz", 64,
+         lambda: said_by_summary("aiperf-0.13-run-summary.json.gz")),
+        ("inference-perf-0.7-run.json.gz", 64,
+         lambda: said_by_summary("inference-perf-0.7-run-summary.json.gz")),
+    ],
+)  # fmt: skip
+def test_a_tools_requests_agree_with_what_it_says_of_them(name, prompt_tokens, said):
+    workload = read_trace(FILES / name)
+    assert workload.prompt_tokens.tolist() == [prompt_tokens] * 10
+    assert workload.output_tokens.tolist() == [32] * 10
+    measured = read_measurement(FILES / name)
+    assert measured.completed.all()
+    found = {"ttft": measured.ttft_s, "tpot": measured.tpot_s, "e2e": measured.e2e_s}
+    for metric, mean_s in said().items():
+        # inference-perf's responses end a millisecond after their last token, where its TPOT ends.
+        near = 0.01 if metric == "tpot" else 1e-3
+        assert found[metric].mean() == pytest.approx(mean_s, rel=near), metric
 
 
 def test_vllms_own_results_agree_with_themselves():
