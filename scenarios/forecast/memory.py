@@ -12,6 +12,7 @@ from sim.kv.memory import MemoryBudget, memory_budget
 from sim.kv.profiling_run import ProfilingRun
 from sim.model.hardware import Gpu
 from sim.model.spec import ModelSpec
+from sim.speculation import HEADS
 
 
 def engine_memory(
@@ -46,7 +47,7 @@ def keeps_by_groups(scenario: Scenario, model: ModelSpec) -> bool:
     """
     engine, speculation = scenario.engine, scenario.speculation
     chunks = any(mixer.kind == "chunked" for mixer in model.mixers)
-    head = speculation is not None and speculation.method == "eagle"
+    head = speculation is not None and speculation.method in HEADS
     return (
         engine.scheduler == "chunked"
         and not engine.disable_hybrid_kv_cache_manager

@@ -22,7 +22,7 @@ from sim.kv.memory import MemoryBudget
 from sim.latency.protocol import LatencyModel
 from sim.model.hardware import Gpu
 from sim.model.spec import ModelSpec
-from sim.speculation import DraftShape, Speculation, acceptance
+from sim.speculation import HEADS, DraftShape, Speculation, acceptance
 from sim.speculation.drafting import (
     Drafting,
     FixedDraft,
@@ -107,7 +107,7 @@ class Speculator:
     def notes(self, scenario: Scenario) -> list[str]:
         """What the reader has to be told."""
         notes, given = [], self.given
-        steps = given.method in ("draft_model", "tree", "eagle", "medusa", "self_speculation")
+        steps = given.method in ("draft_model", "tree", *HEADS, "medusa", "self_speculation")
         if scenario.latency.source != "fixed" and given.host_per_step_us is None and steps:
             notes.append(
                 f"speculation: {HOST_PER_STEP_S * 1e6:g} µs of host time per drafting step is an "
@@ -141,7 +141,7 @@ class Speculator:
                 self.draft.weight_bytes(draft_tp),
                 self.draft.kv_bytes_per_token(cache, draft_tp),
             )
-        if self.given.method == "eagle":
+        if self.given.method in HEADS:
             ranks = scenario.hardware.expert_parallel
             operations = [*model.linear_operations(tp), *model.expert_operations(tp, ranks)]
             layer = sum(op.weight_bytes for op in operations) // model.num_layers
@@ -192,13 +192,13 @@ class Speculator:
                 projection=projection,
                 host_per_step_s=host_s,
             )
-        eagle = method == "eagle"
+        head = method in HEADS
         return LayersDraft(
             target,
-            share=1.0 / model.num_layers if eagle else given.layer_share or 0.0,
+            share=1.0 / model.num_layers if head else given.layer_share or 0.0,
             frontiers=shape.frontiers,
-            keeps_cache=eagle,
-            projection=projection if eagle else None,
+            keeps_cache=head,
+            projection=projection if head else None,
             host_per_step_s=host_s,
         )
 
@@ -307,7 +307,7 @@ def _shape(given: Given) -> DraftShape:
         assert given.window and given.ngram and given.guesses
         return DraftShape.lookahead(given.window, given.ngram, given.guesses)
     # vLLM: a draft with a cache of its own gets its slots ahead.
-    ahead = given.method in ("draft_model", "tree", "eagle")
+    ahead = given.method in ("draft_model", "tree", *HEADS)
     if given.branching is not None:
         return DraftShape.tree(tuple(given.branching), ahead=ahead)
     k = given.num_draft_tokens or 0

@@ -30,7 +30,8 @@ IMAGE = "vllm/vllm-openai:latest"
 PORT = 8000
 SGLANG = ("python", "-m", "sglang.launch_server")
 NIXL = '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'
-VLLM_DRAFTS = ("draft_model", "ngram", "eagle", "medusa")  # methods that vLLM has, by its names
+# Methods that vLLM has, by its names.
+VLLM_DRAFTS = ("draft_model", "ngram", "eagle", "mtp", "medusa")
 
 
 def to_deploy(

@@ -20,6 +20,7 @@ METHODS = {  # method -> the keys that belong to it, besides those of all
         "host_per_step_us",
     },
     "eagle": {"num_draft_tokens", "branching", "draft_step_ms", "host_per_step_us"},
+    "mtp": {"num_draft_tokens", "draft_step_ms", "host_per_step_us"},
     "medusa": {"num_draft_tokens", "branching", "draft_step_ms", "host_per_step_us"},
     "self_speculation": {"num_draft_tokens", "layer_share", "draft_step_ms", "host_per_step_us"},
     "ngram": {"num_draft_tokens", "match_rate", "host_per_step_us", "host_per_sequence_us"},
@@ -77,7 +78,15 @@ class Speculation(_Section):
     """
 
     method: Literal[
-        "draft_model", "ngram", "medusa", "eagle", "self_speculation", "jacobi", "lookahead", "tree"
+        "draft_model",
+        "ngram",
+        "medusa",
+        "eagle",
+        "mtp",
+        "self_speculation",
+        "jacobi",
+        "lookahead",
+        "tree",
     ]
     acceptance: Acceptance
     # what the rates mean; both cost the same

@@ -3,6 +3,6 @@
 May import: sim.latency, sim.kv.
 """
 
-from sim.speculation.speculation import DraftShape, Speculation
+from sim.speculation.speculation import HEADS, DraftShape, Speculation
 
-__all__ = ["DraftShape", "Speculation"]
+__all__ = ["HEADS", "DraftShape", "Speculation"]

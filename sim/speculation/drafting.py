@@ -1,7 +1,8 @@
 """What drafting costs in one iteration, by technique.
 
     draft model, tree   a small model of its own: `depth` forward passes, one after the other
-    eagle               the same with one further layer of the target (Li et al., 2024)
+    eagle, mtp          the same with one further layer of the target (Li et al., 2024; DeepSeek-AI,
+                        2024, section 2.2)
     self-speculation    the same with a share of the target's own layers (Zhang et al., 2023;
                         LayerSkip, Elhoushi et al., 2024)
     medusa              all heads at once on the target's last hidden state (Cai et al., 2024)

@@ -12,6 +12,8 @@ from math import prod
 
 from sim.speculation.acceptance import Acceptance
 
+HEADS = ("eagle", "mtp")  # one further layer, which reads the target's hidden states
+
 
 @dataclass(frozen=True, slots=True)
 class DraftShape:
@@ -91,8 +93,8 @@ class Speculation:
     @property
     def drops_last_match(self) -> bool:
         """Whether the last block of a cached prefix is computed again: the draft reads the target's
-        hidden states, which no cache has (vLLM with EAGLE)."""
-        return self.method == "eagle"
+        hidden states, which no cache has (vLLM with EAGLE or MTP)."""
+        return self.method in HEADS
 
     @property
     def expected_tokens_per_step(self) -> float:

@@ -26,6 +26,7 @@ SPECULATION: Sequence[Section] = (
     {"method": "draft_model", "draft_model": "llama-3.2-1b", "num_draft_tokens": 2},
     {"method": "eagle", "num_draft_tokens": 3},
     {"method": "eagle", "branching": [2, 2]},
+    {"method": "mtp", "num_draft_tokens": 1},
     {"method": "medusa", "num_draft_tokens": 2},
     {"method": "jacobi", "num_draft_tokens": 4},
     {"method": "lookahead", "window": 3, "ngram": 3, "guesses": 3},
