@@ -22,12 +22,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orcast.serve.answers import DONE
 from orcast.serve.bodies import ChatBody, CompletionBody, TokenizeBody, parsed
 from orcast.serve.desk import Asked, Desk
 from orcast.serve.errors import ApiError, phrased
 from orcast.serve.faults import Faults
+from orcast.serve.live_engine import LiveEngine
 from orcast.serve.live_state import LiveState
+from orcast.serve.stream import LINE, Stream
 from orcast.serve.texts import chat_ids
 from reports.live.page import content_policy
 
@@ -35,7 +36,6 @@ log = logging.getLogger("orcast.serve")
 
 MOST_BODY_BYTES = 64 * 2**20
 BODY_S = 30.0  # for each piece of a body
-_EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _PAGE_HEADERS = {
     "Content-Security-Policy": content_policy(),
     "X-Content-Type-Options": "nosniff",
@@ -186,22 +186,30 @@ async def _generate(
     engine = endpoint.desk.engine
     if engine.cuts and not engine.serves:
         raise phrased(503, "No replica is up.")
+    breaks_off = endpoint.faults.breaks_off(sum(one.tokens for one in asked.answer.choices))
+    stream = None
+    if asked.stream:
+        line = request.scope["extensions"][LINE]
+        stream = Stream(asked.answer, asked.format, line, breaks_off=breaks_off)
     reached_s = [
         engine.submit(prompt, max_tokens=limit, block_hashes=hashes, label=asked.label)
         for prompt, limit, hashes in zip(
             asked.answer.prompts, asked.max_tokens, asked.hashes, strict=True
         )
     ]
-    return _Reply(endpoint, asked, max(reached_s))
+    return _Reply(engine, asked, stream, max(reached_s), breaks_off=breaks_off is not None)
 
 
 class _Reply:
     """An answer, streamed or whole, as an ASGI response; a client that leaves ends it."""
 
-    def __init__(self, endpoint: Endpoint, asked: Asked, reached_s: float) -> None:
-        self._engine, self._asked, self._reached_s = endpoint.desk.engine, asked, reached_s
-        tokens = sum(choice.tokens for choice in asked.answer.choices)
-        self._breaks_off = endpoint.faults.breaks_off(tokens)
+    def __init__(
+        self, engine: LiveEngine, asked: Asked, stream: Stream | None, reached_s: float, *,
+        breaks_off: bool,
+    ) -> None:  # fmt: skip
+        """`reached_s`: when an engine has all of its prompts, or has refused them."""
+        self._engine, self._asked, self._stream = engine, asked, stream
+        self._reached_s, self._breaks_off = reached_s, breaks_off
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watching = asyncio.ensure_future(self._watch(receive))
@@ -209,8 +217,8 @@ class _Reply:
             await self._engine.reached(self._reached_s)
             if self._asked.answer.error is not None:
                 await self._asked.answer.error.response(scope, receive, send)
-            elif self._asked.stream:
-                await self._stream(send)
+            elif self._stream is not None:
+                await self._stream.run(send)
             else:
                 await self._whole(scope, receive, send)
         except OSError:
@@ -227,43 +235,15 @@ class _Reply:
         if not self._asked.answer.over:
             self._engine.cancel(self._asked.answer)
 
-    async def _stream(self, send: Send) -> None:
-        answer, made, breaks_off = self._asked.answer, self._asked.format, self._breaks_off
-        choices = list(answer.choices)
-        await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
-        while True:
-            data = "".join([made.chunks(choice) for choice in choices])
-            if data:
-                await send(_part(data.encode()))
-            if breaks_off is not None and sum(one.sent for one in choices) > breaks_off:
-                return
-            if answer.over and all(one.sent == one.count for one in choices):
-                break
-            if all(one.sent == one.count for one in choices):
-                await answer.wait()
-        if answer.dropped:
-            return  # the connection breaks off with the replica
-        if answer.error is not None:
-            await send(_part(f"data: {json.dumps(answer.error.body)}\n\n".encode()))
-        else:
-            await send(_part(made.last(answer).encode()))
-        await send(_part(DONE))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._asked.answer
-        while not answer.over:
-            await answer.wait()
-        if answer.dropped or self._breaks_off is not None:
+        await answer.end()
+        if answer.dropped or self._breaks_off:
             return
         if answer.error is not None:
             await answer.error.response(scope, receive, send)
         else:
             await JSONResponse(self._asked.format.whole(answer))(scope, receive, send)
-
-
-def _part(data: bytes) -> Message:
-    return {"type": "http.response.body", "body": data, "more_body": True}
 
 
 class _Guarded:

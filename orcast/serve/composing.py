@@ -43,6 +43,7 @@ class Wanted:
     error_rate: float = 0.0
     drop_rate: float = 0.0
     slow_start_s: float = 0.0
+    due_times: bool = False
     record: Path | None = None
 
 
@@ -75,7 +76,7 @@ def composed(wanted: Wanted) -> Composed:
     names = wanted.names or (scenario.model,)
     engine = LiveEngine(
         LiveOptions(deployment, failures, keep=wanted.record is not None),
-        model=names[0], speed=wanted.speed, cuts=wanted.cuts,
+        model=names[0], speed=wanted.speed, cuts=wanted.cuts, tells_due=wanted.due_times,
     )  # fmt: skip
     faults = Faults(wanted.error_rate, wanted.drop_rate, wanted.slow_start_s)
     desk = Desk(engine, tokens, names=names, seed=scenario.workload.seed)

@@ -34,11 +34,16 @@ class LiveEngine:
     """Serves prompts on a simulated cluster, in real time."""
 
     def __init__(
-        self, options: LiveOptions, *, model: str, speed: float = 1.0, cuts: bool = False
-    ) -> None:
-        """`cuts`: whether the connections of a replica that fails are lost with it."""
+        self, options: LiveOptions, *, model: str, speed: float = 1.0, cuts: bool = False,
+        tells_due: bool = False,
+    ) -> None:  # fmt: skip
+        """`cuts`: whether the connections of a replica that fails are lost with it.
+
+        `tells_due`: whether the events of streams say when their tokens were due.
+        """
         self.cluster, self.source = live_cluster(options, listener=self)
         self.options, self.speed, self.cuts = options, speed, cuts
+        self._tells_due = tells_due
         self.failures = list(options.failures)
         self.meters = Meters(
             self.cluster,
@@ -194,8 +199,7 @@ class LiveEngine:
 
     def _hear(self, replica: int, tokens: Tokens, at_s: float) -> None:
         """Clients get tokens."""
-        choices = self._choices
-        self.meters.delays_s.append((self.now_s - at_s) / self.speed)
+        choices, due = self._choices, self._due(at_s)
         gaps: dict[float, int] = {}
         given = 0
         for sequence, count in tokens:
@@ -208,10 +212,19 @@ class LiveEngine:
             else:
                 self._begins(_whole(sequence), replica, at_s)
             choice.count, choice.last_s = count, at_s
-            choice.answer.wake()
+            stream = choice.answer.stream
+            if stream is not None:
+                stream.hear(choice, due)
+        self.meters.delays_s.append((self.now_s - at_s) / self.speed)  # of the last of them
         self.meters.of(replica).tokens(
             given, [(at_s - last_s, times) for last_s, times in gaps.items()]
         )
+
+    def _due(self, at_s: float) -> bytes:
+        """The comment for events of that time, in seconds since 1970; empty: none is wanted."""
+        if not self._tells_due:
+            return b""
+        return b": due %.6f\n" % (time.time() - (self.now_s - at_s) / self.speed)
 
     def _begins(self, request: Request, replica: int, at_s: float) -> None:
         """A request's first token, of any of its sequences."""
