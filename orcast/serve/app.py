@@ -31,6 +31,7 @@ from orcast.serve.live_state import LiveState
 from orcast.serve.stream import LINE, Stream
 from orcast.serve.texts import chat_ids
 from reports.live.page import content_policy
+from reports.page.own_names import OwnNames
 
 log = logging.getLogger("orcast.serve")
 
@@ -52,6 +53,7 @@ class Endpoint:
     state: LiveState
     version: str
     page: str
+    own_names: OwnNames
     api_keys: tuple[str, ...] = ()
 
 
@@ -112,9 +114,12 @@ def serving_app(endpoint: Endpoint) -> ASGIApp:
         return JSONResponse(endpoint.state.shown(since=request.query_params.get("since")))
 
     async def change(request: Request) -> Response:
-        origin, host = request.headers.get("origin"), request.headers.get("host", "")
-        if origin is not None and origin.partition("://")[2] != host:
-            raise phrased(403, "Settings are changed by the page of this server alone.")
+        headers = request.headers
+        if not endpoint.own_names.addressed(headers.get("host", ""), headers.get("origin")):
+            raise phrased(
+                403, "Settings are changed by this server's own page alone, at the address that it "
+                "listens at.",
+            )  # fmt: skip
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
             raise phrased(415, "Settings are JSON.")
         try:

@@ -346,6 +346,9 @@ def test_keys_faults_and_limits_while_it_serves(tmp_path: Path) -> None:
         origin = {"origin": "http://elsewhere.example"}
         foreign = asking.post("/live/settings", json={"error_rate": 1}, headers=origin)
         assert foreign.status_code == 403, "another site's page changes nothing"
+        rebound = {"host": "elsewhere.example", "origin": "http://elsewhere.example"}
+        foreign = asking.post("/live/settings", json={"error_rate": 1}, headers=rebound)
+        assert foreign.status_code == 403, "not even where its name points to this machine"
         assert asking.post("/live/settings", json={"error_rate": 1}).status_code == 200
         failed = asking.post("/v1/completions", json=body)
         assert (failed.status_code, failed.json()["error"]["type"]) == (500, "InternalServerError")
