@@ -68,21 +68,18 @@ class Server:
 @contextmanager
 def served(scenario: str, *options: str) -> Iterator[Server]:
     """A server, until it is needed no more."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scenario.yaml"
-        path.write_text(scenario)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orcast", "serve", str(path), "--port", "0", *options],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        found = re.search(r"http://([^:/]+):(\d+)/v1", process.stdout.readline())
-        assert found, "orcast serve did not start"
-        try:
-            yield Server((found[1], int(found[2])), process)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orcast", "serve", scenario, "--port", "0", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    found = re.search(r"http://([^:/]+):(\d+)/v1", process.stdout.readline())
+    assert found, "orcast serve did not start"
+    try:
+        yield Server((found[1], int(found[2])), process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
 
 
 @dataclass(slots=True)
@@ -160,7 +157,14 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=1.0)
     parser.add_argument("--tokens", type=int, nargs=2, default=(500, 1500), help="of an answer")
     given = parser.parse_args()
-    scenario = SCENARIO.replace("REPLICAS", str(given.replicas))
+    with tempfile.TemporaryDirectory() as folder:
+        scenario = Path(folder) / "scenario.yaml"
+        scenario.write_text(SCENARIO.replace("REPLICAS", str(given.replicas)))
+        run(given, str(scenario))
+
+
+def run(given: argparse.Namespace, scenario: str) -> None:
+    """Serve, warm up and measure."""
     with served(scenario, "--speed", str(given.speed), "--due-times") as server:
         clients = Clients(server.address, given.streams, tokens=given.tokens)
         clients.start(over_s=min(5.0, given.warm_s))
