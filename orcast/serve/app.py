@@ -188,16 +188,17 @@ async def _generate(
     body = parsed(kind, request.headers.get("content-type", ""), data)
     endpoint.faults.strike()
     asked = ask(body)
-    engine = endpoint.desk.engine
+    engine, line = endpoint.desk.engine, request.scope["extensions"][LINE]
     if engine.cuts and not engine.serves:
         raise phrased(503, "No replica is up.")
     breaks_off = endpoint.faults.breaks_off(sum(one.tokens for one in asked.answer.choices))
     stream = None
     if asked.stream:
-        line = request.scope["extensions"][LINE]
         stream = Stream(asked.answer, asked.format, line, breaks_off=breaks_off)
     reached_s = [
-        engine.submit(prompt, max_tokens=limit, block_hashes=hashes, label=asked.label)
+        engine.submit(
+            prompt, max_tokens=limit, block_hashes=hashes, label=asked.label, came_s=line.came_s
+        )
         for prompt, limit, hashes in zip(
             asked.answer.prompts, asked.max_tokens, asked.hashes, strict=True
         )

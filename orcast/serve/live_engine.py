@@ -27,6 +27,7 @@ from sim.records import Records
 from sim.request import SAMPLE_NUMBERS, Request
 from sim.workload import Workload
 
+_BEFORE_S = 1e-6  # time begins so long before the first request
 _FORGET_S = 5.0  # how often what nobody will ask for is dropped
 
 
@@ -53,7 +54,7 @@ class LiveEngine:
         )
         self.settings_changed = False
         self._began_s: float | None = None  # on the wall clock
-        self._stamped_s = -1.0
+        self._stamped_s = 0.0
         self._choices: dict[Request, Choice] = {}
         self._prompts: dict[Request, Prompt] = {}
         self._outgoing: list[tuple[float, int, Callable[[], None]]] = []
@@ -96,16 +97,18 @@ class LiveEngine:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(left_s, 0.0), self._turn)
 
-    def _stamp(self) -> float:
-        """A simulated time for what happens now: later than all that has happened."""
+    def _stamp(self, came_s: float | None = None) -> float:
+        """A simulated time for what happens now: later than all that has happened.
+
+        Or for what came then, on the monotonic clock, as far as nothing has happened since.
+        """
+        came_s = time.monotonic() if came_s is None else came_s
         if self._began_s is None:
-            self._began_s = time.monotonic()
-        now_s = self.now_s
-        self.cluster.clock.advance(now_s)
+            self._began_s = came_s - _BEFORE_S
+        at_s = (came_s - self._began_s) * self.speed
+        self.cluster.clock.advance(at_s)
         latest_s = max(self._stamped_s, self.cluster.clock.now)
-        self._stamped_s = now_s if now_s > latest_s else nextafter(latest_s, inf)
-        if self._stamped_s <= 0.0:
-            self._stamped_s = 0.0
+        self._stamped_s = at_s if at_s > latest_s else nextafter(latest_s, inf)
         return self._stamped_s
 
     # -- requests -----------------------------------------------------------------------------
@@ -121,10 +124,14 @@ class LiveEngine:
             )
 
     def submit(
-        self, prompt: Prompt, *, max_tokens: int, block_hashes: Sequence[int], label: str
-    ) -> float:
-        """A prompt arrives; returns when an engine has it (or has refused it), simulated."""
-        at_s = self._stamp()
+        self, prompt: Prompt, *, max_tokens: int, block_hashes: Sequence[int], label: str,
+        came_s: float | None = None,
+    ) -> float:  # fmt: skip
+        """A prompt has arrived; returns when an engine has it (or has refused it), simulated.
+
+        `came_s`: when, on the monotonic clock; reading it has taken time that is not simulated.
+        """
+        at_s = self._stamp(came_s)
         request = self.source.push(
             at_s,
             prompt_tokens=prompt.tokens,

@@ -7,6 +7,7 @@ import gc
 import logging
 import resource
 import socket
+import time
 from typing import Any
 
 import uvicorn
@@ -48,6 +49,10 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc,unused-ignore]
     def on_headers_complete(self) -> None:
         self._calm()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._line.came_s = time.monotonic()
+        super().on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()

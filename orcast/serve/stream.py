@@ -22,6 +22,7 @@ class Line:
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self.stream: Stream | None = None  # that it carries at present
+        self.came_s = 0.0  # when the latest request was all there, on the monotonic clock
         self.is_full = False  # or broken
 
     def fill(self) -> None:
