@@ -19,6 +19,8 @@ _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-cont
 class Line:
     """A connection, as streams see it."""
 
+    __slots__ = ("came_s", "is_full", "stream", "transport")
+
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self.stream: Stream | None = None  # that it carries at present
@@ -38,6 +40,8 @@ class Line:
 
 class Stream:
     """Of one answer; begins to hear at once, and to write once it runs."""
+
+    __slots__ = ("_answer", "_breaks_off", "_format", "_line")
 
     def __init__(
         self, answer: Answer, made: Format, line: Line, *, breaks_off: int | None = None

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,13 @@ class Server:
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    @property
+    def late_ms(self) -> float:
+        """By its own account, at most, of 99 % of the latest iterations' tokens when written."""
+        url = "http://{}:{}/live/state".format(*self.address)
+        with urllib.request.urlopen(url) as answer:
+            return float(json.loads(answer.read())["delay_ms"])
 
     @property
     def rss_mib(self) -> float:
@@ -187,10 +195,12 @@ def measure(server: Server, clients: Clients, seconds: float) -> None:
         rss_mib.append(server.rss_mib)
     passed_s, seen = time.monotonic() - began_s, clients.seen
     server_s, client_s = server.cpu_s - server_s, time.process_time() - client_s
+    own_ms = server.late_ms
     late_ms, events = np.array(seen.late_s) * 1e3, len(seen.late_s)
     at = " ".join(f"{name} {np.percentile(late_ms, name):.2f}" for name in (50, 90, 99, 99.9))
     print(f"  {events / passed_s:,.0f} events/s, {seen.answers} answers, in {passed_s:.0f} s")
     print(f"  late by (ms): mean {late_ms.mean():.2f}, percentiles {at}, most {late_ms.max():.2f}")
+    print(f"  by the server's own account, when written: 99 % late by at most {own_ms:.2f} ms")
     for name, spent_s in (("server", server_s), ("clients", client_s)):
         print(f"  {name}: {spent_s / passed_s:.0%} of a core, "
               f"{1e6 * spent_s / events:.1f} us an event")  # fmt: skip
