@@ -29,6 +29,9 @@ pytest.importorskip("openai", reason=needs.SERVE)
 
 import httpx
 import openai
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as open_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from reports.run.folder import load_run
@@ -314,6 +317,11 @@ def test_metrics_are_those_that_dashboards_ask_for(server: Server, client: opena
     text = httpx.get(f"{server.url}/metrics").text
     assert 'vllm:time_to_first_token_seconds_bucket{engine="0",le="0.001"' in text
     assert 'le="2560.0"' in text and 'le="+Inf"' in text
+    accept = {"accept": "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"}
+    text = httpx.get(f"{server.url}/metrics", headers=accept).text
+    assert text.count("# EOF") == 1
+    names = {one.name for one in open_families(text)}
+    assert names >= {"vllm:generation_tokens", "orcast:token_delay_seconds"}
 
 
 def test_the_recording_is_what_a_simulation_of_the_same_arrivals_gives(server: Server) -> None:
