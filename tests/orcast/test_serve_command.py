@@ -281,6 +281,33 @@ def test_a_client_that_hangs_up_gives_its_blocks_back(server: Server) -> None:
     assert found["vllm:kv_cache_usage_perc"] == found["vllm:num_requests_running"] == 0
 
 
+def test_a_client_that_does_not_read_misses_nothing_and_keeps_nobody_waiting(
+    server: Server, client: openai.OpenAI
+) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    tokens = 2500
+    body = json.dumps({"prompt": "abcd", "max_tokens": tokens, "ignore_eos": True, "stream": True})
+    before = metrics(server.url)["vllm:request_success_total"]
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(60)
+        slow.connect((host, int(port)))
+        slow.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n" % len(body) + body.encode()
+        )
+        others = 0
+        while metrics(server.url)["vllm:request_success_total"] <= before + others:
+            client.completions.create(model="llama-3.1-8b", prompt="x", max_tokens=8)
+            others += 1
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += slow.recv(1 << 16)
+    events = [json.loads(line) for line in re.findall(rb"^data: (\{.*)$", received, re.MULTILINE)]
+    assert sum(len(one["choices"][0]["text"]) for one in events) == 4 * tokens
+    assert len(events) < tokens, "what could not be written came together"
+
+
 def test_other_paths_answer(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert httpx.get(f"{server.url}/nothing").status_code == 404
