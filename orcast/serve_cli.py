@@ -55,6 +55,11 @@ def serve(
     slow_start: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="Answer 503 for so long at first.")
     ] = 0.0,
+    due_times: Annotated[
+        bool,
+        typer.Option("--due-times", help="Tell in a comment before each event of a stream when its "
+                     "first token was due, in seconds since 1970."),
+    ] = False,
     record: Annotated[
         Path | None,
         typer.Option("--record", metavar="DIR", help="Write a run folder of what was served."),
@@ -72,7 +77,8 @@ def serve(
             scenario, tuple(set_ or ()), host=host, port=port, speed=speed,
             names=tuple(served_model_name or ()), api_keys=tuple(keys), tokenizer=tokenizer,
             fail=tuple(fail or ()), cuts=on_failure == "drop", error_rate=error_rate,
-            drop_rate=drop_rate, slow_start_s=slow_start, record=record,
+            drop_rate=drop_rate, slow_start_s=slow_start, due_times=due_times,
+            record=record,
         ),
         warn=lambda text: print(f"orcast: warning: {text}", file=sys.stderr),
     )  # fmt: skip

@@ -89,7 +89,7 @@ class RequestPool:
                 count = one.num_generated_tokens
                 if one.joined_step >= 0:
                     own = self.decodes_of(one) if several else decodes
-                    count += own.stored_of(one) - one.num_computed_tokens
+                    count += own.step - one.joined_step
                     if count > one.output_tokens:  # it overruns its end
                         count = one.output_tokens
                 found.append((one, count))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import Any
+from typing import Any, Protocol
 
 from orcast.serve.errors import ApiError
 from orcast.serve.texts import Filler
@@ -31,6 +31,7 @@ class Choice:
     sent: int = 0  # tokens that were sent
     shown: int = 0  # characters of `text` that were sent
     last_s: float = 0.0  # when the latest token came, simulated
+    due: bytes = b""  # the comment that tells when the first that was not sent was due
 
 
 @dataclass(slots=True, eq=False)
@@ -44,11 +45,19 @@ class Prompt:
     over: bool = False
 
 
+class Hearer(Protocol):
+    """Who takes tokens as they come."""
+
+    def hear(self, choice: Choice, due: bytes) -> None:
+        """There are more of a choice's; `due`: when they were, as an event's comment."""
+
+
 @dataclass(slots=True, eq=False)
 class Answer:
     """All that one HTTP request gets."""
 
     prompts: list[Prompt] = field(default_factory=list)
+    stream: Hearer | None = None  # None: it is sent as a whole
     error: ApiError | None = None
     dropped: bool = False  # its connection is to be cut
     _waiter: asyncio.Future[None] | None = None
@@ -63,18 +72,16 @@ class Answer:
         return self.error is not None or self.dropped or all(one.over for one in self.prompts)
 
     def wake(self) -> None:
-        """Something has come."""
+        """It may be over."""
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    async def wait(self) -> None:
-        """Until something comes."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
+    async def end(self) -> None:
+        """Until nothing more will come."""
+        while not self.over:
+            self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        finally:
-            self._waiter = None
 
 
 class Format:
@@ -99,12 +106,14 @@ class Format:
             "created": created, "model": model,
         }  # fmt: skip
         opened = json.dumps(self._head, separators=(",", ":"))[:-1]
-        self._prefix = f"data: {opened}"
         self._plain = not continuous and logprobs is None
-        self._open = '"delta":{"content":"' if self._chat else '"text":"'
-        self._close = '"}' if self._chat else '"'
+        self._opened = f'data: {opened},"choices":[{{"index":'
+        self._openings: dict[int, bytes] = {}  # of each choice: what stands before its tokens
+        self._closing = b'%b,"logprobs":null,"finish_reason":null}]}\n\n' % (
+            b'"}' if self._chat else b'"'
+        )
 
-    def first(self, choice: Choice) -> str:
+    def _first(self, choice: Choice) -> bytes:
         """What comes before a choice's first token: a chat's role, or the prompt to be echoed."""
         if self._chat:
             delta = {"role": "assistant", "content": ""}
@@ -112,23 +121,21 @@ class Format:
         if self._echo:
             text = {"text": self._echo[choice.number], "logprobs": None, "finish_reason": None}
             return self._event(choice, text | {"stop_reason": None}, 0)
-        return ""
+        return b""
 
-    def chunks(self, choice: Choice) -> str:
+    def unsent(self, choice: Choice) -> bytes:
         """The tokens that have come and were not sent, as events."""
         start, stop = choice.sent, choice.count
         if start == stop:
-            return ""
-        before = "" if start else self.first(choice)
-        choice.sent = stop
+            return b""
+        before = choice.due if start else self._first(choice) + choice.due
+        choice.sent, choice.due = stop, b""
         ended = stop == choice.tokens
-        text = self._text(choice, start, stop, ended=ended)
         if self._plain and not ended and choice.text is None:
-            # Filler has nothing that JSON would escape.
-            return (
-                f'{before}{self._prefix},"choices":[{{"index":{choice.number},{self._open}{text}'
-                f'{self._close},"logprobs":null,"finish_reason":null}}]}}\n\n'
-            )
+            opening = self._openings.get(choice.number) or self._opening(choice.number)
+            words = self._filler.encoded(choice.place, start, stop)
+            return b"%b%b%b%b" % (before, opening, words, self._closing)
+        text = self._text(choice, start, stop, ended=ended)
         said: dict[str, Any] = {"delta": {"content": text}} if self._chat else {"text": text}
         said["logprobs"] = self._logprobs_of(choice, start, stop)
         said["finish_reason"] = choice.finish_reason if ended else None
@@ -136,12 +143,13 @@ class Format:
             said["stop_reason"] = choice.stop if ended else None
         return before + self._event(choice, said, stop)
 
-    def last(self, answer: Answer) -> str:
-        """What comes behind all choices: usage, where it is asked for."""
+    def last(self, answer: Answer) -> bytes:
+        """What comes behind all choices: an error, or usage where it is asked for; and the end."""
+        if answer.error is not None:
+            return event(answer.error.body) + DONE
         if not self._usage:
-            return ""
-        body = self._head | {"choices": [], "usage": usage(answer)}
-        return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
+            return DONE
+        return event(self._head | {"choices": [], "usage": usage(answer)}) + DONE
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
@@ -165,7 +173,12 @@ class Format:
             "usage": usage(answer),
         }  # fmt: skip
 
-    def _event(self, choice: Choice, said: dict[str, Any], count: int) -> str:
+    def _opening(self, number: int) -> bytes:
+        text = '"delta":{"content":"' if self._chat else '"text":"'
+        self._openings[number] = opening = f"{self._opened}{number},{text}".encode()
+        return opening
+
+    def _event(self, choice: Choice, said: dict[str, Any], count: int) -> bytes:
         body: dict[str, Any] = self._head | {"choices": [{"index": choice.number} | said]}
         if self._continuous:
             prompt = _prompt_of(choice).tokens
@@ -173,7 +186,7 @@ class Format:
                 "prompt_tokens": prompt, "total_tokens": prompt + count,
                 "completion_tokens": count,
             }  # fmt: skip
-        return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
+        return event(body)
 
     def _text(self, choice: Choice, start: int, stop: int, *, ended: bool) -> str:
         if choice.text is None:
@@ -211,6 +224,11 @@ class Format:
 
 
 _HALF = -log(2)
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """As a client gets it in a stream."""
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
 
 
 def _ranked(word: str, others: Sequence[str], most: int) -> list[tuple[str, float]]:

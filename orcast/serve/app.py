@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,20 +22,22 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orcast.serve.answers import DONE
 from orcast.serve.bodies import ChatBody, CompletionBody, TokenizeBody, parsed
 from orcast.serve.desk import Asked, Desk
 from orcast.serve.errors import ApiError, phrased
 from orcast.serve.faults import Faults
+from orcast.serve.live_engine import LiveEngine
 from orcast.serve.live_state import LiveState
+from orcast.serve.stream import LINE, Stream
 from orcast.serve.texts import chat_ids
 from reports.live.page import content_policy
+from reports.page.own_names import OwnNames
 
 log = logging.getLogger("orcast.serve")
 
 MOST_BODY_BYTES = 64 * 2**20
 BODY_S = 30.0  # for each piece of a body
-_EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_METRICS_END = b"# EOF\n"
 _PAGE_HEADERS = {
     "Content-Security-Policy": content_policy(),
     "X-Content-Type-Options": "nosniff",
@@ -52,14 +54,23 @@ class Endpoint:
     state: LiveState
     version: str
     page: str
+    own_names: OwnNames
     api_keys: tuple[str, ...] = ()
+
+
+class _Alone:
+    """A family of metrics, as what there is to collect."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> list[Metric]:
+        return [self._family]
 
 
 def serving_app(endpoint: Endpoint) -> ASGIApp:
     """The application."""
     engine, desk, faults = endpoint.desk.engine, endpoint.desk, endpoint.faults
-    registry = CollectorRegistry()
-    registry.register(engine.meters)
     created = int(time.time())
 
     async def completions(request: Request) -> Any:
@@ -103,7 +114,13 @@ def serving_app(endpoint: Endpoint) -> ASGIApp:
 
     async def metrics(request: Request) -> Response:
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encoder(registry), headers={"Content-Type": content_type})
+        parts = []
+        for family in engine.meters.collect():
+            parts.append(encoder(_Alone(family)))
+            await asyncio.sleep(0)  # tokens do not wait until all is written down
+        ends = parts[-1].endswith(_METRICS_END)  # in OpenMetrics, and each of its parts, too
+        text = b"".join([part.removesuffix(_METRICS_END) for part in parts])
+        return Response(text + _METRICS_END * ends, headers={"Content-Type": content_type})
 
     async def page(request: Request) -> Response:
         return HTMLResponse(endpoint.page, headers=_PAGE_HEADERS)
@@ -112,9 +129,12 @@ def serving_app(endpoint: Endpoint) -> ASGIApp:
         return JSONResponse(endpoint.state.shown(since=request.query_params.get("since")))
 
     async def change(request: Request) -> Response:
-        origin, host = request.headers.get("origin"), request.headers.get("host", "")
-        if origin is not None and origin.partition("://")[2] != host:
-            raise phrased(403, "Settings are changed by the page of this server alone.")
+        headers = request.headers
+        if not endpoint.own_names.addressed(headers.get("host", ""), headers.get("origin")):
+            raise phrased(
+                403, "Settings are changed by this server's own page alone, at the address that it "
+                "listens at.",
+            )  # fmt: skip
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
             raise phrased(415, "Settings are JSON.")
         try:
@@ -183,25 +203,34 @@ async def _generate(
     body = parsed(kind, request.headers.get("content-type", ""), data)
     endpoint.faults.strike()
     asked = ask(body)
-    engine = endpoint.desk.engine
+    engine, line = endpoint.desk.engine, request.scope["extensions"][LINE]
     if engine.cuts and not engine.serves:
         raise phrased(503, "No replica is up.")
+    breaks_off = endpoint.faults.breaks_off(sum(one.tokens for one in asked.answer.choices))
+    stream = None
+    if asked.stream:
+        stream = Stream(asked.answer, asked.format, line, breaks_off=breaks_off)
     reached_s = [
-        engine.submit(prompt, max_tokens=limit, block_hashes=hashes, label=asked.label)
+        engine.submit(
+            prompt, max_tokens=limit, block_hashes=hashes, label=asked.label, came_s=line.came_s
+        )
         for prompt, limit, hashes in zip(
             asked.answer.prompts, asked.max_tokens, asked.hashes, strict=True
         )
     ]
-    return _Reply(endpoint, asked, max(reached_s))
+    return _Reply(engine, asked, stream, max(reached_s), breaks_off=breaks_off is not None)
 
 
 class _Reply:
     """An answer, streamed or whole, as an ASGI response; a client that leaves ends it."""
 
-    def __init__(self, endpoint: Endpoint, asked: Asked, reached_s: float) -> None:
-        self._engine, self._asked, self._reached_s = endpoint.desk.engine, asked, reached_s
-        tokens = sum(choice.tokens for choice in asked.answer.choices)
-        self._breaks_off = endpoint.faults.breaks_off(tokens)
+    def __init__(
+        self, engine: LiveEngine, asked: Asked, stream: Stream | None, reached_s: float, *,
+        breaks_off: bool,
+    ) -> None:  # fmt: skip
+        """`reached_s`: when an engine has all of its prompts, or has refused them."""
+        self._engine, self._asked, self._stream = engine, asked, stream
+        self._reached_s, self._breaks_off = reached_s, breaks_off
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watching = asyncio.ensure_future(self._watch(receive))
@@ -209,8 +238,8 @@ class _Reply:
             await self._engine.reached(self._reached_s)
             if self._asked.answer.error is not None:
                 await self._asked.answer.error.response(scope, receive, send)
-            elif self._asked.stream:
-                await self._stream(send)
+            elif self._stream is not None:
+                await self._stream.run(send)
             else:
                 await self._whole(scope, receive, send)
         except OSError:
@@ -227,43 +256,15 @@ class _Reply:
         if not self._asked.answer.over:
             self._engine.cancel(self._asked.answer)
 
-    async def _stream(self, send: Send) -> None:
-        answer, made, breaks_off = self._asked.answer, self._asked.format, self._breaks_off
-        choices = list(answer.choices)
-        await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
-        while True:
-            data = "".join([made.chunks(choice) for choice in choices])
-            if data:
-                await send(_part(data.encode()))
-            if breaks_off is not None and sum(one.sent for one in choices) > breaks_off:
-                return
-            if answer.over and all(one.sent == one.count for one in choices):
-                break
-            if all(one.sent == one.count for one in choices):
-                await answer.wait()
-        if answer.dropped:
-            return  # the connection breaks off with the replica
-        if answer.error is not None:
-            await send(_part(f"data: {json.dumps(answer.error.body)}\n\n".encode()))
-        else:
-            await send(_part(made.last(answer).encode()))
-        await send(_part(DONE))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._asked.answer
-        while not answer.over:
-            await answer.wait()
-        if answer.dropped or self._breaks_off is not None:
+        await answer.end()
+        if answer.dropped or self._breaks_off:
             return
         if answer.error is not None:
             await answer.error.response(scope, receive, send)
         else:
             await JSONResponse(self._asked.format.whole(answer))(scope, receive, send)
-
-
-def _part(data: bytes) -> Message:
-    return {"type": "http.response.body", "body": data, "more_body": True}
 
 
 class _Guarded:

@@ -18,6 +18,7 @@ from orcast.serve.live_state import SETTINGS, LiveState
 from orcast.serve.recording import write_recording
 from orcast.serve.server import run_server
 from orcast.serve.texts import Characters, FromFile, Tokens
+from reports.page.own_names import OwnNames, names_of
 from scenarios.errors import InputError
 from scenarios.forecast.deployment import deploy
 from scenarios.forecast.live import LiveOptions
@@ -43,6 +44,7 @@ class Wanted:
     error_rate: float = 0.0
     drop_rate: float = 0.0
     slow_start_s: float = 0.0
+    due_times: bool = False
     record: Path | None = None
 
 
@@ -56,7 +58,7 @@ class Composed:
     origin: Path
 
 
-def composed(wanted: Wanted) -> Composed:
+def composed(wanted: Wanted, own_names: OwnNames) -> Composed:
     """Load, deploy and wire up. Raises InputError."""
     from reports.live.page import live_page
 
@@ -75,7 +77,7 @@ def composed(wanted: Wanted) -> Composed:
     names = wanted.names or (scenario.model,)
     engine = LiveEngine(
         LiveOptions(deployment, failures, keep=wanted.record is not None),
-        model=names[0], speed=wanted.speed, cuts=wanted.cuts,
+        model=names[0], speed=wanted.speed, cuts=wanted.cuts, tells_due=wanted.due_times,
     )  # fmt: skip
     faults = Faults(wanted.error_rate, wanted.drop_rate, wanted.slow_start_s)
     desk = Desk(engine, tokens, names=names, seed=scenario.workload.seed)
@@ -86,8 +88,9 @@ def composed(wanted: Wanted) -> Composed:
     }  # fmt: skip
     page = live_page(scenario.name, settings=SETTINGS, keyed=bool(wanted.api_keys))
     endpoint = Endpoint(
-        desk, faults, LiveState(engine, faults, about=about), version(), page, wanted.api_keys
-    )
+        desk, faults, LiveState(engine, faults, about=about), version(), page, own_names,
+        wanted.api_keys,
+    )  # fmt: skip
     return Composed(endpoint, engine, scenario, origin)
 
 
@@ -100,7 +103,7 @@ def serve_wanted(wanted: Wanted, *, warn: Callable[[str], None]) -> None:
         folder = None
         if wanted.record is not None:
             folder = stack.enter_context(fresh_folder(wanted.record, option="--record"))
-        made = composed(wanted)
+        made = composed(wanted, names_of(wanted.host, listening.getsockname()[0]))
         for note in made.engine.options.deployment.notes:
             warn(note)
         desk = made.endpoint.desk

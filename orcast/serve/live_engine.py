@@ -27,6 +27,7 @@ from sim.records import Records
 from sim.request import SAMPLE_NUMBERS, Request
 from sim.workload import Workload
 
+_BEFORE_S = 1e-6  # time begins so long before the first request
 _FORGET_S = 5.0  # how often what nobody will ask for is dropped
 
 
@@ -34,11 +35,16 @@ class LiveEngine:
     """Serves prompts on a simulated cluster, in real time."""
 
     def __init__(
-        self, options: LiveOptions, *, model: str, speed: float = 1.0, cuts: bool = False
-    ) -> None:
-        """`cuts`: whether the connections of a replica that fails are lost with it."""
+        self, options: LiveOptions, *, model: str, speed: float = 1.0, cuts: bool = False,
+        tells_due: bool = False,
+    ) -> None:  # fmt: skip
+        """`cuts`: whether the connections of a replica that fails are lost with it.
+
+        `tells_due`: whether the events of streams say when their tokens were due.
+        """
         self.cluster, self.source = live_cluster(options, listener=self)
         self.options, self.speed, self.cuts = options, speed, cuts
+        self._tells_due = tells_due
         self.failures = list(options.failures)
         self.meters = Meters(
             self.cluster,
@@ -48,7 +54,7 @@ class LiveEngine:
         )
         self.settings_changed = False
         self._began_s: float | None = None  # on the wall clock
-        self._stamped_s = -1.0
+        self._stamped_s = 0.0
         self._choices: dict[Request, Choice] = {}
         self._prompts: dict[Request, Prompt] = {}
         self._outgoing: list[tuple[float, int, Callable[[], None]]] = []
@@ -91,16 +97,18 @@ class LiveEngine:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(left_s, 0.0), self._turn)
 
-    def _stamp(self) -> float:
-        """A simulated time for what happens now: later than all that has happened."""
+    def _stamp(self, came_s: float | None = None) -> float:
+        """A simulated time for what happens now: later than all that has happened.
+
+        Or for what came then, on the monotonic clock, as far as nothing has happened since.
+        """
+        came_s = time.monotonic() if came_s is None else came_s
         if self._began_s is None:
-            self._began_s = time.monotonic()
-        now_s = self.now_s
-        self.cluster.clock.advance(now_s)
+            self._began_s = came_s - _BEFORE_S
+        at_s = (came_s - self._began_s) * self.speed
+        self.cluster.clock.advance(at_s)
         latest_s = max(self._stamped_s, self.cluster.clock.now)
-        self._stamped_s = now_s if now_s > latest_s else nextafter(latest_s, inf)
-        if self._stamped_s <= 0.0:
-            self._stamped_s = 0.0
+        self._stamped_s = at_s if at_s > latest_s else nextafter(latest_s, inf)
         return self._stamped_s
 
     # -- requests -----------------------------------------------------------------------------
@@ -116,10 +124,14 @@ class LiveEngine:
             )
 
     def submit(
-        self, prompt: Prompt, *, max_tokens: int, block_hashes: Sequence[int], label: str
-    ) -> float:
-        """A prompt arrives; returns when an engine has it (or has refused it), simulated."""
-        at_s = self._stamp()
+        self, prompt: Prompt, *, max_tokens: int, block_hashes: Sequence[int], label: str,
+        came_s: float | None = None,
+    ) -> float:  # fmt: skip
+        """A prompt has arrived; returns when an engine has it (or has refused it), simulated.
+
+        `came_s`: when, on the monotonic clock; reading it has taken time that is not simulated.
+        """
+        at_s = self._stamp(came_s)
         request = self.source.push(
             at_s,
             prompt_tokens=prompt.tokens,
@@ -194,8 +206,7 @@ class LiveEngine:
 
     def _hear(self, replica: int, tokens: Tokens, at_s: float) -> None:
         """Clients get tokens."""
-        choices = self._choices
-        self.meters.delays_s.append((self.now_s - at_s) / self.speed)
+        choices, due = self._choices, self._due(at_s)
         gaps: dict[float, int] = {}
         given = 0
         for sequence, count in tokens:
@@ -208,10 +219,19 @@ class LiveEngine:
             else:
                 self._begins(_whole(sequence), replica, at_s)
             choice.count, choice.last_s = count, at_s
-            choice.answer.wake()
+            stream = choice.answer.stream
+            if stream is not None:
+                stream.hear(choice, due)
+        self.meters.delays_s.append((self.now_s - at_s) / self.speed)  # of the last of them
         self.meters.of(replica).tokens(
             given, [(at_s - last_s, times) for last_s, times in gaps.items()]
         )
+
+    def _due(self, at_s: float) -> bytes:
+        """The comment for events of that time, in seconds since 1970; empty: none is wanted."""
+        if not self._tells_due:
+            return b""
+        return b": due %.6f\n" % (time.time() - (self.now_s - at_s) / self.speed)
 
     def _begins(self, request: Request, replica: int, at_s: float) -> None:
         """A request's first token, of any of its sequences."""

@@ -36,7 +36,7 @@ _N = (1.0, 2.0, 5.0, 10.0, 20.0)
 _PREEMPTIONS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
 _REASONS = ("stop", "length", "abort", "error", "repetition")
 _RECENT = 50_000  # latencies that charts may ask for
-_KEPT_DELAYS = 20_000
+_KEPT_DELAYS = 4_000
 
 
 def _one_two_five(most: int) -> tuple[float, ...]:
@@ -185,7 +185,7 @@ class Recent:
 
 
 class Meters:
-    """Of all replicas; a collector for `prometheus_client`."""
+    """Of all replicas."""
 
     def __init__(
         self, cluster: Cluster, *, model: str, longest: int, now_s: Callable[[], float]
@@ -214,7 +214,7 @@ class Meters:
         self._refused["max_num_queued_reqs" if by_sequences else "max_num_waiting"] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """Everything, as `prometheus_client` wants it."""
+        """Everything, family by family; what happens between two of them is in the later alone."""
         labels = ["model_name", "engine"]
         now_s, replicas = self._now_s(), self._cluster.replicas
         names = [[self._model, str(number)] for number in range(len(replicas))]

@@ -7,6 +7,7 @@ import gc
 import logging
 import resource
 import socket
+import time
 from typing import Any
 
 import uvicorn
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from orcast.serve.live_state import LiveState
+from orcast.serve.stream import LINE, Line
 
 _HEADERS_S = 10.0  # for all headers of a request to come
 _KEEP_ALIVE_S = 30
@@ -21,12 +23,13 @@ _SHUTDOWN_S = 2
 
 
 class Protocol(HttpToolsProtocol):  # type: ignore[misc,unused-ignore]
-    """uvicorn's, but a connection has only so long to ask for something."""
+    """uvicorn's, but a connection has only so long to ask for something, and carries streams."""
 
     _impatient: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._line = Line(transport)
         self._await_headers()
 
     def _await_headers(self) -> None:
@@ -39,6 +42,7 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc,unused-ignore]
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {LINE: self._line}
         if self._impatient is None:
             self._await_headers()
 
@@ -46,8 +50,21 @@ class Protocol(HttpToolsProtocol):  # type: ignore[misc,unused-ignore]
         self._calm()
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._line.came_s = time.monotonic()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._line.fill()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._line.drain()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._calm()
+        self._line.fill()
         super().connection_lost(exc)
 
     def _calm(self) -> None:

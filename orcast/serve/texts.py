@@ -127,17 +127,22 @@ class Filler:
         rng = np.random.default_rng(_SEED)
         drawn = rng.integers(len(tokens.words), size=_LENGTH)
         self._words = [tokens.words[at] for at in drawn.tolist()] * 2
+        self._encoded = [word.encode() for word in self._words]
         self._ids = np.tile(tokens.word_ids[drawn], 2)
 
     def text(self, place: int, start: int, stop: int) -> str:
         """Tokens `start` to `stop` - 1 of the answer that enters at `place`."""
+        return self.encoded(place, start, stop).decode()
+
+    def encoded(self, place: int, start: int, stop: int) -> bytes:
+        """The same in UTF-8; JSON would escape none of it."""
         at = (place + start) % _LENGTH
         count = stop - start
         if count <= _LENGTH:
-            return "".join(self._words[at : at + count])
+            return b"".join(self._encoded[at : at + count])
         rounds, rest = divmod(count, _LENGTH)
-        return "".join(self._words[at : at + _LENGTH]) * rounds + "".join(
-            self._words[at : at + rest]
+        return b"".join(self._encoded[at : at + _LENGTH]) * rounds + b"".join(
+            self._encoded[at : at + rest]
         )
 
     def words(self, place: int, start: int, stop: int) -> list[str]:

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from reports.page.own_names import LOOPBACK
 from reports.what_if.server import MOST_BODY_BYTES
 
 if TYPE_CHECKING:
     from dash import Dash
 
 NONCE = "the-nonce-of-this-answer"  # in the index, where its style sheets' nonce comes to stand
-_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 _PATHS = re.compile(
     r"/(_dash-(layout|dependencies|update-component|component-suites/.+)|assets/.+)?"
 )
@@ -39,8 +39,7 @@ def guard(app: "Dash") -> None:
     }
 
     def check() -> None:
-        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-        if not _HOST.fullmatch(host) or origin not in (None, f"http://{host}"):
+        if not LOOPBACK.addressed(request.headers.get("Host", ""), request.headers.get("Origin")):
             abort(403)
         if not _PATHS.fullmatch(request.path):
             abort(404)

@@ -29,6 +29,9 @@ pytest.importorskip("openai", reason=needs.SERVE)
 
 import httpx
 import openai
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as open_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from reports.run.folder import load_run
@@ -278,6 +281,33 @@ def test_a_client_that_hangs_up_gives_its_blocks_back(server: Server) -> None:
     assert found["vllm:kv_cache_usage_perc"] == found["vllm:num_requests_running"] == 0
 
 
+def test_a_client_that_does_not_read_misses_nothing_and_keeps_nobody_waiting(
+    server: Server, client: openai.OpenAI
+) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    tokens = 2500
+    body = json.dumps({"prompt": "abcd", "max_tokens": tokens, "ignore_eos": True, "stream": True})
+    before = metrics(server.url)["vllm:request_success_total"]
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(60)
+        slow.connect((host, int(port)))
+        slow.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n" % len(body) + body.encode()
+        )
+        others = 0
+        while metrics(server.url)["vllm:request_success_total"] <= before + others:
+            client.completions.create(model="llama-3.1-8b", prompt="x", max_tokens=8)
+            others += 1
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += slow.recv(1 << 16)
+    events = [json.loads(line) for line in re.findall(rb"^data: (\{.*)$", received, re.MULTILINE)]
+    assert sum(len(one["choices"][0]["text"]) for one in events) == 4 * tokens
+    assert len(events) < tokens, "what could not be written came together"
+
+
 def test_other_paths_answer(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert httpx.get(f"{server.url}/nothing").status_code == 404
@@ -314,6 +344,11 @@ def test_metrics_are_those_that_dashboards_ask_for(server: Server, client: opena
     text = httpx.get(f"{server.url}/metrics").text
     assert 'vllm:time_to_first_token_seconds_bucket{engine="0",le="0.001"' in text
     assert 'le="2560.0"' in text and 'le="+Inf"' in text
+    accept = {"accept": "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"}
+    text = httpx.get(f"{server.url}/metrics", headers=accept).text
+    assert text.count("# EOF") == 1
+    names = {one.name for one in open_families(text)}
+    assert names >= {"vllm:generation_tokens", "orcast:token_delay_seconds"}
 
 
 def test_the_recording_is_what_a_simulation_of_the_same_arrivals_gives(server: Server) -> None:
@@ -346,6 +381,9 @@ def test_keys_faults_and_limits_while_it_serves(tmp_path: Path) -> None:
         origin = {"origin": "http://elsewhere.example"}
         foreign = asking.post("/live/settings", json={"error_rate": 1}, headers=origin)
         assert foreign.status_code == 403, "another site's page changes nothing"
+        rebound = {"host": "elsewhere.example", "origin": "http://elsewhere.example"}
+        foreign = asking.post("/live/settings", json={"error_rate": 1}, headers=rebound)
+        assert foreign.status_code == 403, "not even where its name points to this machine"
         assert asking.post("/live/settings", json={"error_rate": 1}).status_code == 200
         failed = asking.post("/v1/completions", json=body)
         assert (failed.status_code, failed.json()["error"]["type"]) == (500, "InternalServerError")
