@@ -120,7 +120,7 @@ def figure(path: Path, shares: dict[str, list[float]], runs: Runs, scaled: dict[
     axes(
         drawn,
         {
-            1: ("requests per second", "% within 250 ms TTFT, 13 ms TPOT"),
+            1: ("requests per second", "% within 250 ms TTFT, 11 ms TPOT"),
             2: ("", "mean TTFT (ms)"),
             3: ("time (s)", "replicas paid for"),
         },
