@@ -191,7 +191,9 @@ def _found(
             known=known,
         )
     except ValueError as error:
-        raise InputError(str(error)) from None
+        words = str(error)
+        named = str(recording) in words or (log_file is not None and str(log_file) in words)
+        raise InputError(words if named else f"{recording}: {words}") from None
 
 
 def _note(folder: Path, found: Refined) -> None:

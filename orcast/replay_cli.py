@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,13 +93,29 @@ def replay(
         workload["time_scale"] = 1 / speed
     limits = {"ttft_ms": ttft, "tpot_ms": tpot, "e2el_ms": e2e, "percentile": percentile}
     slo = {key: limit for key, limit in limits.items() if limit is not None}
-    loaded, origin = _loaded(
-        scenario, workload, requests.name, slo, (model, gpu, gpus, replicas), set_ or []
-    )
-    lines = in_three_lines(describe(requests, format=name))
-    if not quiet:
-        print("\n".join(lines), file=sys.stderr if as_json else sys.stdout)
-    run_loaded(loaded, origin, out=out, as_json=as_json, quiet=quiet)
+    with _said_of(file):
+        loaded, origin = _loaded(
+            scenario, workload, requests.name, slo, (model, gpu, gpus, replicas), set_ or []
+        )
+        lines = in_three_lines(describe(requests, format=name))
+        if not quiet:
+            print("\n".join(lines), file=sys.stderr if as_json else sys.stdout)
+        run_loaded(loaded, origin, out=out, as_json=as_json, quiet=quiet)
+
+
+@contextmanager
+def _said_of(file: str) -> Iterator[None]:
+    """What is wrong with a scenario that nobody has written is told of the recording."""
+    from scenarios.errors import InputError
+    from scenarios.schema.load import MAPPING
+
+    try:
+        yield
+    except InputError as error:
+        nobodys, _, rest = str(error).partition(": ")
+        if nobodys != MAPPING:
+            raise
+        raise InputError(f"{file}: {rest}") from None
 
 
 def _loaded(

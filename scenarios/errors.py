@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 LONGEST = 230  # characters of a refusal, beyond the paths of files in it
 LONGEST_WORD = 80
+DAMAGES = (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeWarning, TypeError)
+
+_AROUND = "():,;'\""  # what stands around a path in a sentence
 
 
 class InputError(ValueError):
@@ -28,16 +32,18 @@ def reading(*sources: object) -> Iterator[None]:
     """Whatever the content of `sources` makes impossible is an InputError that names them.
 
     For files that anybody may have changed, where what lies in them is used: a key that is gone, a
-    list where a number was, a number beyond what arithmetic can do.
+    list where a number was, a number beyond what arithmetic can do. NumPy only warns of these.
     """
     both = " and ".join(map(str, sources))
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            yield
     except ValueError as error:
         text = str(error)
         named = text.startswith("--") or any(str(source) in text for source in sources)
         raise InputError(text if named else f"{both}: {text}") from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+    except DAMAGES as error:
         missing = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{both}: damaged: {missing or type(error).__name__}") from error
 
@@ -47,7 +53,10 @@ def one_line(message: str) -> str:
     is too long left out; paths of files stay whole."""
     words = [_shown(word) for word in message.split()]
     # The paths of the files that were read: in full, however long, and so is the first word.
-    free = [n == 0 or (word[:1] == os.sep and _is_path(word)) for n, word in enumerate(words)]
+    free = [
+        n == 0 or (word.lstrip(_AROUND)[:1] == os.sep and _is_path(word))
+        for n, word in enumerate(words)
+    ]
     if sum(len(word) + 1 for word, path in zip(words, free, strict=True) if not path) <= LONGEST:
         return " ".join(words)
     kept: tuple[list[str], list[str]] = ([], [])
@@ -78,7 +87,7 @@ def _shown(word: str) -> str:
 
 def _is_path(word: str) -> bool:
     """Whether it is, but for a colon or a bracket behind it, a file's path or in a folder."""
-    path = word.strip("():,;'\"")
+    path = word.strip(_AROUND)
     if os.sep not in path or len(path) > 4096:
         return False
     return os.path.exists(path) or os.path.isdir(os.path.dirname(path) or "?")

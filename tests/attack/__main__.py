@@ -1,6 +1,7 @@
 """``python -m tests.attack --seconds 3600 --seed 7``: hostile inputs until the time is over.
 
-``--count 200 --kind model`` takes so many of one kind; ``--only model:7:12`` repeats one.
+``--count 200 --kind model`` takes so many of one kind; ``--only model:7:12`` repeats one and leaves its
+files, with the command, in a folder that it names.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 from tests.attack.judged import ENDED, all_kinds, attacked
 
@@ -42,7 +43,8 @@ def main() -> int:
     with TemporaryDirectory(prefix="attack-results-") as results:
         kinds = all_kinds(Path(results))
         if asked.only:
-            found = attacked(kinds[asked.only.split(":")[0]], asked.only)
+            kept = Path(mkdtemp(prefix="attack-"))
+            found = attacked(kinds[asked.only.split(":")[0]], asked.only, kept=kept)
             print(found or "kept the rule")
             return int(found is not None)
         for number, kind in _each(asked.count, tuple(asked.kind or kinds)):

@@ -104,6 +104,14 @@ SMALL_SIZING: dict[str, Any] = {
     "training": {"gpu": "h100-sxm", "gpus": 8, "mfu": 0.4, "sequence_length": 2048},
 }
 
+# Else every GPU and degree is served by for seven models, which is an honest minute's work.
+FEW_SERVED: dict[str, Any] = {
+    "gpus": ["h100-sxm"],
+    "tensor_parallel": [1],
+    "engine": {"max_num_seqs": 64},
+    "lengths": BASE["workload"]["lengths"],
+}
+
 
 def sizing(folder: Path, rng: Random) -> Attack:
     """A sizing with fields set, changed or taken away; its runs as a CSV file."""
@@ -116,6 +124,9 @@ def sizing(folder: Path, rng: Random) -> Attack:
                 section[key] = {}
             section = section[key]
         section[path[-1]] = valid(annotation, rng, limits) if rng.random() < 0.7 else odd(rng)
+    if isinstance(content.get("serving"), dict):
+        content["serving"] = json.loads(json.dumps(FEW_SERVED)) | content["serving"]
+        content.setdefault("over_training", {"sizes": [0.5]})
     if rng.random() < 0.2:
         content = mutated(content, rng)
     if rng.random() < 0.2:
@@ -209,6 +220,8 @@ def options(folder: Path, rng: Random) -> Attack:
         given += ["--out", str(folder / "out")]
     if words in (("plan",), ("size",), ("sweep",)):
         given += ["--jobs", "1"]
+    if words == ("size",):
+        given += ["--set", "serving=null"]
     if words[0] in ("run", "replay", "plan", "sweep"):
         given += ["--set", "workload.num_requests=5", "--set", "latency.source=roofline"]
     return Attack((*words, *given), ("",), out="nothing")
@@ -251,13 +264,13 @@ def place(folder: Path, rng: Random) -> Attack:
     name = rng.choice(("odd.yaml", "odd.json", "odd.csv", "odd", "odd é\n.yaml", "o" * 250))
     table = small_table_folder(folder / "own-table")
     at = folder / name
-    if rng.random() < 0.15:
+    where = rng.randrange(6)
+    if where < 5 and rng.random() < 0.15:
         at = table / rng.choice(sorted(path.name for path in table.iterdir()))
         at.unlink()
     PLACES[kind](at)
     scenario = json.loads(json.dumps(BASE))
     told: tuple[str, ...] = ()
-    where = rng.randrange(6)
     if at.parent == table or where == 0:
         scenario["latency"] = {"table": str(table if at.parent == table else at)}
     elif where == 1:
@@ -293,7 +306,7 @@ def place(folder: Path, rng: Random) -> Attack:
         return Attack(told, (str(at), at.name, repr(at.name)[1:-1]), out="nothing")
     file = write_yaml(folder / "hostile.yaml", scenario)
     if where == 5:
-        return Attack(("run", str(file), "-q", "--out", str(at)), ("--out",), out="nothing")
+        return Attack(("run", str(file), "-q", "--out", str(at)), ("--out", at.name), out="nothing")
     return Attack(("run", str(file), "-q", "--out", str(folder / "out")), ("hostile.yaml", at.name))
 
 

@@ -127,7 +127,7 @@ def mutated(content: Any, rng: Random) -> Any:
     elif how == 1 and isinstance(holder, dict):
         holder[str(rng.choice(TEXTS))] = holder.pop(key)
     elif how == 2 and isinstance(inner, int | float) and not isinstance(inner, bool):
-        changed = (-inner, inner * 10**6, inner * 10**9, str(inner), [inner], inner / 3)
+        changed = (-inner, inner * 10**6, inner * 10**9, str(inner), [inner], inner % 7 / 3)
         holder[key] = rng.choice(changed)
     else:
         holder[key] = odd(rng)
