@@ -35,7 +35,7 @@ _ITERATION = tuple(float(2**power) for power in (0, *range(3, 15)))
 _N = (1.0, 2.0, 5.0, 10.0, 20.0)
 _PREEMPTIONS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
 _REASONS = ("stop", "length", "abort", "error", "repetition")
-_RECENT = 50_000  # latencies that charts may ask for
+_RECENT = 2_000  # latencies that charts ask for
 _KEPT_DELAYS = 4_000
 
 
