@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from scenarios.yaml_file import find_file
 from tests.attack.kinds import BASE, write_yaml
 from tests.orcast.command_line import orcast, refusal
 from tests.sim.latency.tables import small_table_folder
-from tests.sim.workload.test_trace_formats import SERVING_SIM
+from tests.sim.workload.test_trace_formats import SERVING_SIM, TIMED
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +32,9 @@ def run_refused(**changed: Any) -> str:
 
 def test_a_wrong_name_in_a_list_of_names_is_told_with_those_that_are_allowed() -> None:
     line = run_refused(plan={"search": ["tensor_paralel", "no", 5]})
-    assert line.startswith("small.yaml: plan.search[0]: 'tensor_paralel' is not known; did you mean")
+    assert line.startswith(
+        "small.yaml: plan.search[0]: 'tensor_paralel' is not known; did you mean"
+    )
     assert "'tensor_parallel'? allowed: " in line
 
 
@@ -58,7 +63,7 @@ def test_a_file_whose_name_is_too_long_for_any_is_not_there(name: str) -> None:
 
 def test_a_recording_too_short_to_refine_by_is_named() -> None:
     small_table_folder(Path("table"))
-    Path("rows.jsonl").write_text(SERVING_SIM.splitlines()[0] + "\n")
+    Path("rows.jsonl").write_text(TIMED["aiperf"].splitlines()[0] + "\n")
     asked = ("--set", "model=llama-3.1-8b", "--set", "hardware.gpu=h100-sxm", "--out", "out")
     line = refusal("calibrate", "refine", "table", "rows.jsonl", *asked)
     assert line.startswith("rows.jsonl: ") and "too few" in line
@@ -70,6 +75,23 @@ def test_a_replay_without_a_scenario_blames_its_recording() -> None:
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     line = refusal("replay", "rows.jsonl", "-q", "--set", "latency.source=roofline")
     assert line.startswith("rows.jsonl: workload: the last request arrives after 9.22337e+09 s")
+
+
+def test_a_packed_recording_takes_no_more_memory_than_it_holds() -> None:
+    Path("rows.jsonl.gz").write_bytes(gzip.compress(SERVING_SIM.encode()))
+    read = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)); "
+        "from sim.workload.trace_file import TraceFile; "
+        "print(TraceFile.read('rows.jsonl.gz').text, end='')"
+    )
+    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True)
+    assert done.stdout == SERVING_SIM
+
+
+def test_a_number_of_thousands_of_digits_is_not_said_to_be_deep() -> None:
+    Path("rows.jsonl").write_text('{"timestamp": ' + "9" * 5000 + ', "input_length": 1}')
+    line = refusal("trace", "rows.jsonl")
+    assert "not JSON (a number of thousands of digits)" in line
 
 
 def test_what_numpy_only_warns_of_is_damage_too() -> None:
