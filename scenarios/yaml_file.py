@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from contextlib import suppress
@@ -139,6 +140,10 @@ def _too_deep(text: str) -> Any:
 def find_file(name: str, *, beside: Path | None) -> Path | None:
     """`name` relative to the current folder or else to `beside`; None if neither exists."""
     for base in (Path(), *([] if beside is None else [beside])):
-        if (base / name).exists():
-            return base / name
+        try:
+            if (base / name).exists():
+                return base / name
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # no file has such a name
+                raise
     return None

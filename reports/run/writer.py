@@ -35,6 +35,7 @@ KINDS = {
 }
 FILES = {f"{table}.parquet" for table in ("requests", "iterations", "preemptions")}
 FILES |= {MARKER, "scenario.yaml", "details.json", "report.html", "compare.html"}
+LONGEST_NAME = 120  # bytes of a folder's name that was made of a scenario's; disks take 255
 PICTURES = {f"{page}{kind}" for page in ("", "compare-") for kind in ("png", "svg")}
 OF_THE_SYSTEM = {".DS_Store"}  # what file managers leave in any folder
 FILES |= {"trace.json.gz", "bench.json", "csv"} | PICTURES  # exports
@@ -43,8 +44,9 @@ FILES.add("arrivals.jsonl")  # of what was served
 
 
 def folder_name(name: str) -> str:
-    """A scenario's name as a folder name."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    """A scenario's name as a folder name, so short that it fits wherever folders do."""
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.").encode()
+    return plain[:LONGEST_NAME].decode(errors="ignore") or "run"
 
 
 @contextmanager

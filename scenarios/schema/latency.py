@@ -65,7 +65,7 @@ class Latency(Section):
             return given
         if given.get("table") is not None:
             return {"source": "table", **given}
-        if any(name.endswith("_efficiency") and given[name] is not None for name in given):
+        if any(str(name).endswith("_efficiency") and given[name] is not None for name in given):
             return {"source": "roofline", **given}
         return given
 

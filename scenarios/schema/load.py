@@ -7,8 +7,7 @@ import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -269,12 +268,18 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _literals(location: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
-    annotation = _section(location[:-1], schema).model_fields[str(location[-1])].annotation
-    names = (get_args(option) or (option,) for option in _alternatives(annotation))
-    return [str(name) for group in names for name in group if isinstance(name, str)]
+    """What is allowed at a location: in the innermost field that it lies in."""
+    for end in range(len(location), 0, -1):
+        field = _section(location[: end - 1], schema).model_fields.get(str(location[end - 1]))
+        if field is not None:
+            return list(_names(field.annotation))
+    return []
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    if get_origin(annotation) in (Union, UnionType):
-        return get_args(annotation)
-    return (annotation,)
+def _names(annotation: Any) -> Iterator[str]:
+    """The names that an annotation allows, through its alternatives and items."""
+    for option in get_args(annotation):
+        if get_origin(annotation) is Literal:
+            yield str(option)
+        else:
+            yield from _names(option)

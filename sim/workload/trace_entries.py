@@ -138,12 +138,18 @@ def inside(row: Row, key: str) -> Any:
     return value
 
 
+def _why_no_json(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(getattr(error, "msg", "a number of thousands of digits"))
+
+
 def json_value(file: TraceFile) -> Any:
     """The whole file as one JSON value; TraceError with the line where it is not."""
     try:
         return json.loads(file.text)
     except (ValueError, RecursionError) as error:
-        line, message = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
+        line, message = getattr(error, "lineno", 1), _why_no_json(error)
         raise file.error(line, f"not JSON ({message}), expected one JSON object") from None
 
 
@@ -244,7 +250,7 @@ def json_objects(file: TraceFile) -> Iterator[tuple[int, Any]]:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            message = getattr(error, "msg", "nested too deeply")
+            message = _why_no_json(error)
             raise file.error(line, f"not JSON ({message}), expected an object a line") from None
         yield line, row
 
@@ -273,7 +279,7 @@ def _values(
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             where = getattr(error, "lineno", line)
-            message = getattr(error, "msg", "nested too deeply")
+            message = _why_no_json(error)
             raise file.error(where, f"not JSON ({message}), expected {expected}") from None
         yield line, value
 

@@ -23,6 +23,7 @@ from sim.workload.workload import Workload
 STDIN = "-"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 MOST_BYTES = 8 * 2**30  # of an unpacked trace: a few KiB can unpack to any size
+_PART_BYTES = 2**24
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -110,7 +111,7 @@ def _standard_input() -> bytes:
 def _unpacked(path: Path, data: bytes) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-            text = packed.read(MOST_BYTES + 1)
+            text = _all_of(packed)
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"{path}: a damaged gzip file ({error})") from None
     if len(text) > MOST_BYTES:
@@ -123,12 +124,22 @@ def _unpacked_zstd(path: Path, data: bytes) -> bytes:
 
     try:
         with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as packed:
-            text: bytes = packed.read(MOST_BYTES + 1)
+            text = _all_of(packed)
     except (pa.ArrowException, OSError) as error:
         raise TraceError(f"{path}: a damaged zstd file ({error!s:.120})") from None
     if len(text) > MOST_BYTES:
         raise TraceError(f"{path}: unpacks to more than {MOST_BYTES / 2**30:g} GiB")
     return text
+
+
+def _all_of(packed: Any) -> bytes:
+    """All that comes, or a little more than `MOST_BYTES`; who is asked for so much at once takes
+    that much memory, however little comes."""
+    parts, size = [], 0
+    while size <= MOST_BYTES and (part := packed.read(_PART_BYTES)):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

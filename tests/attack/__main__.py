@@ -1,7 +1,7 @@
 """``python -m tests.attack --seconds 3600 --seed 7``: hostile inputs until the time is over.
 
-``--count 200 --kind model`` takes so many of one kind; ``--only model:7:12`` repeats one and leaves
-its files, with the command, in a folder that it names.
+``--count 200 --kind model`` takes so many of one kind; ``--only model:7:12`` repeats one and
+leaves its files, with the command, in a folder that it names.
 """
 
 from __future__ import annotations

@@ -245,10 +245,11 @@ PLACES: dict[str, Callable[[Path], None]] = {
 
 def _socket(at: Path) -> None:
     here = Path.cwd()
-    os.chdir(at.parent)  # its path may have 108 bytes
+    os.chdir(at.parent)  # its address may have 108 bytes
     try:
         with socket.socket(socket.AF_UNIX) as made:
-            made.bind(at.name)
+            made.bind("socket")
+        os.rename("socket", at.name)  # which may be longer still
     finally:
         os.chdir(here)
 
